@@ -1,0 +1,83 @@
+"""Every exception a user of deepsched can meet.
+
+Each one says which value was wrong, what was expected, and what to do. Each also inherits the
+builtin that a caller would expect, so ``except ValueError`` and ``except FileNotFoundError`` go on
+working.
+
+>>> issubclass(StreamConfigError, ValueError)
+True
+"""
+
+from __future__ import annotations
+
+
+class DeepschedError(Exception):
+    """The base of every exception that deepsched raises on purpose."""
+
+
+# --- What the user asked for cannot be had ---------------------------------------------------
+
+
+class StreamConfigError(DeepschedError, ValueError):
+    """num_cores, num_streams, the scheduler or the pinning cannot be had on this topology."""
+
+
+class TopologyError(DeepschedError, ValueError):
+    """A machine could not be read, or none of its CPUs may be used."""
+
+
+class OptionError(DeepschedError, ValueError):
+    """An option of an engine, a context or the command line has a value that is not allowed."""
+
+
+# --- The model -------------------------------------------------------------------------------
+
+
+class ModelError(DeepschedError):
+    """The model cannot be used; the subclasses say why."""
+
+
+class ModelNotFoundError(ModelError, FileNotFoundError):
+    """No file at the model's path, or one that may not be read."""
+
+
+class InvalidModelError(ModelError, ValueError):
+    """The file is not ONNX, is truncated, or holds a graph that is not valid."""
+
+
+class UnsupportedModelError(ModelError, ValueError):
+    """A valid model with an operator, opset or type that ONNX Runtime's CPU kernels do not have."""
+
+
+# --- A request -------------------------------------------------------------------------------
+
+
+class InputError(DeepschedError, ValueError):
+    """The inputs of a request do not fit the model; the engine stays usable."""
+
+
+class InputTypeError(InputError, TypeError):
+    """An input has an element type or a kind (tensor, sequence, map) other than the model's."""
+
+
+class InferenceError(DeepschedError, RuntimeError):
+    """A kernel failed inside ONNX Runtime; the engine stays usable."""
+
+
+class ClosedError(DeepschedError, RuntimeError):
+    """The engine or its context has been closed."""
+
+
+class ForkError(DeepschedError, RuntimeError):
+    """The engine belongs to the process that made it; threads do not survive os.fork."""
+
+
+# --- The environment -------------------------------------------------------------------------
+
+
+class OrtImportError(DeepschedError, ImportError):
+    """onnxruntime is not installed, or its library is too old or cannot be loaded."""
+
+
+class ThreadError(DeepschedError, OSError):
+    """The system refused to start or to pin a thread."""

@@ -1,0 +1,16 @@
+from libc.stdint cimport uint64_t
+from libcpp.atomic cimport atomic
+
+
+cdef struct FreeWord:
+    atomic[uint64_t] bits
+    char _pad[56]  # one cache line a word: far groups do not share one
+
+
+cdef class CoreGroups:
+    cdef FreeWord* words
+    cdef readonly int num_groups
+    cdef int num_words
+
+    cdef int claim(self, int preferred) noexcept nogil
+    cdef void release(self, int group) noexcept nogil

@@ -1,0 +1,95 @@
+"""Which core groups are free: claim and release, one atomic operation each.
+
+README.md, "Claim and release". A set bit is a free group. Whoever clears the bit owns the group,
+until it sets the bit again or hands the group over to its worker.
+"""
+
+cimport cython
+from deepsched.runtime.posix cimport aligned_alloc
+from libc.stdlib cimport free
+from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
+
+cdef extern from * nogil:
+    """
+    static inline int deepsched_lowest_bit(unsigned long long bits) { return __builtin_ctzll(bits); }
+    """
+    int lowest_bit "deepsched_lowest_bit"(unsigned long long bits) noexcept
+
+
+@cython.final
+cdef class CoreGroups:
+    """`num_groups` groups, all free at first.
+
+    >>> groups = CoreGroups(2)
+    >>> groups.try_claim(1), groups.try_claim(1), groups.try_claim()
+    (1, 0, None)
+    >>> groups.give_back(0)
+    >>> groups.try_claim()
+    0
+    """
+
+    def __cinit__(self, int num_groups):
+        if num_groups < 1:
+            raise ValueError(f"num_groups must be at least 1, got {num_groups}")
+        self.num_groups = num_groups
+        self.num_words = (num_groups + 63) // 64
+        self.words = <FreeWord*>aligned_alloc(64, self.num_words * sizeof(FreeWord))
+        if self.words == NULL:
+            raise MemoryError(f"no memory for {num_groups} core groups")
+        cdef int word, group
+        for word in range(self.num_words):
+            self.words[word].bits.store(0, memory_order_relaxed)  # relaxed: not shared yet
+        for group in range(num_groups):
+            # relaxed: not shared yet.
+            self.words[group >> 6].bits.fetch_or(<uint64_t>1 << (group & 63), memory_order_relaxed)
+
+    def __dealloc__(self):
+        free(self.words)
+
+    cdef int claim(self, int preferred) noexcept nogil:
+        """A free group, now the caller's; -1 where none is free. `preferred` first, if not -1.
+
+        seq_cst throughout: the look for a free group stands after the pusher's publishing store
+        (README, "No lost wake-up"), and taking a group sees all that its last owner did.
+        """
+        cdef int first_word = 0
+        cdef int i, word
+        cdef uint64_t bits
+        if preferred >= 0:
+            first_word = preferred >> 6
+            bits = self.words[first_word].bits.load(memory_order_seq_cst)
+            while bits >> (preferred & 63) & 1:
+                if self.words[first_word].bits.compare_exchange_weak(
+                    bits, bits & ~(<uint64_t>1 << (preferred & 63)), memory_order_seq_cst
+                ):
+                    return preferred
+        for i in range(self.num_words):
+            word = first_word + i
+            if word >= self.num_words:
+                word -= self.num_words
+            bits = self.words[word].bits.load(memory_order_seq_cst)
+            while bits:
+                if self.words[word].bits.compare_exchange_weak(
+                    bits, bits & (bits - 1), memory_order_seq_cst
+                ):
+                    return word * 64 + lowest_bit(bits)
+        return -1
+
+    cdef void release(self, int group) noexcept nogil:
+        """Frees a group that the caller owns.
+
+        seq_cst: publishes the owner's work to the next claim, and stands before the releaser's
+        look at the queue (README, "No lost wake-up").
+        """
+        self.words[group >> 6].bits.fetch_or(<uint64_t>1 << (group & 63), memory_order_seq_cst)
+
+    def try_claim(self, int preferred=-1) -> int | None:
+        if not -1 <= preferred < self.num_groups:
+            raise ValueError(f"no group {preferred}; there are {self.num_groups}")
+        cdef int group = self.claim(preferred)
+        return None if group < 0 else group
+
+    def give_back(self, int group) -> None:
+        if not 0 <= group < self.num_groups:
+            raise ValueError(f"no group {group}; there are {self.num_groups}")
+        self.release(group)

@@ -1,0 +1,125 @@
+"""ONNX Runtime's shared library: found in the installed wheel, loaded once, never unloaded.
+
+The Python package `onnxruntime` is not imported. If the program imports it anyway, nothing is
+shared: its extension module carries a library of its own.
+"""
+
+from deepsched.runtime.ort cimport (
+    ALLOCATOR_DEVICE, LOG_FATAL, MAX_API_VERSION, MEMORY_DEFAULT, MIN_API_VERSION, OrtApiBase,
+)
+from libc.stdint cimport uint32_t
+
+import importlib.util
+import os
+import re
+from pathlib import Path
+
+from deepsched.errors import InferenceError, OrtImportError
+
+cdef extern from "<dlfcn.h>" nogil:
+    void* dlopen(const char* path, int mode)
+    void* dlsym(void* handle, const char* name)
+    char* dlerror()
+    int RTLD_NOW
+    int RTLD_LOCAL
+
+ctypedef const OrtApiBase* (*GetApiBaseFn)() noexcept nogil
+
+INSTALL_HINT = f"install it with: pip install 'onnxruntime>=1.{MIN_API_VERSION}'"
+
+cdef Library _library
+cdef str _path = None
+cdef str _version = None
+
+
+def find_library() -> str:
+    """The path of libonnxruntime.so in the installed onnxruntime wheel.
+
+    Raises:
+        OrtImportError: onnxruntime is not installed, or holds no such library.
+    """
+    spec = importlib.util.find_spec("onnxruntime")
+    if spec is None or not spec.submodule_search_locations:
+        raise OrtImportError(f"deepsched needs onnxruntime's kernels; {INSTALL_HINT}")
+    for folder in spec.submodule_search_locations:
+        found = sorted(Path(folder, "capi").glob("libonnxruntime.so.*"))
+        if found:
+            return os.fspath(found[-1])
+    raise OrtImportError(
+        f"no capi/libonnxruntime.so.* in {list(spec.submodule_search_locations)}: this build of "
+        f"onnxruntime carries no shared library; {INSTALL_HINT}"
+    )
+
+
+def describe_library() -> dict[str, str]:
+    """The path and the version of the library; loads it if need be."""
+    library()
+    return {"path": _path, "version": _version}
+
+
+cdef Library* library() except NULL:
+    """The library, loaded at the first call."""
+    if _library.api == NULL:
+        _load(find_library())
+    return &_library
+
+
+cdef Library* loaded_library() noexcept nogil:
+    """The library, for those who hold something that came out of it."""
+    return &_library
+
+
+cdef _load(str path):
+    global _path, _version
+    cdef void* handle = dlopen(os.fsencode(path), RTLD_NOW | RTLD_LOCAL)
+    if handle == NULL:
+        raise OrtImportError(f"cannot load {path}: {dlerror().decode(errors='replace')}")
+    cdef GetApiBaseFn get_base = <GetApiBaseFn>dlsym(handle, "OrtGetApiBase")
+    if get_base == NULL:
+        raise OrtImportError(f"{path} does not export OrtGetApiBase; {INSTALL_HINT}")
+    cdef const OrtApiBase* base = get_base()
+    version = base.GetVersionString().decode(errors="replace")
+    match = re.match(r"1\.(\d+)\b", version)
+    # GetApi prints a complaint on stderr for a version that it lacks, so ask only for one it has.
+    cdef uint32_t minor = int(match[1]) if match else 0
+    cdef const OrtApi* api = NULL
+    if minor >= MIN_API_VERSION:
+        api = base.GetApi(min(minor, <uint32_t>MAX_API_VERSION))
+    if api == NULL:
+        raise OrtImportError(
+            f"onnxruntime {version} at {path} is too old: deepsched needs 1.{MIN_API_VERSION} or "
+            f"newer; {INSTALL_HINT}"
+        )
+    cdef Library loaded
+    loaded.api = api
+    # Errors reach the caller as exceptions, so ORT need not write them to stderr as well.
+    _check(api, api.CreateEnv(LOG_FATAL, b"deepsched", &loaded.env))
+    _check(api, api.GetAllocatorWithDefaultOptions(&loaded.allocator))
+    _check(api, api.CreateCpuMemoryInfo(ALLOCATOR_DEVICE, MEMORY_DEFAULT, &loaded.cpu_memory))
+    global _library
+    _library = loaded
+    _path, _version = path, version
+
+
+cdef str _take_message(const OrtApi* api, OrtStatus* status, int* code):
+    message = api.GetErrorMessage(status).decode(errors="replace")
+    code[0] = api.GetErrorCode(status)
+    api.ReleaseStatus(status)
+    return message
+
+
+cdef _check(const OrtApi* api, OrtStatus* status):
+    cdef int code
+    if status != NULL:
+        message = _take_message(api, status, &code)
+        raise InferenceError(f"onnxruntime failed (code {code}): {message}")
+
+
+cdef str take_message(OrtStatus* status, int* code):
+    """The message and the code of a status, which is released."""
+    return _take_message(_library.api, status, code)
+
+
+cdef check(OrtStatus* status):
+    """Raises for a status of a call that fails only when ORT itself is broken or out of memory."""
+    _check(_library.api, status)

@@ -1,0 +1,31 @@
+from deepsched.runtime.posix cimport CpuMask, pthread_t
+from libc.stdint cimport uint32_t
+from libcpp.atomic cimport atomic
+
+ctypedef void (*ServeFn)(void* server, int group) noexcept nogil
+
+cdef enum:
+    MAX_NAME = 16  # the kernel's TASK_COMM_LEN, its final NUL included
+
+cdef struct Worker:
+    atomic[uint32_t] signal
+    int group
+    ServeFn serve
+    void* server
+    pthread_t thread
+    CpuMask mask
+    char name[MAX_NAME]
+
+cdef class WorkerPool:
+    cdef Worker* workers
+    cdef readonly int num_workers
+    cdef int num_started
+    cdef uint32_t generation
+
+    cdef void wake(self, int group) noexcept nogil
+    cdef start(self, ServeFn serve, void* server, list cpus_by_group, str prefix)
+    cdef void stop(self) noexcept nogil
+
+cdef uint32_t fork_generation() noexcept nogil
+cdef fill_mask(CpuMask* mask, cpus)
+cdef set_name(char* target, str name)

@@ -1,0 +1,143 @@
+"""Pinned, named worker threads, one per core group; how they park and are woken.
+
+README.md, "Park and wake". A worker runs only while its group is its own: whoever owns a group
+may hand it over by `wake`, after which the worker owns it.
+"""
+
+cimport cython
+from deepsched.runtime.futex cimport futex_wait, futex_wake
+from deepsched.runtime.posix cimport (
+    CpuMask, name_this_thread, pthread_atfork, pthread_join, start_thread,
+)
+from libc.stdint cimport uint32_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset, strncpy
+from libcpp.atomic cimport atomic, memory_order_acq_rel, memory_order_acquire, memory_order_relaxed
+
+import os
+
+from deepsched.errors import StreamConfigError, ThreadError
+
+cdef enum:
+    PARKED = 0  # sleeps on the futex, owns nothing
+    GRANTED = 1  # has been given its group
+    STOPPING = 2  # must return; final
+
+
+# --- fork -------------------------------------------------------------------------------------
+
+cdef atomic[uint32_t] _forks  # how many forks this process is away from the one that loaded us
+
+
+cdef void _on_fork_in_child() noexcept nogil:
+    # relaxed: the child has one thread.
+    _forks.fetch_add(1, memory_order_relaxed)
+
+
+cdef uint32_t fork_generation() noexcept nogil:
+    """Changes in a forked child. An object made under another generation has lost its threads."""
+    return _forks.load(memory_order_relaxed)
+
+
+pthread_atfork(NULL, NULL, _on_fork_in_child)
+
+
+# --- masks and names --------------------------------------------------------------------------
+
+
+cdef fill_mask(CpuMask* mask, cpus):
+    """`cpus`: OS numbers, or None for a thread that may run anywhere."""
+    memset(mask, 0, sizeof(CpuMask))
+    if cpus is None:
+        return
+    cdef int word_bits = 8 * sizeof(unsigned long)
+    cdef int cpu
+    for cpu in cpus:
+        if not 0 <= cpu < <int>(8 * sizeof(mask.bits)):
+            raise StreamConfigError(f"CPU {cpu} is beyond the {8 * sizeof(mask.bits)} of Linux")
+        mask.bits[cpu // word_bits] |= 1ul << (cpu % word_bits)
+        mask.num_bytes = max(mask.num_bytes, (cpu // word_bits + 1) * sizeof(unsigned long))
+
+
+cdef set_name(char* target, str name):
+    memset(target, 0, MAX_NAME)
+    strncpy(target, name.encode("ascii"), MAX_NAME - 1)
+
+
+# --- workers ----------------------------------------------------------------------------------
+
+
+cdef void* _worker_main(void* argument) noexcept nogil:
+    cdef Worker* worker = <Worker*>argument
+    cdef uint32_t signal
+    name_this_thread(worker.name)
+    while True:
+        # acquire: pairs with wake(); the group's last owner is behind us.
+        signal = worker.signal.load(memory_order_acquire)
+        if signal == STOPPING:
+            return NULL
+        if signal == PARKED:
+            futex_wait(&worker.signal, PARKED, -1)
+        elif worker.signal.compare_exchange_strong(signal, PARKED, memory_order_acq_rel):
+            # Back to PARKED before serving: when serve() gives the group up, its next owner may
+            # wake us again at once, and must find the word ready.
+            worker.serve(worker.server, worker.group)
+
+
+@cython.final
+cdef class WorkerPool:
+    """One thread for each group. They take no Python objects and never the GIL."""
+
+    def __cinit__(self, int num_workers):
+        self.num_workers = num_workers
+        self.generation = fork_generation()
+        self.workers = <Worker*>calloc(num_workers, sizeof(Worker))
+        if self.workers == NULL:
+            raise MemoryError(f"no memory for {num_workers} workers")
+
+    def __dealloc__(self):
+        if self.generation == fork_generation():
+            self.stop()
+            free(self.workers)  # else: the parent's threads use its copy; leave ours alone
+
+    cdef start(self, ServeFn serve, void* server, list cpus_by_group, str prefix):
+        """Starts the threads. `cpus_by_group[g]`: where worker g may run, None for anywhere."""
+        cdef int group, error
+        cdef Worker* worker
+        for group in range(self.num_workers):
+            worker = &self.workers[group]
+            worker.group = group
+            worker.serve = serve
+            worker.server = server
+            fill_mask(&worker.mask, cpus_by_group[group])
+            set_name(worker.name, f"{prefix}-s{group}")
+            error = start_thread(&worker.thread, &worker.mask, _worker_main, worker)
+            if error:
+                with nogil:
+                    self.stop()
+                raise ThreadError(
+                    error,
+                    f"could not start the worker of stream {group} on CPUs {cpus_by_group[group]}: "
+                    f"{os.strerror(error)}. Fewer streams need fewer threads (a container limits "
+                    "them by pids.max); pin='none' needs none of these CPUs in particular",
+                )
+            self.num_started = group + 1
+
+    cdef void wake(self, int group) noexcept nogil:
+        """Hands `group`, which the caller owns, to its worker."""
+        cdef Worker* worker = &self.workers[group]
+        cdef uint32_t parked = PARKED
+        # acq_rel: publishes the caller's ownership to the worker's acquire load. It fails only
+        # against STOPPING, when no request is left (README, "Shutdown").
+        if worker.signal.compare_exchange_strong(parked, GRANTED, memory_order_acq_rel):
+            futex_wake(&worker.signal, 1)
+
+    cdef void stop(self) noexcept nogil:
+        """Ends and joins the threads. No request may be queued or running."""
+        cdef int group
+        for group in range(self.num_started):
+            self.workers[group].signal.store(STOPPING)
+            futex_wake(&self.workers[group].signal, 1)
+        for group in range(self.num_started):
+            pthread_join(self.workers[group].thread, NULL)
+        self.num_started = 0

@@ -1,0 +1,75 @@
+"""POSIX and Linux thread calls that the runtime uses: declarations and their thinnest wrapping."""
+
+from libc.stddef cimport size_t
+from libc.stdint cimport uint32_t
+
+cdef extern from * nogil:
+    """
+    #include <pthread.h>
+    #include <sched.h>
+    #include <csignal>
+    #include <cstdlib>
+    #include <cstring>
+    #include <sys/prctl.h>
+    #include <unistd.h>
+
+    /* 8192 is the largest CONFIG_NR_CPUS of any architecture; glibc's cpu_set_t stops at 1024. */
+    struct deepsched_cpu_mask {
+        size_t num_bytes; /* 0: no mask, run anywhere */
+        unsigned long bits[8192 / (8 * sizeof(unsigned long))];
+    };
+
+    /* Starts a thread that is pinned from its first instruction on and takes no signals: those
+       belong to Python's threads, whose waits they must interrupt. Returns 0 or an errno. */
+    static inline int deepsched_start_thread(pthread_t* thread, const deepsched_cpu_mask* mask,
+                                             void* (*body)(void*), void* argument) {
+        pthread_attr_t attributes;
+        int error = pthread_attr_init(&attributes);
+        if (error) return error;
+        if (mask->num_bytes)
+            error = pthread_attr_setaffinity_np(&attributes, mask->num_bytes,
+                                                reinterpret_cast<const cpu_set_t*>(mask->bits));
+        if (!error) {
+            sigset_t all, before;
+            sigfillset(&all);
+            pthread_sigmask(SIG_SETMASK, &all, &before);
+            error = pthread_create(thread, &attributes, body, argument);
+            pthread_sigmask(SIG_SETMASK, &before, nullptr);
+        }
+        pthread_attr_destroy(&attributes);
+        return error;
+    }
+    static inline void deepsched_name_this_thread(const char* name) {
+        prctl(PR_SET_NAME, name, 0, 0, 0);
+    }
+    /* The calling thread's own mask. Returns 0 or -1. */
+    static inline int deepsched_get_mask(deepsched_cpu_mask* mask) {
+        std::memset(mask->bits, 0, sizeof mask->bits);
+        mask->num_bytes = sizeof mask->bits;
+        return sched_getaffinity(0, sizeof mask->bits, reinterpret_cast<cpu_set_t*>(mask->bits));
+    }
+    static inline int deepsched_set_mask(const deepsched_cpu_mask* mask) {
+        return sched_setaffinity(0, mask->num_bytes,
+                                 reinterpret_cast<const cpu_set_t*>(mask->bits));
+    }
+    static inline bool deepsched_is_main_thread() { return gettid() == getpid(); }
+    """
+    ctypedef unsigned long pthread_t
+    ctypedef struct CpuMask "deepsched_cpu_mask":
+        size_t num_bytes
+        unsigned long bits[128]
+
+    int start_thread "deepsched_start_thread"(
+        pthread_t* thread, const CpuMask* mask, void* (*body)(void*) noexcept nogil, void* argument
+    ) noexcept
+    void name_this_thread "deepsched_name_this_thread"(const char* name) noexcept
+    int get_mask "deepsched_get_mask"(CpuMask* mask) noexcept
+    int set_mask "deepsched_set_mask"(const CpuMask* mask) noexcept
+    bint is_main_thread "deepsched_is_main_thread"() noexcept
+    int pthread_join(pthread_t thread, void** result) noexcept
+    int pthread_atfork(
+        void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil,
+        void (*child)() noexcept nogil
+    ) noexcept
+    int sched_getcpu() noexcept
+    void* aligned_alloc(size_t alignment, size_t size) noexcept

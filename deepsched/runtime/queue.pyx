@@ -1,0 +1,125 @@
+"""A bounded lock-free queue, many producers and many consumers, first in first out.
+
+README.md, "The queue": each slot carries a `turn` that says whose turn it is; `tail` and `head`
+only hand out positions.
+"""
+
+cimport cython
+from libc.stdint cimport uintptr_t
+from deepsched.runtime.posix cimport aligned_alloc
+from libc.stdlib cimport free
+from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
+
+
+@cython.final
+cdef class RequestQueue:
+    """A queue of `capacity` (rounded up to a power of two) pointers.
+
+    Python code uses it only in tests and micro-benchmarks, with integers in place of pointers.
+
+    >>> queue = RequestQueue(2)
+    >>> queue.push(7), queue.push(8), queue.push(9)
+    (True, True, False)
+    >>> queue.pop(), queue.pop(), queue.pop()
+    (7, 8, None)
+    """
+
+    def __cinit__(self, size_t capacity):
+        cdef size_t size = 2
+        cdef size_t i
+        while size < capacity:
+            size *= 2
+        self.slots = <Slot*>aligned_alloc(64, size * sizeof(Slot))
+        if self.slots == NULL:
+            raise MemoryError(f"no memory for a queue of {size} slots")
+        self.mask = size - 1
+        for i in range(size):
+            self.slots[i].turn.store(i, memory_order_relaxed)  # relaxed: not shared yet
+
+    def __dealloc__(self):
+        free(self.slots)
+
+    @property
+    def capacity(self) -> int:
+        return self.mask + 1
+
+    cdef bint try_push(self, void* item) noexcept nogil:
+        """Appends `item`; False where the queue is full. Never blocks."""
+        # relaxed: `tail` only proposes a position; the slot's turn decides.
+        cdef size_t position = self.tail.load(memory_order_relaxed)
+        cdef size_t turn
+        cdef Slot* slot
+        while True:
+            slot = &self.slots[position & self.mask]
+            # seq_cst: pairs with the store in try_pop that frees the slot for this lap, and
+            # orders "queue full" after a waiter's registration (README, "Waiting for space").
+            turn = slot.turn.load(memory_order_seq_cst)
+            if turn == position:
+                # relaxed: winning the position publishes nothing; the turn below does.
+                if self.tail.compare_exchange_weak(position, position + 1, memory_order_relaxed):
+                    break
+            elif <ptrdiff_t>(turn - position) < 0:
+                return False  # still holds the item pushed one lap ago
+            else:
+                position = self.tail.load(memory_order_relaxed)
+        slot.item = item
+        # seq_cst: publishes slot.item to try_pop, and stands before the pusher's look for a free
+        # group (README, "No lost wake-up").
+        slot.turn.store(position + 1, memory_order_seq_cst)
+        return True
+
+    cdef bint try_pop(self, void** item) noexcept nogil:
+        """Takes the oldest item; False where there is none published. Never blocks."""
+        # relaxed: as for `tail` in try_push.
+        cdef size_t position = self.head.load(memory_order_relaxed)
+        cdef size_t turn
+        cdef Slot* slot
+        while True:
+            slot = &self.slots[position & self.mask]
+            # seq_cst: pairs with the publishing store in try_push; makes slot.item visible.
+            turn = slot.turn.load(memory_order_seq_cst)
+            if turn == position + 1:
+                if self.head.compare_exchange_weak(position, position + 1, memory_order_relaxed):
+                    break
+            elif <ptrdiff_t>(turn - (position + 1)) < 0:
+                return False
+            else:
+                position = self.head.load(memory_order_relaxed)
+        item[0] = slot.item
+        # seq_cst: gives the slot to the pusher of the next lap (our read of slot.item is before
+        # it), and stands before the popper's look for pushers that wait for space.
+        slot.turn.store(position + self.mask + 1, memory_order_seq_cst)
+        return True
+
+    cdef bint has_items(self) noexcept nogil:
+        """Whether a published item stands at the head.
+
+        A stale `head` cannot make it say no wrongly: the slot of a position that was popped has a
+        later turn, which sends us round again.
+        """
+        cdef size_t position = self.head.load(memory_order_relaxed)
+        cdef size_t turn
+        while True:
+            # seq_cst: the second half of release-then-look (README, "No lost wake-up").
+            turn = self.slots[position & self.mask].turn.load(memory_order_seq_cst)
+            if turn == position + 1:
+                return True
+            if <ptrdiff_t>(turn - (position + 1)) < 0:
+                return False
+            position = self.head.load(memory_order_relaxed)
+
+    def push(self, uintptr_t item) -> bool:
+        cdef bint pushed
+        with nogil:
+            pushed = self.try_push(<void*>item)
+        return pushed
+
+    def pop(self) -> int | None:
+        cdef void* item = NULL
+        cdef bint popped
+        with nogil:
+            popped = self.try_pop(&item)
+        return <uintptr_t>item if popped else None
+
+    def __bool__(self) -> bool:
+        return self.has_items()

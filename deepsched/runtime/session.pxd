@@ -1,0 +1,19 @@
+from deepsched.runtime.ort cimport OrtSession
+from deepsched.runtime.pool cimport MAX_NAME
+from deepsched.runtime.posix cimport CpuMask
+from libc.stdint cimport uint32_t
+
+cdef struct ThreadTeam:
+    # What a session's intra-op threads are started with. ORT starts them one after another, from
+    # the thread that creates the session.
+    CpuMask mask
+    char prefix[MAX_NAME]
+    int num_started
+
+cdef class Session:
+    cdef OrtSession* handle
+    cdef ThreadTeam team
+    cdef uint32_t generation
+
+    cdef void close(self) noexcept nogil
+    cdef list _describe(self, bint inputs)

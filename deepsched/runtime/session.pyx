@@ -1,0 +1,181 @@
+"""One ORT session for one (model, core group), with intra-op threads pinned inside the group."""
+
+cimport cython
+from deepsched.runtime.library cimport Library, check, library, loaded_library, take_message
+from deepsched.runtime.ort cimport (
+    LOG_FATAL, OPTIMIZE_ALL, ORT_INVALID_GRAPH, ORT_INVALID_PROTOBUF, ORT_NO_SUCHFILE,
+    ORT_NOT_IMPLEMENTED, CreateThreadFn, OrtApi, OrtSessionOptions, OrtStatus, OrtTypeInfo,
+    ThreadBodyFn,
+)
+from deepsched.runtime.pool cimport fill_mask, fork_generation, set_name
+from deepsched.runtime.posix cimport name_this_thread, pthread_join, pthread_t, start_thread
+from deepsched.runtime.values cimport describe_value
+from libc.stdio cimport snprintf
+from libc.stdlib cimport free, malloc
+
+import os
+
+from deepsched.errors import (
+    InvalidModelError, ModelError, ModelNotFoundError, UnsupportedModelError,
+)
+
+# --- ORT's threads ------------------------------------------------------------------------------
+
+cdef struct OpThread:
+    pthread_t thread
+    ThreadBodyFn body
+    void* argument
+    uint32_t generation
+    char name[MAX_NAME]
+
+
+cdef void* _op_thread_main(void* argument) noexcept nogil:
+    cdef OpThread* op_thread = <OpThread*>argument
+    name_this_thread(op_thread.name)
+    op_thread.body(op_thread.argument)
+    return NULL
+
+
+cdef void* _on_create_thread(void* options, ThreadBodyFn body, void* argument) noexcept nogil:
+    """ORT wants one more intra-op thread. NULL makes it fail the session's creation."""
+    cdef ThreadTeam* team = <ThreadTeam*>options
+    cdef OpThread* op_thread = <OpThread*>malloc(sizeof(OpThread))
+    if op_thread == NULL:
+        return NULL
+    op_thread.body = body
+    op_thread.argument = argument
+    op_thread.generation = fork_generation()
+    team.num_started += 1
+    snprintf(op_thread.name, MAX_NAME, b"%s-op%d", team.prefix, team.num_started)
+    if start_thread(&op_thread.thread, &team.mask, _op_thread_main, op_thread):
+        free(op_thread)
+        return NULL
+    return op_thread
+
+
+cdef void _on_join_thread(const void* handle) noexcept nogil:
+    cdef OpThread* op_thread = <OpThread*>handle
+    if op_thread.generation == fork_generation():
+        pthread_join(op_thread.thread, NULL)
+    free(op_thread)
+
+
+# --- Sessions -----------------------------------------------------------------------------------
+
+
+@cython.final
+cdef class Session:
+    """Made by `open_session`. Its native handle is used by the dispatcher."""
+
+    def __init__(self):
+        raise TypeError("sessions come from open_session")
+
+    def __dealloc__(self):
+        self.close()
+
+    cdef void close(self) noexcept nogil:
+        """Releases ORT's session. No run may be under way."""
+        if self.handle == NULL or self.generation != fork_generation():
+            return  # a forked child has none of the threads that ORT would wait for
+        loaded_library().api.ReleaseSession(self.handle)
+        self.handle = NULL
+
+    def describe_inputs(self) -> list:
+        """A ValueInfo for each input of the graph, in its order."""
+        return self._describe(True)
+
+    def describe_outputs(self) -> list:
+        """A ValueInfo for each output of the graph, in its order."""
+        return self._describe(False)
+
+    cdef list _describe(self, bint inputs):
+        cdef const OrtApi* api = library().api
+        cdef size_t i, count = 0
+        cdef char* name
+        cdef OrtTypeInfo* info
+        described = []
+        if inputs:
+            check(api.SessionGetInputCount(self.handle, &count))
+        else:
+            check(api.SessionGetOutputCount(self.handle, &count))
+        for i in range(count):
+            name = NULL
+            info = NULL
+            if inputs:
+                check(api.SessionGetInputName(self.handle, i, library().allocator, &name))
+                check(api.SessionGetInputTypeInfo(self.handle, i, &info))
+            else:
+                check(api.SessionGetOutputName(self.handle, i, library().allocator, &name))
+                check(api.SessionGetOutputTypeInfo(self.handle, i, &info))
+            try:
+                described.append(describe_value(name.decode(errors="replace"), info))
+            finally:
+                api.ReleaseTypeInfo(info)
+                check(api.AllocatorFree(library().allocator, name))
+        return described
+
+
+def open_session(model, *, int num_threads, cpus, str thread_prefix, dict config) -> Session:
+    """Opens `model`, a path (str) or a serialized ModelProto (bytes); the GIL is released.
+
+    Args:
+        num_threads: how many threads work on one operator, the caller of Run included.
+        cpus: where the threads that ORT starts may run (OS numbers), or None for anywhere.
+        thread_prefix: their names are "<thread_prefix>-op1" and so on.
+        config: ORT's session config entries.
+
+    Raises:
+        ModelNotFoundError, InvalidModelError, UnsupportedModelError, ModelError.
+    """
+    cdef Library* lib = library()
+    cdef const OrtApi* api = lib.api
+    cdef OrtSessionOptions* options = NULL
+    cdef OrtStatus* status
+    cdef Session session = Session.__new__(Session)
+    cdef bytes path_or_model = model if isinstance(model, bytes) else os.fsencode(model)
+    cdef const char* start = path_or_model
+    cdef size_t num_bytes = len(path_or_model)
+    cdef bint is_path = not isinstance(model, bytes)
+    session.generation = fork_generation()
+    fill_mask(&session.team.mask, cpus)
+    set_name(session.team.prefix, thread_prefix)
+    try:
+        check(api.CreateSessionOptions(&options))
+        check(api.SetSessionLogSeverityLevel(options, LOG_FATAL))
+        check(api.SetSessionGraphOptimizationLevel(options, OPTIMIZE_ALL))
+        check(api.SetIntraOpNumThreads(options, num_threads))
+        check(api.SetInterOpNumThreads(options, 1))
+        check(api.SessionOptionsSetCustomCreateThreadFn(options, _on_create_thread))
+        check(api.SessionOptionsSetCustomThreadCreationOptions(options, &session.team))
+        check(api.SessionOptionsSetCustomJoinThreadFn(options, _on_join_thread))
+        for key, value in config.items():
+            check(api.AddSessionConfigEntry(options, key.encode(), value.encode()))
+        with nogil:
+            if is_path:
+                status = api.CreateSession(lib.env, start, options, &session.handle)
+            else:
+                status = api.CreateSessionFromArray(
+                    lib.env, start, num_bytes, options, &session.handle
+                )
+        if status != NULL:
+            _raise_for_load(status, model)
+    finally:
+        if options != NULL:
+            api.ReleaseSessionOptions(options)
+    return session
+
+
+cdef _raise_for_load(OrtStatus* status, model):
+    cdef int code = 0
+    message = take_message(status, &code)
+    name = f"model of {len(model)} bytes" if isinstance(model, bytes) else repr(os.fspath(model))
+    if code == ORT_NO_SUCHFILE:
+        raise ModelNotFoundError(f"{name}: {message}")
+    unsupported = ("opset", "ir_version", "IR version", "is not a registered", "implementation")
+    if code == ORT_NOT_IMPLEMENTED or any(word in message for word in unsupported):
+        raise UnsupportedModelError(
+            f"{name} needs something that this onnxruntime does not have: {message}"
+        )
+    if code in (ORT_INVALID_PROTOBUF, ORT_INVALID_GRAPH) or "Load model" in message:
+        raise InvalidModelError(f"{name} is not a valid ONNX model: {message}")
+    raise ModelError(f"{name} could not be opened (onnxruntime code {code}): {message}")

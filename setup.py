@@ -1,0 +1,51 @@
+"""Builds the native core. DEEPSCHED_DEBUG=1 and DEEPSCHED_SANITIZE=thread|address change how."""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+DEBUG = os.environ.get("DEEPSCHED_DEBUG", "0") not in ("", "0")
+SANITIZE = os.environ.get("DEEPSCHED_SANITIZE", "")
+
+compile_args = ["-std=c++17", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fvisibility=hidden"]
+link_args = []
+macros = [("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")]
+if DEBUG or SANITIZE:
+    compile_args += ["-O1", "-g", "-fno-omit-frame-pointer"]
+else:
+    compile_args += ["-O2"]
+if SANITIZE:
+    if SANITIZE not in ("thread", "address"):
+        sys.exit(f"DEEPSCHED_SANITIZE must be thread or address, got {SANITIZE!r}")
+    compile_args += [f"-fsanitize={SANITIZE}"]
+    link_args += [f"-fsanitize={SANITIZE}"]
+
+extensions = [
+    Extension(
+        f"deepsched.runtime.{source.stem}",
+        [str(source)],
+        language="c++",
+        include_dirs=[numpy.get_include()],
+        define_macros=macros,
+        extra_compile_args=compile_args,
+        extra_link_args=link_args,
+    )
+    for source in sorted(Path("deepsched/runtime").glob("*.pyx"))
+]
+
+setup(
+    ext_modules=cythonize(
+        extensions,
+        nthreads=os.cpu_count() or 1,
+        compiler_directives={
+            "language_level": 3,
+            "cdivision": True,
+            "binding": True,
+            "embedsignature": True,
+        },
+    )
+)
