@@ -49,6 +49,10 @@ class UnsupportedModelError(ModelError, ValueError):
     """A valid model with an operator, opset or type that ONNX Runtime's CPU kernels do not have."""
 
 
+class ShapeOverrideError(ModelError, ValueError):
+    """The model cannot be compiled for this batch_size or these input_shapes."""
+
+
 # --- A request -------------------------------------------------------------------------------
 
 

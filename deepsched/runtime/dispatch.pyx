@@ -79,6 +79,11 @@ cdef class Dispatcher:
             free(self.masks)
             free(self.group_of_cpu)
 
+    @property
+    def is_forked(self) -> bool:
+        """Whether this process is a forked child of the one that made the dispatcher."""
+        return self.generation != fork_generation()
+
     def close(self) -> None:
         """Ends the workers. Every model must have been closed."""
         if self.generation == fork_generation():

@@ -1,0 +1,256 @@
+"""Context: a budget of cores, cut into streams, and the runtime that serves them."""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import logging
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from deepsched.errors import ClosedError, OptionError, StreamConfigError
+from deepsched.partition import PartitionWarning, Stream, partition
+from deepsched.runtime.dispatch import Dispatcher, Model
+from deepsched.runtime.session import open_session
+from deepsched.scheduler import Scheduler
+from deepsched.topology import Topology
+
+if TYPE_CHECKING:
+    from deepsched.engine import Engine
+    from deepsched.model import PreparedModel
+
+logger = logging.getLogger("deepsched")
+
+QUEUE_CAPACITY = 1024
+"""How many requests may wait in a context; the callers beyond it wait for room."""
+
+# How long a worker whose queue ran dry keeps its group, seconds * 1e9. About a third of what a
+# wake-up costs on a virtual machine (73 us): enough for a caller that is on its way back.
+_SPIN_NS = 20_000
+
+_numbers = itertools.count()
+_open_contexts: weakref.WeakSet[Context] = weakref.WeakSet()
+
+
+class RequestRecord(NamedTuple):
+    """When and where one request ran; nanoseconds of the monotonic clock."""
+
+    stream: int
+    by_worker: bool
+    """False: inline, on the thread that called."""
+    submitted_ns: int
+    started_ns: int
+    ended_ns: int
+
+
+class Context:
+    """The streams that one or several engines share.
+
+    Engines of one context take turns on the same streams instead of fighting over cores.
+
+    Args:
+        num_cores: how many physical cores to use; None for all that this process may use: the
+            affinity mask, the cgroup's cpuset and CPU quota count, not the machine.
+        num_streams: how many requests run side by side; None for one per L3 cache.
+        scheduler: "single_stream" (one request at a time, on all cores), "multi_stream" (one per
+            stream) or "elastic" (multi_stream, for now); DeepSparse's words are taken too.
+        pin: "core" pins threads to their stream's cores; "none" leaves them to the kernel.
+        topology: the machine; None detects this one. Another one needs pin="none".
+
+    Raises:
+        StreamConfigError: no such streams can be made here.
+        OptionError: an option has a value that is not allowed.
+        ThreadError: the system refuses the threads.
+
+    Example:
+        >>> from deepsched import Context, Topology
+        >>> machine = Topology.synthetic(packages=2, cores_per_l3=8)
+        >>> with Context(topology=machine, num_streams=4, pin="none") as context:
+        ...     [stream.cpus for stream in context.streams]
+        [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11), (12, 13, 14, 15)]
+    """
+
+    def __init__(
+        self,
+        num_cores: int | None = None,
+        num_streams: int | None = None,
+        scheduler: Scheduler | str | None = "multi_stream",
+        pin: str = "core",
+        topology: Topology | None = None,
+        *,
+        _is_shared: bool = True,
+    ) -> None:
+        self._scheduler = Scheduler.from_str(scheduler or Scheduler.default)
+        if pin not in ("core", "none"):
+            raise OptionError(f"pin must be 'core' or 'none', got {pin!r}")
+        self._pin = pin
+        self._topology = Topology.detect() if topology is None else _check_topology(topology)
+        if pin == "core" and not self._topology.is_local and topology != Topology.detect():
+            raise StreamConfigError(
+                "pin='core' needs the topology of this machine, got another one; use pin='none' "
+                "to run its layout unpinned"
+            )
+        self._streams, self._warnings = self._partition(num_cores, num_streams)
+        for warning in self._warnings:
+            logger.warning("%s", warning)
+        self._is_shared = _is_shared
+        self._is_closed = False
+        self._lock = threading.Lock()
+        self._engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+        self._name = f"ds{next(_numbers)}"
+        cpus = [stream.cpus for stream in self._streams]
+        self._dispatcher = Dispatcher(
+            [list(group) if pin == "core" else None for group in cpus],
+            # A stream of all the CPUs that we may use has nowhere to move a caller to.
+            moves_callers=pin == "core" and set(cpus[0]) != set(self._topology.cpus),
+            queue_capacity=QUEUE_CAPACITY,
+            spin_ns=_SPIN_NS if self._may_spin else 0,
+            thread_prefix=self._name,
+        )
+        _open_contexts.add(self)
+
+    def _partition(
+        self, num_cores: int | None, num_streams: int | None
+    ) -> tuple[tuple[Stream, ...], tuple[PartitionWarning, ...]]:
+        if self._scheduler != Scheduler.single_stream:
+            return partition(self._topology, num_cores, num_streams)
+        if num_streams is not None:
+            partition(self._topology, num_cores, num_streams)  # a wrong number is still wrong
+            if num_streams > 1:
+                logger.warning(
+                    "num_streams=%d has no effect with single_stream, which runs one request at "
+                    "a time on all cores; use scheduler='multi_stream'",
+                    num_streams,
+                )
+        return partition(self._topology, num_cores, 1)
+
+    @property
+    def _may_spin(self) -> bool:
+        # Spinning under a quota burns what the kernels could have used; spinning on cores that
+        # are not ours, or not there, keeps others from working.
+        return self._pin == "core" and self._topology.cpu_quota is None
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """Which requests may run side by side."""
+        return self._scheduler
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        """The slices of the machine; one, of all cores, for single_stream."""
+        return self._streams
+
+    @property
+    def warnings(self) -> tuple[PartitionWarning, ...]:
+        """What is unwise about the streams; logged as well."""
+        return self._warnings
+
+    @property
+    def topology(self) -> Topology:
+        """The machine that the streams are slices of."""
+        return self._topology
+
+    @property
+    def num_streams(self) -> int:
+        """How many requests run side by side."""
+        return len(self._streams)
+
+    @property
+    def num_cores(self) -> int:
+        """How many physical cores the streams have together."""
+        return sum(len(stream.cores) for stream in self._streams)
+
+    @property
+    def pin(self) -> str:
+        """"core" or "none"."""
+        return self._pin
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` has been called."""
+        return self._is_closed
+
+    def __repr__(self) -> str:
+        return (
+            f"<Context {self._name}: {self._scheduler}, {self.num_cores} cores in "
+            f"{self.num_streams} streams{', closed' if self._is_closed else ''}>"
+        )
+
+    @contextmanager
+    def trace(self) -> Iterator[list[RequestRecord]]:
+        """Collects a record of each request that ends within the block.
+
+        The list is filled when the block ends. One trace at a time.
+
+        Raises:
+            OptionError: another trace is under way.
+        """
+        if self._dispatcher.records is not None:
+            raise OptionError("this context is being traced already; one trace at a time")
+        records: list[RequestRecord] = []
+        raw = self._dispatcher.records = []
+        try:
+            yield records
+        finally:
+            self._dispatcher.records = None
+            records.extend(RequestRecord(*record) for record in raw)
+
+    def close(self) -> None:
+        """Closes the engines of this context and ends its threads. May be called again."""
+        if self._dispatcher.is_forked:
+            return  # all of it is the parent's
+        with self._lock:
+            self._is_closed = True
+            engines = list(self._engines)
+        for engine in engines:
+            engine._close_model()
+        self._dispatcher.close()
+        _open_contexts.discard(self)
+
+    def __enter__(self) -> Context:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _open_model(self, engine: Engine, prepared: PreparedModel) -> Model:
+        """One session for each stream."""
+        config = dict(prepared.config)
+        if not self._may_spin:
+            config["session.intra_op.allow_spinning"] = "0"
+        elif self._is_shared:
+            # The next request may be another engine's, on the same cores but in another session,
+            # whose threads must not compete with ours looking for work.
+            config["session.force_spinning_stop"] = "1"
+        sessions = [
+            open_session(
+                prepared.source,
+                num_threads=len(stream.cpus),
+                cpus=list(stream.cpus) if self._pin == "core" else None,
+                thread_prefix=f"{self._name}-s{stream.index}",
+                config=config,
+            )
+            for stream in self._streams
+        ]
+        with self._lock:
+            if self._is_closed:
+                raise ClosedError("this context is closed; make a new one")
+            model = Model(self._dispatcher, sessions)
+            self._engines.add(engine)
+        return model
+
+
+def _check_topology(topology: Topology) -> Topology:
+    if not isinstance(topology, Topology):
+        raise OptionError(f"topology must be a Topology, got {type(topology).__name__}")
+    return topology
+
+
+@atexit.register
+def _close_all() -> None:
+    """Threads that run while the interpreter goes away crash it."""
+    for context in list(_open_contexts):
+        context.close()

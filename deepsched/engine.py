@@ -1,0 +1,330 @@
+"""Engine, MultiModelEngine and compile_model: what a user holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from deepsched.context import Context
+from deepsched.errors import (
+    ClosedError,
+    InferenceError,
+    InputError,
+    InputTypeError,
+    ModelError,
+    OptionError,
+)
+from deepsched.model import ModelLike, Shapes, explain_override, prepare_model
+from deepsched.partition import Stream
+from deepsched.runtime.dispatch import Model
+from deepsched.scheduler import Scheduler
+
+Shape = tuple[int | str | None, ...]
+Inputs = Sequence[Any] | Mapping[str, Any]
+
+
+class Engine:
+    """A model, compiled for the streams of a context.
+
+    Safe to call from any number of threads at once.
+
+    Args:
+        model: the path of an ONNX file, its bytes, or an onnx.ModelProto.
+        batch_size: the first dimension of every input; None for any batch, as the model has it.
+        num_cores, num_streams, scheduler, pin: see Context; for an engine with a context of its
+            own. `scheduler` is "single_stream" unless given.
+        input_shapes: a shape for each input, such as [[1, 3, 320, 320]], in place of the model's.
+        context: the streams to share with other engines.
+
+    Raises:
+        ModelNotFoundError, InvalidModelError, UnsupportedModelError: the model cannot be used.
+        ShapeOverrideError: it cannot be compiled for this batch_size or these input_shapes.
+        StreamConfigError, OptionError: an option cannot be had.
+
+    Example:
+        >>> import numpy, onnx.backend.test.data, os
+        >>> folder = os.path.dirname(onnx.backend.test.data.__file__)
+        >>> engine = Engine(os.path.join(folder, "light", "light_squeezenet.onnx"))
+        >>> [output.shape for output in engine(engine.generate_random_inputs())]
+        [(1, 1000, 1, 1)]
+        >>> engine.close()
+    """
+
+    def __init__(
+        self,
+        model: ModelLike,
+        batch_size: int | None = 1,
+        num_cores: int | None = None,
+        num_streams: int | None = None,
+        scheduler: Scheduler | str | None = None,
+        input_shapes: Shapes | None = None,
+        *,
+        pin: str | None = None,
+        context: Context | None = None,
+    ) -> None:
+        self._is_closed = True  # until there is something to close
+        prepared = prepare_model(model, batch_size, input_shapes)
+        self._owns_context = context is None
+        if context is None:
+            context = Context(
+                num_cores, num_streams, scheduler or Scheduler.default, pin or "core",
+                _is_shared=False,
+            )  # fmt: skip
+        elif (num_cores, num_streams, scheduler, pin) != (None,) * 4:
+            raise OptionError(
+                "num_cores, num_streams, scheduler and pin are the context's; give them to "
+                "Context(...) when engines share one"
+            )
+        self._context = context
+        self._path = prepared.path
+        self._batch_size = batch_size
+        try:
+            try:
+                self._model: Model = context._open_model(self, prepared)
+                self._is_closed = False
+                if prepared.changed_fixed_sizes:
+                    self.run(self.generate_random_inputs())
+            except (ModelError, InputError, InferenceError) as error:
+                if not prepared.changed_fixed_sizes:
+                    raise
+                raise explain_override(error, batch_size, input_shapes) from error
+        except BaseException:
+            self._abort_init()
+            raise
+
+    def _abort_init(self) -> None:
+        if self._owns_context:
+            self._context.close()
+        elif not self._is_closed:
+            self._close_model()
+
+    # --- What the model is ------------------------------------------------------------------
+
+    @property
+    def model_path(self) -> str | None:
+        """The file that the model came from; None if it was given as bytes or as a ModelProto."""
+        return self._path
+
+    @property
+    def batch_size(self) -> int | None:
+        """The batch that it was compiled for; None for any."""
+        return self._batch_size
+
+    @property
+    def input_names(self) -> list[str]:
+        """In the graph's order, which is the order that `run` takes a list in."""
+        return [info.name for info in self._model.inputs]
+
+    @property
+    def input_shapes(self) -> list[Shape]:
+        """Of each input: an int, a symbol's name or None (both: any size) for each dimension."""
+        return [info.shape for info in self._model.inputs]
+
+    @property
+    def input_dtypes(self) -> list[np.dtype[Any]]:
+        """Of each input; object for strings."""
+        return [info.dtype for info in self._model.inputs]
+
+    @property
+    def output_names(self) -> list[str]:
+        """In the graph's order, which is the order that `run` returns."""
+        return [info.name for info in self._model.outputs]
+
+    @property
+    def output_shapes(self) -> list[Shape]:
+        """Of each output, as `input_shapes`."""
+        return [info.shape for info in self._model.outputs]
+
+    @property
+    def output_dtypes(self) -> list[np.dtype[Any]]:
+        """Of each output; object for strings."""
+        return [info.dtype for info in self._model.outputs]
+
+    # --- Where it runs ----------------------------------------------------------------------
+
+    @property
+    def context(self) -> Context:
+        """The context whose streams it uses."""
+        return self._context
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """Which requests may run side by side."""
+        return self._context.scheduler
+
+    @property
+    def num_cores(self) -> int:
+        """How many physical cores it uses."""
+        return self._context.num_cores
+
+    @property
+    def num_streams(self) -> int:
+        """How many requests run side by side."""
+        return self._context.num_streams
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        """The slices of the machine that requests run on."""
+        return self._context.streams
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__} {self._path or 'model'}: batch_size={self._batch_size}, "
+            f"{self.scheduler}, {self.num_cores} cores in {self.num_streams} streams"
+            f"{', closed' if self._is_closed else ''}>"
+        )
+
+    # --- Running it -------------------------------------------------------------------------
+
+    def run(self, inputs: Inputs) -> list[Any]:
+        """Runs one request and returns its outputs; blocks until they are there.
+
+        Args:
+            inputs: an array for each input in the graph's order, or a mapping by input name. A
+                C-contiguous array of the input's dtype is not copied and must not be changed
+                during the call. Sequences are lists, maps are dicts, an optional may be None.
+
+        Returns:
+            An output for each of the graph's, in its order: an array that owns its memory, or a
+            list, a dict or None where the model says so.
+
+        Raises:
+            InputError, InputTypeError: the inputs do not fit; names the input.
+            InferenceError: a kernel failed.
+            ClosedError, ForkError: the engine is closed, or belongs to a parent process.
+        """
+        if type(inputs) is not list:
+            inputs = self._in_order(inputs)
+        outputs: list[Any] = self._model.run(inputs)
+        return outputs
+
+    def __call__(self, inputs: Inputs) -> list[Any]:
+        """The same as `run`."""
+        return self.run(inputs)
+
+    def mapped_run(self, inputs: Inputs) -> dict[str, Any]:
+        """`run`, with the outputs by name."""
+        return dict(zip(self.output_names, self.run(inputs), strict=True))
+
+    def _in_order(self, inputs: Inputs) -> list[Any]:
+        if isinstance(inputs, Mapping):
+            unknown = [name for name in inputs if name not in self.input_names]
+            missing = [
+                info.name
+                for info in self._model.inputs
+                if info.name not in inputs and info.kind != "optional"
+            ]
+            if unknown or missing:
+                raise InputError(
+                    f"expected inputs named {self.input_names}; missing {missing}, "
+                    f"unknown {unknown}"
+                )
+            return [inputs.get(name) for name in self.input_names]
+        if isinstance(inputs, tuple):
+            return list(inputs)
+        raise InputTypeError(
+            "expected a list with an array for each input, or a mapping by input name, got "
+            f"{type(inputs).__name__}; for a model with one input: run([x])"
+        )
+
+    def generate_random_inputs(self) -> list[Any]:
+        """An array for each input that fits it; sizes that may be any are batch_size, then 1."""
+        rng = np.random.default_rng(0)
+        return [_random_value(rng, info, self._batch_size or 1) for info in self._model.inputs]
+
+    # --- Its end ----------------------------------------------------------------------------
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` has been called, here or on the context."""
+        return self._is_closed
+
+    def close(self) -> None:
+        """Ends queued requests as closed, waits for the running ones, frees everything.
+
+        Calls after that raise ClosedError. May be called again.
+        """
+        if self._owns_context:
+            self._context.close()
+        else:
+            self._close_model()
+
+    def _close_model(self) -> None:
+        self._is_closed = True
+        self._model.close()
+
+    def __enter__(self) -> Engine:
+        if self._is_closed:
+            raise ClosedError("this engine is closed; compile the model again to use it")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not self._is_closed:
+            self.close()
+
+
+class MultiModelEngine(Engine):
+    """An engine that shares a context's streams with others: DeepSparse's form of it.
+
+    Args:
+        model, batch_size, input_shapes: see Engine.
+        context: the streams to share.
+    """
+
+    def __init__(
+        self,
+        model: ModelLike,
+        batch_size: int | None,
+        context: Context,
+        input_shapes: Shapes | None = None,
+    ) -> None:
+        super().__init__(model, batch_size, input_shapes=input_shapes, context=context)
+
+
+def compile_model(
+    model: ModelLike,
+    batch_size: int | None = 1,
+    num_cores: int | None = None,
+    num_streams: int | None = None,
+    scheduler: Scheduler | str | None = None,
+    input_shapes: Shapes | None = None,
+    *,
+    pin: str | None = None,
+    context: Context | None = None,
+) -> Engine:
+    """Compiles `model`; see Engine for the parameters and errors.
+
+    Example:
+        >>> import onnx.backend.test.data, os
+        >>> folder = os.path.dirname(onnx.backend.test.data.__file__)
+        >>> path = os.path.join(folder, "light", "light_squeezenet.onnx")
+        >>> with compile_model(path, scheduler="multi_stream") as engine:
+        ...     engine.scheduler
+        <Scheduler.multi_stream: 'multi_stream'>
+    """
+    return Engine(
+        model, batch_size, num_cores, num_streams, scheduler, input_shapes, pin=pin, context=context
+    )
+
+
+def _random_value(rng: np.random.Generator, info: Any, batch_size: int) -> Any:
+    if info.kind == "optional":
+        return _random_value(rng, info.content, batch_size)
+    if info.kind == "sequence":
+        return [_random_value(rng, info.content, batch_size)]
+    if info.kind == "map":
+        raise OptionError(f"input {info.name!r} is a map; random ones cannot be made up")
+    shape = [
+        size if isinstance(size, int) else (batch_size if position == 0 else 1)
+        for position, size in enumerate(info.shape)
+    ]
+    if info.dtype == object:
+        return np.full(shape, "a", dtype=object)
+    if info.dtype.kind in "iub":
+        return rng.integers(0, 2, shape).astype(info.dtype)  # valid as an index almost anywhere
+    return rng.standard_normal(shape).astype(info.dtype)

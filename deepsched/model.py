@@ -1,0 +1,215 @@
+"""What a model takes: finding it, and fixing its batch size and input shapes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from deepsched.errors import (
+    InvalidModelError,
+    ModelError,
+    ModelNotFoundError,
+    OptionError,
+    ShapeOverrideError,
+)
+
+if TYPE_CHECKING:
+    import onnx
+
+ModelLike: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto"
+Shapes: TypeAlias = Sequence[Sequence[int] | None]
+
+
+class PreparedModel(NamedTuple):
+    """What the sessions of a model are opened from."""
+
+    path: str | None
+    """The file it came from; None for a model given as bytes or as a ModelProto."""
+    source: str | bytes
+    """What ONNX Runtime opens: a path, or a serialized ModelProto."""
+    config: dict[str, str]
+    """Session config entries that `source` needs."""
+    changed_fixed_sizes: bool
+    """Whether a size that the model states was replaced, which its nodes may not allow."""
+
+
+def prepare_model(
+    model: ModelLike, batch_size: int | None, input_shapes: Shapes | None
+) -> PreparedModel:
+    """Finds `model` and fixes the shapes of its inputs.
+
+    Args:
+        model: a path, a serialized ModelProto, or an onnx.ModelProto.
+        batch_size: the first dimension of every input that has dimensions; None leaves the model
+            as it is.
+        input_shapes: a shape for each input, in the graph's order; None in place of a shape
+            leaves that input to `batch_size`.
+
+    Raises:
+        ModelNotFoundError, InvalidModelError: it is not there, or not a model.
+        OptionError: batch_size or input_shapes make no sense.
+        ShapeOverrideError: they make sense, but not for this model.
+    """
+    _check_batch_size(batch_size)
+    path = None
+    if isinstance(model, (str, os.PathLike)):
+        path = _check_path(os.fspath(model))
+        if batch_size is None and input_shapes is None:
+            return PreparedModel(path, path, {}, False)
+    proto = _parse(model if path is None else path)
+    shapes = _wanted_shapes(proto, batch_size, input_shapes)
+    changed, changed_fixed = _fix_shapes(proto, shapes)
+    if not changed and path is not None:
+        return PreparedModel(path, path, {}, False)
+    config = {}
+    if path is not None:
+        # External data is looked up beside the model, which ORT does not know of bytes.
+        config["session.model_external_initializers_file_folder_path"] = os.path.dirname(
+            os.path.abspath(path)
+        )
+    return PreparedModel(path, proto.SerializeToString(), config, changed_fixed)
+
+
+def _check_batch_size(batch_size: int | None) -> None:
+    if batch_size is None:
+        return
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise OptionError(
+            f"batch_size must be a positive int, or None for any batch, got {batch_size!r}"
+        )
+
+
+def _check_path(path: str) -> str:
+    if os.path.isdir(path):
+        raise ModelNotFoundError(f"{path!r} is a folder; expected an ONNX file in it")
+    if not os.path.exists(path):
+        raise ModelNotFoundError(f"no model file at {path!r} (working folder: {os.getcwd()!r})")
+    if not os.access(path, os.R_OK):
+        raise ModelNotFoundError(f"the model file {path!r} may not be read by this user")
+    return path
+
+
+def _parse(model: str | bytes | onnx.ModelProto) -> onnx.ModelProto:
+    import onnx  # 0.3 s that models used as they are need not pay
+    from google.protobuf.message import DecodeError
+
+    if isinstance(model, onnx.ModelProto):
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        return copy
+    try:
+        if isinstance(model, str):
+            proto = onnx.load(model, load_external_data=False)
+        elif isinstance(model, (bytes, bytearray, memoryview)):
+            proto = onnx.load_from_string(bytes(model))
+        else:
+            raise OptionError(
+                "a model is a path, bytes or an onnx.ModelProto, got " + type(model).__name__
+            )
+    except DecodeError as error:
+        what = repr(model) if isinstance(model, str) else f"model of {len(model)} bytes"
+        raise InvalidModelError(
+            f"{what} is not an ONNX file, or is cut off or damaged: {error}"
+        ) from error
+    if not proto.HasField("graph"):
+        what = repr(model) if isinstance(model, str) else "the model"
+        raise InvalidModelError(f"{what} is not an ONNX model: it holds no graph")
+    return proto
+
+
+def _inputs_of(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """The inputs that a caller feeds: IR version 3 lists the initializers among them."""
+    initializers = {tensor.name for tensor in proto.graph.initializer}
+    initializers.update(tensor.values.name for tensor in proto.graph.sparse_initializer)
+    return [value for value in proto.graph.input if value.name not in initializers]
+
+
+def _wanted_shapes(
+    proto: onnx.ModelProto, batch_size: int | None, input_shapes: Shapes | None
+) -> dict[str, list[int | None]]:
+    """The sizes to fix, by input; None keeps a size as it is."""
+    inputs = _inputs_of(proto)
+    given = _check_shapes(input_shapes, [value.name for value in inputs])
+    wanted: dict[str, list[int | None]] = {}
+    for value, shape in zip(inputs, given, strict=True):
+        has_shape = value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape")
+        rank = len(value.type.tensor_type.shape.dim) if has_shape else None
+        if shape is not None:
+            if rank is not None and rank != len(shape):
+                raise ShapeOverrideError(
+                    f"input {value.name!r} has {rank} dimensions, but input_shapes gives it "
+                    f"{len(shape)}: {shape}"
+                )
+            wanted[value.name] = list(shape)
+        elif batch_size is not None and rank:
+            wanted[value.name] = [batch_size] + [None] * (rank - 1)
+    return wanted
+
+
+def _check_shapes(input_shapes: Shapes | None, names: list[str]) -> list[list[int] | None]:
+    if input_shapes is None:
+        return [None] * len(names)
+    try:
+        shapes = [None if shape is None else list(shape) for shape in input_shapes]
+    except TypeError:
+        raise OptionError(
+            f"input_shapes must be a list of shapes such as [[1, 3, 320, 320]], got {input_shapes}"
+        ) from None
+    if len(shapes) != len(names):
+        raise ShapeOverrideError(
+            f"input_shapes has {len(shapes)} shapes, but the model has {len(names)} inputs: "
+            + ", ".join(names)
+        )
+    for shape in shapes:
+        for size in shape or ():
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise OptionError(f"input_shapes must hold positive ints, got {shape}")
+    return shapes
+
+
+def _fix_shapes(
+    proto: onnx.ModelProto, wanted: dict[str, list[int | None]]
+) -> tuple[bool, bool]:
+    """Writes the sizes into the graph. Returns (changed anything, changed a size it states)."""
+    symbols: dict[str, int] = {}
+    changed = changed_fixed = False
+    for value in proto.graph.input:
+        if value.name not in wanted:
+            continue
+        dims = value.type.tensor_type.shape.dim
+        while len(dims) < len(wanted[value.name]):
+            dims.add()
+        for dim, size in zip(dims, wanted[value.name], strict=True):
+            if size is None or (dim.HasField("dim_value") and dim.dim_value == size):
+                continue
+            if dim.dim_param and symbols.setdefault(dim.dim_param, size) != size:
+                raise ShapeOverrideError(
+                    f"input {value.name!r}: {dim.dim_param!r} cannot be {size} here and "
+                    f"{symbols[dim.dim_param]} in another input"
+                )
+            changed = True
+            changed_fixed |= dim.HasField("dim_value")
+            dim.dim_value = size
+    # What the graph says of its other values must not contradict the inputs.
+    if changed_fixed:
+        del proto.graph.value_info[:]
+        for value in proto.graph.output:
+            if value.type.HasField("tensor_type"):
+                value.type.tensor_type.ClearField("shape")
+    for value in [*proto.graph.input, *proto.graph.output, *proto.graph.value_info]:
+        for dim in value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ():
+            if dim.dim_param in symbols:
+                dim.dim_value = symbols[dim.dim_param]
+    return changed, changed_fixed
+
+
+def explain_override(
+    error: Exception, batch_size: int | None, input_shapes: Shapes | None
+) -> ModelError:
+    """The error of a model that fails only for the shapes that it was given."""
+    return ShapeOverrideError(
+        f"the model does not work with batch_size={batch_size}, input_shapes={input_shapes}: its "
+        f"nodes rely on the sizes that it was exported with. Compile it with batch_size=None, or "
+        f"export it with dynamic sizes. ({error})"
+    )
