@@ -5,14 +5,15 @@ from deepsched.engine import Engine, MultiModelEngine, compile_model
 from deepsched.partition import partition
 from deepsched.scheduler import Scheduler
 from deepsched.topology import Topology
+from deepsched.version import __version__
 
-__version__ = "0.1.0"
 __all__ = [
     "Context",
     "Engine",
     "MultiModelEngine",
     "Scheduler",
     "Topology",
+    "__version__",
     "compile_model",
     "partition",
 ]

@@ -1,138 +1,142 @@
-"""What a process's control groups allow: CPUs (cpuset) and CPU time (quota).
+"""What the process's control group lets it use: CPUs (cpuset) and time (CPU quota).
 
-Read as Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/cpusets.rst and
-scheduler/sched-bwc.rst of the kernel describe them; `root` may be a captured tree.
+Version 2 (Documentation/admin-guide/cgroup-v2.rst), version 1 (Documentation/admin-guide/cgroup-v1/
+cpusets.rst, Documentation/scheduler/sched-bwc.rst), the "cpuset" file system from before both, and
+any mix of them. A controller lives in one hierarchy; which, and where it is mounted, only the
+mount table tells.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
-from deepsched.sysfs import parse_cpulist, read_text
+from deepsched.sysfs import CpuSet, read_cpu_set, read_text
+
+# Version 2, version 1, version 1 mounted with "noprefix" and the old file system. The effective
+# set first: the configured one may be empty (version 2: "as the parent") or name offline CPUs.
+_CPUSET_FILES = (
+    "cpuset.cpus.effective",
+    "cpuset.effective_cpus",
+    "effective_cpus",
+    "cpuset.cpus",
+    "cpus",
+)
 
 
-class _Mount(NamedTuple):
-    point: str
-    fstype: str
-    options: frozenset[str]
-    root: str
-    """Which group the mount point shows: not "/" in a container that sees its own subtree only."""
+def allowed_cpus(root: Path) -> CpuSet | None:
+    """The CPUs that the process's cpuset allows, offline ones perhaps among them.
 
+    Args:
+        root: where the machine's /proc lies; mount points are taken as below it.
 
-def allowed_cpus(root: Path) -> frozenset[int] | None:
-    """The CPUs of the process's cpuset; None where no cpuset is in force."""
-    names = (
-        "cpuset.cpus.effective",  # v2
-        "cpuset.cpus",  # v1; may name offline CPUs
-        "cpus",  # v1 mounted with noprefix, as the old cpuset file system is
-    )
-    for folders in _hierarchies(root, "cpuset"):
-        for folder in folders:
-            for name in names:
-                text = read_text(folder / name)
-                if text:  # an empty v2 cpuset means the parent's
-                    return parse_cpulist(text)
+    Returns:
+        The set of the nearest group, from the process's own upwards, that has one; None if none
+        has: the process may use every CPU.
+    """
+    for folder in _group_folders(root, "cpuset"):
+        cpus = read_cpu_set(folder, *_CPUSET_FILES)
+        if cpus:
+            return cpus
     return None
 
 
 def cpu_quota(root: Path) -> float | None:
-    """How many CPUs' worth of time the process may use; None where it is not limited.
+    """How much CPU time the process may take, in cores; None if there is no limit.
 
-    Every group on the way up limits those below it, so the smallest counts.
+    A group may take no more than any group above it, so this is the smallest limit on the way from
+    the process's own group to the root.
     """
-    limits = [
-        limit
-        for folders in _hierarchies(root, "cpu")
-        for folder in folders
-        if (limit := _limit_of(folder)) is not None
-    ]
-    return min(limits, default=None)
+    quotas = [_quota(folder) for folder in _group_folders(root, "cpu")]
+    return min((quota for quota in quotas if quota is not None), default=None)
 
 
-def _limit_of(folder: Path) -> float | None:
-    text = read_text(folder / "cpu.max")
-    if text is not None:
-        quota, _, period = text.partition(" ")
-    else:
-        quota = read_text(folder / "cpu.cfs_quota_us") or ""
-        period = read_text(folder / "cpu.cfs_period_us") or ""
-    if not quota.isdigit():  # "max", -1 or nothing
+def _quota(folder: Path) -> float | None:
+    """Quota over period, both in microseconds."""
+    words = (read_text(folder / "cpu.max") or "").split()  # version 2: "max 100000" is no limit
+    if len(words) != 2:
+        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")  # version 1: -1 is no limit
+        words = [read_text(folder / name) or "" for name in names]
+    if not all(word.isdigit() and int(word) > 0 for word in words):
         return None
-    microseconds = int(period) if period.isdigit() and int(period) else 100_000
-    return int(quota) / microseconds
+    return int(words[0]) / int(words[1])
 
 
-def _hierarchies(root: Path, controller: str) -> Iterator[list[Path]]:
-    """For each mounted hierarchy that may have `controller`: the process's group and those above.
-
-    A controller is bound to one hierarchy, v1 before v2: the other one has no files of it.
-    """
-    groups = _groups_of_process(root)
-    mounts = _mounts(root)
-    for mount in mounts:
-        if mount.fstype == "cgroup" and controller in mount.options:
-            yield _way_up(root, mount, groups.get(controller))
-    for mount in mounts:
-        if mount.fstype == "cgroup2":
-            yield _way_up(root, mount, groups.get("", groups.get("cpuset")))
-    for mount in mounts:
-        if mount.fstype == "cpuset" and controller == "cpuset":
-            yield _way_up(root, mount, groups.get("cpuset"))
+def _group_folders(root: Path, controller: str) -> Iterator[Path]:
+    """The folders of the process's group and of those above it, nearest first, of each mount."""
+    groups = _read_groups(root, controller)
+    for mount in _read_mounts(root):
+        if mount.version is not None and (mount.version == 2 or controller in mount.options):
+            yield from _upwards(root, mount, groups.get(mount.version, "/"))
 
 
-def _groups_of_process(root: Path) -> dict[str, str]:
-    """The process's group by controller; "" is the v2 hierarchy's."""
-    groups = {}
-    cpuset = read_text(root / "proc/self/cpuset")
-    if cpuset:
-        groups["cpuset"] = cpuset
+def _read_groups(root: Path, controller: str) -> dict[int, str]:
+    """Version of the hierarchy -> path of the process's group for this controller in it."""
+    # proc/self/cpuset (older than cgroups) holds the path alone, whichever the hierarchy is.
+    groups = dict.fromkeys((1, 2), read_text(root / "proc/self/cpuset") or "/")
     for line in (read_text(root / "proc/self/cgroup") or "").splitlines():
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        for controller in controllers.split(","):
-            groups[controller] = path
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            groups[2] = path
+        elif controller in controllers.split(","):
+            groups[1] = path
     return groups
 
 
-def _mounts(root: Path) -> list[_Mount]:
-    """Of cgroup file systems. mountinfo tells more than mounts, and is absent in old captures."""
+def _upwards(root: Path, mount: _Mount, group: str) -> Iterator[Path]:
+    """The group's folder and its ancestors up to the mount point; missing ones do no harm.
+
+    Inside a container the mount shows only a part of the hierarchy, which starts at `mount.root`.
+    A group outside of that part (or one that a cgroup namespace shows as "/../name") cannot be
+    seen; the mount point is then the nearest to it that can.
+    """
+    top = root / mount.point.lstrip("/")
+    path = PurePosixPath(group)
+    inside = path.is_relative_to(mount.root) and ".." not in path.parts
+    parts = path.relative_to(mount.root).parts if inside else ()
+    for depth in range(len(parts), -1, -1):
+        yield top.joinpath(*parts[:depth])
+
+
+@dataclass(frozen=True, slots=True)
+class _Mount:
+    point: str
+    root: str
+    """Which group the mount point shows."""
+    type: str
+    options: frozenset[str]
+    """Version 1: the controllers are among them."""
+
+    @property
+    def version(self) -> int | None:
+        """None: not of control groups. The old cpuset file system behaves as version 1."""
+        return {"cgroup2": 2, "cgroup": 1, "cpuset": 1}.get(self.type)
+
+
+def _read_mounts(root: Path) -> list[_Mount]:
+    """The mount table: Documentation/filesystems/proc.rst, 3.5 for mountinfo."""
     mounts = []
     for line in (read_text(root / "proc/self/mountinfo") or "").splitlines():
-        # 36 35 98:0 /root /point options [tags...] - fstype source super_options
-        before, _, after = line.partition(" - ")
-        fields, tail = before.split(), after.split()
-        if len(fields) >= 6 and len(tail) >= 3:
-            options = frozenset(tail[2].split(","))
-            mounts.append(_Mount(_unescape(fields[4]), tail[0], options, _unescape(fields[3])))
-    if not mounts:
+        fields, _, rest = line.partition(" - ")
+        shown, point = fields.split()[3:5]
+        kind, _, options = rest.split()[:3]
+        mounts.append(_mount(point, shown, kind, options))
+    if not mounts:  # a capture may have the short table only
         for line in (read_text(root / "proc/mounts") or "").splitlines():
-            fields = line.split()
-            if len(fields) >= 4:
-                options = frozenset(fields[3].split(","))
-                mounts.append(_Mount(_unescape(fields[1]), fields[2], options, "/"))
-    return [mount for mount in mounts if mount.fstype in ("cgroup", "cgroup2", "cpuset")]
+            _, point, kind, options = line.split()[:4]
+            mounts.append(_mount(point, "/", kind, options))
+    return mounts
+
+
+def _mount(point: str, shown: str, kind: str, options: str) -> _Mount:
+    names = frozenset(options.split(","))
+    # The old file system has one controller and no option that says so.
+    names |= {"cpuset"} if kind == "cpuset" else frozenset()
+    return _Mount(_unescape(point), _unescape(shown), kind, names)
 
 
 def _unescape(text: str) -> str:
-    r"""Blanks are written as \040 in /proc/mounts."""
+    r"""Space, tab, newline and backslash stand as \040 and the like."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
-
-
-def _way_up(root: Path, mount: _Mount, group: str | None) -> list[Path]:
-    """The folders from the process's group up to the mount point, those that exist.
-
-    A group that is not below the mount (a cgroup namespace, a bind mount) leaves the mount point,
-    which then shows the container's own group.
-    """
-    top = root / mount.point.lstrip("/")
-    group = group or "/"
-    if mount.root != "/" and (group + "/").startswith(mount.root.rstrip("/") + "/"):
-        group = group[len(mount.root.rstrip("/")) :]
-    parts = [part for part in group.split("/") if part]
-    if ".." in parts:
-        parts = []
-    folders = [top.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1)]
-    return [folder for folder in folders if folder.is_dir()]

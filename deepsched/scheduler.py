@@ -3,55 +3,61 @@
 from __future__ import annotations
 
 import enum
-from typing import ClassVar
 
 from deepsched.errors import OptionError
 
 
-class Scheduler(str, enum.Enum):
-    """How requests share the cores. Members equal, and hash as, their strings.
+class Scheduler(enum.StrEnum):
+    """Which requests may run side by side, and on how many cores.
+
+    Members equal their words, hash like them and print as them.
 
     Example:
         >>> Scheduler.multi_stream == "multi_stream"
         True
         >>> Scheduler.from_str("async")
         <Scheduler.multi_stream: 'multi_stream'>
-        >>> Scheduler.default
-        <Scheduler.single_stream: 'single_stream'>
+        >>> Scheduler.default is Scheduler.single_stream
+        True
     """
 
-    default: ClassVar[Scheduler]
-
     single_stream = "single_stream"
-    """One request at a time, on all cores: the lowest latency for one caller."""
-    multi_stream = "multi_stream"
-    """One request on each stream: the highest throughput for many callers."""
-    elastic = "elastic"
-    """As wide as the load allows. For now the same as multi_stream."""
+    """One request at a time, on all cores of the budget: the shortest time for one request."""
 
-    __str__ = str.__str__
+    multi_stream = "multi_stream"
+    """One request per stream, side by side: the most requests per second."""
+
+    elastic = "elastic"
+    """Each request on as many cores as the load allows."""
+
+    default = "single_stream"
+    """Another name for single_stream, not a member of its own."""
 
     @classmethod
     def from_str(cls, word: str) -> Scheduler:
-        """The member for a word: its own name or DeepSparse's, in any case.
+        """The scheduler that `word` names.
+
+        Args:
+            word: in any case, one of
+
+                - a member's name, or a member itself;
+                - "default", the same as "single_stream";
+                - DeepSparse's words: "sync" and "single" for single_stream, "async" and "multi"
+                  for multi_stream.
 
         Raises:
-            OptionError: it is none of them.
+            OptionError: `word` is none of these.
         """
-        if isinstance(word, str) and word.lower() in _WORDS:
-            return _WORDS[word.lower()]
-        raise OptionError(f"scheduler must be one of {', '.join(_WORDS)}, got {word!r}")
+        scheduler = _BY_WORD.get(word.lower()) if isinstance(word, str) else None
+        if scheduler is None:
+            raise OptionError(f"scheduler must be one of {', '.join(_BY_WORD)}; got {word!r}")
+        return scheduler
 
 
-Scheduler.default = Scheduler.single_stream
-
-_WORDS = {
-    "single_stream": Scheduler.single_stream,
+_BY_WORD = {
+    **Scheduler.__members__,
     "single": Scheduler.single_stream,
     "sync": Scheduler.single_stream,
-    "multi_stream": Scheduler.multi_stream,
     "multi": Scheduler.multi_stream,
     "async": Scheduler.multi_stream,
-    "elastic": Scheduler.elastic,
-    "default": Scheduler.default,
 }

@@ -1,204 +1,358 @@
-"""Reading CPUs, caches and NUMA nodes from /sys and /proc, or from a captured tree.
+"""What the kernel tells of each online CPU: files below /sys and /proc -> CpuFacts.
 
-Documentation/ABI/testing/sysfs-devices-system-cpu and .../stable/sysfs-devices-node of the kernel
-say what the files mean. Old kernels have only the hex maps, not the lists.
+The files are documented in the kernel's Documentation/ABI/stable/sysfs-devices-system-cpu,
+Documentation/ABI/testing/sysfs-devices-system-cpu, Documentation/ABI/stable/sysfs-devices-node and
+Documentation/admin-guide/cputopology.rst. Any of them may be missing: old kernels lack some,
+virtual machines and containers lack others.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-Cpus = frozenset[int]
+from deepsched.errors import TopologyError
 
+CpuSet = frozenset[int]
+"""OS numbers of CPUs. Empty also where the kernel does not tell."""
 
-def read_text(path: Path) -> str | None:
-    """The stripped text of a file; None where it is not there or cannot be read."""
-    try:
-        return path.read_text(errors="replace").strip()
-    except OSError:
-        return None
+_NONE: CpuSet = frozenset()
 
+_SAME_KIND = 1.15
+"""Cores belong to one kind as long as the next more capable one is at most 15% above.
 
-def parse_cpulist(text: str) -> Cpus:
-    """Reads the kernel's list format.
-
-    >>> sorted(parse_cpulist("0-3,8,10-11"))
-    [0, 1, 2, 3, 8, 10, 11]
-    """
-    cpus: set[int] = set()
-    for part in text.replace("\n", ",").split(","):
-        first, _, last = part.strip().partition("-")
-        if first.isdigit():
-            cpus.update(range(int(first), int(last or first) + 1))
-    return frozenset(cpus)
-
-
-def parse_cpumap(text: str) -> Cpus:
-    """Reads the kernel's mask format: hex words of 32 bits, the highest first.
-
-    >>> sorted(parse_cpumap("00000001,0000000f"))
-    [0, 1, 2, 3, 32]
-    """
-    try:
-        bits = int(text.replace(",", ""), 16)
-    except ValueError:
-        return frozenset()
-    return frozenset(cpu for cpu in range(bits.bit_length()) if bits >> cpu & 1)
-
-
-def read_cpus(folder: Path, *names: str) -> Cpus:
-    """The CPUs in the first of these files that names any; lists are told by their names.
-
-    Give the map before the list: old kernels have only the maps, and some of Linux 2.6 wrote one
-    CPU into every shared_cpu_list.
-    """
-    for name in names:
-        text = read_text(folder / name)
-        is_list = "list" in name or name in ("online", "cpus")
-        cpus = (parse_cpulist if is_list else parse_cpumap)(text) if text else frozenset()
-        if cpus:
-            return cpus
-    return frozenset()
-
-
-def read_number(path: Path) -> int | None:
-    """The integer (decimal, or hex with 0x) in a file; None where there is none."""
-    try:
-        return int(read_text(path) or "", 0)
-    except ValueError:
-        return None
+Wide enough for favoured cores, whose maximum frequency is a few percent above their siblings'
+(Turbo Boost Max 3.0: 5.2 and 5.0 GHz; Arm: capacities 1024 and 997), narrow enough for two
+designs of core (1.9 and 1.4 GHz; capacities 997 and 731).
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class CpuFacts:
-    """What sysfs says of one CPU; sets of CPUs may name offline ones."""
+    """One online CPU, that is one hardware thread. Sets hold online CPUs only."""
 
-    siblings: Cpus
-    """The hardware threads of its core, itself included."""
+    cpu: int
+    core: CpuSet
+    """The hardware threads of its core, itself among them."""
     package: int | None
-    caches: dict[int, Cpus]
-    """By level, who shares the data or unified cache."""
-    capacity: int | None
-    """Relative speed: the kernel's cpu_capacity, else the highest frequency in kHz."""
-    model: int | None
-    """Arm's main id register, which tells kinds of core apart."""
+    numa_node: int | None
+    kind: int
+    """0 for the least capable kind of core of the machine."""
+    package_cpus: CpuSet
+    die: CpuSet
+    cluster: CpuSet
+    l2: CpuSet
+    """Who shares its L2 cache for data."""
+    l3: CpuSet
 
 
-def online_cpus(root: Path) -> Cpus:
-    """The CPUs that run; a kernel without hotplug has no `online` files."""
-    cpu_root = root / "sys/devices/system/cpu"
-    listed = read_cpus(cpu_root, "online")
-    folders = {int(path.name[3:]) for path in cpu_root.glob("cpu[0-9]*") if path.name[3:].isdigit()}
-    known = folders or set(_read_cpuinfo(root))
-    return frozenset(
-        cpu
-        for cpu in known
-        if (not listed or cpu in listed) and read_text(cpu_root / f"cpu{cpu}/online") != "0"
+def read_cpus(root: Path) -> list[CpuFacts]:
+    """The online CPUs of the machine whose /sys and /proc lie below `root`, by OS number.
+
+    Raises:
+        TopologyError: no such folder, no CPU in it, or a file holds something else than a set of
+            CPUs.
+    """
+    if not root.is_dir():
+        raise TopologyError(f"cannot read a machine from {root}: no such folder")
+    cpuinfo = _read_cpuinfo(root)
+    online = _online_cpus(root, cpuinfo)
+    if not online:
+        raise TopologyError(
+            f"cannot read a machine from {root}: no CPUs; looked for sys/devices/system/cpu/online, "
+            "sys/devices/system/cpu/cpu<N> and proc/cpuinfo"
+        )
+    nodes = _read_nodes(root, online)
+    kinds = _read_kinds(root, online)
+    return [
+        _read_cpu(root, cpu, online, cpuinfo, nodes.get(cpu), kinds[cpu]) for cpu in sorted(online)
+    ]
+
+
+def _read_cpu(
+    root: Path,
+    cpu: int,
+    online: CpuSet,
+    cpuinfo: Mapping[int, Mapping[str, str]],
+    numa_node: int | None,
+    kind: int,
+) -> CpuFacts:
+    folder = root / _CPU / f"cpu{cpu}"
+    topology = folder / "topology"
+    if topology.is_dir():
+        core = _own_core(root, cpu, read_cpu_set(topology, *_CORE_FILES) & online)
+        package = _read_int(topology / "physical_package_id")
+    else:  # kernels before 2.6.16, and some containers
+        core, package = _core_by_cpuinfo(cpu, cpuinfo)
+        core &= online
+    core |= {cpu}
+    caches = _read_caches(folder / "cache", core)
+    return CpuFacts(
+        cpu=cpu,
+        core=core,
+        # The kernel writes -1 where the firmware names no package.
+        package=package if package is not None and package >= 0 else None,
+        numa_node=numa_node,
+        kind=kind,
+        package_cpus=read_cpu_set(topology, *_PACKAGE_FILES) & online,
+        die=read_cpu_set(topology, "die_cpus_list", "die_cpus") & online,
+        cluster=read_cpu_set(topology, "cluster_cpus_list", "cluster_cpus") & online,
+        l2=caches.get(2, _NONE) & online,
+        l3=caches.get(3, _NONE) & online,
     )
 
 
-def read_facts(root: Path, cpus: Cpus) -> dict[int, CpuFacts]:
-    """What sysfs says of each of `cpus`; /proc/cpuinfo fills in where it has no topology."""
-    cpu_root = root / "sys/devices/system/cpu"
-    cpuinfo = {} if any(cpu_root.glob("cpu[0-9]*/topology")) else _read_cpuinfo(root)
-    frequencies = _max_frequencies(cpu_root)
-    has_compute_units = _has_compute_units(root)
-    facts = {}
+# --- Folders and files ------------------------------------------------------------------------
 
-    def core_id(cpu: int) -> int | None:
-        return read_number(cpu_root / f"cpu{cpu}" / "topology/core_id")
-
-    for cpu in cpus:
-        folder = cpu_root / f"cpu{cpu}"
-        topology = folder / "topology"
-        siblings = read_cpus(
-            topology, "core_cpus", "thread_siblings", "core_cpus_list", "thread_siblings_list"
-        )
-        if has_compute_units:
-            siblings = frozenset(other for other in siblings if core_id(other) == core_id(cpu))
-        package = read_number(topology / "physical_package_id")
-        if cpu in cpuinfo:
-            package, core = cpuinfo[cpu]
-            same = {other for other, place in cpuinfo.items() if place == (package, core)}
-            siblings = frozenset(same) if core is not None else frozenset()
-        capacity = read_number(folder / "cpu_capacity")
-        facts[cpu] = CpuFacts(
-            siblings=siblings | {cpu},
-            package=package if package is not None and package >= 0 else None,
-            caches=_read_caches(folder / "cache", cpu),
-            capacity=capacity if capacity is not None else frequencies.get(cpu),
-            model=read_number(folder / "regs/identification/midr_el1"),
-        )
-    return facts
+_CPU = "sys/devices/system/cpu"
+_NODE = "sys/devices/system/node"
+# Each file under its name since 5.3, then under its old name; as a list, then as a hex mask.
+_CORE_FILES = ("core_cpus_list", "thread_siblings_list", "core_cpus", "thread_siblings")
+_PACKAGE_FILES = ("package_cpus_list", "core_siblings_list", "package_cpus", "core_siblings")
 
 
-def _has_compute_units(root: Path) -> bool:
-    """Whether siblings may be cores, with a core_id each: AMD's family 15h pairs two to an L2."""
-    text = read_text(root / "proc/cpuinfo") or ""
-    return "AuthenticAMD" in text and re.search(r"^cpu family\s*: 21$", text, re.M) is not None
+def read_text(path: Path) -> str | None:
+    """The file's text without surrounding space; None where it cannot be read."""
+    try:
+        return path.read_text(errors="replace").strip(" \t\n\0")
+    except OSError:  # missing, or an attribute that exists and refuses to be read
+        return None
 
 
-def _read_caches(folder: Path, cpu: int) -> dict[int, Cpus]:
-    caches = {}
-    for index in folder.glob("index[0-9]*"):
-        level = read_number(index / "level")
-        if level is None or read_text(index / "type") == "Instruction":
-            continue
-        caches[level] = read_cpus(index, "shared_cpu_map", "shared_cpu_list") | {cpu}
+def read_cpu_set(folder: Path, *names: str) -> CpuSet:
+    """The CPUs in the first of these files that names any; empty where none does.
+
+    Args:
+        folder: where the files are.
+        names: a name that ends in "cpumap", "_cpus", "_map" or "_siblings" is a hex mask,
+            anything else a list.
+
+    Raises:
+        TopologyError: a file is neither.
+    """
+    for name in names:
+        text = read_text(folder / name)
+        if text:
+            try:
+                cpus = _parse_mask(text) if _MASK_NAME.search(name) else parse_cpu_list(text)
+            except ValueError:
+                raise TopologyError(
+                    f"{folder / name} must hold a set of CPUs, got {text!r}"
+                ) from None
+            if cpus:
+                return cpus
+    return _NONE
+
+
+_MASK_NAME = re.compile(r"^cpumap$|^(core|package|die|cluster)_cpus$|_map$|_siblings$")
+
+
+def parse_cpu_list(text: str) -> CpuSet:
+    """The kernel's list format, as in "0-3,8".
+
+    Raises:
+        ValueError: `text` is not such a list.
+
+    Example:
+        >>> sorted(parse_cpu_list("0-3,8"))
+        [0, 1, 2, 3, 8]
+    """
+    cpus: set[int] = set()
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        cpus.update(range(int(first), int(last or first) + 1))
+    return frozenset(cpus)
+
+
+def format_cpu_list(cpus: Iterable[int]) -> str:
+    """The reverse of `parse_cpu_list`.
+
+    Example:
+        >>> format_cpu_list([8, 0, 1, 2, 3])
+        '0-3,8'
+    """
+    ranges: list[list[int]] = []
+    for cpu in sorted(set(cpus)):
+        if ranges and ranges[-1][1] == cpu - 1:
+            ranges[-1][1] = cpu
+        else:
+            ranges.append([cpu, cpu])
+    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in ranges)
+
+
+def _parse_mask(text: str) -> CpuSet:
+    """Hex words of 32 bits, the most significant first: "00000000,00000101" is CPUs 0 and 8."""
+    bits = int("".join(word.rjust(8, "0") for word in text.split(",")), 16)
+    return frozenset(cpu for cpu in range(bits.bit_length()) if bits >> cpu & 1)
+
+
+def _read_int(path: Path) -> int | None:
+    try:
+        return int(read_text(path) or "")
+    except ValueError:
+        return None
+
+
+# --- Which CPUs there are ---------------------------------------------------------------------
+
+
+def _online_cpus(root: Path, cpuinfo: Mapping[int, Mapping[str, str]]) -> CpuSet:
+    present = _numbered(root / _CPU, "cpu")
+    online = read_cpu_set(root / _CPU, "online")
+    if online:
+        return online & present if present else online
+    # A CPU that cannot be taken offline has no "online" file. Kernels before 2.6.24 say that one
+    # is offline by leaving out its "topology".
+    has_topology = {cpu for cpu in present if (root / _CPU / f"cpu{cpu}/topology").is_dir()}
+    return frozenset(
+        cpu
+        for cpu in has_topology or present
+        if read_text(root / _CPU / f"cpu{cpu}/online") != "0"
+    ) or frozenset(cpuinfo)
+
+
+def _numbered(folder: Path, prefix: str) -> CpuSet:
+    """The numbers N of the entries "<prefix><N>" of a folder."""
+    try:
+        names = [entry.name for entry in folder.iterdir()]
+    except OSError:
+        return _NONE
+    matches = (re.fullmatch(rf"{prefix}(\d+)", name) for name in names)
+    return frozenset(int(match[1]) for match in matches if match)
+
+
+# --- Cores ------------------------------------------------------------------------------------
+
+
+def _own_core(root: Path, cpu: int, siblings: CpuSet) -> CpuSet:
+    """Those of the siblings that are hardware threads of the same core.
+
+    AMD's families 15h and 16h pair two cores in a "compute unit", and the kernel calls the pair
+    siblings (Documentation/arch/x86/topology.rst); their core_id tells them apart.
+    """
+    core_id = _read_int(root / _CPU / f"cpu{cpu}/topology/core_id")
+    return frozenset(
+        other
+        for other in siblings
+        if _read_int(root / _CPU / f"cpu{other}/topology/core_id") == core_id
+    )
+
+
+def _read_cpuinfo(root: Path) -> dict[int, dict[str, str]]:
+    """proc/cpuinfo: the fields of each CPU, by its number."""
+    blocks = (read_text(root / "proc/cpuinfo") or "").split("\n\n")
+    cpus = {}
+    for block in blocks:
+        pairs = (line.partition(":") for line in block.splitlines())
+        fields = {name.strip(): value.strip() for name, _, value in pairs}
+        if fields.get("processor", "").isdigit():
+            cpus[int(fields["processor"])] = fields
+    return cpus
+
+
+def _core_by_cpuinfo(
+    cpu: int, cpuinfo: Mapping[int, Mapping[str, str]]
+) -> tuple[CpuSet, int | None]:
+    """The core's CPUs and its package; "physical id" and "core id" are x86's and ia64's."""
+
+    def place(fields: Mapping[str, str]) -> tuple[str | None, str | None]:
+        return fields.get("physical id"), fields.get("core id")
+
+    package, core_id = place(cpuinfo.get(cpu, {}))
+    number = int(package) if package and package.isdigit() else None
+    if number is None or core_id is None:
+        return frozenset({cpu}), number
+    same = (other for other, fields in cpuinfo.items() if place(fields) == (package, core_id))
+    return frozenset(same), number
+
+
+# --- Caches and NUMA nodes --------------------------------------------------------------------
+
+
+def _read_caches(folder: Path, core: CpuSet) -> dict[int, CpuSet]:
+    """Level -> the CPUs that share this CPU's cache of that level for data."""
+    caches: dict[int, CpuSet] = {}
+    for index in sorted(_numbered(folder, "index")):
+        cache = folder / f"index{index}"
+        level = _read_int(cache / "level")
+        if level in (2, 3) and read_text(cache / "type") != "Instruction":
+            # ia64 leaves the set empty for caches that one core has to itself.
+            caches[level] = read_cpu_set(cache, "shared_cpu_list", "shared_cpu_map") or core
     return caches
 
 
-def _max_frequencies(cpu_root: Path) -> dict[int, int]:
-    """By CPU, in kHz. Older kernels have a cpufreq folder in each CPU's, newer ones policies."""
-    frequencies = {}
-    for folder in [*cpu_root.glob("cpufreq/policy*"), *cpu_root.glob("cpu[0-9]*/cpufreq")]:
-        highest = read_number(folder / "cpuinfo_max_freq")
-        members = {int(cpu) for cpu in (read_text(folder / "related_cpus") or "").split()}
-        if folder.name == "cpufreq":
-            members.add(int(folder.parent.name[3:]))
-        if highest is not None:
-            frequencies.update(dict.fromkeys(members, highest))
-    return frequencies
+def _read_nodes(root: Path, online: CpuSet) -> dict[int, int]:
+    """CPU -> its NUMA node. A CPU may have none: its node's memory is offline or missing."""
+    folder = root / _NODE
+    nodes = _numbered(folder, "node")
+    nodes &= read_cpu_set(folder, "online") or nodes
+    if not nodes:  # a kernel without NUMA takes all memory for node 0
+        return dict.fromkeys(online, 0)
+    owner: dict[int, int] = {}
+    for node in sorted(nodes):
+        cpus = read_cpu_set(folder / f"node{node}", "cpulist", "cpumap")
+        # A CPU is in one node only. Broken firmware made kernels list all CPUs in every node:
+        # the first is as good as any, and the others hold nothing that sets CPUs apart.
+        if owner.keys().isdisjoint(cpus):
+            owner.update(dict.fromkeys(cpus, node))
+    return owner
 
 
-def _read_cpuinfo(root: Path) -> dict[int, tuple[int | None, int | None]]:
-    """(physical id, core id) by processor, from /proc/cpuinfo."""
-    places: dict[int, tuple[int | None, int | None]] = {}
-    fields: dict[str, int] = {}
-    for line in [*(read_text(root / "proc/cpuinfo") or "").splitlines(), "processor:"]:
-        name, _, value = (part.strip() for part in line.partition(":"))
-        if name == "processor":
-            if "processor" in fields:
-                places[fields["processor"]] = (fields.get("physical id"), fields.get("core id"))
-            fields = {}
-        if value.isdigit():
-            fields[name] = int(value)
-    return places
+# --- Kinds of core ----------------------------------------------------------------------------
 
 
-def numa_nodes(root: Path) -> dict[int, Cpus]:
-    """The nodes that have CPUs, by number; a node whose CPUs are another's is left out.
+def _read_kinds(root: Path, online: CpuSet) -> dict[int, int]:
+    """CPU -> kind of its core, 0 for the least capable.
 
-    Some firmware reports several nodes with the same CPUs, which are then one; where it is true
-    (memory of two kinds beside the same cores), the lower one is the ordinary memory.
+    The first source that tells kinds apart decides:
+
+    1. Intel's hybrid machines have one performance monitoring unit per type of core, with a
+       folder that lists the type's CPUs (Documentation/admin-guide/perf/ and
+       Documentation/ABI/testing/sysfs-bus-event_source-devices).
+    2. cpu_capacity: speed relative to the fastest core, with its design and frequency counted in
+       (Documentation/scheduler/sched-capacity.rst). Arm and RISC-V; all 1024 on most x86.
+    3. cpufreq/base_frequency: what the core sustains (Documentation/admin-guide/pm/intel_pstate).
+    4. cpufreq/cpuinfo_max_freq.
+
+    Numbers make a new kind where the next higher one is more than 15% above (`_SAME_KIND`).
     """
-    nodes: dict[int, Cpus] = {}
-    node_root = root / "sys/devices/system/node"
-    online = read_cpus(node_root, "online")
-    numbers = [int(path.name[4:]) for path in node_root.glob("node[0-9]*")]
-    for number in sorted(numbers):
-        cpus = read_cpus(node_root / f"node{number}", "cpumap", "cpulist")
-        if cpus and cpus not in nodes.values() and (not online or number in online):
-            nodes[number] = cpus
-    return nodes
+    by_type = [
+        read_cpu_set(root / "sys/devices" / pmu, "cpus") & online
+        for pmu in ("cpu_lowpower", "cpu_atom", "cpu_core")
+    ]
+    by_type = [cpus for cpus in by_type if cpus]
+    if len(by_type) > 1 and frozenset().union(*by_type) == online:
+        return {cpu: kind for kind, cpus in enumerate(by_type) for cpu in cpus}
+    frequency = _frequency_folders(root, online)
+    for files in (
+        {cpu: root / _CPU / f"cpu{cpu}/cpu_capacity" for cpu in online},
+        {cpu: folder / "base_frequency" for cpu, folder in frequency.items()},
+        {cpu: folder / "cpuinfo_max_freq" for cpu, folder in frequency.items()},
+    ):
+        kinds = _split_kinds({cpu: _read_int(path) or 0 for cpu, path in files.items()})
+        if any(kinds.values()):
+            return kinds
+    return dict.fromkeys(online, 0)
 
 
-def hybrid_kinds(root: Path) -> list[Cpus]:
-    """The kinds of core of an Intel hybrid processor, the least capable first: the perf counters
-    of each kind are a device of their own."""
-    devices = root / "sys/devices"
-    names = ("cpu_lowpower", "cpu_atom", "cpu_core")
-    kinds = [read_cpus(devices / name, "cpus") for name in names]
-    return [cpus for cpus in kinds if cpus]
+def _frequency_folders(root: Path, online: CpuSet) -> dict[int, Path]:
+    """CPU -> its cpufreq policy; cpu<N>/cpufreq is a link to it, or is missing from a capture."""
+    folders = {cpu: root / _CPU / f"cpu{cpu}/cpufreq" for cpu in online}
+    for number in _numbered(root / _CPU / "cpufreq", "policy"):
+        policy = root / _CPU / f"cpufreq/policy{number}"
+        cpus = (read_text(policy / "related_cpus") or "").split()
+        folders.update((int(cpu), policy) for cpu in cpus if int(cpu) in online)
+    return folders
+
+
+def _split_kinds(capability: Mapping[int, int]) -> dict[int, int]:
+    """Kinds by a number that is 0 where it is not known; all one kind if it is not known of all."""
+    values = sorted(set(capability.values()))
+    kind_of = {}
+    kind = 0
+    for lower, value in zip([values[0], *values], values, strict=False):
+        kind += lower > 0 and value > lower * _SAME_KIND
+        kind_of[value] = kind if values[0] > 0 else 0
+    return {cpu: kind_of[value] for cpu, value in capability.items()}

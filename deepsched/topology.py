@@ -1,111 +1,95 @@
-"""What the machine is, cut down to what this process may use."""
+"""Topology: the machine, cut down to what this process may use.
+
+Pure reading: the root folder of the machine's files can be given, so that a captured machine
+behaves like this one.
+"""
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from deepsched import cgroup, sysfs
 from deepsched.errors import TopologyError
-
-# Capacities closer than this are one kind of core: manufacturing favours single cores of a kind by
-# some per cent of frequency, while kinds that were found differ by 20 % (Intel) to 36 % (Arm).
-_KIND_GAP = 1.15
+from deepsched.sysfs import CpuFacts, CpuSet
 
 
 @dataclass(frozen=True, slots=True)
 class Core:
-    """One physical core."""
+    """A physical core. Two cores share a cache, node or package exactly when the ids are equal."""
 
     cpus: tuple[int, ...]
-    """Its hardware threads that may be used, by the OS's numbers, ascending."""
-    l2: int | None = None
-    """Which L2 cache; cores with the same number share it. Numbered from 0 in topology order."""
-    l3: int | None = None
-    """Which L3 cache, likewise. None where the machine has none, or does not tell."""
-    numa_node: int | None = None
-    """The OS's number of the NUMA node; None for a core without one."""
-    package: int | None = None
-    """The OS's number of the package (socket)."""
-    kind: int = 0
-    """The kind of core on a hybrid machine: 0 is the least capable, higher is more capable."""
+    """OS numbers, ascending, of those of its hardware threads that this process may use."""
+    l2: int | None
+    """Numbered from 0 in topology order; None where the machine does not tell."""
+    l3: int | None
+    """Numbered from 0 in topology order; None where the machine does not tell."""
+    numa_node: int | None
+    """The OS's number; None where the CPU's node has no memory online."""
+    package: int | None
+    """The OS's number; None where the machine does not tell."""
+    kind: int
+    """0 for the least capable kind of core of the machine, rising; 0 if there is but one."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, repr=False)
 class Topology:
-    """The cores that may be used, in topology order: by package, NUMA node, L3, L2, core.
+    """The cores that this process may use, and how much of their time.
 
     Example:
         >>> machine = Topology.synthetic(packages=2, cores_per_l3=2, threads_per_core=2)
+        >>> machine
+        <Topology: 4 cores, 8 CPUs (0-7), 2 L3 caches, 2 NUMA nodes, 2 packages>
         >>> [core.cpus for core in machine.cores]
         [(0, 4), (1, 5), (2, 6), (3, 7)]
-        >>> machine.l3_groups, machine.packages, machine.cpu_quota
-        ((0, 1), (0, 1), None)
     """
 
     cores: tuple[Core, ...]
+    """In topology order: package, node, L3, core. Cores that share something are neighbours."""
     cpu_quota: float | None = None
-    """How many cores' worth of CPU time the cgroup grants; None for no limit."""
+    """The CPU time that the cgroup grants, in cores; None if it does not limit it."""
     is_local: bool = field(default=False, compare=False)
-    """Whether it was read from this machine, for this process."""
-
-    @property
-    def cpus(self) -> tuple[int, ...]:
-        """Every hardware thread, by the OS's numbers, ascending."""
-        return tuple(sorted(cpu for core in self.cores for cpu in core.cpus))
-
-    @property
-    def l3_groups(self) -> tuple[int, ...]:
-        """The numbers of the L3 caches, in topology order."""
-        return distinct(core.l3 for core in self.cores)
-
-    @property
-    def numa_nodes(self) -> tuple[int, ...]:
-        """The numbers of the NUMA nodes, in topology order."""
-        return distinct(core.numa_node for core in self.cores)
-
-    @property
-    def packages(self) -> tuple[int, ...]:
-        """The numbers of the packages, in topology order."""
-        return distinct(core.package for core in self.cores)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of it, for JSON."""
-        return {
-            "cpu_quota": self.cpu_quota,
-            "cores": [asdict(core) for core in self.cores],
-        }
+    """Whether this is the machine that the process runs on; says nothing about the machine."""
 
     @classmethod
     def detect(cls) -> Topology:
-        """This machine, as far as this thread's affinity mask and cgroups allow it.
+        """This machine, for the calling thread: its affinity mask and its cgroup count.
 
         Raises:
             TopologyError: /sys and /proc cannot be read.
 
-        >>> Topology.detect().is_local
-        True
+        Example:
+            >>> set(Topology.detect().cpus) <= os.sched_getaffinity(0)
+            True
         """
-        return cls._read(Path("/"), os.sched_getaffinity(0), is_local=True)
+        return _read(Path("/"), os.sched_getaffinity(0), is_local=True)
 
     @classmethod
     def from_sysfs(
-        cls, root: str | os.PathLike[str], affinity: Collection[int] | None = None
+        cls, root: str | os.PathLike[str], affinity: Iterable[int] | None = None
     ) -> Topology:
-        """A captured machine.
+        """A machine whose /sys and /proc were captured.
 
         Args:
-            root: the folder that holds its sys/ and proc/; mount points in its proc/mounts, of
-                cgroups, are looked up inside it.
-            affinity: the CPUs that the process may use; None for all that the cgroups allow.
+            root: the folder that holds sys/ and proc/. The mount points of cgroups, as
+                proc/mounts names them, are inside it as well.
+            affinity: OS numbers of the CPUs that the process may use; None for all of them.
 
         Raises:
-            TopologyError: no CPUs are found there, or none may be used.
+            TopologyError: `root` holds no machine, or none of its CPUs may be used.
+
+        Example:
+            >>> Topology.from_sysfs("/no/such/machine")
+            Traceback (most recent call last):
+            ...
+            deepsched.errors.TopologyError: cannot read a machine from /no/such/machine: no such \
+folder
         """
-        return cls._read(Path(root), affinity, is_local=False)
+        return _read(Path(root), affinity, is_local=False)
 
     @classmethod
     def synthetic(
@@ -116,162 +100,143 @@ class Topology:
         cores_per_l3: int = 8,
         threads_per_core: int = 1,
     ) -> Topology:
-        """A machine made up: every package alike; each core has an L2 of its own.
+        """A regular machine, with an L2 for each core.
 
-        CPUs are numbered as Linux does: the first hardware thread of every core, then the second.
+        CPUs are numbered as Linux usually does: the first threads of all cores, then the second
+        ones.
 
         Raises:
-            TopologyError: a count is not a positive int.
+            TopologyError: a number is below 1.
+
+        Example:
+            >>> Topology.synthetic(packages=1, l3_per_node=2, cores_per_l3=1).cores[1]
+            Core(cpus=(1,), l2=1, l3=1, numa_node=0, package=0, kind=0)
         """
-        counts = {
-            "packages": packages,
-            "nodes_per_package": nodes_per_package,
-            "l3_per_node": l3_per_node,
-            "cores_per_l3": cores_per_l3,
-            "threads_per_core": threads_per_core,
-        }
-        for name, count in counts.items():
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise TopologyError(f"{name} must be a positive int, got {count!r}")
-        num_cores = packages * nodes_per_package * l3_per_node * cores_per_l3
-        cores = []
-        for index in range(num_cores):
-            l3 = index // cores_per_l3
-            node = l3 // l3_per_node
-            cpus = tuple(index + thread * num_cores for thread in range(threads_per_core))
-            cores.append(Core(cpus, index, l3, node, node // nodes_per_package))
-        return cls(tuple(cores))
-
-    @classmethod
-    def _read(cls, root: Path, affinity: Collection[int] | None, is_local: bool) -> Topology:
-        online = sysfs.online_cpus(root)
-        if not online:
-            raise TopologyError(
-                f"no CPUs found under {root}: expected sys/devices/system/cpu/cpu*, or "
-                "proc/cpuinfo, in it"
+        counts = (packages, nodes_per_package, l3_per_node, cores_per_l3, threads_per_core)
+        if min(counts) < 1:
+            raise TopologyError(f"a synthetic topology has 1 or more of each, got {counts}")
+        total = packages * nodes_per_package * l3_per_node * cores_per_l3
+        return cls(
+            cores=tuple(
+                Core(
+                    cpus=tuple(range(core, total * threads_per_core, total)),
+                    l2=core,
+                    l3=core // cores_per_l3,
+                    numa_node=core // (cores_per_l3 * l3_per_node),
+                    package=core // (cores_per_l3 * l3_per_node * nodes_per_package),
+                    kind=0,
+                )
+                for core in range(total)
             )
-        cpuset = cgroup.allowed_cpus(root)
-        usable = online
-        if cpuset is not None:
-            usable &= cpuset
-        if affinity is not None:
-            usable &= frozenset(affinity)
-        if not usable:
-            raise TopologyError(
-                f"none of the online CPUs {sorted(online)} may be used: the cpuset has "
-                f"{'all' if cpuset is None else sorted(cpuset)}, the affinity mask "
-                f"{'all' if affinity is None else sorted(affinity)}"
-            )
-        return cls(_read_cores(root, usable), cgroup.cpu_quota(root), is_local)
-
-
-def distinct(values: Iterable[int | None]) -> tuple[int, ...]:
-    """Each value once, in order of first appearance; None left out."""
-    return tuple(dict.fromkeys(value for value in values if value is not None))
-
-
-def _read_cores(root: Path, usable: sysfs.Cpus) -> tuple[Core, ...]:
-    facts = sysfs.read_facts(root, usable)
-    # A kernel without NUMA has no nodes in sysfs: all memory is then one.
-    nodes = sysfs.numa_nodes(root) or {0: usable}
-    # A CPU of several nodes belongs to the one with the fewest CPUs: the nearest memory.
-    wide_first = sorted(nodes, key=lambda node: (-len(nodes[node]), -node))
-    node_of = {cpu: node for node in wide_first for cpu in nodes[node]}
-    kind_of = _kinds(root, facts)
-    # Levels as {cpu: number}; the caches are numbered by their first CPU until they are in order.
-    levels: list[dict[int, int | None]] = [
-        {cpu: facts[cpu].package for cpu in usable},
-        {cpu: node_of.get(cpu) for cpu in usable},
-        {cpu: _first(facts[cpu].caches.get(3)) for cpu in usable},
-        {cpu: _first(facts[cpu].caches.get(2)) for cpu in usable},
-    ]
-    cores = sorted(_group_threads(facts), key=_order(levels))
-    packages, numa, l3, l2 = levels
-    numbered = []
-    for cpus in cores:
-        first = cpus[0]
-        numbered.append(
-            Core(cpus, l2[first], l3[first], numa[first], packages[first], kind_of[first])
         )
-    l2_numbers = {cache: i for i, cache in enumerate(distinct(core.l2 for core in numbered))}
-    l3_numbers = {cache: i for i, cache in enumerate(distinct(core.l3 for core in numbered))}
-    return tuple(
+
+    @property
+    def cpus(self) -> tuple[int, ...]:
+        """The OS numbers of all CPUs that this process may use, ascending."""
+        return tuple(sorted(cpu for core in self.cores for cpu in core.cpus))
+
+    @property
+    def l3_groups(self) -> tuple[int, ...]:
+        """The ids of the L3 caches, in topology order."""
+        return distinct(core.l3 for core in self.cores)
+
+    @property
+    def numa_nodes(self) -> tuple[int, ...]:
+        """The OS's numbers of the NUMA nodes that have CPUs here, in topology order."""
+        return distinct(core.numa_node for core in self.cores)
+
+    @property
+    def packages(self) -> tuple[int, ...]:
+        """The OS's numbers of the packages, in topology order."""
+        return distinct(core.package for core in self.cores)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything about it, ready for JSON."""
+        return asdict(self)
+
+    def __repr__(self) -> str:
+        quota = "" if self.cpu_quota is None else f", quota of {self.cpu_quota:g} cores"
+        return (
+            f"<Topology: {len(self.cores)} cores, {len(self.cpus)} CPUs "
+            f"({sysfs.format_cpu_list(self.cpus)}), {len(self.l3_groups)} L3 caches, "
+            f"{len(self.numa_nodes)} NUMA nodes, {len(self.packages)} packages{quota}>"
+        )
+
+
+def distinct(ids: Iterable[int | None]) -> tuple[int, ...]:
+    """Each id once, in the order of its first appearance, without None."""
+    return tuple(dict.fromkeys(number for number in ids if number is not None))
+
+
+def _read(root: Path, affinity: Iterable[int] | None, is_local: bool) -> Topology:
+    online = sysfs.read_cpus(root)
+    usable = _usable(online, affinity, cgroup.allowed_cpus(root))
+    # Grouped by who says it is in the set, so that no CPU is in two cores, whatever the files say.
+    by_core: dict[CpuSet, list[CpuFacts]] = {}
+    for facts in usable:
+        by_core.setdefault(facts.core, []).append(facts)
+    groups = _in_topology_order(list(by_core.values()))
+    l2 = _number_caches(group[0].l2 for group in groups)
+    l3 = _number_caches(group[0].l3 for group in groups)
+    cores = tuple(
         Core(
-            core.cpus,
-            None if core.l2 is None else l2_numbers[core.l2],
-            None if core.l3 is None else l3_numbers[core.l3],
-            core.numa_node,
-            core.package,
-            core.kind,
+            cpus=tuple(facts.cpu for facts in group),
+            l2=l2.get(group[0].l2),
+            l3=l3.get(group[0].l3),
+            numa_node=group[0].numa_node,
+            package=group[0].package,
+            kind=group[0].kind,
         )
-        for core in numbered
+        for group in groups
     )
+    return Topology(cores, cgroup.cpu_quota(root), is_local)
 
 
-def _first(cpus: sysfs.Cpus | None) -> int | None:
-    return min(cpus) if cpus else None
+def _usable(
+    online: Sequence[CpuFacts], affinity: Iterable[int] | None, cpuset: CpuSet | None
+) -> list[CpuFacts]:
+    allowed = {facts.cpu for facts in online}
+    text = f"online: {sysfs.format_cpu_list(allowed)}"
+    for name, cpus in (("affinity mask", affinity), ("cgroup's cpuset", cpuset)):
+        if cpus is not None:
+            limit = frozenset(cpus)
+            allowed &= limit
+            text += f"; {name}: {sysfs.format_cpu_list(limit) or 'none'}"
+    if not allowed:
+        raise TopologyError(f"no CPU is left that this process may use ({text})")
+    return [facts for facts in online if facts.cpu in allowed]
 
 
-def _group_threads(facts: dict[int, sysfs.CpuFacts]) -> list[tuple[int, ...]]:
-    """The cores, by sibling sets: (package, core_id) is not unique on every machine."""
-    cores = []
-    left = set(facts)
-    for cpu in sorted(facts):
-        if cpu in left:
-            core = facts[cpu].siblings & left
-            cores.append(tuple(sorted(core)))
-            left -= core
-    return cores
+def _number_caches(caches: Iterable[CpuSet]) -> dict[CpuSet, int]:
+    """Cache, named by the CPUs that share it -> its number. The empty set is no cache."""
+    return dict(zip(dict.fromkeys(filter(None, caches)), itertools.count(), strict=False))
 
 
-def _order(levels: list[dict[int, int | None]]) -> Callable[[tuple[int, ...]], tuple[int, ...]]:
-    """A sort key that keeps every level contiguous, the widest outermost.
+def _in_topology_order(cores: list[list[CpuFacts]]) -> list[list[CpuFacts]]:
+    """Sorted so that cores that share something are neighbours: the coarsest level first.
 
-    Usually that is package, node, L3, L2; but there are nodes of several packages, and L3s of
-    several nodes.
+    Which level is the coarser differs: a node may hold several packages or be one of several in a
+    package, it may hold several L3s or be one of several that share one. Of two levels that nest,
+    the one with fewer groups is the outer one.
     """
 
-    def breadth(level: dict[int, int | None]) -> int:
-        sizes: dict[int | None, int] = {}
-        for number in level.values():
-            sizes[number] = sizes.get(number, 0) + 1
-        return sum(size * size for size in sizes.values())
+    def num_groups(level: Callable[[CpuFacts], Hashable]) -> int:
+        return len({level(core[0]) for core in cores})
 
-    nested = sorted(levels, key=breadth, reverse=True)  # stable: equals stay in the usual order
-
-    def key(cpus: tuple[int, ...]) -> tuple[int, ...]:
-        numbers = (level[cpus[0]] for level in nested)
-        return (*(-1 if number is None else number for number in numbers), cpus[0])
-
-    return key
+    levels = sorted(_LEVELS, key=num_groups)  # stable: package before node before L3 if equal
+    return sorted(cores, key=lambda core: ([level(core[0]) for level in levels], core[0].cpu))
 
 
-def _kinds(root: Path, facts: dict[int, sysfs.CpuFacts]) -> dict[int, int]:
-    """The kind of each CPU: by what the kernel names, else by gaps between capacities."""
-    groups = [cpus & facts.keys() for cpus in sysfs.hybrid_kinds(root)]
-    if not groups or set().union(*groups) != facts.keys():
-        models: dict[int | None, set[int]] = {}
-        for cpu, fact in facts.items():
-            models.setdefault(fact.model, set()).add(cpu)
-        if len(models) > 1 and None not in models:
-            groups = sorted(
-                (frozenset(cpus) for cpus in models.values()),
-                key=lambda cpus: max(facts[cpu].capacity or 0 for cpu in cpus),
-            )
-        else:
-            groups = _by_capacity(facts)
-    return {cpu: kind for kind, cpus in enumerate(group for group in groups if group) for cpu in cpus}
+def _first(cpus: CpuSet) -> int:
+    return min(cpus, default=-1)
 
 
-def _by_capacity(facts: dict[int, sysfs.CpuFacts]) -> list[frozenset[int]]:
-    if any(fact.capacity is None for fact in facts.values()):
-        return [frozenset(facts)]
-    groups: list[set[int]] = []
-    previous = None
-    for cpu in sorted(facts, key=lambda cpu: facts[cpu].capacity or 0):
-        capacity = facts[cpu].capacity or 0
-        if previous is None or capacity > previous * _KIND_GAP:
-            groups.append(set())
-        groups[-1].add(cpu)
-        previous = capacity
-    return [frozenset(group) for group in groups]
+# Packages whose number the firmware does not tell still have sets.
+_LEVELS: tuple[Callable[[CpuFacts], tuple[int, ...]], ...] = (
+    lambda facts: (-1 if facts.package is None else facts.package, _first(facts.package_cpus)),
+    lambda facts: (-1 if facts.numa_node is None else facts.numa_node,),
+    lambda facts: (_first(facts.die),),
+    lambda facts: (_first(facts.l3),),
+    lambda facts: (_first(facts.cluster),),
+    lambda facts: (_first(facts.l2),),
+)
