@@ -13,17 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from deepsched.sysfs import CpuSet, read_cpu_set, read_text
-
-# Version 2, version 1, version 1 mounted with "noprefix" and the old file system. The effective
-# set first: the configured one may be empty (version 2: "as the parent") or name offline CPUs.
-_CPUSET_FILES = (
-    "cpuset.cpus.effective",
-    "cpuset.effective_cpus",
-    "effective_cpus",
-    "cpuset.cpus",
-    "cpus",
-)
+from deepsched.sysfs import CpuSet, read_cpu_list, read_text
 
 
 def allowed_cpus(root: Path) -> CpuSet | None:
@@ -36,11 +26,21 @@ def allowed_cpus(root: Path) -> CpuSet | None:
         The set of the nearest group, from the process's own upwards, that has one; None if none
         has: the process may use every CPU.
     """
-    for folder in _group_folders(root, "cpuset"):
-        cpus = read_cpu_set(folder, *_CPUSET_FILES)
+    for mount, folder in _group_folders(root, "cpuset"):
+        cpus = read_cpu_list(folder, *_cpuset_files(mount))
         if cpus:
             return cpus
     return None
+
+
+def _cpuset_files(mount: _Mount) -> tuple[str, ...]:
+    """The files that say which CPUs a group has, the one that counts first."""
+    if mount.version == 2:  # what is configured may be empty ("as the parent"): the effective set
+        return ("cpuset.cpus.effective",)
+    names = ("cpus", "effective_cpus")  # without prefix: mounted with "noprefix", or as "cpuset"
+    if "cpuset_v2_mode" in mount.options:
+        names = ("effective_cpus", "cpus")
+    return tuple(f"{prefix}{name}" for name in names for prefix in ("cpuset.", ""))
 
 
 def cpu_quota(root: Path) -> float | None:
@@ -49,7 +49,7 @@ def cpu_quota(root: Path) -> float | None:
     A group may take no more than any group above it, so this is the smallest limit on the way from
     the process's own group to the root.
     """
-    quotas = [_quota(folder) for folder in _group_folders(root, "cpu")]
+    quotas = [_quota(folder) for _, folder in _group_folders(root, "cpu")]
     return min((quota for quota in quotas if quota is not None), default=None)
 
 
@@ -64,12 +64,13 @@ def _quota(folder: Path) -> float | None:
     return int(words[0]) / int(words[1])
 
 
-def _group_folders(root: Path, controller: str) -> Iterator[Path]:
+def _group_folders(root: Path, controller: str) -> Iterator[tuple[_Mount, Path]]:
     """The folders of the process's group and of those above it, nearest first, of each mount."""
     groups = _read_groups(root, controller)
     for mount in _read_mounts(root):
-        if mount.version is not None and (mount.version == 2 or controller in mount.options):
-            yield from _upwards(root, mount, groups.get(mount.version, "/"))
+        if mount.version == 2 or (mount.version == 1 and controller in mount.options):
+            for folder in _upwards(root, mount, groups[mount.version]):
+                yield mount, folder
 
 
 def _read_groups(root: Path, controller: str) -> dict[int, str]:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from deepsched.errors import ClosedError, OptionError, StreamConfigError
-from deepsched.partition import PartitionWarning, Stream, partition
+from deepsched.partition import PartitionWarning, Stream, WarningKind, partition
 from deepsched.runtime.dispatch import Dispatcher, Model
 from deepsched.runtime.session import open_session
 from deepsched.scheduler import Scheduler
@@ -95,7 +95,8 @@ class Context:
             )
         self._streams, self._warnings = self._partition(num_cores, num_streams)
         for warning in self._warnings:
-            logger.warning("%s", warning)
+            costly = warning.kind not in (WarningKind.shares_l3, WarningKind.uneven_sizes)
+            logger.log(logging.WARNING if costly else logging.INFO, "%s", warning)
         self._is_shared = _is_shared
         self._is_closed = False
         self._lock = threading.Lock()

@@ -1,78 +1,81 @@
-"""Cutting a machine into streams: pure functions of a topology."""
+"""Partition: a topology, cut into streams. Pure functions."""
 
 from __future__ import annotations
 
 import enum
+import itertools
 import math
 import operator
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from deepsched.errors import StreamConfigError
+from deepsched.sysfs import format_cpu_list
 from deepsched.topology import Core, Topology, distinct
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A slice of the machine that serves one request at a time: whole cores, side by side."""
+    """A slice of the machine that serves one request at a time."""
 
     index: int
-    """0 for the first in topology order."""
     cores: tuple[Core, ...]
-    """In topology order; no core is in two streams."""
+    """Neighbours in topology order."""
     cpus: tuple[int, ...]
-    """The hardware threads that it runs on, by the OS's numbers, core by core."""
+    """OS numbers of the hardware threads to use, core by core."""
 
     @property
     def numa_nodes(self) -> tuple[int, ...]:
-        """The numbers of the NUMA nodes that it touches."""
+        """The OS's numbers of the NUMA nodes that it touches, in topology order."""
         return distinct(core.numa_node for core in self.cores)
 
     @property
     def l3_groups(self) -> tuple[int, ...]:
-        """The numbers of the L3 caches that it touches."""
+        """The ids of the L3 caches that it touches, in topology order."""
         return distinct(core.l3 for core in self.cores)
 
     @property
     def packages(self) -> tuple[int, ...]:
-        """The numbers of the packages that it touches."""
+        """The OS's numbers of the packages that it touches, in topology order."""
         return distinct(core.package for core in self.cores)
 
 
-class WarningKind(str, enum.Enum):
-    """What can be unwise about a partition."""
+class WarningKind(enum.StrEnum):
+    """What can be unwise about a partition. Members equal their words."""
 
     straddles_packages = "straddles_packages"
-    """A stream has cores in several packages: it pays remote memory at every step."""
+    """A stream's cores are in several packages: it pays for remote memory."""
+
     straddles_nodes = "straddles_nodes"
-    """A stream has cores in several NUMA nodes of a package."""
+    """A stream's cores are in several NUMA nodes of one package: the same, but cheaper."""
+
     shares_l3 = "shares_l3"
-    """Several streams use the same L3 cache, and evict each other's data."""
+    """Several streams use one L3 cache: they evict each other's data."""
+
     uneven_sizes = "uneven_sizes"
-    """Some streams have a core more than others, so requests take different times."""
+    """Some streams have a core less than others: their requests take longer."""
+
     mixed_kinds = "mixed_kinds"
     """A stream has cores of several kinds: the fast ones wait for the slow ones."""
-
-    __str__ = str.__str__
 
 
 @dataclass(frozen=True, slots=True)
 class PartitionWarning:
-    """One thing that is unwise about a partition; `str()` of it is a log line."""
+    """Something unwise about a partition; `str()` gives the message."""
 
     kind: WarningKind
     streams: tuple[int, ...]
-    """The indexes of the streams that it is about."""
+    """The indexes of the streams concerned."""
     message: str
-    """What it is, what it costs and what to do."""
+    """Which streams, what it costs, and what to do: a sentence for a log."""
 
     def __str__(self) -> str:
         return self.message
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, for JSON."""
+        """Ready for JSON."""
         return {"kind": str(self.kind), "streams": list(self.streams), "message": self.message}
 
 
@@ -89,211 +92,226 @@ def partition(
     num_streams: int | None = None,
     threads_per_core: int = 1,
 ) -> Partition:
-    """Cuts the cores of `topology` into streams.
+    """Cuts the cores into streams: neighbours in topology order, none in two streams.
 
-    n cores in s streams: contiguous in topology order, sizes that differ by at most one, the
-    larger first.
+    Sizes differ by one core at most; the larger streams come first.
 
     Args:
-        num_cores: how many physical cores to use; None for all, or for as many as the CPU quota
-            is worth, rounded up. Fewer than all come from as few packages as possible, evenly;
-            within a package the most capable kind first, then in topology order.
-        num_streams: how many streams; None for one per L3 cache of those cores (where the machine
-            does not tell: one per NUMA node, else one per package, else one).
-        threads_per_core: how many hardware threads of each core a stream runs on. A core that has
-            fewer gives what it has.
+        topology: the machine.
+        num_cores: how many physical cores to use; None for the budget: all of them, but no more
+            than the cgroup's CPU quota, rounded up. Fewer than there are come from as few
+            packages as possible, evenly spread over those; within a package from the most capable
+            kind of core first, then from as few NUMA nodes and L3 caches as possible, evenly
+            spread as well. Of equal choices the one with more usable cores is taken, then the
+            first in topology order.
+        num_streams: how many; None for one per L3 cache of the cores used (if the machine tells
+            of none: one per NUMA node, else per package, else one).
+        threads_per_core: how many hardware threads of each core to use; a core with fewer gives
+            what it has.
 
     Raises:
-        StreamConfigError: a number is out of its range, which the message tells.
+        StreamConfigError: a number is not an integer, or is out of the bounds that it names.
 
     Example:
         >>> machine = Topology.synthetic(packages=2, cores_per_l3=8)
-        >>> [stream.cpus for stream in partition(machine, num_streams=3).streams]
-        [(0, 1, 2, 3, 4, 5), (6, 7, 8, 9, 10), (11, 12, 13, 14, 15)]
-        >>> [str(warning.kind) for warning in partition(machine, num_streams=3).warnings]
-        ['straddles_packages', 'shares_l3', 'uneven_sizes']
+        >>> streams, warnings = partition(machine, num_streams=3)
+        >>> [(stream.cpus[0], stream.cpus[-1]) for stream in streams]
+        [(0, 5), (6, 10), (11, 15)]
+        >>> print(warnings[0])
+        stream 1 has cores in several packages, which costs remote memory; num_streams=2 avoids it
     """
-    budget, what = _budget(topology)
-    if num_cores is None:
-        num_cores = budget
-    else:
-        num_cores = _between("num_cores", num_cores, budget, what)
+    cores = _cores_to_use(topology, num_cores)
+    threads = _check_int("threads_per_core", threads_per_core)
     most_threads = max(len(core.cpus) for core in topology.cores)
-    threads_per_core = _between(
-        "threads_per_core", threads_per_core, most_threads, "usable hardware threads of a core"
-    )
-    cores = _choose(topology, num_cores)
-    if num_streams is None:
-        num_streams = _default_num_streams(cores)
-    else:
-        num_streams = _between("num_streams", num_streams, num_cores, "usable cores")
+    _check_range("threads_per_core", threads, most_threads, "hardware threads of a core")
+    count = _num_streams(cores, num_streams)
     streams = tuple(
-        Stream(
-            index,
-            tuple(slice_),
-            tuple(cpu for core in slice_ for cpu in core.cpus[:threads_per_core]),
-        )
-        for index, slice_ in enumerate(_cut(cores, num_streams))
+        Stream(index, part, tuple(cpu for core in part for cpu in core.cpus[:threads]))
+        for index, part in enumerate(_cut(cores, count))
     )
-    return Partition(streams, tuple(_warn(streams, cores)))
+    return Partition(streams, tuple(_warnings(cores, count)))
 
 
-def _budget(topology: Topology) -> tuple[int, str]:
-    num_cores = len(topology.cores)
-    if topology.cpu_quota is not None and math.ceil(topology.cpu_quota) < num_cores:
-        budget = max(1, math.ceil(topology.cpu_quota))
-        return budget, f"cores that the cgroup's CPU quota of {topology.cpu_quota:g} pays for"
-    return num_cores, "usable cores"
+# --- What was asked for -----------------------------------------------------------------------
 
 
-def _between(name: str, value: Any, most: int, what: str) -> int:
-    complaint = f"{name} must be between 1 and {most} ({what}), got {value!r}"
-    if isinstance(value, bool):
-        raise StreamConfigError(complaint)
+def _check_int(name: str, value: object) -> int:
     try:
-        number = operator.index(value)
+        if isinstance(value, bool):  # an int to Python, a mistake here
+            raise TypeError
+        return operator.index(value)  # type: ignore[arg-type]  # that is what it finds out
     except TypeError:
-        raise StreamConfigError(complaint) from None
-    if not 1 <= number <= most:
-        raise StreamConfigError(complaint)
-    return number
+        raise StreamConfigError(f"{name} must be an integer, got {value!r}") from None
 
 
-def _choose(topology: Topology, num_cores: int) -> tuple[Core, ...]:
-    """`num_cores` cores from as few packages as possible, evenly spread over those."""
-    if num_cores == len(topology.cores):
-        return topology.cores
-    sizes = Counter(core.package for core in topology.cores)
-    chosen: list[int | None] = []
-    for package, _ in sizes.most_common():  # the first of equals in topology order
-        if sum(sizes[package] for package in chosen) >= num_cores:
-            break
-        chosen.append(package)
-    left = num_cores
-    take: dict[int | None, int] = {}
-    # The smallest first: what it cannot give is spread over the others.
-    for i, package in enumerate(reversed(chosen)):
-        take[package] = min(sizes[package], left // (len(chosen) - i))
-        left -= take[package]
-    picked: set[tuple[int, ...]] = set()
-    for package, count in take.items():
-        cores = [core for core in topology.cores if core.package == package]
-        best_first = sorted(cores, key=lambda core: -core.kind)
-        picked.update(core.cpus for core in best_first[:count])
-    return tuple(core for core in topology.cores if core.cpus in picked)
+def _check_range(name: str, value: int, most: int, what: str) -> None:
+    if not 1 <= value <= most:
+        raise StreamConfigError(f"{name} must be between 1 and {most} ({what}), got {value}")
 
 
-def _default_num_streams(cores: Sequence[Core]) -> int:
-    for numbers in (
-        [core.l3 for core in cores],
-        [core.numa_node for core in cores],
-        [core.package for core in cores],
-    ):
-        if None not in numbers:
-            return len(set(numbers))
+def _cores_to_use(topology: Topology, num_cores: int | None) -> tuple[Core, ...]:
+    budget, why = len(topology.cores), "usable cores: online, in the affinity mask and the cpuset"
+    quota = topology.cpu_quota
+    if quota is not None and math.ceil(quota) < budget:
+        budget, why = math.ceil(quota), f"the cgroup's CPU quota is {quota:g} cores"
+    if num_cores is None:
+        count = budget
+    else:
+        count = _check_int("num_cores", num_cores)
+        _check_range("num_cores", count, budget, why)
+    chosen = frozenset(_choose(topology.cores, count, _CHOICES))
+    return tuple(core for core in topology.cores if core in chosen)
+
+
+def _num_streams(cores: Sequence[Core], num_streams: int | None) -> int:
+    if num_streams is not None:
+        count = _check_int("num_streams", num_streams)
+        _check_range("num_streams", count, len(cores), "usable cores")
+        return count
+    for level in ("l3", "numa_node", "package"):
+        groups = distinct(getattr(core, level) for core in cores)
+        if groups:
+            return len(groups)
     return 1
 
 
-def _cut(cores: Sequence[Core], num_streams: int) -> list[Sequence[Core]]:
-    small, larger = divmod(len(cores), num_streams)
-    starts = [i * small + min(i, larger) for i in range(num_streams + 1)]
-    return [cores[start:end] for start, end in zip(starts, starts[1:], strict=False)]
+# --- Which cores ------------------------------------------------------------------------------
 
 
-# --- What is unwise -----------------------------------------------------------------------------
+def _choose(cores: Sequence[Core], count: int, choices: Sequence[_Choice]) -> Iterator[Core]:
+    """`count` of the cores; each choice shares them out over the groups of one level."""
+    if count == len(cores) or not choices:
+        yield from cores[:count]
+        return
+    (level, share), *rest = choices
+    groups: dict[int | None, list[Core]] = {}
+    for core in cores:
+        groups.setdefault(level(core), []).append(core)
+    sizes = {number: len(group) for number, group in groups.items()}
+    for number, part in share(sizes, count).items():
+        yield from _choose(groups[number], part, rest)
 
 
-def _warn(streams: tuple[Stream, ...], cores: Sequence[Core]) -> list[PartitionWarning]:
-    warnings = []
-    across_packages = _crossing(streams, lambda core: core.package)
-    across_nodes = _crossing(streams, lambda core: core.numa_node)
-    if across_packages:
-        warnings.append(
-            PartitionWarning(
-                WarningKind.straddles_packages,
-                across_packages,
-                f"{_name(across_packages)} straddle packages, and pay remote memory; "
-                + _advice(cores, len(streams), lambda core: core.package),
-            )
-        )
-    if set(across_nodes) - set(across_packages):
-        warnings.append(
-            PartitionWarning(
-                WarningKind.straddles_nodes,
-                across_nodes,
-                f"{_name(across_nodes)} straddle NUMA nodes, and pay remote memory; "
-                + _advice(cores, len(streams), lambda core: core.numa_node),
-            )
-        )
-    if sharing := _sharing_l3(streams):
-        warnings.append(
-            PartitionWarning(
-                WarningKind.shares_l3,
-                sharing,
-                f"{_name(sharing)} share an L3 cache with another stream, and evict each other's "
-                f"data; {_default_num_streams(cores)} streams is one per L3",
-            )
-        )
-    if remainder := len(cores) % len(streams):
-        larger = tuple(range(remainder))
-        warnings.append(
-            PartitionWarning(
-                WarningKind.uneven_sizes,
-                larger,
-                f"{len(cores)} cores do not divide by {len(streams)} streams: {_name(larger)} "
-                "have a core more than the others, so requests take different times",
-            )
-        )
-    mixed = _crossing(streams, lambda core: core.kind)
-    if mixed:
-        warnings.append(
-            PartitionWarning(
-                WarningKind.mixed_kinds,
-                mixed,
-                f"{_name(mixed)} mix kinds of core, and the fast ones wait for the slow ones; "
-                f"num_cores={_num_fast(cores)} uses the fastest kind only",
-            )
-        )
-    return warnings
+_Shares = dict[int | None, int]
+"""Group -> number of cores."""
 
 
-def _name(streams: Sequence[int]) -> str:
-    text = ", ".join(str(index) for index in streams)
-    return f"stream {text}" if len(streams) == 1 else f"streams {text}"
+def _few_and_even(sizes: _Shares, count: int) -> _Shares:
+    """As few groups as possible, so the largest; as even as they can.
+
+    Example:
+        >>> _few_and_even({0: 8, 1: 2, 2: 8}, 9)
+        {2: 4, 0: 5}
+    """
+    by_size = sorted(sizes.items(), key=lambda item: -item[1])
+    totals = itertools.accumulate(size for _, size in by_size)
+    num_groups = next(number for number, total in enumerate(totals, start=1) if total >= count)
+    shares: _Shares = {}
+    # The smallest first: what it cannot give, the larger ones share.
+    for rest in range(num_groups, 0, -1):
+        number, size = by_size[rest - 1]
+        shares[number] = min(size, count // rest)
+        count -= shares[number]
+    return shares
 
 
-def _crossing(
-    streams: Sequence[Stream], number_of: Callable[[Core], int | None]
-) -> tuple[int, ...]:
-    return tuple(
-        stream.index
-        for stream in streams
-        if len(distinct(number_of(core) for core in stream.cores)) > 1
-    )
+def _highest_first(sizes: _Shares, count: int) -> _Shares:
+    shares: _Shares = {}
+    for number in sorted(sizes, key=lambda number: -(number or 0)):
+        shares[number] = min(sizes[number], count)
+        count -= shares[number]
+    return shares
 
 
-def _sharing_l3(streams: Sequence[Stream]) -> tuple[int, ...]:
-    uses = Counter(l3 for stream in streams for l3 in stream.l3_groups)
-    return tuple(
-        stream.index for stream in streams if any(uses[l3] > 1 for l3 in stream.l3_groups)
-    )
+_Choice = tuple[Callable[[Core], int | None], Callable[[_Shares, int], _Shares]]
+_CHOICES: tuple[_Choice, ...] = (
+    (attrgetter("package"), _few_and_even),
+    (attrgetter("kind"), _highest_first),
+    (attrgetter("numa_node"), _few_and_even),
+    (attrgetter("l3"), _few_and_even),
+)
 
 
-def _advice(
-    cores: Sequence[Core], num_streams: int, number_of: Callable[[Core], int | None]
-) -> str:
-    """The nearest num_streams whose streams stay within one package or node."""
-
-    def is_clean(count: int) -> bool:
-        return all(
-            len(distinct(number_of(core) for core in slice_)) <= 1 for slice_ in _cut(cores, count)
-        )
-
-    by_distance = sorted(range(1, len(cores) + 1), key=lambda count: abs(count - num_streams))
-    nearest = next(filter(is_clean, by_distance))  # one core a stream is always clean
-    return f"num_streams={nearest} avoids it"
+def _cut(cores: tuple[Core, ...], count: int) -> Iterator[tuple[Core, ...]]:
+    size, larger = divmod(len(cores), count)
+    start = 0
+    for index in range(count):
+        end = start + size + (index < larger)
+        yield cores[start:end]
+        start = end
 
 
-def _num_fast(cores: Sequence[Core]) -> int:
-    fastest = max(core.kind for core in cores)
-    return sum(core.kind == fastest for core in cores)
+# --- What is unwise about it ------------------------------------------------------------------
+
+_Parts = Sequence[Sequence[Core]]
+"""The cores of each stream."""
+
+
+def _warnings(cores: tuple[Core, ...], count: int) -> Iterator[PartitionWarning]:
+    for kind, (find, what) in _CHECKS.items():
+        streams = find(list(_cut(cores, count)))
+        if streams:
+            subject = "stream {} has" if len(streams) == 1 else "streams {} have"
+            numbers = format_cpu_list(streams).replace(",", ", ")
+            better = _nearest_without(find, cores, count)
+            message = f"{subject.format(numbers)} {what}; num_streams={better} avoids it"
+            yield PartitionWarning(kind, streams, message)
+
+
+def _nearest_without(find: _Check, cores: tuple[Core, ...], count: int) -> int:
+    """There always is one: a single stream shares nothing, and a single core straddles nothing."""
+    nearest_first = sorted(range(1, len(cores) + 1), key=lambda other: abs(other - count))
+    return next(other for other in nearest_first if not find(list(_cut(cores, other))))
+
+
+def _touching_several(parts: _Parts, level: str) -> tuple[int, ...]:
+    ids = [distinct(getattr(core, level) for core in part) for part in parts]
+    return tuple(index for index, touched in enumerate(ids) if len(touched) > 1)
+
+
+def _straddling_packages(parts: _Parts) -> tuple[int, ...]:
+    return _touching_several(parts, "package")
+
+
+def _straddling_nodes(parts: _Parts) -> tuple[int, ...]:
+    known = _straddling_packages(parts)  # these straddle nodes as well: no need to say so
+    return tuple(index for index in _touching_several(parts, "numa_node") if index not in known)
+
+
+def _sharing_l3(parts: _Parts) -> tuple[int, ...]:
+    users: dict[int, list[int]] = {}
+    for index, part in enumerate(parts):
+        for l3 in distinct(core.l3 for core in part):
+            users.setdefault(l3, []).append(index)
+    shared = (streams for streams in users.values() if len(streams) > 1)
+    return tuple(sorted({index for streams in shared for index in streams}))
+
+
+def _smaller(parts: _Parts) -> tuple[int, ...]:
+    return tuple(index for index, part in enumerate(parts) if len(part) < len(parts[0]))
+
+
+def _mixing_kinds(parts: _Parts) -> tuple[int, ...]:
+    return _touching_several(parts, "kind")
+
+
+_Check = Callable[[_Parts], tuple[int, ...]]
+_CHECKS: dict[WarningKind, tuple[_Check, str]] = {
+    WarningKind.straddles_packages: (
+        _straddling_packages,
+        "cores in several packages, which costs remote memory",
+    ),
+    WarningKind.straddles_nodes: (
+        _straddling_nodes,
+        "cores in several NUMA nodes, which costs remote memory",
+    ),
+    WarningKind.shares_l3: (
+        _sharing_l3,
+        "to share L3 caches with other streams, which costs cache misses",
+    ),
+    WarningKind.uneven_sizes: (_smaller, "a core less than the others, which costs time"),
+    WarningKind.mixed_kinds: (
+        _mixing_kinds,
+        "cores of several kinds, of which the fast wait for the slow",
+    ),
+}

@@ -9,7 +9,7 @@ virtual machines and containers lack others.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,9 @@ CpuSet = frozenset[int]
 """OS numbers of CPUs. Empty also where the kernel does not tell."""
 
 _NONE: CpuSet = frozenset()
+
+_CpuInfo = Mapping[int, Mapping[str, str]]
+"""proc/cpuinfo: the fields of each CPU, by its number."""
 
 _SAME_KIND = 1.15
 """Cores belong to one kind as long as the next more capable one is at most 15% above.
@@ -57,37 +60,38 @@ def read_cpus(root: Path) -> list[CpuFacts]:
     """
     if not root.is_dir():
         raise TopologyError(f"cannot read a machine from {root}: no such folder")
-    cpuinfo = _read_cpuinfo(root)
-    online = _online_cpus(root, cpuinfo)
+    online = _online_cpus(root)
+    # proc/cpuinfo is slow to read: the kernel asks every CPU. Only where sysfs tells too little.
+    has_sysfs = all((root / _CPU / f"cpu{cpu}/topology").is_dir() for cpu in online)
+    cpuinfo = {} if online and has_sysfs else _read_cpuinfo(root)
+    online = online or frozenset(cpuinfo)
     if not online:
         raise TopologyError(
-            f"cannot read a machine from {root}: no CPUs; looked for sys/devices/system/cpu/online, "
-            "sys/devices/system/cpu/cpu<N> and proc/cpuinfo"
+            f"cannot read a machine from {root}: no CPUs; looked for {_CPU}/online, "
+            f"{_CPU}/cpu<N> and proc/cpuinfo"
         )
     nodes = _read_nodes(root, online)
     kinds = _read_kinds(root, online)
     return [
-        _read_cpu(root, cpu, online, cpuinfo, nodes.get(cpu), kinds[cpu]) for cpu in sorted(online)
+        _read_cpu(root / _CPU / f"cpu{cpu}", cpu, online, cpuinfo, nodes.get(cpu), kinds[cpu])
+        for cpu in sorted(online)
     ]
 
 
 def _read_cpu(
-    root: Path,
+    folder: Path,
     cpu: int,
     online: CpuSet,
-    cpuinfo: Mapping[int, Mapping[str, str]],
+    cpuinfo: _CpuInfo,
     numa_node: int | None,
     kind: int,
 ) -> CpuFacts:
-    folder = root / _CPU / f"cpu{cpu}"
     topology = folder / "topology"
     if topology.is_dir():
-        core = _own_core(root, cpu, read_cpu_set(topology, *_CORE_FILES) & online)
-        package = _read_int(topology / "physical_package_id")
-    else:  # kernels before 2.6.16, and some containers
+        core, package = _own_core(topology), _read_int(topology / "physical_package_id")
+    else:  # old kernels, some containers
         core, package = _core_by_cpuinfo(cpu, cpuinfo)
-        core &= online
-    core |= {cpu}
+    core = core & online | {cpu}
     caches = _read_caches(folder / "cache", core)
     return CpuFacts(
         cpu=cpu,
@@ -96,9 +100,9 @@ def _read_cpu(
         package=package if package is not None and package >= 0 else None,
         numa_node=numa_node,
         kind=kind,
-        package_cpus=read_cpu_set(topology, *_PACKAGE_FILES) & online,
-        die=read_cpu_set(topology, "die_cpus_list", "die_cpus") & online,
-        cluster=read_cpu_set(topology, "cluster_cpus_list", "cluster_cpus") & online,
+        package_cpus=_read_siblings(topology, "package_cpus", "core_siblings") & online,
+        die=_read_siblings(topology, "die_cpus") & online,
+        cluster=_read_siblings(topology, "cluster_cpus") & online,
         l2=caches.get(2, _NONE) & online,
         l3=caches.get(3, _NONE) & online,
     )
@@ -108,9 +112,6 @@ def _read_cpu(
 
 _CPU = "sys/devices/system/cpu"
 _NODE = "sys/devices/system/node"
-# Each file under its name since 5.3, then under its old name; as a list, then as a hex mask.
-_CORE_FILES = ("core_cpus_list", "thread_siblings_list", "core_cpus", "thread_siblings")
-_PACKAGE_FILES = ("package_cpus_list", "core_siblings_list", "package_cpus", "core_siblings")
 
 
 def read_text(path: Path) -> str | None:
@@ -121,32 +122,40 @@ def read_text(path: Path) -> str | None:
         return None
 
 
-def read_cpu_set(folder: Path, *names: str) -> CpuSet:
+def read_cpu_list(folder: Path, *names: str) -> CpuSet:
     """The CPUs in the first of these files that names any; empty where none does.
 
-    Args:
-        folder: where the files are.
-        names: a name that ends in "cpumap", "_cpus", "_map" or "_siblings" is a hex mask,
-            anything else a list.
-
     Raises:
-        TopologyError: a file is neither.
+        TopologyError: a file is not in the list format, as in "0-3,8".
     """
+    return _read_cpu_set(folder, names, parse_cpu_list)
+
+
+def _read_cpu_mask(folder: Path, *names: str) -> CpuSet:
+    return _read_cpu_set(folder, names, _parse_mask)
+
+
+def _read_siblings(topology: Path, *names: str) -> CpuSet:
+    """A set of topology/, under its name since Linux 5.3 or its older one.
+
+    The mask before the list here and elsewhere: until Linux 5.15 the kernel cut a file off at one
+    page, which a list of many CPUs may exceed and a mask does not.
+    """
+    return _read_cpu_mask(topology, *names) or read_cpu_list(
+        topology, *(f"{name}_list" for name in names)
+    )
+
+
+def _read_cpu_set(folder: Path, names: Iterable[str], parse: Callable[[str], CpuSet]) -> CpuSet:
     for name in names:
         text = read_text(folder / name)
-        if text:
-            try:
-                cpus = _parse_mask(text) if _MASK_NAME.search(name) else parse_cpu_list(text)
-            except ValueError:
-                raise TopologyError(
-                    f"{folder / name} must hold a set of CPUs, got {text!r}"
-                ) from None
-            if cpus:
-                return cpus
+        try:
+            cpus = parse(text or "")
+        except ValueError:
+            raise TopologyError(f"{folder / name} must hold a set of CPUs, got {text!r}") from None
+        if cpus:
+            return cpus
     return _NONE
-
-
-_MASK_NAME = re.compile(r"^cpumap$|^(core|package|die|cluster)_cpus$|_map$|_siblings$")
 
 
 def parse_cpu_list(text: str) -> CpuSet:
@@ -184,7 +193,7 @@ def format_cpu_list(cpus: Iterable[int]) -> str:
 
 def _parse_mask(text: str) -> CpuSet:
     """Hex words of 32 bits, the most significant first: "00000000,00000101" is CPUs 0 and 8."""
-    bits = int("".join(word.rjust(8, "0") for word in text.split(",")), 16)
+    bits = int("".join(word.rjust(8, "0") for word in text.split(",")), 16) if text else 0
     return frozenset(cpu for cpu in range(bits.bit_length()) if bits >> cpu & 1)
 
 
@@ -198,19 +207,18 @@ def _read_int(path: Path) -> int | None:
 # --- Which CPUs there are ---------------------------------------------------------------------
 
 
-def _online_cpus(root: Path, cpuinfo: Mapping[int, Mapping[str, str]]) -> CpuSet:
-    present = _numbered(root / _CPU, "cpu")
-    online = read_cpu_set(root / _CPU, "online")
+def _online_cpus(root: Path) -> CpuSet:
+    folder = root / _CPU
+    present = _numbered(folder, "cpu")
+    online = read_cpu_list(folder, "online")
     if online:
         return online & present if present else online
-    # A CPU that cannot be taken offline has no "online" file. Kernels before 2.6.24 say that one
-    # is offline by leaving out its "topology".
-    has_topology = {cpu for cpu in present if (root / _CPU / f"cpu{cpu}/topology").is_dir()}
+    # Old kernels have no such list. Some of theirs remove the topology/ of an offline CPU, and a
+    # CPU that cannot be taken offline has no "online" file.
+    has_topology = frozenset(cpu for cpu in present if (folder / f"cpu{cpu}/topology").is_dir())
     return frozenset(
-        cpu
-        for cpu in has_topology or present
-        if read_text(root / _CPU / f"cpu{cpu}/online") != "0"
-    ) or frozenset(cpuinfo)
+        cpu for cpu in has_topology or present if read_text(folder / f"cpu{cpu}/online") != "0"
+    )
 
 
 def _numbered(folder: Path, prefix: str) -> CpuSet:
@@ -226,22 +234,21 @@ def _numbered(folder: Path, prefix: str) -> CpuSet:
 # --- Cores ------------------------------------------------------------------------------------
 
 
-def _own_core(root: Path, cpu: int, siblings: CpuSet) -> CpuSet:
-    """Those of the siblings that are hardware threads of the same core.
+def _own_core(topology: Path) -> CpuSet:
+    """The hardware threads of the core.
 
     AMD's families 15h and 16h pair two cores in a "compute unit", and the kernel calls the pair
     siblings (Documentation/arch/x86/topology.rst); their core_id tells them apart.
     """
-    core_id = _read_int(root / _CPU / f"cpu{cpu}/topology/core_id")
+    core_id = _read_int(topology / "core_id")
     return frozenset(
-        other
-        for other in siblings
-        if _read_int(root / _CPU / f"cpu{other}/topology/core_id") == core_id
+        sibling
+        for sibling in _read_siblings(topology, "core_cpus", "thread_siblings")
+        if _read_int(topology / f"../../cpu{sibling}/topology/core_id") == core_id
     )
 
 
-def _read_cpuinfo(root: Path) -> dict[int, dict[str, str]]:
-    """proc/cpuinfo: the fields of each CPU, by its number."""
+def _read_cpuinfo(root: Path) -> _CpuInfo:
     blocks = (read_text(root / "proc/cpuinfo") or "").split("\n\n")
     cpus = {}
     for block in blocks:
@@ -252,9 +259,7 @@ def _read_cpuinfo(root: Path) -> dict[int, dict[str, str]]:
     return cpus
 
 
-def _core_by_cpuinfo(
-    cpu: int, cpuinfo: Mapping[int, Mapping[str, str]]
-) -> tuple[CpuSet, int | None]:
+def _core_by_cpuinfo(cpu: int, cpuinfo: _CpuInfo) -> tuple[CpuSet, int | None]:
     """The core's CPUs and its package; "physical id" and "core id" are x86's and ia64's."""
 
     def place(fields: Mapping[str, str]) -> tuple[str | None, str | None]:
@@ -279,7 +284,11 @@ def _read_caches(folder: Path, core: CpuSet) -> dict[int, CpuSet]:
         level = _read_int(cache / "level")
         if level in (2, 3) and read_text(cache / "type") != "Instruction":
             # ia64 leaves the set empty for caches that one core has to itself.
-            caches[level] = read_cpu_set(cache, "shared_cpu_list", "shared_cpu_map") or core
+            caches[level] = (
+                _read_cpu_mask(cache, "shared_cpu_map")
+                or read_cpu_list(cache, "shared_cpu_list")
+                or core
+            )
     return caches
 
 
@@ -287,12 +296,14 @@ def _read_nodes(root: Path, online: CpuSet) -> dict[int, int]:
     """CPU -> its NUMA node. A CPU may have none: its node's memory is offline or missing."""
     folder = root / _NODE
     nodes = _numbered(folder, "node")
-    nodes &= read_cpu_set(folder, "online") or nodes
+    nodes &= read_cpu_list(folder, "online") or nodes
     if not nodes:  # a kernel without NUMA takes all memory for node 0
         return dict.fromkeys(online, 0)
     owner: dict[int, int] = {}
     for node in sorted(nodes):
-        cpus = read_cpu_set(folder / f"node{node}", "cpulist", "cpumap")
+        cpus = _read_cpu_mask(folder / f"node{node}", "cpumap") or read_cpu_list(
+            folder / f"node{node}", "cpulist"
+        )
         # A CPU is in one node only. Broken firmware made kernels list all CPUs in every node:
         # the first is as good as any, and the others hold nothing that sets CPUs apart.
         if owner.keys().isdisjoint(cpus):
@@ -309,8 +320,7 @@ def _read_kinds(root: Path, online: CpuSet) -> dict[int, int]:
     The first source that tells kinds apart decides:
 
     1. Intel's hybrid machines have one performance monitoring unit per type of core, with a
-       folder that lists the type's CPUs (Documentation/admin-guide/perf/ and
-       Documentation/ABI/testing/sysfs-bus-event_source-devices).
+       folder that lists the type's CPUs (tools/perf/Documentation/intel-hybrid.txt).
     2. cpu_capacity: speed relative to the fastest core, with its design and frequency counted in
        (Documentation/scheduler/sched-capacity.rst). Arm and RISC-V; all 1024 on most x86.
     3. cpufreq/base_frequency: what the core sustains (Documentation/admin-guide/pm/intel_pstate).
@@ -319,7 +329,7 @@ def _read_kinds(root: Path, online: CpuSet) -> dict[int, int]:
     Numbers make a new kind where the next higher one is more than 15% above (`_SAME_KIND`).
     """
     by_type = [
-        read_cpu_set(root / "sys/devices" / pmu, "cpus") & online
+        read_cpu_list(root / "sys/devices" / pmu, "cpus") & online
         for pmu in ("cpu_lowpower", "cpu_atom", "cpu_core")
     ]
     by_type = [cpus for cpus in by_type if cpus]

@@ -1,0 +1,50 @@
+"""`python -m deepsched`: the machine, the budget and the versions as JSON, for bug reports."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import psutil
+
+from deepsched.cli.topology import to_dict
+from deepsched.errors import DeepschedError
+from deepsched.partition import partition
+from deepsched.runtime.library import describe_library
+from deepsched.topology import Topology
+from deepsched.version import __version__
+
+
+def diagnose() -> dict[str, Any]:
+    """What a bug report needs; an error in place of what cannot be told."""
+    report: dict[str, Any] = {
+        "deepsched": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "affinity": sorted(os.sched_getaffinity(0)),
+        "packages": {},
+    }
+    for package in ("numpy", "onnx", "onnxruntime", "ml_dtypes", "psutil"):
+        try:
+            report["packages"][package] = version(package)
+        except PackageNotFoundError:
+            report["packages"][package] = None
+    try:
+        report["onnxruntime_library"] = describe_library()
+    except DeepschedError as error:
+        report["onnxruntime_library"] = {"error": str(error)}
+    try:
+        topology = Topology.detect()
+        report |= to_dict(topology, partition(topology))
+    except DeepschedError as error:
+        report["topology"] = {"error": str(error)}
+    return report
+
+
+if __name__ == "__main__":
+    print(json.dumps(diagnose(), indent=2))

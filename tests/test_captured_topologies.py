@@ -1,0 +1,101 @@
+"""Real machines, captured, against what hwloc 2.9 reads from the same files.
+
+The captures are no part of the project: see DEEPSCHED_TOPOLOGIES below.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deepsched.topology import Core, Topology
+
+FOLDER = Path(
+    os.environ.get("DEEPSCHED_TOPOLOGIES")
+    or Path(__file__).parents[2] / "shared" / "topologies"
+)
+
+if not (FOLDER / "expected.json").is_file():
+    pytest.skip(
+        f"no captured machines in {FOLDER}; DEEPSCHED_TOPOLOGIES names a folder with "
+        "topologies.tar.xz and expected.json",
+        allow_module_level=True,
+    )
+
+EXPECTED: dict[str, Any] = json.loads((FOLDER / "expected.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def captures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("topologies")
+    with tarfile.open(FOLDER / "topologies.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_reads_a_machine_as_hwloc_does(name: str, captures: Path) -> None:
+    expected = EXPECTED[name]
+    topology = Topology.from_sysfs(captures / name)
+    assert list(topology.cpus) == expected["allowed_pus"]
+    core_of = {cpu: core for core in topology.cores for cpu in core.cpus}
+    for cpu in expected["cpus"]:
+        if cpu["allowed"]:
+            assert _reading(cpu["cpu"], core_of) == _hwloc_reading(cpu, core_of)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize("level", ["package", "numa_node", "l3", "l2"])
+def test_cores_that_share_something_are_neighbours(
+    name: str, level: str, captures: Path
+) -> None:
+    ids = [getattr(core, level) for core in Topology.from_sysfs(captures / name).cores]
+    starts = [number for index, number in enumerate(ids) if index == 0 or ids[index - 1] != number]
+    assert len(starts) == len(set(ids))
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most_capable"),
+    [
+        ("20em64t-hybrid-1p6c2t+2ca4co1t", range(12, 20), range(12)),
+        ("nvidia-dgx-gb10", [*range(5), *range(10, 15)], [*range(5, 10), *range(15, 20)]),
+    ],
+)
+def test_hybrid_machine_has_two_kinds(
+    name: str, least: list[int], most_capable: list[int], captures: Path
+) -> None:
+    cores = Topology.from_sysfs(captures / name).cores
+    assert {cpu for core in cores for cpu in core.cpus if core.kind == 0} == set(least)
+    assert {cpu for core in cores for cpu in core.cpus if core.kind == 1} == set(most_capable)
+
+
+def _reading(cpu: int, core_of: dict[int, Core]) -> dict[str, Any]:
+    core = core_of[cpu]
+    return {
+        "core_cpus": list(core.cpus),
+        "package": core.package,
+        "numa_nodes": [] if core.numa_node is None else [core.numa_node],
+        "l2_cpus": _sharers(core, "l2", core_of),
+        "l3_cpus": _sharers(core, "l3", core_of),
+    }
+
+
+def _sharers(core: Core, level: str, core_of: dict[int, Core]) -> list[int] | None:
+    number = getattr(core, level)
+    if number is None:
+        return None
+    return sorted(cpu for cpu, other in core_of.items() if getattr(other, level) == number)
+
+
+def _hwloc_reading(cpu: dict[str, Any], allowed: dict[int, Core]) -> dict[str, Any]:
+    """hwloc's, cut down to the CPUs that the process may use."""
+    reading = {name: cpu[name] for name in ("package", "numa_nodes")}
+    for name in ("core_cpus", "l2_cpus", "l3_cpus"):
+        cpus = cpu[name]
+        reading[name] = None if cpus is None else [other for other in cpus if other in allowed]
+    return reading

@@ -1,0 +1,78 @@
+"""The lock-free queue against a plain deque, and under contention."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from deepsched.runtime.queue import RequestQueue
+
+
+class QueueMachine(RuleBasedStateMachine):
+    def __init__(self):
+        super().__init__()
+        self.queue = RequestQueue(4)
+        self.model = deque()
+
+    @rule(item=st.integers(1, 2**63))
+    def push(self, item):
+        accepted = len(self.model) < 4
+        assert self.queue.push(item) == accepted
+        if accepted:
+            self.model.append(item)
+
+    @rule()
+    def pop(self):
+        assert self.queue.pop() == (self.model.popleft() if self.model else None)
+
+    @invariant()
+    def emptiness_agrees(self):
+        assert bool(self.queue) == bool(self.model)
+
+
+TestQueueAgainstDeque = QueueMachine.TestCase
+
+
+@pytest.mark.parametrize(("asked", "got"), [(0, 2), (1, 2), (2, 2), (3, 4), (1000, 1024)])
+def test_capacity_is_rounded_up_to_a_power_of_two(asked, got):
+    assert RequestQueue(asked).capacity == got
+
+
+@pytest.mark.parametrize("capacity", [2, 64])
+@pytest.mark.parametrize("num_threads", [1, 2, 4])
+def test_every_item_is_popped_once_and_in_order_of_its_producer(capacity, num_threads):
+    queue = RequestQueue(capacity)
+    per_producer = 20_000 // num_threads
+    popped = [[] for _ in range(num_threads)]
+    left = threading.Semaphore(num_threads * per_producer)
+
+    def produce(producer):
+        for i in range(per_producer):
+            while not queue.push(producer << 32 | i + 1):
+                pass
+
+    def consume(mine):
+        while left.acquire(blocking=False):
+            while (item := queue.pop()) is None:
+                pass
+            mine.append(item)
+
+    threads = [threading.Thread(target=produce, args=(i,)) for i in range(num_threads)]
+    threads += [threading.Thread(target=consume, args=(mine,)) for mine in popped]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    counts = Counter(item for mine in popped for item in mine)
+    expected = {producer << 32 | i + 1 for producer in range(num_threads) for i in range(per_producer)}
+    assert set(counts) == expected
+    assert set(counts.values()) == {1}
+    for mine in popped:
+        for producer in range(num_threads):
+            own = [item for item in mine if item >> 32 == producer]
+            assert own == sorted(own)
+    assert not queue

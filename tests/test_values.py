@@ -1,0 +1,244 @@
+"""Arrays, lists and dicts into ORT's values and back."""
+
+from __future__ import annotations
+
+import gc
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from onnx import TensorProto, helper
+
+from deepsched import Engine
+from deepsched.errors import InputError, InputTypeError
+from deepsched.runtime import element_types
+from tests import models
+
+ORDINARY = [
+    "float32", "float64", "float16", "int8", "int16", "int32", "int64", "uint8", "uint16",
+    "uint32", "uint64", "bool",
+]  # fmt: skip
+ML_DTYPES = [
+    "bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "int4",
+    "uint4",
+]  # fmt: skip
+
+
+def engine_for(dtype, shape=("n",)):
+    element_type = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    return Engine(models.identity(shape, element_type, opset=21, ir_version=10), None)
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+def test_every_ordinary_dtype_goes_in_and_out(name):
+    x = np.array([0, 1, 1, 0, 1], dtype=name)
+    with engine_for(name) as engine:
+        (y,) = engine.run([x])
+        assert engine.input_dtypes == engine.output_dtypes == [np.dtype(name)]
+    assert y.dtype == x.dtype
+    assert (y == x).all()
+
+
+@pytest.mark.parametrize("name", ML_DTYPES)
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_the_small_types_of_ml_dtypes_go_in_and_out(name, size):
+    dtype = np.dtype(getattr(ml_dtypes, name))
+    x = np.arange(size).astype(np.float32).astype(dtype)
+    with engine_for(dtype) as engine:
+        (y,) = engine.run([x])
+    assert y.dtype == dtype
+    assert y.astype(np.float32).tolist() == x.astype(np.float32).tolist()
+
+
+@pytest.mark.parametrize(("name", "low", "high"), [("int4", -8, 8), ("uint4", 0, 16)])
+def test_packed_integers_keep_their_sign(name, low, high):
+    dtype = np.dtype(getattr(ml_dtypes, name))
+    x = np.arange(low, high).astype(dtype)
+    bits = element_types.BITS[21]
+    y = element_types.unpack(element_types.pack(x, bits), bits, x.shape, dtype)
+    assert y.astype(int).tolist() == list(range(low, high))
+
+
+@given(
+    x=hnp.arrays(
+        np.float32, hnp.array_shapes(min_dims=0, max_dims=5, min_side=0), elements=st.just(1.5)
+    ),
+    order=st.sampled_from("CF"),
+    reverse=st.booleans(),
+)
+def test_any_shape_and_layout_comes_back_equal(x, order, reverse):
+    shape = tuple(f"d{i}" for i in range(x.ndim))
+    x = np.asarray(x, order=order)
+    if reverse and x.ndim:
+        x = x[::-1]
+    with Engine(models.identity(shape), None) as engine:
+        (y,) = engine.run([x])
+    assert y.shape == x.shape
+    assert (y == x).all()
+
+
+def test_scalars_of_every_form():
+    with engine_for("float32", ()) as engine:
+        for x in (np.float32(2.5), np.array(2.5, np.float32), 2.5):
+            (y,) = engine.run([x])
+            assert y.shape == ()
+            assert y == np.float32(2.5)
+
+
+def test_numbers_without_a_dtype_take_the_models():
+    with engine_for("float32") as engine:
+        assert engine.run([[1, 2.5]])[0].tolist() == [1.0, 2.5]
+    with engine_for("int64") as engine:
+        assert engine.run([[1, 2]])[0].tolist() == [1, 2]
+        with pytest.raises(InputTypeError, match="'x': expected int64, got float64"):
+            engine.run([[1.5]])
+
+
+def test_other_byte_orders_and_unaligned_data_are_made_right():
+    x = np.array([1.5, -2.0], dtype=">f4")
+    shifted = np.zeros(9, np.uint8)[1:].view("<f4")  # not aligned
+    shifted[:] = [3.0, 4.0]
+    with engine_for("float32") as engine:
+        assert engine.run([x])[0].tolist() == [1.5, -2.0]
+        assert engine.run([shifted])[0].tolist() == [3.0, 4.0]
+
+
+def test_longlong_is_int64():
+    with engine_for("int64") as engine:
+        assert engine.run([np.array([7], np.longlong)])[0].tolist() == [7]
+
+
+def test_readonly_inputs_and_subclasses_are_taken():
+    x = np.array([1.0], np.float32)
+    x.flags.writeable = False
+    with engine_for("float32") as engine:
+        assert engine.run([x])[0].tolist() == [1.0]
+        assert engine.run([np.ma.masked_array([2.0], dtype=np.float32)])[0].tolist() == [2.0]
+
+
+@pytest.mark.parametrize("make", [np.array, lambda s: np.array(s, object), list])
+def test_strings_go_in_and_out(make):
+    words = ["a", "", "größer", "\U0001f600", "x" * 1000]
+    with engine_for(object) as engine:
+        (y,) = engine.run([make(words)])
+    assert y.dtype == object
+    assert y.tolist() == words
+
+
+def test_strings_that_cannot_be_passed_are_named():
+    with engine_for(object) as engine:
+        with pytest.raises(InputTypeError, match="without NUL"):
+            engine.run([["a\0b"]])
+        with pytest.raises(InputTypeError, match="expected string, got int64"):
+            engine.run([np.array([1])])
+        assert engine.run([np.zeros((0,), object)])[0].shape == (0,)
+
+
+def test_sequences_are_lists():
+    with Engine(models.sequence_insert(), None) as engine:
+        one, two = np.ones(1, np.float32), np.full(2, 2, np.float32)
+        (y,) = engine.run([[one], two])
+        assert [part.tolist() for part in y] == [[1.0], [2.0, 2.0]]
+        (y,) = engine.run([[], two])
+        assert [part.tolist() for part in y] == [[2.0, 2.0]]
+        with pytest.raises(InputTypeError, match="expected a list of float32"):
+            engine.run([one, two])
+        with pytest.raises(InputTypeError, match="expected float32, got float64"):
+            engine.run([[np.ones(1)], two])
+
+
+def test_parts_of_a_sequence_outlive_inputs_and_engine():
+    with Engine(models.sequence_insert(), None) as engine:
+        (y,) = engine.run([[np.full(1000, 7, np.float32)], np.ones(1, np.float32)])
+    del engine
+    gc.collect()
+    np.zeros(1000, np.float32)
+    assert (y[0] == 7).all()
+
+
+def test_maps_are_dicts():
+    nodes = [
+        helper.make_node("ZipMap", ["x"], ["y"], domain="ai.onnx.ml", classlabels_strings=["a", "b"])
+    ]
+    value = helper.make_map_type_proto(
+        TensorProto.STRING, helper.make_tensor_type_proto(TensorProto.FLOAT, [])
+    )
+    output = helper.make_value_info("y", helper.make_sequence_type_proto(value))
+    model = models.make(nodes, [models.tensor("x", ["n", 2])], [output])
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    with Engine(model, None) as engine:
+        (y,) = engine.run([np.array([[0.25, 0.75]], np.float32)])
+    assert y == [{"a": 0.25, "b": 0.75}]
+
+
+def test_an_absent_optional_is_none():
+    optional = helper.make_optional_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, None))
+    inputs = [helper.make_value_info("x", optional)]
+    model = models.make(
+        [helper.make_node("OptionalHasElement", ["x"], ["y"])],
+        inputs,
+        [models.tensor("y", [], TensorProto.BOOL)],
+        opset=18,
+    )
+    with Engine(model, None) as engine:
+        assert engine.run([np.ones(1, np.float32)])[0] == np.True_
+        assert engine.run([None])[0] == np.False_
+        assert engine.run({})[0] == np.False_
+
+
+def test_outputs_outlive_the_engine_and_can_be_written():
+    with Engine(models.mlp(), None) as engine:
+        x = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
+        (y,) = engine.run([x])
+        expected = y.copy()
+    del engine
+    gc.collect()
+    assert (y == expected).all()
+    y += 1
+
+
+def test_an_output_that_is_the_input_is_a_copy():
+    model = models.make([], [models.tensor("x", ["n"])], [models.tensor("x", ["n"])])
+    with Engine(model, None) as engine:
+        x = np.ones(1000, np.float32)
+        (y,) = engine.run([x])
+        x[:] = 5
+        assert (y == 1).all()
+
+
+def test_an_output_that_is_a_constant_is_not_the_models_weight():
+    constant = helper.make_tensor("c", TensorProto.FLOAT, [3], [1, 2, 3])
+    model = models.make(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        [models.tensor("x", ["n"])],
+        [models.tensor("y", ["n"]), models.tensor("c", [3])],
+        [constant],
+    )
+    with Engine(model, None) as engine:
+        x = np.ones(1, np.float32)
+        engine.run([x])[1][:] = 9
+        assert engine.run([x])[1].tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (np.ones((2, 3), np.float64), InputTypeError, "'x': expected float32, got float64"),
+        (np.ones((2, 3), np.int32), InputTypeError, "'x': expected float32, got int32"),
+        (np.ones((2,), np.float32), InputError, r"'x': expected shape \[2, 3\], got \[2\]"),
+        (np.ones((2, 4), np.float32), InputError, r"'x': expected shape \[2, 3\], got \[2, 4\]"),
+        (np.ones((5, 3), np.float32), InputError, "recompile with batch_size=None"),
+        (None, InputTypeError, "'x': expected an array, got None"),
+        ({}, InputTypeError, "'x': expected an array, got {}"),
+        ("text", InputTypeError, "'x': expected float32"),
+        ([[1.0], [2.0, 3.0]], InputTypeError, "numpy cannot read"),
+    ],
+)
+def test_what_does_not_fit_names_the_input_and_leaves_the_engine_usable(value, error, message):
+    with Engine(models.identity([2, 3]), None) as engine:
+        with pytest.raises(error, match=message):
+            engine.run([value])
+        assert engine.run([np.ones((2, 3), np.float32)])[0].shape == (2, 3)
