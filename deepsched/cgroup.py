@@ -68,7 +68,7 @@ def _group_folders(root: Path, controller: str) -> Iterator[tuple[_Mount, Path]]
     """The folders of the process's group and of those above it, nearest first, of each mount."""
     groups = _read_groups(root, controller)
     for mount in _read_mounts(root):
-        if mount.version == 2 or (mount.version == 1 and controller in mount.options):
+        if mount.version == 2 or controller in mount.options:
             for folder in _upwards(root, mount, groups[mount.version]):
                 yield mount, folder
 
@@ -78,7 +78,8 @@ def _read_groups(root: Path, controller: str) -> dict[int, str]:
     # proc/self/cpuset (older than cgroups) holds the path alone, whichever the hierarchy is.
     groups = dict.fromkeys((1, 2), read_text(root / "proc/self/cpuset") or "/")
     for line in (read_text(root / "proc/self/cgroup") or "").splitlines():
-        number, controllers, path = line.split(":", 2)
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
         if number == "0":
             groups[2] = path
         elif controller in controllers.split(","):
@@ -106,36 +107,36 @@ class _Mount:
     point: str
     root: str
     """Which group the mount point shows."""
-    type: str
+    version: int
     options: frozenset[str]
     """Version 1: the controllers are among them."""
 
-    @property
-    def version(self) -> int | None:
-        """None: not of control groups. The old cpuset file system behaves as version 1."""
-        return {"cgroup2": 2, "cgroup": 1, "cpuset": 1}.get(self.type)
-
 
 def _read_mounts(root: Path) -> list[_Mount]:
-    """The mount table: Documentation/filesystems/proc.rst, 3.5 for mountinfo."""
+    """The mounts of control groups: Documentation/filesystems/proc.rst, 3.5 for mountinfo."""
     mounts = []
     for line in (read_text(root / "proc/self/mountinfo") or "").splitlines():
-        fields, _, rest = line.partition(" - ")
-        shown, point = fields.split()[3:5]
-        kind, _, options = rest.split()[:3]
-        mounts.append(_mount(point, shown, kind, options))
+        # One space between two words: a mount's source may be empty.
+        words, _, rest = (part.split(" ") for part in line.partition(" - "))
+        if rest[0] in _TYPES:
+            mounts.append(_mount(words[4], words[3], rest[0], rest[2]))
     if not mounts:  # a capture may have the short table only
         for line in (read_text(root / "proc/mounts") or "").splitlines():
-            _, point, kind, options = line.split()[:4]
-            mounts.append(_mount(point, "/", kind, options))
+            words = line.split(" ")
+            if len(words) > 3 and words[2] in _TYPES:
+                mounts.append(_mount(words[1], "/", words[2], words[3]))
     return mounts
 
 
 def _mount(point: str, shown: str, kind: str, options: str) -> _Mount:
     names = frozenset(options.split(","))
-    # The old file system has one controller and no option that says so.
-    names |= {"cpuset"} if kind == "cpuset" else frozenset()
-    return _Mount(_unescape(point), _unescape(shown), kind, names)
+    if kind == "cpuset":  # one controller, and no option that says so
+        names |= {"cpuset"}
+    return _Mount(_unescape(point), _unescape(shown), _TYPES[kind], names)
+
+
+# Type of file system -> version. The old cpuset file system behaves as version 1.
+_TYPES = {"cgroup2": 2, "cgroup": 1, "cpuset": 1}
 
 
 def _unescape(text: str) -> str:

@@ -8,6 +8,8 @@ virtual machines and containers lack others.
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -58,7 +60,7 @@ def read_cpus(root: Path) -> list[CpuFacts]:
         TopologyError: no such folder, no CPU in it, or a file holds something else than a set of
             CPUs.
     """
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise TopologyError(f"cannot read a machine from {root}: no such folder")
     online = _online_cpus(root)
     # proc/cpuinfo is slow to read: the kernel asks every CPU. Only where sysfs tells too little.
@@ -353,16 +355,16 @@ def _frequency_folders(root: Path, online: CpuSet) -> dict[int, Path]:
     for number in _numbered(root / _CPU / "cpufreq", "policy"):
         policy = root / _CPU / f"cpufreq/policy{number}"
         cpus = (read_text(policy / "related_cpus") or "").split()
-        folders.update((int(cpu), policy) for cpu in cpus if int(cpu) in online)
+        folders.update((int(cpu), policy) for cpu in cpus if cpu.isdigit() and int(cpu) in online)
     return folders
 
 
 def _split_kinds(capability: Mapping[int, int]) -> dict[int, int]:
     """Kinds by a number that is 0 where it is not known; all one kind if it is not known of all."""
     values = sorted(set(capability.values()))
-    kind_of = {}
-    kind = 0
-    for lower, value in zip([values[0], *values], values, strict=False):
-        kind += lower > 0 and value > lower * _SAME_KIND
-        kind_of[value] = kind if values[0] > 0 else 0
+    if values[0] == 0:
+        return dict.fromkeys(capability, 0)
+    kind_of = {values[0]: 0}
+    for lower, value in itertools.pairwise(values):
+        kind_of[value] = kind_of[lower] + (value > lower * _SAME_KIND)
     return {cpu: kind_of[value] for cpu, value in capability.items()}

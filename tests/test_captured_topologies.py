@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import tarfile
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,7 @@ import pytest
 from deepsched.topology import Core, Topology
 
 FOLDER = Path(
-    os.environ.get("DEEPSCHED_TOPOLOGIES")
-    or Path(__file__).parents[2] / "shared" / "topologies"
+    os.environ.get("DEEPSCHED_TOPOLOGIES") or Path(__file__).parents[2] / "shared" / "topologies"
 )
 
 if not (FOLDER / "expected.json").is_file():
@@ -31,17 +32,20 @@ EXPECTED: dict[str, Any] = json.loads((FOLDER / "expected.json").read_text())
 
 
 @pytest.fixture(scope="session")
-def captures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("topologies")
-    with tarfile.open(FOLDER / "topologies.tar.xz") as archive:
+def captured() -> Iterator[dict[str, Topology]]:
+    # Not pytest's folder, which keeps the files of the last three sessions: there are thousands.
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        tarfile.open(FOLDER / "topologies.tar.xz") as archive,
+    ):
         archive.extractall(folder, filter="data")
-    return folder
+        yield {name: Topology.from_sysfs(Path(folder, name)) for name in EXPECTED}
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_reads_a_machine_as_hwloc_does(name: str, captures: Path) -> None:
+def test_reads_a_machine_as_hwloc_does(name: str, captured: dict[str, Topology]) -> None:
     expected = EXPECTED[name]
-    topology = Topology.from_sysfs(captures / name)
+    topology = captured[name]
     assert list(topology.cpus) == expected["allowed_pus"]
     core_of = {cpu: core for core in topology.cores for cpu in core.cpus}
     for cpu in expected["cpus"]:
@@ -52,9 +56,9 @@ def test_reads_a_machine_as_hwloc_does(name: str, captures: Path) -> None:
 @pytest.mark.parametrize("name", EXPECTED)
 @pytest.mark.parametrize("level", ["package", "numa_node", "l3", "l2"])
 def test_cores_that_share_something_are_neighbours(
-    name: str, level: str, captures: Path
+    name: str, level: str, captured: dict[str, Topology]
 ) -> None:
-    ids = [getattr(core, level) for core in Topology.from_sysfs(captures / name).cores]
+    ids = [getattr(core, level) for core in captured[name].cores]
     starts = [number for index, number in enumerate(ids) if index == 0 or ids[index - 1] != number]
     assert len(starts) == len(set(ids))
 
@@ -67,9 +71,9 @@ def test_cores_that_share_something_are_neighbours(
     ],
 )
 def test_hybrid_machine_has_two_kinds(
-    name: str, least: list[int], most_capable: list[int], captures: Path
+    name: str, least: list[int], most_capable: list[int], captured: dict[str, Topology]
 ) -> None:
-    cores = Topology.from_sysfs(captures / name).cores
+    cores = captured[name].cores
     assert {cpu for core in cores for cpu in core.cpus if core.kind == 0} == set(least)
     assert {cpu for core in cores for cpu in core.cpus if core.kind == 1} == set(most_capable)
 

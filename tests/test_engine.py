@@ -168,11 +168,17 @@ def test_deepsparses_words_are_taken_everywhere(word):
         assert engine.scheduler == context.scheduler == Scheduler.from_str(word)
 
 
-@pytest.mark.parametrize("num_streams", [0, -1, NUM_CORES + 1, 1.5, "2", True])
+@pytest.mark.parametrize("num_streams", [0, -1, NUM_CORES + 1])
 @pytest.mark.parametrize("scheduler", ["single_stream", "multi_stream"])
 def test_num_streams_out_of_range_is_told(num_streams, scheduler):
-    with pytest.raises(StreamConfigError, match=f"between 1 and {NUM_CORES}"):
+    with pytest.raises(StreamConfigError, match=f"between 1 and {NUM_CORES}.*got {num_streams}"):
         Engine(models.mlp(), scheduler=scheduler, num_streams=num_streams)
+
+
+@pytest.mark.parametrize("num_streams", [1.5, "2", True])
+def test_num_streams_that_is_no_integer_is_told(num_streams):
+    with pytest.raises(StreamConfigError, match="num_streams"):
+        Engine(models.mlp(), scheduler="multi_stream", num_streams=num_streams)
 
 
 def test_another_machines_topology_needs_pin_none():

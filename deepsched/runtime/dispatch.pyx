@@ -84,6 +84,11 @@ cdef class Dispatcher:
         """Whether this process is a forked child of the one that made the dispatcher."""
         return self.generation != fork_generation()
 
+    @property
+    def num_busy(self) -> int:
+        """How many groups are claimed right now."""
+        return self.groups.num_claimed()
+
     def close(self) -> None:
         """Ends the workers. Every model must have been closed."""
         if self.generation == fork_generation():

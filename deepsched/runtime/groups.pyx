@@ -12,7 +12,11 @@ from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 cdef extern from * nogil:
     """
     static inline int deepsched_lowest_bit(unsigned long long bits) { return __builtin_ctzll(bits); }
+    static inline int deepsched_count_bits(unsigned long long bits) {
+        return __builtin_popcountll(bits);
+    }
     """
+    int count_bits "deepsched_count_bits"(unsigned long long bits) noexcept
     int lowest_bit "deepsched_lowest_bit"(unsigned long long bits) noexcept
 
 
@@ -82,6 +86,14 @@ cdef class CoreGroups:
         look at the queue (README, "No lost wake-up").
         """
         self.words[group >> 6].bits.fetch_or(<uint64_t>1 << (group & 63), memory_order_seq_cst)
+
+    cdef int num_claimed(self) noexcept nogil:
+        """A count for people to read: no snapshot of all words."""
+        cdef int word, num_free = 0
+        for word in range(self.num_words):
+            # relaxed: a statistic, nothing is read through it.
+            num_free += count_bits(self.words[word].bits.load(memory_order_relaxed))
+        return self.num_groups - num_free
 
     def try_claim(self, int preferred=-1) -> int | None:
         if not -1 <= preferred < self.num_groups:

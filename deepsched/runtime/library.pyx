@@ -7,7 +7,9 @@ shared: its extension module carries a library of its own.
 from deepsched.runtime.ort cimport (
     ALLOCATOR_DEVICE, LOG_FATAL, MAX_API_VERSION, MEMORY_DEFAULT, MIN_API_VERSION, OrtApiBase,
 )
+from deepsched.runtime.posix cimport pthread_atfork
 from libc.stdint cimport uint32_t
+from libc.stdio cimport fflush
 
 import importlib.util
 import os
@@ -22,6 +24,12 @@ cdef extern from "<dlfcn.h>" nogil:
     char* dlerror()
     int RTLD_NOW
     int RTLD_LOCAL
+
+cdef extern from "<cstdlib>" nogil:
+    int on_exit(void (*handler)(int, void*) noexcept nogil, void* argument)
+
+cdef extern from "<unistd.h>" nogil:
+    void _exit(int status)
 
 ctypedef const OrtApiBase* (*GetApiBaseFn)() noexcept nogil
 
@@ -69,6 +77,19 @@ cdef Library* loaded_library() noexcept nogil:
     return &_library
 
 
+cdef void _on_exit_of_child(int status, void* ignored) noexcept nogil:
+    """Ends a forked child here, before ORT's own exit handlers run: in 1.32 one of them destroys
+    a condition variable that the parent's threads wait on, and waits for them for ever. Python
+    has finished by now."""
+    fflush(NULL)
+    _exit(status)
+
+
+cdef void _on_fork_in_child() noexcept nogil:
+    # Registered last, so it runs first.
+    on_exit(_on_exit_of_child, NULL)
+
+
 cdef _load(str path):
     global _path, _version
     cdef void* handle = dlopen(os.fsencode(path), RTLD_NOW | RTLD_LOCAL)
@@ -90,6 +111,7 @@ cdef _load(str path):
             f"onnxruntime {version} at {path} is too old: deepsched needs 1.{MIN_API_VERSION} or "
             f"newer; {INSTALL_HINT}"
         )
+    pthread_atfork(NULL, NULL, _on_fork_in_child)
     cdef Library loaded
     loaded.api = api
     # Errors reach the caller as exceptions, so ORT need not write them to stderr as well.

@@ -4,9 +4,6 @@ from libcpp.atomic cimport atomic
 
 ctypedef void (*ServeFn)(void* server, int group) noexcept nogil
 
-cdef enum:
-    MAX_NAME = 16  # the kernel's TASK_COMM_LEN, its final NUL included
-
 cdef struct Worker:
     atomic[uint32_t] signal
     int group
@@ -14,7 +11,6 @@ cdef struct Worker:
     void* server
     pthread_t thread
     CpuMask mask
-    char name[MAX_NAME]
 
 cdef class WorkerPool:
     cdef Worker* workers
@@ -28,4 +24,4 @@ cdef class WorkerPool:
 
 cdef uint32_t fork_generation() noexcept nogil
 cdef fill_mask(CpuMask* mask, cpus)
-cdef set_name(char* target, str name)
+cdef bytes thread_name(str name)

@@ -6,12 +6,10 @@ may hand it over by `wake`, after which the worker owns it.
 
 cimport cython
 from deepsched.runtime.futex cimport futex_wait, futex_wake
-from deepsched.runtime.posix cimport (
-    CpuMask, name_this_thread, pthread_atfork, pthread_join, start_thread,
-)
+from deepsched.runtime.posix cimport CpuMask, pthread_atfork, pthread_join, start_thread
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memset, strncpy
+from libc.string cimport memset
 from libcpp.atomic cimport atomic, memory_order_acq_rel, memory_order_acquire, memory_order_relaxed
 
 import os
@@ -59,9 +57,9 @@ cdef fill_mask(CpuMask* mask, cpus):
         mask.num_bytes = max(mask.num_bytes, (cpu // word_bits + 1) * sizeof(unsigned long))
 
 
-cdef set_name(char* target, str name):
-    memset(target, 0, MAX_NAME)
-    strncpy(target, name.encode("ascii"), MAX_NAME - 1)
+cdef bytes thread_name(str name):
+    """As much of `name` as the kernel takes: 15 characters."""
+    return name.encode("ascii")[:15]
 
 
 # --- workers ----------------------------------------------------------------------------------
@@ -70,7 +68,6 @@ cdef set_name(char* target, str name):
 cdef void* _worker_main(void* argument) noexcept nogil:
     cdef Worker* worker = <Worker*>argument
     cdef uint32_t signal
-    name_this_thread(worker.name)
     while True:
         # acquire: pairs with wake(); the group's last owner is behind us.
         signal = worker.signal.load(memory_order_acquire)
@@ -110,8 +107,8 @@ cdef class WorkerPool:
             worker.serve = serve
             worker.server = server
             fill_mask(&worker.mask, cpus_by_group[group])
-            set_name(worker.name, f"{prefix}-s{group}")
-            error = start_thread(&worker.thread, &worker.mask, _worker_main, worker)
+            name = thread_name(f"{prefix}-s{group}")
+            error = start_thread(&worker.thread, name, &worker.mask, _worker_main, worker)
             if error:
                 with nogil:
                     self.stop()

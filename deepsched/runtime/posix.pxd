@@ -10,7 +10,6 @@ cdef extern from * nogil:
     #include <csignal>
     #include <cstdlib>
     #include <cstring>
-    #include <sys/prctl.h>
     #include <unistd.h>
 
     /* 8192 is the largest CONFIG_NR_CPUS of any architecture; glibc's cpu_set_t stops at 1024. */
@@ -20,8 +19,10 @@ cdef extern from * nogil:
     };
 
     /* Starts a thread that is pinned from its first instruction on and takes no signals: those
-       belong to Python's threads, whose waits they must interrupt. Returns 0 or an errno. */
-    static inline int deepsched_start_thread(pthread_t* thread, const deepsched_cpu_mask* mask,
+       belong to Python's threads, whose waits they must interrupt. It bears its name (at most 15
+       characters) when this returns. Returns 0 or an errno. */
+    static inline int deepsched_start_thread(pthread_t* thread, const char* name,
+                                             const deepsched_cpu_mask* mask,
                                              void* (*body)(void*), void* argument) {
         pthread_attr_t attributes;
         int error = pthread_attr_init(&attributes);
@@ -35,12 +36,10 @@ cdef extern from * nogil:
             pthread_sigmask(SIG_SETMASK, &all, &before);
             error = pthread_create(thread, &attributes, body, argument);
             pthread_sigmask(SIG_SETMASK, &before, nullptr);
+            if (!error) pthread_setname_np(*thread, name);
         }
         pthread_attr_destroy(&attributes);
         return error;
-    }
-    static inline void deepsched_name_this_thread(const char* name) {
-        prctl(PR_SET_NAME, name, 0, 0, 0);
     }
     /* The calling thread's own mask. Returns 0 or -1. */
     static inline int deepsched_get_mask(deepsched_cpu_mask* mask) {
@@ -60,9 +59,9 @@ cdef extern from * nogil:
         unsigned long bits[128]
 
     int start_thread "deepsched_start_thread"(
-        pthread_t* thread, const CpuMask* mask, void* (*body)(void*) noexcept nogil, void* argument
+        pthread_t* thread, const char* name, const CpuMask* mask,
+        void* (*body)(void*) noexcept nogil, void* argument,
     ) noexcept
-    void name_this_thread "deepsched_name_this_thread"(const char* name) noexcept
     int get_mask "deepsched_get_mask"(CpuMask* mask) noexcept
     int set_mask "deepsched_set_mask"(const CpuMask* mask) noexcept
     bint is_main_thread "deepsched_is_main_thread"() noexcept

@@ -1,5 +1,4 @@
 from deepsched.runtime.ort cimport OrtSession
-from deepsched.runtime.pool cimport MAX_NAME
 from deepsched.runtime.posix cimport CpuMask
 from libc.stdint cimport uint32_t
 
@@ -7,7 +6,7 @@ cdef struct ThreadTeam:
     # What a session's intra-op threads are started with. ORT starts them one after another, from
     # the thread that creates the session.
     CpuMask mask
-    char prefix[MAX_NAME]
+    char prefix[16]
     int num_started
 
 cdef class Session:

@@ -3,15 +3,16 @@
 cimport cython
 from deepsched.runtime.library cimport Library, check, library, loaded_library, take_message
 from deepsched.runtime.ort cimport (
-    LOG_FATAL, OPTIMIZE_ALL, ORT_INVALID_GRAPH, ORT_INVALID_PROTOBUF, ORT_NO_SUCHFILE,
-    ORT_NOT_IMPLEMENTED, CreateThreadFn, OrtApi, OrtSessionOptions, OrtStatus, OrtTypeInfo,
+    LOG_FATAL, OPTIMIZE_ALL, ORT_INVALID_ARGUMENT, ORT_INVALID_GRAPH, ORT_INVALID_PROTOBUF,
+    ORT_NO_SUCHFILE, ORT_NOT_IMPLEMENTED, OrtApi, OrtSessionOptions, OrtStatus, OrtTypeInfo,
     ThreadBodyFn,
 )
-from deepsched.runtime.pool cimport fill_mask, fork_generation, set_name
-from deepsched.runtime.posix cimport name_this_thread, pthread_join, pthread_t, start_thread
+from deepsched.runtime.pool cimport fill_mask, fork_generation, thread_name
+from deepsched.runtime.posix cimport pthread_join, pthread_t, start_thread
 from deepsched.runtime.values cimport describe_value
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc
+from libc.string cimport strcpy
 
 import os
 
@@ -26,12 +27,10 @@ cdef struct OpThread:
     ThreadBodyFn body
     void* argument
     uint32_t generation
-    char name[MAX_NAME]
 
 
 cdef void* _op_thread_main(void* argument) noexcept nogil:
     cdef OpThread* op_thread = <OpThread*>argument
-    name_this_thread(op_thread.name)
     op_thread.body(op_thread.argument)
     return NULL
 
@@ -39,6 +38,7 @@ cdef void* _op_thread_main(void* argument) noexcept nogil:
 cdef void* _on_create_thread(void* options, ThreadBodyFn body, void* argument) noexcept nogil:
     """ORT wants one more intra-op thread. NULL makes it fail the session's creation."""
     cdef ThreadTeam* team = <ThreadTeam*>options
+    cdef char name[32]
     cdef OpThread* op_thread = <OpThread*>malloc(sizeof(OpThread))
     if op_thread == NULL:
         return NULL
@@ -46,8 +46,9 @@ cdef void* _on_create_thread(void* options, ThreadBodyFn body, void* argument) n
     op_thread.argument = argument
     op_thread.generation = fork_generation()
     team.num_started += 1
-    snprintf(op_thread.name, MAX_NAME, b"%s-op%d", team.prefix, team.num_started)
-    if start_thread(&op_thread.thread, &team.mask, _op_thread_main, op_thread):
+    snprintf(name, sizeof(name), b"%s-op%d", team.prefix, team.num_started)
+    name[15] = 0  # what the kernel takes
+    if start_thread(&op_thread.thread, name, &team.mask, _op_thread_main, op_thread):
         free(op_thread)
         return NULL
     return op_thread
@@ -138,7 +139,7 @@ def open_session(model, *, int num_threads, cpus, str thread_prefix, dict config
     cdef bint is_path = not isinstance(model, bytes)
     session.generation = fork_generation()
     fill_mask(&session.team.mask, cpus)
-    set_name(session.team.prefix, thread_prefix)
+    strcpy(session.team.prefix, thread_name(thread_prefix))
     try:
         check(api.CreateSessionOptions(&options))
         check(api.SetSessionLogSeverityLevel(options, LOG_FATAL))
@@ -171,11 +172,15 @@ cdef _raise_for_load(OrtStatus* status, model):
     name = f"model of {len(model)} bytes" if isinstance(model, bytes) else repr(os.fspath(model))
     if code == ORT_NO_SUCHFILE:
         raise ModelNotFoundError(f"{name}: {message}")
-    unsupported = ("opset", "ir_version", "IR version", "is not a registered", "implementation")
+    # ORT's codes do not tell these apart: an unknown operator is INVALID_GRAPH, and so is a cycle.
+    unsupported = (
+        "opset", "IR version", "No Op registered", "is not a registered", "Could not find an impl"
+    )  # fmt: skip
     if code == ORT_NOT_IMPLEMENTED or any(word in message for word in unsupported):
         raise UnsupportedModelError(
             f"{name} needs something that this onnxruntime does not have: {message}"
         )
-    if code in (ORT_INVALID_PROTOBUF, ORT_INVALID_GRAPH) or "Load model" in message:
+    invalid = (ORT_INVALID_ARGUMENT, ORT_INVALID_PROTOBUF, ORT_INVALID_GRAPH)
+    if code in invalid or "Load model" in message or "Type Error" in message:
         raise InvalidModelError(f"{name} is not a valid ONNX model: {message}")
     raise ModelError(f"{name} could not be opened (onnxruntime code {code}): {message}")

@@ -7,13 +7,14 @@ wrap ORT's memory: the array's base object owns the OrtValue and releases it.
 cimport cython
 cimport numpy as cnp
 from cpython.ref cimport Py_INCREF, PyObject, PyTypeObject
-from deepsched.runtime.library cimport check, library
+from deepsched.runtime.library cimport check, library, loaded_library
 from deepsched.runtime.ort cimport (
     ELEMENT_INT64, ELEMENT_STRING, ELEMENT_UNDEFINED, ONNX_MAP, ONNX_OPTIONAL, ONNX_SEQUENCE,
     ONNX_TENSOR, OrtApi, OrtMapTypeInfo, OrtOptionalTypeInfo, OrtSequenceTypeInfo, OrtSession,
     OrtSessionOptions, OrtTensorInfo, OrtTypeInfo, OrtValue,
 )
-from libc.stdint cimport int64_t, uintptr_t
+from deepsched.runtime.pool cimport fork_generation
+from libc.stdint cimport int64_t, uint32_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
@@ -412,10 +413,12 @@ cdef tuple _read_shape(const OrtTensorInfo* tensor):
 cdef class _ValueOwner:
     """The base object of an output array: releases ORT's value when the last view dies."""
     cdef OrtValue* value
+    cdef uint32_t generation
 
     def __dealloc__(self):
-        if self.value != NULL:
-            library().api.ReleaseValue(self.value)
+        # A forked child leaks: the parent's threads may have held ORT's allocator locked.
+        if self.value != NULL and self.generation == fork_generation():
+            loaded_library().api.ReleaseValue(self.value)
 
 
 cdef object from_ort(OrtValue* value, list borrowed):
@@ -428,6 +431,7 @@ cdef object from_ort(OrtValue* value, list borrowed):
         return None
     cdef _ValueOwner owner = _ValueOwner.__new__(_ValueOwner)
     owner.value = value
+    owner.generation = fork_generation()
     cdef const OrtApi* api = library().api
     check(api.GetValueType(value, &onnx_type))
     if onnx_type == ONNX_TENSOR:

@@ -1,0 +1,263 @@
+"""Models, options and environments that cannot be used: one clear exception each."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import random
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from deepsched import Context, Engine, compile_model, errors
+from deepsched.benchmark import bundled_model
+from tests import models
+
+
+def test_every_error_is_ours_and_a_builtin_too():
+    for _, error in inspect.getmembers(errors, inspect.isclass):
+        assert issubclass(error, errors.DeepschedError)
+        if error not in (errors.DeepschedError, errors.ModelError):
+            builtins = (ValueError, TypeError, OSError, RuntimeError, ImportError)
+            assert issubclass(error, builtins), error
+
+
+@pytest.mark.parametrize("batch_size", [1, None])
+def test_a_missing_file_is_named(tmp_path, batch_size):
+    path = str(tmp_path / "nowhere.onnx")
+    with pytest.raises(errors.ModelNotFoundError, match="nowhere.onnx") as caught:
+        compile_model(path, batch_size)
+    assert isinstance(caught.value, FileNotFoundError)
+
+
+@pytest.mark.parametrize("batch_size", [1, None])
+def test_a_folder_is_no_model(tmp_path, batch_size):
+    with pytest.raises(errors.ModelNotFoundError, match="is a folder"):
+        compile_model(tmp_path, batch_size)
+
+
+@pytest.mark.parametrize("batch_size", [1, None])
+@pytest.mark.parametrize("content", [b"", b"not a model", b"\x00" * 1000, b"\xff" * 1000])
+def test_what_is_not_onnx_is_told(tmp_path, content, batch_size):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    for model in (path, content):
+        with pytest.raises(errors.InvalidModelError):
+            compile_model(model, batch_size)
+
+
+@pytest.mark.parametrize("batch_size", [1, None])
+def test_a_truncated_model_is_told(tmp_path, batch_size):
+    whole = onnx.load(bundled_model("squeezenet")).SerializeToString()
+    rng = random.Random(0)
+    for length in [len(whole) - 1, *(rng.randrange(1, len(whole)) for _ in range(5))]:
+        path = tmp_path / "model.onnx"
+        path.write_bytes(whole[:length])
+        with pytest.raises(errors.ModelError):
+            compile_model(path, batch_size)
+
+
+def test_an_invalid_graph_is_told():
+    unknown = models.make(
+        [helper.make_node("Relu", ["nowhere"], ["y"])], [models.tensor("x", [1])],
+        [models.tensor("y", [1])],
+    )  # fmt: skip
+    mistyped = models.make(
+        [helper.make_node("Add", ["a", "b"], ["y"])],
+        [models.tensor("a", [1]), models.tensor("b", [1], TensorProto.INT64)],
+        [models.tensor("y", [1])],
+    )
+    for model in (unknown, mistyped):
+        with pytest.raises(errors.InvalidModelError):
+            Engine(model)
+
+
+def test_unsupported_operators_and_opsets_are_told():
+    operator = models.make(
+        [helper.make_node("Teleport", ["x"], ["y"])], [models.tensor("x", [1])],
+        [models.tensor("y", [1])],
+    )  # fmt: skip
+    opset = models.identity([1], opset=999)
+    ir_version = models.identity([1], ir_version=999)
+    for model in (operator, opset, ir_version):
+        with pytest.raises(errors.UnsupportedModelError):
+            Engine(model)
+
+
+@pytest.mark.parametrize("model", [None, 3, ["model.onnx"]])
+def test_what_cannot_be_a_model_is_told(model):
+    with pytest.raises(errors.OptionError, match="a model is a path"):
+        Engine(model)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 1.0, "1", True])
+def test_a_batch_size_that_cannot_be_is_told(batch_size):
+    with pytest.raises(errors.OptionError, match="batch_size"):
+        Engine(models.mlp(), batch_size)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "error", "message"),
+    [
+        ([[1, 64], [1, 64]], errors.ShapeOverrideError, "2 shapes, but the model has 1 inputs"),
+        ([[1, 64, 1]], errors.ShapeOverrideError, "has 2 dimensions"),
+        ([[1, 65]], errors.ShapeOverrideError, "rely on the sizes"),
+        ([[0, 64]], errors.OptionError, "positive ints"),
+        ([[1, "64"]], errors.OptionError, "positive ints"),
+        ([3], errors.OptionError, "list of shapes"),
+        (3, errors.OptionError, "list of shapes"),
+    ],
+)
+def test_input_shapes_that_do_not_fit_are_told(shapes, error, message):
+    with pytest.raises(error, match=message):
+        Engine(models.mlp(), None, input_shapes=shapes)
+
+
+def test_sizes_that_fail_only_in_a_kernel_are_found_when_compiling():
+    """ResNet-50's Reshape was exported for one image."""
+    with pytest.raises(errors.ShapeOverrideError, match="batch_size=3"):
+        Engine(bundled_model("bvlc_alexnet"), input_shapes=[[1, 3, 64, 64]], batch_size=3)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ([], r"expected 1 inputs \('x'\), got 0"),
+        ([1, 2], "expected 1 inputs"),
+        ({"z": 1}, r"missing \['x'\], unknown \['z'\]"),
+        (np.ones((1, 64), np.float32), r"run\(\[x\]\)"),
+        (None, "expected a list"),
+    ],
+)
+def test_the_wrong_inputs_are_told(inputs, message):
+    with Engine(models.mlp()) as engine:
+        with pytest.raises(errors.InputError, match=message):
+            engine.run(inputs)
+        assert engine.run([np.ones((1, 64), np.float32)])[0].shape == (1, 64)
+
+
+def test_a_wrong_batch_says_to_recompile():
+    with (
+        Engine(models.mlp()) as engine,
+        pytest.raises(errors.InputError, match=r"batch_size=None for any batch, or batch_size=4"),
+    ):
+        engine.run([np.ones((4, 64), np.float32)])
+
+
+def test_a_failing_kernel_leaves_the_engine_usable():
+    x = np.arange(3, dtype=np.float32)
+    with Engine(models.gather(), None) as engine:
+        for _ in range(3):
+            with pytest.raises(errors.InferenceError, match="out of data bounds"):
+                engine.run([x, np.array([3])])
+            assert engine.run([x, np.array([2])])[0].tolist() == [2.0]
+
+
+@pytest.mark.parametrize("option", [{"pin": "numa"}, {"pin": 1}, {"topology": "laptop"}])
+def test_a_contexts_options_are_checked(option):
+    with pytest.raises(errors.OptionError, match=next(iter(option))):
+        Context(**option)
+
+
+def run_python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def fake_onnxruntime(folder, source=None):
+    """A package `onnxruntime` that comes first on the path, with a library made of C `source`."""
+    capi = folder / "onnxruntime" / "capi"
+    capi.mkdir(parents=True)
+    (folder / "onnxruntime" / "__init__.py").write_text("raise ImportError('not for import')")
+    library = capi / "libonnxruntime.so.1.2.3"
+    if source is None:
+        library.write_bytes(b"not a library")
+    else:
+        (folder / "fake.cpp").write_text(source)
+        subprocess.run(
+            ["g++", "-shared", "-fPIC", "-o", library, folder / "fake.cpp"], check=True
+        )
+    return str(folder)
+
+
+OLD = """
+extern "C" {
+struct Base { const void* (*get_api)(unsigned); const char* (*get_version)(); };
+static const void* get_api(unsigned) { return nullptr; }
+static const char* get_version() { return "%s"; }
+static const Base base = {get_api, get_version};
+const Base* OrtGetApiBase() { return &base; }
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (None, "cannot load"),
+        ("int nothing;", "does not export OrtGetApiBase"),
+        (OLD % "1.5.0", "onnxruntime 1.5.0 .* is too old"),
+        (OLD % "1.99.0", "onnxruntime 1.99.0 .* is too old"),
+    ],
+)
+def test_an_onnxruntime_that_cannot_be_used_says_what_to_install(tmp_path, source, message):
+    path = os.pathsep.join([fake_onnxruntime(tmp_path, source), os.getcwd()])
+    done = run_python(
+        f"""
+        import re, deepsched
+        from tests import models
+        try:
+            deepsched.Engine(models.identity(), None)
+        except ImportError as error:
+            assert type(error).__name__ == "OrtImportError", error
+            assert re.search({message!r}, str(error)), error
+            print("told")
+        """,
+        PYTHONPATH=path,
+    )
+    assert done.stdout == "told\n", done.stderr
+
+
+def test_no_onnxruntime_at_all_says_what_to_install():
+    done = run_python(
+        """
+        import sys, deepsched
+        from tests import models
+        sys.path_importer_cache.clear()
+        import importlib.util
+        find = importlib.util.find_spec
+        importlib.util.find_spec = lambda name: None if name == "onnxruntime" else find(name)
+        try:
+            deepsched.Engine(models.identity(), None)
+        except ImportError as error:
+            assert "pip install 'onnxruntime>=" in str(error), error
+            print("told")
+        """,
+        PYTHONPATH=os.getcwd(),
+    )
+    assert done.stdout == "told\n", done.stderr
+
+
+def test_onnxruntimes_python_package_is_not_imported():
+    done = run_python(
+        """
+        import sys, deepsched, numpy
+        from tests import models
+        with deepsched.Engine(models.identity(), None) as engine:
+            engine.run([numpy.ones(1, "f")])
+        assert not [name for name in sys.modules if name.startswith("onnxruntime")]
+        print("clean")
+        """,
+        PYTHONPATH=os.getcwd(),
+    )
+    assert done.stdout == "clean\n", done.stderr

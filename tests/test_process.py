@@ -1,0 +1,282 @@
+"""What the operating system sees: threads, affinity, signals, fork, exit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deepsched import Context, Engine, Topology, compile_model
+from tests import models
+from tests.test_dispatch import SQUARE, STEPS, in_threads
+
+NUM_CORES = len(Topology.detect().cores)
+
+
+def start_python(code):
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process, timeout=60):
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+        raise AssertionError(f"hung; it printed {out!r} and {err!r}") from None
+    return out, err
+
+
+def our_threads():
+    """{name: affinity} of this process's threads whose name is a context's."""
+    threads = {}
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            name = (task / "comm").read_text().strip()
+            if name.startswith("ds"):
+                threads[name] = os.sched_getaffinity(int(task.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended meanwhile
+    return threads
+
+
+def test_every_stream_has_a_named_worker_pinned_to_its_cores():
+    with compile_model(models.mlp(), scheduler="multi_stream", num_streams=NUM_CORES) as engine:
+        threads = our_threads()
+        context = next(iter(threads)).split("-")[0]
+        for stream in engine.streams:
+            assert threads[f"{context}-s{stream.index}"] == set(stream.cpus)
+    assert not our_threads()
+
+
+def test_orts_threads_are_named_and_pinned_inside_their_stream():
+    with compile_model(models.mlp(), scheduler="single_stream") as engine:
+        (stream,) = engine.streams
+        threads = our_threads()
+        op_threads = {name: cpus for name, cpus in threads.items() if "-op" in name}
+        assert len(op_threads) == len(stream.cpus) - 1
+        for cpus in op_threads.values():
+            assert cpus <= set(stream.cpus)
+
+
+def test_threads_of_an_unpinned_context_may_run_anywhere():
+    topology = Topology.synthetic(packages=2, cores_per_l3=2)
+    with Context(topology=topology, num_streams=2, pin="none") as context:
+        engine = Engine(models.mlp(), context=context)
+        assert len(engine.streams) == 2
+        threads = our_threads()
+        assert len(threads) == 2 + 2  # two workers, and a second thread for each session
+        assert all(cpus == os.sched_getaffinity(0) for cpus in threads.values())
+
+
+def test_a_caller_gets_its_own_affinity_back():
+    allowed = sorted(os.sched_getaffinity(0))
+    with Engine(models.mlp(), scheduler="multi_stream", num_streams=NUM_CORES) as engine:
+        x = np.zeros((1, 64), np.float32)
+        with engine.context.trace() as records:
+
+            def work(i):
+                mine = {allowed[i % len(allowed)]}
+                os.sched_setaffinity(0, mine)
+                for _ in range(50):
+                    engine.run([x])
+                    assert os.sched_getaffinity(0) == mine
+
+            in_threads(4, work)
+        assert any(not record.by_worker for record in records)
+    assert sorted(os.sched_getaffinity(0)) == allowed
+
+
+# --- Signals ------------------------------------------------------------------------------------
+
+
+INTERRUPTED = """
+    import numpy, signal, threading, time, deepsched
+    from tests import models
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    engine = deepsched.Engine(models.spin(), None, scheduler="single_stream")
+    square = numpy.zeros((64, 64), numpy.float32)
+    def run(steps):
+        return engine.run([numpy.array(steps), square])
+    {before}
+    print("ready", flush=True)
+    started = time.monotonic()
+    try:
+        run(10**9)
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+    {after}
+"""
+
+
+def interrupt(before="", after=""):
+    process = start_python(INTERRUPTED.format(before=before, after=after))
+    assert process.stdout.readline() == "ready\n", finish(process)
+    # Until it waits in the kernel: the futex that the run is waited for with.
+    wchan = Path(f"/proc/{process.pid}/wchan")
+    syscall = Path(f"/proc/{process.pid}/syscall")
+    while not (wchan.read_text().startswith("futex") or syscall.read_text().startswith("202 ")):
+        assert process.poll() is None, finish(process)
+    process.send_signal(signal.SIGINT)
+    return finish(process)
+
+
+def test_ctrl_c_interrupts_a_call_that_waits_for_its_run():
+    out, err = interrupt(after="run(1); print('usable')")
+    assert out == "interrupted\nusable\n", err
+
+
+def test_ctrl_c_interrupts_a_call_that_waits_in_the_queue():
+    out, err = interrupt(
+        before="""
+    blocker = threading.Thread(target=run, args=(3 * 10**5,))
+    blocker.start()
+    while not engine.context._dispatcher.num_busy: pass
+    """,
+        after="""
+    assert blocker.is_alive()
+    blocker.join()
+    run(1); print('usable')
+    """,
+    )
+    assert out == "interrupted\nusable\n", err
+
+
+def test_ctrl_c_then_close_does_not_hang():
+    out, err = interrupt(after="engine.close(); print('closed')")
+    assert out == "interrupted\nclosed\n", err
+
+
+def test_ctrl_c_then_exit_does_not_hang():
+    out, err = interrupt()
+    assert out == "interrupted\n", err
+    assert err == ""
+
+
+# --- fork ---------------------------------------------------------------------------------------
+
+
+def in_child(work):
+    """Runs `work` in a forked child and returns what it sent back; a hang is a failure."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(reader)
+            message = work()
+        except BaseException as error:
+            message = f"{type(error).__name__}: {error}"
+        os.write(writer, str(message).encode())
+        os._exit(0)
+    os.close(writer)
+    killer = threading.Timer(60, os.kill, (pid, signal.SIGKILL))
+    killer.start()
+    with os.fdopen(reader) as file:
+        message = file.read()
+    os.waitpid(pid, 0)
+    killer.cancel()
+    return message
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.parametrize("scheduler", ["single_stream", "multi_stream"])
+def test_a_forked_child_is_told_and_the_parent_goes_on(scheduler):
+    with Engine(models.spin(), None, scheduler=scheduler) as engine:
+        stop = threading.Event()
+
+        def load():
+            while not stop.is_set():
+                engine.run([STEPS, SQUARE])
+
+        threads = [threading.Thread(target=load) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+
+        def child():
+            answer = ""
+            try:
+                engine.run([STEPS, SQUARE])
+            except Exception as error:
+                answer = f"{type(error).__name__}: {error}"
+            engine.close()
+            engine.context.close()
+            return answer
+
+        def child_with_its_own():
+            with Engine(models.spin(), None, scheduler=scheduler) as own:
+                return own.run([STEPS, SQUARE])[0].shape
+
+        for _ in range(10):
+            assert in_child(child).startswith("ForkError: this engine was made before os.fork()")
+            assert in_child(child_with_its_own) == "(64, 64)"
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert engine.run([STEPS, SQUARE])[0].shape == (64, 64)
+
+
+def test_a_forked_child_that_exits_in_order_does_not_hang():
+    process = start_python(
+        """
+        import numpy, os, sys, warnings, deepsched
+        from tests import models
+        warnings.simplefilter("ignore")
+        engine = deepsched.Engine(models.mlp())
+        x = numpy.zeros((1, 64), numpy.float32)
+        (y,) = engine.run([x])
+        pid = os.fork()
+        if pid == 0:
+            del y
+            sys.exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+        engine.run([x])
+        print("done")
+        """
+    )
+    out, err = finish(process)
+    assert out == "done\n", err
+
+
+# --- Exit ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["", "sys.exit()", "raise SystemExit", "del engine"])
+def test_exit_with_requests_in_flight_neither_hangs_nor_crashes(ending):
+    process = start_python(
+        f"""
+        import numpy, sys, threading, deepsched
+        from tests import models
+        engine = deepsched.Engine(models.spin(), None, scheduler="multi_stream")
+        square = numpy.zeros((64, 64), numpy.float32)
+        started = threading.Semaphore(0)
+        def load(engine):
+            try:
+                while True:
+                    engine.run([numpy.array(1000), square])
+                    started.release()
+            except deepsched.errors.ClosedError:
+                pass
+        for _ in range(6):
+            threading.Thread(target=load, args=(engine,), daemon=True).start()
+        for _ in range(20):
+            started.acquire()
+        print("leaving", flush=True)
+        {ending}
+        """
+    )
+    out, err = finish(process)
+    assert (process.returncode, out) == (0, "leaving\n"), err
