@@ -95,7 +95,11 @@ class Context:
             )
         self._streams, self._warnings = self._partition(num_cores, num_streams)
         for warning in self._warnings:
-            costly = warning.kind not in (WarningKind.shares_l3, WarningKind.uneven_sizes)
+            # A single stream is as wide as the user asked for, whatever it straddles.
+            costly = self._scheduler != Scheduler.single_stream and warning.kind not in (
+                WarningKind.shares_l3,
+                WarningKind.uneven_sizes,
+            )
             logger.log(logging.WARNING if costly else logging.INFO, "%s", warning)
         self._is_shared = _is_shared
         self._is_closed = False
@@ -166,7 +170,7 @@ class Context:
 
     @property
     def pin(self) -> str:
-        """"core" or "none"."""
+        """ "core" or "none"."""
         return self._pin
 
     @property

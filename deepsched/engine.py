@@ -44,9 +44,8 @@ class Engine:
         StreamConfigError, OptionError: an option cannot be had.
 
     Example:
-        >>> import numpy, onnx.backend.test.data, os
-        >>> folder = os.path.dirname(onnx.backend.test.data.__file__)
-        >>> engine = Engine(os.path.join(folder, "light", "light_squeezenet.onnx"))
+        >>> from deepsched.benchmark import bundled_model
+        >>> engine = Engine(bundled_model("squeezenet"))
         >>> [output.shape for output in engine(engine.generate_random_inputs())]
         [(1, 1000, 1, 1)]
         >>> engine.close()
@@ -300,10 +299,8 @@ def compile_model(
     """Compiles `model`; see Engine for the parameters and errors.
 
     Example:
-        >>> import onnx.backend.test.data, os
-        >>> folder = os.path.dirname(onnx.backend.test.data.__file__)
-        >>> path = os.path.join(folder, "light", "light_squeezenet.onnx")
-        >>> with compile_model(path, scheduler="multi_stream") as engine:
+        >>> from deepsched.benchmark import bundled_model
+        >>> with compile_model(bundled_model("squeezenet"), scheduler="multi_stream") as engine:
         ...     engine.scheduler
         <Scheduler.multi_stream: 'multi_stream'>
     """

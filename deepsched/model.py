@@ -57,7 +57,7 @@ def prepare_model(
         path = _check_path(os.fspath(model))
         if batch_size is None and input_shapes is None:
             return PreparedModel(path, path, {}, False)
-    proto = _parse(model if path is None else path)
+    proto = _parse(path if path is not None else model)
     shapes = _wanted_shapes(proto, batch_size, input_shapes)
     changed, changed_fixed = _fix_shapes(proto, shapes)
     if not changed and path is not None:
@@ -90,7 +90,7 @@ def _check_path(path: str) -> str:
     return path
 
 
-def _parse(model: str | bytes | onnx.ModelProto) -> onnx.ModelProto:
+def _parse(model: ModelLike) -> onnx.ModelProto:
     import onnx  # 0.3 s that models used as they are need not pay
     from google.protobuf.message import DecodeError
 
@@ -108,14 +108,16 @@ def _parse(model: str | bytes | onnx.ModelProto) -> onnx.ModelProto:
                 "a model is a path, bytes or an onnx.ModelProto, got " + type(model).__name__
             )
     except DecodeError as error:
-        what = repr(model) if isinstance(model, str) else f"model of {len(model)} bytes"
         raise InvalidModelError(
-            f"{what} is not an ONNX file, or is cut off or damaged: {error}"
+            f"{_describe(model)} is not an ONNX file, or is cut off or damaged: {error}"
         ) from error
     if not proto.HasField("graph"):
-        what = repr(model) if isinstance(model, str) else "the model"
-        raise InvalidModelError(f"{what} is not an ONNX model: it holds no graph")
+        raise InvalidModelError(f"{_describe(model)} is not an ONNX model: it holds no graph")
     return proto
+
+
+def _describe(model: ModelLike) -> str:
+    return repr(model) if isinstance(model, str) else "the model that was given as bytes"
 
 
 def _inputs_of(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
@@ -168,9 +170,7 @@ def _check_shapes(input_shapes: Shapes | None, names: list[str]) -> list[list[in
     return shapes
 
 
-def _fix_shapes(
-    proto: onnx.ModelProto, wanted: dict[str, list[int | None]]
-) -> tuple[bool, bool]:
+def _fix_shapes(proto: onnx.ModelProto, wanted: dict[str, list[int | None]]) -> tuple[bool, bool]:
     """Writes the sizes into the graph. Returns (changed anything, changed a size it states)."""
     symbols: dict[str, int] = {}
     changed = changed_fixed = False

@@ -138,9 +138,7 @@ def test_a_full_queue_makes_callers_wait_and_loses_nothing():
     )
     model = Model(dispatcher, [session])
     done = []
-    in_threads(
-        12, lambda i: [done.append(model.run([STEPS, SQUARE])[0].shape) for _ in range(10)]
-    )
+    in_threads(12, lambda i: [done.append(model.run([STEPS, SQUARE])[0].shape) for _ in range(10)])
     assert done == [(64, 64)] * 120
     model.close()
     dispatcher.close()

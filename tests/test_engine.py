@@ -64,7 +64,7 @@ def word_model():
 
     return models.make(
         [helper.make_node("Concat", ["a", "b"], ["y"], axis=0)],
-        [models.tensor("a", ["n"], TensorProto.STRING), models.tensor("b", ["m"], TensorProto.STRING)],
+        [models.tensor(name, ["n"], TensorProto.STRING) for name in "ab"],
         [models.tensor("y", ["k"], TensorProto.STRING)],
     )
 

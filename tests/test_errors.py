@@ -184,9 +184,7 @@ def fake_onnxruntime(folder, source=None):
         library.write_bytes(b"not a library")
     else:
         (folder / "fake.cpp").write_text(source)
-        subprocess.run(
-            ["g++", "-shared", "-fPIC", "-o", library, folder / "fake.cpp"], check=True
-        )
+        subprocess.run(["g++", "-shared", "-fPIC", "-o", library, folder / "fake.cpp"], check=True)
     return str(folder)
 
 

@@ -68,7 +68,9 @@ def test_every_item_is_popped_once_and_in_order_of_its_producer(capacity, num_th
     for thread in threads:
         thread.join()
     counts = Counter(item for mine in popped for item in mine)
-    expected = {producer << 32 | i + 1 for producer in range(num_threads) for i in range(per_producer)}
+    expected = {
+        producer << 32 | i + 1 for producer in range(num_threads) for i in range(per_producer)
+    }
     assert set(counts) == expected
     assert set(counts.values()) == {1}
     for mine in popped:

@@ -184,9 +184,8 @@ def test_parts_of_a_sequence_outlive_inputs_and_engine():
 
 
 def test_maps_are_dicts():
-    nodes = [
-        helper.make_node("ZipMap", ["x"], ["y"], domain="ai.onnx.ml", classlabels_strings=["a", "b"])
-    ]
+    labels = {"classlabels_strings": ["a", "b"]}
+    nodes = [helper.make_node("ZipMap", ["x"], ["y"], domain="ai.onnx.ml", **labels)]
     value = helper.make_map_type_proto(
         TensorProto.STRING, helper.make_tensor_type_proto(TensorProto.FLOAT, [])
     )
@@ -199,8 +198,8 @@ def test_maps_are_dicts():
 
 
 def test_an_absent_optional_is_none():
-    optional = helper.make_optional_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, None))
-    inputs = [helper.make_value_info("x", optional)]
+    floats = helper.make_tensor_type_proto(TensorProto.FLOAT, None)
+    inputs = [helper.make_value_info("x", helper.make_optional_type_proto(floats))]
     model = models.make(
         [helper.make_node("OptionalHasElement", ["x"], ["y"])],
         inputs,

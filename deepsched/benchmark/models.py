@@ -27,4 +27,6 @@ def bundled_model(name: str = "resnet50") -> str:
         path = Path(folder, "backend/test/data/light", f"light_{name}.onnx")
         if path.is_file():
             return str(path)
-    raise ModelNotFoundError(f"the installed onnx carries no light_{name}.onnx; give a model's path")
+    raise ModelNotFoundError(
+        f"the installed onnx carries no light_{name}.onnx; give a model's path"
+    )

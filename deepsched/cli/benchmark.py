@@ -81,7 +81,9 @@ def run(args: argparse.Namespace) -> None:
             with open(args.export_path, "w") as file:
                 json.dump(result, file, indent=2)
         except OSError as error:
-            raise OptionError(f"cannot write --export_path {args.export_path!r}: {error}") from error
+            raise OptionError(
+                f"cannot write --export_path {args.export_path!r}: {error}"
+            ) from error
 
 
 def _measure_one(args: argparse.Namespace, shapes: list[list[int]] | None) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("-nstreams", "--num_streams", type=int, help="streams to make")
     parser.add_argument("--threads_per_core", type=int, default=1, help="hardware threads of each")
     machine = parser.add_mutually_exclusive_group()
-    machine.add_argument("--sysfs", metavar="ROOT", help="a captured machine: folder of sys/, proc/")
+    machine.add_argument("--sysfs", metavar="ROOT", help="folder with a machine's sys/ and proc/")
     machine.add_argument(
         "--synthetic", metavar="P:N:L:C:T",
         help="a made-up machine: packages, NUMA nodes in each, L3s in each, cores in each, "

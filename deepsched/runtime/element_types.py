@@ -5,12 +5,23 @@ ml_dtypes, where it is installed, gives bfloat16 and the 8-, 4- and 2-bit types.
 
 from __future__ import annotations
 
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
 import numpy as np
 
-try:
-    import ml_dtypes
-except ImportError:
-    ml_dtypes = None
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def _import_ml_dtypes() -> ModuleType | None:
+    try:
+        return import_module("ml_dtypes")
+    except ImportError:
+        return None
+
+
+_ml_dtypes = _import_ml_dtypes()
 
 STRING = 8
 
@@ -34,17 +45,17 @@ def name_of(element_type: int) -> str:
     return _NAMES.get(element_type, f"ONNX element type {element_type}")
 
 
-def dtype_of(element_type: int) -> np.dtype | None:
+def dtype_of(element_type: int) -> np.dtype[Any] | None:
     """The numpy dtype of an element type; None where it needs an ml_dtypes that is not there."""
     name = _NAMES.get(element_type)
     if name is None:
         return None
     if element_type < 16:
         return np.dtype(name)
-    return np.dtype(getattr(ml_dtypes, name)) if hasattr(ml_dtypes, name) else None
+    return np.dtype(getattr(_ml_dtypes, name)) if hasattr(_ml_dtypes, name) else None
 
 
-def pack(array: np.ndarray, bits: int) -> np.ndarray:
+def pack(array: Array, bits: int) -> Array:
     """Packs a one-element-a-byte array into bytes of 8 // bits elements, shape dropped.
 
     >>> pack(np.array([1, 2, 3], np.uint8), 4)
@@ -55,10 +66,11 @@ def pack(array: np.ndarray, bits: int) -> np.ndarray:
     padded = np.zeros(-(-flat.size // per_byte) * per_byte, np.uint8)
     padded[: flat.size] = flat
     lanes = padded.reshape(-1, per_byte) << (np.arange(per_byte, dtype=np.uint8) * bits)
-    return np.bitwise_or.reduce(lanes, axis=1, dtype=np.uint8)
+    packed: Array = np.bitwise_or.reduce(lanes, axis=1, dtype=np.uint8)
+    return packed
 
 
-def unpack(packed: np.ndarray, bits: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def unpack(packed: Array, bits: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """The inverse of pack.
 
     >>> unpack(np.array([33, 3], np.uint8), 4, (3,), np.dtype(np.uint8))
@@ -66,7 +78,7 @@ def unpack(packed: np.ndarray, bits: int, shape: tuple[int, ...], dtype: np.dtyp
     """
     per_byte = 8 // bits
     lanes = packed[:, None] >> (np.arange(per_byte, dtype=np.uint8) * bits) & ((1 << bits) - 1)
-    flat = lanes.reshape(-1)[: int(np.prod(shape, dtype=np.int64))].astype(np.uint8)
+    flat: Array = lanes.reshape(-1)[: int(np.prod(shape, dtype=np.int64))].astype(np.uint8)
     if np.dtype(dtype).name in ("int4", "int2"):  # ml_dtypes keeps the sign in the upper bits
         sign = 1 << (bits - 1)
         flat = (flat ^ sign) - np.uint8(sign)

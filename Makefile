@@ -1,0 +1,39 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: build debug tsan quicktest test soak lint bench clean
+
+build: $(VENV)
+	$(BIN)/pip install -q -e '.[test]'
+
+$(VENV):
+	$(PYTHON) -m venv $(VENV)
+
+debug: $(VENV)
+	touch deepsched/runtime/*.pyx
+	DEEPSCHED_DEBUG=1 $(BIN)/pip install -q -e '.[test]'
+
+tsan: $(VENV)
+	$(BIN)/python -m tests.tsan
+
+quicktest:
+	$(BIN)/pytest -q -x tests/test_queue.py tests/test_groups.py tests/test_dispatch.py \
+		tests/test_values.py tests/test_errors.py tests/test_partition.py
+
+test:
+	$(BIN)/pytest
+
+soak:
+	$(BIN)/pytest -m soak
+
+lint:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench:
+	$(BIN)/python -m bench.peers
+
+clean:
+	rm -rf build *.egg-info deepsched/runtime/*.so deepsched/runtime/*.cpp

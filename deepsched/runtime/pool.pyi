@@ -1,0 +1,6 @@
+class WorkerPool:
+    """One pinned, named thread for each core group."""
+
+    def __init__(self, num_workers: int) -> None: ...
+    @property
+    def num_workers(self) -> int: ...

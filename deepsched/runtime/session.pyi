@@ -1,0 +1,18 @@
+from collections.abc import Sequence
+
+from deepsched.runtime.values import ValueInfo
+
+class Session:
+    """One ORT session for one (model, core group)."""
+
+    def describe_inputs(self) -> list[ValueInfo]: ...
+    def describe_outputs(self) -> list[ValueInfo]: ...
+
+def open_session(
+    model: str | bytes,
+    *,
+    num_threads: int,
+    cpus: Sequence[int] | None,
+    thread_prefix: str,
+    config: dict[str, str],
+) -> Session: ...

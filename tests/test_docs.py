@@ -1,0 +1,71 @@
+"""What is written about the code is true of it."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+import deepsched
+
+ROOT = Path(__file__).parent.parent
+RUNTIME = ROOT / "deepsched" / "runtime"
+MODULES = sorted(path.stem for path in RUNTIME.glob("*.pyx"))
+
+
+def test_every_heading_that_the_core_cites_exists():
+    headings = set(re.findall(r"^## (.+)$", (RUNTIME / "README.md").read_text(), re.M))
+    cited = set()
+    for source in [*RUNTIME.glob("*.pyx"), *RUNTIME.glob("*.pxd")]:
+        for citation in re.findall(
+            r"README(?:\.md)?,((?: (?:and )?\"[^\"]+\",?)+)", source.read_text()
+        ):
+            cited.update(re.findall(r'"([^"]+)"', citation))
+    assert len(cited) > 5
+    assert cited <= headings
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_compiled_module_has_a_stub_that_names_what_it_has(module):
+    stub = (RUNTIME / f"{module}.pyi").read_text()
+    compiled = importlib.import_module(f"deepsched.runtime.{module}")
+    for name in re.findall(r"^(?:class|def) (\w+)", stub, re.M):
+        assert hasattr(compiled, name)
+    for name, value in vars(compiled).items():
+        if isinstance(value, type) and value.__module__ == compiled.__name__:
+            assert f"class {name}" in stub
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_examples_in_compiled_modules_run(module):
+    results = doctest.testmod(importlib.import_module(f"deepsched.runtime.{module}"))
+    assert results.failed == 0
+
+
+def test_the_public_names_are_the_contract():
+    assert set(deepsched.__all__) >= {
+        "Context", "Engine", "MultiModelEngine", "Scheduler", "Topology", "compile_model",
+        "partition",
+    }  # fmt: skip
+    for name in deepsched.__all__:
+        assert getattr(deepsched, name).__doc__
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"]
+)
+def test_the_documents_are_there_and_their_links_lead_somewhere(name):
+    text = (ROOT / name).read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if "://" not in target:
+            assert (ROOT / target).exists(), target
+
+
+def test_the_modules_in_architecture_exist():
+    listed = re.findall(r"^  (\S+\.py|\S+/)\s", (ROOT / "ARCHITECTURE.md").read_text(), re.M)
+    assert listed
+    for name in listed:
+        assert (ROOT / "deepsched" / name).exists(), name
