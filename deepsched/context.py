@@ -221,7 +221,7 @@ class Context:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _open_model(self, engine: Engine, prepared: PreparedModel) -> Model:
+    def _open_model(self, prepared: PreparedModel) -> Model:
         """One session for each stream."""
         config = dict(prepared.config)
         if not self._may_spin:
@@ -240,12 +240,14 @@ class Context:
             )
             for stream in self._streams
         ]
+        return Model(self._dispatcher, sessions)
+
+    def _adopt(self, engine: Engine) -> None:
+        """From here on, closing the context closes `engine`, which has its model."""
         with self._lock:
             if self._is_closed:
                 raise ClosedError("this context is closed; make a new one")
-            model = Model(self._dispatcher, sessions)
             self._engines.add(engine)
-        return model
 
 
 def _check_topology(topology: Topology) -> Topology:

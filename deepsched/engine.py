@@ -81,8 +81,9 @@ class Engine:
         self._batch_size = batch_size
         try:
             try:
-                self._model: Model = context._open_model(self, prepared)
+                self._model: Model = context._open_model(prepared)
                 self._is_closed = False
+                context._adopt(self)
                 if prepared.changed_fixed_sizes:
                     self.run(self.generate_random_inputs())
             except (ModelError, InputError, InferenceError) as error:

@@ -74,8 +74,7 @@ cdef class Dispatcher:
 
     def __dealloc__(self):
         if self.generation == fork_generation() and self.pool is not None:
-            with nogil:
-                self.pool.stop()
+            self.pool.stop()
             free(self.masks)
             free(self.group_of_cpu)
 
@@ -92,8 +91,7 @@ cdef class Dispatcher:
     def close(self) -> None:
         """Ends the workers. Every model must have been closed."""
         if self.generation == fork_generation():
-            with nogil:
-                self.pool.stop()
+            self.pool.stop()
 
     # --- Without the GIL --------------------------------------------------------------------
 
@@ -283,7 +281,7 @@ cdef class Model:
     def run(self, list inputs) -> list:
         """Runs one request and returns its outputs; blocks. `inputs` in the graph's order."""
         cdef Dispatcher dispatcher = self.dispatcher
-        cdef Submitted submitted
+        cdef Submitted submitted = INTERRUPTED  # not accepted by anyone yet
         cdef Request request
         cdef uint64_t typical_ns
         cdef bint may_inline
@@ -307,9 +305,9 @@ cdef class Model:
         # relaxed: a statistic. 0, not yet known, counts as long.
         typical_ns = self.state.typical_ns.load(memory_order_relaxed)
         may_inline = 0 < typical_ns < INLINE_IN_MAIN_NS or not is_main_thread()
-        if not may_inline:
-            request.make_stoppable()
         try:
+            if not may_inline:
+                request.make_stoppable()
             while True:
                 with nogil:
                     submitted = dispatcher.submit(&request.state, may_inline, SIGNAL_CHECK_NS)
@@ -368,5 +366,4 @@ cdef class Model:
                 futex_wait(&self.state.in_flight, in_flight, SIGNAL_CHECK_NS)
             PyErr_CheckSignals()
         for session in self.sessions:
-            with nogil:
-                session.close()
+            session.close()

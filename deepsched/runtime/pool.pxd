@@ -20,7 +20,7 @@ cdef class WorkerPool:
 
     cdef void wake(self, int group) noexcept nogil
     cdef start(self, ServeFn serve, void* server, list cpus_by_group, str prefix)
-    cdef void stop(self) noexcept nogil
+    cdef stop(self)
 
 cdef uint32_t fork_generation() noexcept nogil
 cdef fill_mask(CpuMask* mask, cpus)

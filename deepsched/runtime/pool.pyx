@@ -10,7 +10,9 @@ from deepsched.runtime.posix cimport CpuMask, pthread_atfork, pthread_join, star
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
-from libcpp.atomic cimport atomic, memory_order_acq_rel, memory_order_acquire, memory_order_relaxed
+from libcpp.atomic cimport (
+    atomic, memory_order_acq_rel, memory_order_acquire, memory_order_relaxed, memory_order_release,
+)
 
 import os
 
@@ -110,8 +112,7 @@ cdef class WorkerPool:
             name = thread_name(f"{prefix}-s{group}")
             error = start_thread(&worker.thread, name, &worker.mask, _worker_main, worker)
             if error:
-                with nogil:
-                    self.stop()
+                self.stop()
                 raise ThreadError(
                     error,
                     f"could not start the worker of stream {group} on CPUs {cpus_by_group[group]}: "
@@ -129,12 +130,15 @@ cdef class WorkerPool:
         if worker.signal.compare_exchange_strong(parked, GRANTED, memory_order_acq_rel):
             futex_wake(&worker.signal, 1)
 
-    cdef void stop(self) noexcept nogil:
-        """Ends and joins the threads. No request may be queued or running."""
-        cdef int group
-        for group in range(self.num_started):
-            self.workers[group].signal.store(STOPPING)
-            futex_wake(&self.workers[group].signal, 1)
-        for group in range(self.num_started):
-            pthread_join(self.workers[group].thread, NULL)
+    cdef stop(self):
+        """Ends and joins the threads, once. No request may be queued or running."""
+        # Taken while we hold the GIL, so that of two callers one finds 0.
+        cdef int group, num_started = self.num_started
         self.num_started = 0
+        with nogil:
+            for group in range(num_started):
+                # release: the worker reads nothing through it; what it still does, it owns.
+                self.workers[group].signal.store(STOPPING, memory_order_release)
+                futex_wake(&self.workers[group].signal, 1)
+            for group in range(num_started):
+                pthread_join(self.workers[group].thread, NULL)

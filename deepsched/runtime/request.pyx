@@ -18,6 +18,7 @@ from deepsched.errors import InferenceError, InputError
 
 
 @cython.final
+@cython.no_gc_clear  # __dealloc__ looks into the model that `owner` keeps alive
 cdef class Request:
     """Owns everything that native code touches on the request's behalf.
 

@@ -14,5 +14,5 @@ cdef class Session:
     cdef ThreadTeam team
     cdef uint32_t generation
 
-    cdef void close(self) noexcept nogil
+    cdef close(self)
     cdef list _describe(self, bint inputs)

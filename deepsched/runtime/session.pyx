@@ -4,8 +4,8 @@ cimport cython
 from deepsched.runtime.library cimport Library, check, library, loaded_library, take_message
 from deepsched.runtime.ort cimport (
     LOG_FATAL, OPTIMIZE_ALL, ORT_INVALID_ARGUMENT, ORT_INVALID_GRAPH, ORT_INVALID_PROTOBUF,
-    ORT_NO_SUCHFILE, ORT_NOT_IMPLEMENTED, OrtApi, OrtSessionOptions, OrtStatus, OrtTypeInfo,
-    ThreadBodyFn,
+    ORT_NO_SUCHFILE, ORT_NOT_IMPLEMENTED, OrtApi, OrtSession, OrtSessionOptions, OrtStatus,
+    OrtTypeInfo, ThreadBodyFn,
 )
 from deepsched.runtime.pool cimport fill_mask, fork_generation, thread_name
 from deepsched.runtime.posix cimport pthread_join, pthread_t, start_thread
@@ -74,12 +74,15 @@ cdef class Session:
     def __dealloc__(self):
         self.close()
 
-    cdef void close(self) noexcept nogil:
-        """Releases ORT's session. No run may be under way."""
-        if self.handle == NULL or self.generation != fork_generation():
-            return  # a forked child has none of the threads that ORT would wait for
-        loaded_library().api.ReleaseSession(self.handle)
+    cdef close(self):
+        """Releases ORT's session, once. No run may be under way."""
+        # Taken while we hold the GIL, so that of two callers one finds NULL.
+        cdef OrtSession* handle = self.handle
         self.handle = NULL
+        if handle == NULL or self.generation != fork_generation():
+            return  # a forked child has none of the threads that ORT would wait for
+        with nogil:
+            loaded_library().api.ReleaseSession(handle)
 
     def describe_inputs(self) -> list:
         """A ValueInfo for each input of the graph, in its order."""
