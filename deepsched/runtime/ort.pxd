@@ -2,14 +2,15 @@
 
 The wheel carries no header. OrtApi is an append-only struct of function pointers whose entries
 never move, so this struct names the entries that we use, at their ordinals, and pads the rest.
-The newest entry called is ordinal 251, of version 11; 18 is what the tests have been run with.
+The newest entry called is ordinal 251, of version 11; 20 is the oldest that the tests have been run
+with (wheels before 1.19 carry no library).
 """
 
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint32_t
 
 cdef enum:
-    MIN_API_VERSION = 18
+    MIN_API_VERSION = 20
     MAX_API_VERSION = 29  # the newest whose entries we have checked
 
 # Opaque.
