@@ -109,8 +109,7 @@ class Context:
         cpus = [stream.cpus for stream in self._streams]
         self._dispatcher = Dispatcher(
             [list(group) if pin == "core" else None for group in cpus],
-            # A stream of all the CPUs that we may use has nowhere to move a caller to.
-            moves_callers=pin == "core" and set(cpus[0]) != set(self._topology.cpus),
+            owns_all_cpus=set(cpus[0]) == set(self._topology.cpus),
             queue_capacity=QUEUE_CAPACITY,
             spin_ns=_SPIN_NS if self._may_spin else 0,
             thread_prefix=self._name,

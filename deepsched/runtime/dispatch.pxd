@@ -16,9 +16,10 @@ cdef class Dispatcher:
     cdef RequestQueue queue
     cdef CoreGroups groups
     cdef WorkerPool pool
-    cdef CpuMask* masks
+    cdef CpuMask* masks  # by group: where the thread that calls Run stands; empty for anywhere
     cdef int* group_of_cpu
-    cdef bint moves_callers
+    cdef bint is_pinned
+    cdef bint owns_all_cpus
     cdef int64_t spin_ns
     cdef list abandoned
     cdef uint32_t generation

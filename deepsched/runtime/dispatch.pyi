@@ -11,7 +11,7 @@ class Dispatcher:
         self,
         cpus_by_group: list[list[int] | None],
         *,
-        moves_callers: bool,
+        owns_all_cpus: bool,
         queue_capacity: int,
         spin_ns: int,
         thread_prefix: str,

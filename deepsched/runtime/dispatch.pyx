@@ -13,8 +13,10 @@ from deepsched.runtime.futex cimport (
     EINTR, WAKE_ALL, futex_wait, futex_wake, now_ns, pause,
 )
 from deepsched.runtime.ort cimport OrtSession
-from deepsched.runtime.pool cimport fill_mask, fork_generation
-from deepsched.runtime.posix cimport CpuMask, get_mask, is_main_thread, sched_getcpu, set_mask
+from deepsched.runtime.pool cimport fork_generation, one_cpu
+from deepsched.runtime.posix cimport (
+    MAX_CPUS, CpuMask, get_mask, is_main_thread, sched_getcpu, set_mask,
+)
 from deepsched.runtime.request cimport (
     CANCELLED, QUEUED, REFUSED, RUNNING, begin, new_request, run_request,
 )
@@ -23,10 +25,11 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libcpp.atomic cimport memory_order_acq_rel, memory_order_relaxed, memory_order_seq_cst
 
-from deepsched.errors import ClosedError, ForkError, InputError
+from deepsched.errors import ClosedError, ForkError, InputError, StreamConfigError
 
-cdef enum:
-    MAX_CPUS = 8192
+# Where a group has every CPU, a run this short stays where its caller is: moving costs as much as
+# the run (1.6 us, or 40 us to another core), and ORT hardly uses its other threads in that time.
+cdef uint64_t SHORT_RUN_NS = 30_000
 
 # Python's signal handlers run in the main thread only, and not while it is inside ORT: so runs
 # longer than this are left to a worker there, and the main thread waits where Ctrl-C reaches it.
@@ -41,15 +44,16 @@ cdef class Dispatcher:
     """The queue, the core groups and the workers of one context.
 
     Args:
-        cpus_by_group: where each group's requests run (OS numbers), or None for anywhere.
-        moves_callers: whether a thread that runs a request inline must be moved into its group.
+        cpus_by_group: the CPUs of each group (OS numbers), or None for groups without CPUs of
+            their own. The thread that calls Run stands on the first, ORT's on the others.
+        owns_all_cpus: whether one group has every CPU that the process may use.
         queue_capacity: how many requests may wait; rounded up to a power of two.
         spin_ns: how long a worker looks for another request before it gives up its group.
         thread_prefix: the workers' names are "<thread_prefix>-s0" and so on.
     """
 
     def __cinit__(
-        self, list cpus_by_group, *, bint moves_callers, size_t queue_capacity, int64_t spin_ns,
+        self, list cpus_by_group, *, bint owns_all_cpus, size_t queue_capacity, int64_t spin_ns,
         str thread_prefix,
     ):
         cdef int group, num_groups = len(cpus_by_group)
@@ -58,7 +62,8 @@ cdef class Dispatcher:
         self.groups = CoreGroups(num_groups)
         self.pool = WorkerPool(num_groups)
         self.abandoned = []
-        self.moves_callers = moves_callers
+        self.owns_all_cpus = owns_all_cpus
+        self.is_pinned = cpus_by_group[0] is not None
         self.spin_ns = spin_ns
         self.masks = <CpuMask*>calloc(num_groups, sizeof(CpuMask))
         self.group_of_cpu = <int*>calloc(MAX_CPUS, sizeof(int))
@@ -66,11 +71,14 @@ cdef class Dispatcher:
             raise MemoryError(f"no memory for {num_groups} core groups")
         for cpu in range(MAX_CPUS):
             self.group_of_cpu[cpu] = -1
-        for group in range(num_groups):
-            fill_mask(&self.masks[group], cpus_by_group[group])
-            for cpu in cpus_by_group[group] or ():
-                self.group_of_cpu[cpu] = group
-        self.pool.start(_serve, <void*>self, cpus_by_group, thread_prefix)
+        if self.is_pinned:
+            for group in range(num_groups):
+                for cpu in cpus_by_group[group]:
+                    if cpu >= MAX_CPUS:
+                        raise StreamConfigError(f"CPU {cpu} is beyond the {MAX_CPUS} of Linux")
+                    self.group_of_cpu[cpu] = group
+                one_cpu(&self.masks[group], cpus_by_group[group][0])
+        self.pool.start(_serve, <void*>self, self.masks, thread_prefix)
 
     def __dealloc__(self):
         if self.generation == fork_generation() and self.pool is not None:
@@ -131,12 +139,17 @@ cdef class Dispatcher:
         return ACCEPTED
 
     cdef void run_inline(self, RequestState* request, int group) noexcept nogil:
-        """Runs on the calling thread, inside the group's cores, and puts its affinity back."""
+        """Runs on the calling thread, on the group's first core, and puts its affinity back.
+
+        ORT's threads stand on the others. Left to itself inside the group, the kernel lets the
+        caller share a core with one of them, for seconds: half the speed on two cores.
+        """
         cdef CpuMask own
         # The mask is read anew each time: the thread's owner may have changed it. If someone
         # changes it during the run, from outside, we put the older one back.
         cdef bint moved = (
-            self.moves_callers
+            self.is_pinned
+            and not (self.owns_all_cpus and is_short(request.model))
             and get_mask(&own) >= 0
             and set_mask(&self.masks[group]) == 0
         )
@@ -146,7 +159,7 @@ cdef class Dispatcher:
 
     cdef int here(self) noexcept nogil:
         """The group of the core we run on: going to another one costs a migration."""
-        if not self.moves_callers:
+        if not self.is_pinned:
             return -1
         cdef int cpu = sched_getcpu()
         return self.group_of_cpu[cpu] if 0 <= cpu < MAX_CPUS else -1
@@ -244,6 +257,11 @@ cdef class Dispatcher:
                 Py_DECREF(request)
             else:
                 self.abandoned.append(request)
+
+
+cdef bint is_short(ModelState* model) noexcept nogil:
+    # relaxed: a statistic; 0 until the first run.
+    return 0 < model.typical_ns.load(memory_order_relaxed) < SHORT_RUN_NS
 
 
 cdef void _serve(void* dispatcher, int group) noexcept nogil:

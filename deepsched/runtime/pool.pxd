@@ -10,7 +10,6 @@ cdef struct Worker:
     ServeFn serve
     void* server
     pthread_t thread
-    CpuMask mask
 
 cdef class WorkerPool:
     cdef Worker* workers
@@ -19,9 +18,9 @@ cdef class WorkerPool:
     cdef uint32_t generation
 
     cdef void wake(self, int group) noexcept nogil
-    cdef start(self, ServeFn serve, void* server, list cpus_by_group, str prefix)
+    cdef start(self, ServeFn serve, void* server, CpuMask* masks, str prefix)
     cdef stop(self)
 
 cdef uint32_t fork_generation() noexcept nogil
-cdef fill_mask(CpuMask* mask, cpus)
+cdef void one_cpu(CpuMask* mask, int cpu) noexcept nogil
 cdef bytes thread_name(str name)

@@ -16,7 +16,7 @@ from libcpp.atomic cimport (
 
 import os
 
-from deepsched.errors import StreamConfigError, ThreadError
+from deepsched.errors import ThreadError
 
 cdef enum:
     PARKED = 0  # sleeps on the futex, owns nothing
@@ -45,18 +45,12 @@ pthread_atfork(NULL, NULL, _on_fork_in_child)
 # --- masks and names --------------------------------------------------------------------------
 
 
-cdef fill_mask(CpuMask* mask, cpus):
-    """`cpus`: OS numbers, or None for a thread that may run anywhere."""
-    memset(mask, 0, sizeof(CpuMask))
-    if cpus is None:
-        return
+cdef void one_cpu(CpuMask* mask, int cpu) noexcept nogil:
+    """`cpu`: an OS number below MAX_CPUS."""
     cdef int word_bits = 8 * sizeof(unsigned long)
-    cdef int cpu
-    for cpu in cpus:
-        if not 0 <= cpu < <int>(8 * sizeof(mask.bits)):
-            raise StreamConfigError(f"CPU {cpu} is beyond the {8 * sizeof(mask.bits)} of Linux")
-        mask.bits[cpu // word_bits] |= 1ul << (cpu % word_bits)
-        mask.num_bytes = max(mask.num_bytes, (cpu // word_bits + 1) * sizeof(unsigned long))
+    memset(mask, 0, sizeof(CpuMask))
+    mask.bits[cpu // word_bits] = 1ul << (cpu % word_bits)
+    mask.num_bytes = (cpu // word_bits + 1) * sizeof(unsigned long)
 
 
 cdef bytes thread_name(str name):
@@ -99,8 +93,8 @@ cdef class WorkerPool:
             self.stop()
             free(self.workers)  # else: the parent's threads use its copy; leave ours alone
 
-    cdef start(self, ServeFn serve, void* server, list cpus_by_group, str prefix):
-        """Starts the threads. `cpus_by_group[g]`: where worker g may run, None for anywhere."""
+    cdef start(self, ServeFn serve, void* server, CpuMask* masks, str prefix):
+        """Starts the threads. `masks[g]`: where worker g runs."""
         cdef int group, error
         cdef Worker* worker
         for group in range(self.num_workers):
@@ -108,16 +102,15 @@ cdef class WorkerPool:
             worker.group = group
             worker.serve = serve
             worker.server = server
-            fill_mask(&worker.mask, cpus_by_group[group])
             name = thread_name(f"{prefix}-s{group}")
-            error = start_thread(&worker.thread, name, &worker.mask, _worker_main, worker)
+            error = start_thread(&worker.thread, name, &masks[group], _worker_main, worker)
             if error:
                 self.stop()
                 raise ThreadError(
                     error,
-                    f"could not start the worker of stream {group} on CPUs {cpus_by_group[group]}: "
-                    f"{os.strerror(error)}. Fewer streams need fewer threads (a container limits "
-                    "them by pids.max); pin='none' needs none of these CPUs in particular",
+                    f"could not start the worker of stream {group}: {os.strerror(error)}. Fewer "
+                    "streams need fewer threads (a container limits them by pids.max); pin='none' "
+                    "needs no CPU in particular, should one have gone offline",
                 )
             self.num_started = group + 1
 

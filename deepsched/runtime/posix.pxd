@@ -58,6 +58,9 @@ cdef extern from * nogil:
         size_t num_bytes
         unsigned long bits[128]
 
+    cdef enum:
+        MAX_CPUS "8192"
+
     int start_thread "deepsched_start_thread"(
         pthread_t* thread, const char* name, const CpuMask* mask,
         void* (*body)(void*) noexcept nogil, void* argument,

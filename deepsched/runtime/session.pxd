@@ -1,11 +1,10 @@
 from deepsched.runtime.ort cimport OrtSession
-from deepsched.runtime.posix cimport CpuMask
 from libc.stdint cimport uint32_t
 
 cdef struct ThreadTeam:
     # What a session's intra-op threads are started with. ORT starts them one after another, from
     # the thread that creates the session.
-    CpuMask mask
+    int* cpus  # where each thread of the team runs, the caller of Run first; NULL for anywhere
     char prefix[16]
     int num_started
 

@@ -7,8 +7,8 @@ from deepsched.runtime.ort cimport (
     ORT_NO_SUCHFILE, ORT_NOT_IMPLEMENTED, OrtApi, OrtSession, OrtSessionOptions, OrtStatus,
     OrtTypeInfo, ThreadBodyFn,
 )
-from deepsched.runtime.pool cimport fill_mask, fork_generation, thread_name
-from deepsched.runtime.posix cimport pthread_join, pthread_t, start_thread
+from deepsched.runtime.pool cimport fork_generation, one_cpu, thread_name
+from deepsched.runtime.posix cimport CpuMask, pthread_join, pthread_t, start_thread
 from deepsched.runtime.values cimport describe_value
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc
@@ -39,6 +39,7 @@ cdef void* _on_create_thread(void* options, ThreadBodyFn body, void* argument) n
     """ORT wants one more intra-op thread. NULL makes it fail the session's creation."""
     cdef ThreadTeam* team = <ThreadTeam*>options
     cdef char name[32]
+    cdef CpuMask mask
     cdef OpThread* op_thread = <OpThread*>malloc(sizeof(OpThread))
     if op_thread == NULL:
         return NULL
@@ -48,7 +49,10 @@ cdef void* _on_create_thread(void* options, ThreadBodyFn body, void* argument) n
     team.num_started += 1
     snprintf(name, sizeof(name), b"%s-op%d", team.prefix, team.num_started)
     name[15] = 0  # what the kernel takes
-    if start_thread(&op_thread.thread, name, &team.mask, _op_thread_main, op_thread):
+    mask.num_bytes = 0
+    if team.cpus != NULL:
+        one_cpu(&mask, team.cpus[team.num_started])
+    if start_thread(&op_thread.thread, name, &mask, _op_thread_main, op_thread):
         free(op_thread)
         return NULL
     return op_thread
@@ -73,6 +77,7 @@ cdef class Session:
 
     def __dealloc__(self):
         self.close()
+        free(self.team.cpus)
 
     cdef close(self):
         """Releases ORT's session, once. No run may be under way."""
@@ -124,7 +129,7 @@ def open_session(model, *, int num_threads, cpus, str thread_prefix, dict config
 
     Args:
         num_threads: how many threads work on one operator, the caller of Run included.
-        cpus: where the threads that ORT starts may run (OS numbers), or None for anywhere.
+        cpus: a CPU for each of these threads (OS numbers), the caller's first; None for anywhere.
         thread_prefix: their names are "<thread_prefix>-op1" and so on.
         config: ORT's session config entries.
 
@@ -141,7 +146,12 @@ def open_session(model, *, int num_threads, cpus, str thread_prefix, dict config
     cdef size_t num_bytes = len(path_or_model)
     cdef bint is_path = not isinstance(model, bytes)
     session.generation = fork_generation()
-    fill_mask(&session.team.mask, cpus)
+    if cpus is not None:
+        session.team.cpus = <int*>malloc(num_threads * sizeof(int))
+        if session.team.cpus == NULL:
+            raise MemoryError(f"no memory for {num_threads} threads")
+        for i in range(num_threads):
+            session.team.cpus[i] = cpus[i]
     strcpy(session.team.prefix, thread_name(thread_prefix))
     try:
         check(api.CreateSessionOptions(&options))
