@@ -109,7 +109,6 @@ class Context:
         cpus = [stream.cpus for stream in self._streams]
         self._dispatcher = Dispatcher(
             [list(group) if pin == "core" else None for group in cpus],
-            owns_all_cpus=set(cpus[0]) == set(self._topology.cpus),
             queue_capacity=QUEUE_CAPACITY,
             spin_ns=_SPIN_NS if self._may_spin else 0,
             thread_prefix=self._name,

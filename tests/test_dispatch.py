@@ -130,9 +130,7 @@ def test_every_caller_gets_its_own_result_or_error(num_streams):
 
 
 def test_a_full_queue_makes_callers_wait_and_loses_nothing():
-    dispatcher = Dispatcher(
-        [None], owns_all_cpus=False, queue_capacity=2, spin_ns=0, thread_prefix="full"
-    )
+    dispatcher = Dispatcher([None], queue_capacity=2, spin_ns=0, thread_prefix="full")
     session = open_session(
         models.spin().SerializeToString(), num_threads=1, cpus=None, thread_prefix="f", config={}
     )

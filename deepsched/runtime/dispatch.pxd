@@ -19,7 +19,6 @@ cdef class Dispatcher:
     cdef CpuMask* masks  # by group: where the thread that calls Run stands; empty for anywhere
     cdef int* group_of_cpu
     cdef bint is_pinned
-    cdef bint owns_all_cpus
     cdef int64_t spin_ns
     cdef list abandoned
     cdef uint32_t generation
@@ -31,7 +30,7 @@ cdef class Dispatcher:
     cdef Submitted submit(
         self, RequestState* request, bint may_inline, int64_t patience_ns
     ) noexcept nogil
-    cdef void run_inline(self, RequestState* request, int group) noexcept nogil
+    cdef void run_inline(self, RequestState* request, int group, bint is_there) noexcept nogil
     cdef int here(self) noexcept nogil
     cdef void kick(self) noexcept nogil
     cdef void leave_group(self, int group) noexcept nogil

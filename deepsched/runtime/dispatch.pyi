@@ -11,7 +11,6 @@ class Dispatcher:
         self,
         cpus_by_group: list[list[int] | None],
         *,
-        owns_all_cpus: bool,
         queue_capacity: int,
         spin_ns: int,
         thread_prefix: str,

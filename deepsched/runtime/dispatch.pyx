@@ -27,8 +27,9 @@ from libcpp.atomic cimport memory_order_acq_rel, memory_order_relaxed, memory_or
 
 from deepsched.errors import ClosedError, ForkError, InputError, StreamConfigError
 
-# Where a group has every CPU, a run this short stays where its caller is: moving costs as much as
-# the run (1.6 us, or 40 us to another core), and ORT hardly uses its other threads in that time.
+# A run this short is not pinned where its caller stands on one of the group's CPUs already. Setting
+# the affinity and putting it back costs 1.6 us, about as much as the run; the kernel hardly moves a
+# thread within microseconds, and ORT hardly uses its other threads.
 cdef uint64_t SHORT_RUN_NS = 30_000
 
 # Python's signal handlers run in the main thread only, and not while it is inside ORT: so runs
@@ -46,15 +47,13 @@ cdef class Dispatcher:
     Args:
         cpus_by_group: the CPUs of each group (OS numbers), or None for groups without CPUs of
             their own. The thread that calls Run stands on the first, ORT's on the others.
-        owns_all_cpus: whether one group has every CPU that the process may use.
         queue_capacity: how many requests may wait; rounded up to a power of two.
         spin_ns: how long a worker looks for another request before it gives up its group.
         thread_prefix: the workers' names are "<thread_prefix>-s0" and so on.
     """
 
     def __cinit__(
-        self, list cpus_by_group, *, bint owns_all_cpus, size_t queue_capacity, int64_t spin_ns,
-        str thread_prefix,
+        self, list cpus_by_group, *, size_t queue_capacity, int64_t spin_ns, str thread_prefix
     ):
         cdef int group, num_groups = len(cpus_by_group)
         self.generation = fork_generation()
@@ -62,7 +61,6 @@ cdef class Dispatcher:
         self.groups = CoreGroups(num_groups)
         self.pool = WorkerPool(num_groups)
         self.abandoned = []
-        self.owns_all_cpus = owns_all_cpus
         self.is_pinned = cpus_by_group[0] is not None
         self.spin_ns = spin_ns
         self.masks = <CpuMask*>calloc(num_groups, sizeof(CpuMask))
@@ -107,15 +105,16 @@ cdef class Dispatcher:
         self, RequestState* request, bint may_inline, int64_t patience_ns
     ) noexcept nogil:
         """Claim a group and run here, or queue. `patience_ns` bounds one wait for space."""
-        cdef int group, error
+        cdef int here, group, error
         cdef uint32_t epoch
         # First come, first served: nobody overtakes a request that waits.
         if may_inline and not self.queue.has_items():
-            group = self.groups.claim(self.here())
+            here = self.here()
+            group = self.groups.claim(here)
             if group >= 0:
                 # relaxed: no other thread knows this request.
                 request.stage.store(RUNNING, memory_order_relaxed)
-                self.run_inline(request, group)
+                self.run_inline(request, group, group == here)
                 self.leave_group(group)
                 return SERVED
         request.by_worker = True
@@ -138,7 +137,7 @@ cdef class Dispatcher:
         self.kick()
         return ACCEPTED
 
-    cdef void run_inline(self, RequestState* request, int group) noexcept nogil:
+    cdef void run_inline(self, RequestState* request, int group, bint is_there) noexcept nogil:
         """Runs on the calling thread, on the group's first core, and puts its affinity back.
 
         ORT's threads stand on the others. Left to itself inside the group, the kernel lets the
@@ -149,7 +148,7 @@ cdef class Dispatcher:
         # changes it during the run, from outside, we put the older one back.
         cdef bint moved = (
             self.is_pinned
-            and not (self.owns_all_cpus and is_short(request.model))
+            and not (is_there and is_short(request.model))
             and get_mask(&own) >= 0
             and set_mask(&self.masks[group]) == 0
         )
