@@ -7,9 +7,10 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from deepsched import Topology
+from deepsched import Engine, Topology
 from deepsched.benchmark import bundled_model, measure
 from deepsched.cli import main
 from tests import models
@@ -123,10 +124,21 @@ def test_the_module_prints_a_diagnosis_as_json():
     assert report["streams"]
 
 
+def test_measure_reports_requests_longer_than_the_time_given():
+    model = models.spin()
+    with Engine(model, None) as engine:
+        steps = np.array(20_000, np.int64)
+        inputs = [steps, np.zeros((64, 64), np.float32)]
+        result = measure(engine.run, inputs, seconds=1e-6, warmup_seconds=0.0)
+    assert result.iterations == 1
+    assert result.latencies_ms[0] == pytest.approx(result.seconds * 1e3)
+
+
 def test_measure_counts_what_every_caller_did_and_raises_what_it_raised():
     calls = []
     result = measure(calls.append, 1, callers=3, seconds=0.05, warmup_seconds=0.0, batch_size=4)
-    assert result.iterations == len(calls)
-    assert result.items_per_sec == pytest.approx(4 * len(calls) / result.seconds)
+    assert len(calls) - 3 <= result.iterations <= len(calls)  # three were under way at the end
+    assert result.items_per_sec == pytest.approx(4 * result.iterations / result.seconds)
+    assert result.seconds == pytest.approx(0.05)
     with pytest.raises(ZeroDivisionError):
         measure(lambda x: 1 // x, 0, callers=2, seconds=5)

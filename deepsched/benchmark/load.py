@@ -22,13 +22,13 @@ class Measurement:
     batch_size: int
     """Items in a request."""
     seconds: float
-    """From the first request's start to the last one's end."""
+    """The time measured, warm-up left out."""
     latencies_ms: np.ndarray[Any, np.dtype[np.float64]]
     """Of each request, in milliseconds, in no particular order."""
 
     @property
     def iterations(self) -> int:
-        """How many requests were answered."""
+        """How many requests were answered in that time."""
         return len(self.latencies_ms)
 
     @property
@@ -89,13 +89,12 @@ def measure(
     def call_on(caller: int) -> None:
         mine = latencies[caller]
         try:
-            while not stop.is_set():
+            ended = 0
+            while ended < end and not stop.is_set():
                 started = time.perf_counter_ns()
-                if started >= end:
-                    return
                 run(inputs)
-                if started >= begin:
-                    mine.append((started, time.perf_counter_ns()))
+                ended = time.perf_counter_ns()
+                mine.append((started, ended))
         except BaseException as error:
             failures.append(error)
             stop.set()
@@ -118,17 +117,19 @@ def measure(
                 on_progress(min(time.perf_counter_ns(), end) / 1e9 - begin / 1e9 + warmup_seconds)
     if failures:
         raise failures[0]
-    spans = np.array([span for mine in latencies for span in mine], dtype=np.int64)
+    if interrupted:
+        end = time.perf_counter_ns()
+    every = np.array([span for mine in latencies for span in mine], dtype=np.int64).reshape(-1, 2)
+    # What ended between begin and end, whenever it started: then neither the first requests nor
+    # the last, when fewer and fewer callers are under way, bias the rate.
+    spans = every[(every[:, 1] > begin) & (every[:, 1] <= end)]
     if not len(spans):
         if interrupted:
             raise KeyboardInterrupt
-        # One request took longer than warm-up and load together: it is all there is to tell.
-        started = time.perf_counter_ns()
-        run(inputs)
-        spans = np.array([(started, time.perf_counter_ns())])
+        spans, begin, end = every, every[:, 0].min(), every[:, 1].max()  # requests this long
     return Measurement(
         callers=callers,
         batch_size=batch_size,
-        seconds=float(spans[:, 1].max() - spans[:, 0].min()) / 1e9,
+        seconds=float(end - begin) / 1e9,
         latencies_ms=(spans[:, 1] - spans[:, 0]) / 1e6,
     )
