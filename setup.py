@@ -24,6 +24,10 @@ if SANITIZE:
     compile_args += [f"-fsanitize={SANITIZE}"]
     link_args += [f"-fsanitize={SANITIZE}"]
 
+sources = sorted(Path("deepsched/runtime").glob("*.pyx"))
+if not sources:  # else the result would be a package without its core
+    sys.exit("no deepsched/runtime/*.pyx here: run this from the root of the sources")
+
 extensions = [
     Extension(
         f"deepsched.runtime.{source.stem}",
@@ -34,7 +38,7 @@ extensions = [
         extra_compile_args=compile_args,
         extra_link_args=link_args,
     )
-    for source in sorted(Path("deepsched/runtime").glob("*.pyx"))
+    for source in sources
 ]
 
 setup(
