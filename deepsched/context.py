@@ -83,7 +83,7 @@ class Context:
         *,
         _is_shared: bool = True,
     ) -> None:
-        self._scheduler = Scheduler.from_str(scheduler or Scheduler.default)
+        self._scheduler = Scheduler.from_str(Scheduler.default if scheduler is None else scheduler)
         if pin not in ("core", "none"):
             raise OptionError(f"pin must be 'core' or 'none', got {pin!r}")
         self._pin = pin
@@ -235,6 +235,7 @@ class Context:
                 cpus=list(stream.cpus) if self._pin == "core" else None,
                 thread_prefix=f"{self._name}-s{stream.index}",
                 config=config,
+                name=prepared.path,
             )
             for stream in self._streams
         ]

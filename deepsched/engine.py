@@ -32,10 +32,12 @@ class Engine:
 
     Args:
         model: the path of an ONNX file, its bytes, or an onnx.ModelProto.
-        batch_size: the first dimension of every input; None for any batch, as the model has it.
+        batch_size: the first dimension of every input, whatever the model's file says; None
+            leaves it as the file has it, so any batch where that is open.
         num_cores, num_streams, scheduler, pin: see Context; for an engine with a context of its
             own. `scheduler` is "single_stream" unless given.
-        input_shapes: a shape for each input, such as [[1, 3, 320, 320]], in place of the model's.
+        input_shapes: a shape for each input in the graph's order, such as [[1, 3, 320, 320]], in
+            place of the model's; `batch_size`, unless it is 1, must agree with them.
         context: the streams to share with other engines.
 
     Raises:
@@ -51,6 +53,8 @@ class Engine:
         >>> engine.close()
     """
 
+    _is_closed = True  # until there is something to close
+
     def __init__(
         self,
         model: ModelLike,
@@ -63,14 +67,16 @@ class Engine:
         pin: str | None = None,
         context: Context | None = None,
     ) -> None:
-        self._is_closed = True  # until there is something to close
         prepared = prepare_model(model, batch_size, input_shapes)
         self._owns_context = context is None
         if context is None:
             context = Context(
-                num_cores, num_streams, scheduler or Scheduler.default, pin or "core",
+                num_cores, num_streams, Scheduler.default if scheduler is None else scheduler,
+                "core" if pin is None else pin,
                 _is_shared=False,
             )  # fmt: skip
+        elif not isinstance(context, Context):
+            raise OptionError(f"context must be a Context, got {context!r}")
         elif (num_cores, num_streams, scheduler, pin) != (None,) * 4:
             raise OptionError(
                 "num_cores, num_streams, scheduler and pin are the context's; give them to "
@@ -78,7 +84,7 @@ class Engine:
             )
         self._context = context
         self._path = prepared.path
-        self._batch_size = batch_size
+        self._batch_size = prepared.batch_size
         try:
             try:
                 self._model: Model = context._open_model(prepared)
@@ -89,7 +95,7 @@ class Engine:
             except (ModelError, InputError, InferenceError) as error:
                 if not prepared.changed_fixed_sizes:
                     raise
-                raise explain_override(error, batch_size, input_shapes) from error
+                raise explain_override(error, prepared.batch_size, input_shapes) from error
         except BaseException:
             self._abort_init()
             raise
@@ -109,7 +115,7 @@ class Engine:
 
     @property
     def batch_size(self) -> int | None:
-        """The batch that it was compiled for; None for any."""
+        """The batch that it was compiled for; None for what the model's file takes."""
         return self._batch_size
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from deepsched.errors import (
@@ -30,6 +30,8 @@ class PreparedModel(NamedTuple):
     """What ONNX Runtime opens: a path, or a serialized ModelProto."""
     config: dict[str, str]
     """Session config entries that `source` needs."""
+    batch_size: int | None
+    """The first dimension of its inputs; None where the model decides."""
     changed_fixed_sizes: bool
     """Whether a size that the model states was replaced, which its nodes may not allow."""
 
@@ -42,7 +44,7 @@ def prepare_model(
     Args:
         model: a path, a serialized ModelProto, or an onnx.ModelProto.
         batch_size: the first dimension of every input that has dimensions; None leaves the model
-            as it is.
+            as it is. 1, the default, gives way to `input_shapes`.
         input_shapes: a shape for each input, in the graph's order; None in place of a shape
             leaves that input to `batch_size`.
 
@@ -56,19 +58,21 @@ def prepare_model(
     if isinstance(model, (str, os.PathLike)):
         path = _check_path(os.fspath(model))
         if batch_size is None and input_shapes is None:
-            return PreparedModel(path, path, {}, False)
+            return PreparedModel(path, path, {}, None, False)
     proto = _parse(path if path is not None else model)
-    shapes = _wanted_shapes(proto, batch_size, input_shapes)
-    changed, changed_fixed = _fix_shapes(proto, shapes)
+    names = [value.name for value in _inputs_of(proto)]
+    shapes = _check_shapes(input_shapes, names)
+    batch_size = _reconcile(batch_size, shapes)
+    changed, changed_fixed = _fix_shapes(proto, _wanted_shapes(proto, batch_size, shapes))
     if not changed and path is not None:
-        return PreparedModel(path, path, {}, False)
+        return PreparedModel(path, path, {}, batch_size, False)
     config = {}
     if path is not None:
         # External data is looked up beside the model, which ORT does not know of bytes.
         config["session.model_external_initializers_file_folder_path"] = os.path.dirname(
             os.path.abspath(path)
         )
-    return PreparedModel(path, proto.SerializeToString(), config, changed_fixed)
+    return PreparedModel(path, proto.SerializeToString(), config, batch_size, changed_fixed)
 
 
 def _check_batch_size(batch_size: int | None) -> None:
@@ -127,14 +131,25 @@ def _inputs_of(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     return [value for value in proto.graph.input if value.name not in initializers]
 
 
+def _reconcile(batch_size: int | None, shapes: list[list[int] | None]) -> int | None:
+    """The batch size that `shapes` leave."""
+    batches = [shape[0] for shape in shapes if shape]
+    if batch_size is None or not batches or batch_size in batches:
+        return batch_size
+    if batch_size != 1:
+        raise OptionError(
+            f"batch_size={batch_size} contradicts input_shapes, whose first dimensions are "
+            f"{batches}; give one of the two, or the same batch in both"
+        )
+    return batches[0]
+
+
 def _wanted_shapes(
-    proto: onnx.ModelProto, batch_size: int | None, input_shapes: Shapes | None
+    proto: onnx.ModelProto, batch_size: int | None, shapes: list[list[int] | None]
 ) -> dict[str, list[int | None]]:
     """The sizes to fix, by input; None keeps a size as it is."""
-    inputs = _inputs_of(proto)
-    given = _check_shapes(input_shapes, [value.name for value in inputs])
     wanted: dict[str, list[int | None]] = {}
-    for value, shape in zip(inputs, given, strict=True):
+    for value, shape in zip(_inputs_of(proto), shapes, strict=True):
         has_shape = value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape")
         rank = len(value.type.tensor_type.shape.dim) if has_shape else None
         if shape is not None:
@@ -153,10 +168,13 @@ def _check_shapes(input_shapes: Shapes | None, names: list[str]) -> list[list[in
     if input_shapes is None:
         return [None] * len(names)
     try:
+        if isinstance(input_shapes, (str, bytes, Mapping)):
+            raise TypeError
         shapes = [None if shape is None else list(shape) for shape in input_shapes]
     except TypeError:
         raise OptionError(
-            f"input_shapes must be a list of shapes such as [[1, 3, 320, 320]], got {input_shapes}"
+            "input_shapes must be a list of shapes in the order of the inputs, such as "
+            f"[[1, 3, 320, 320]], got {input_shapes!r}"
         ) from None
     if len(shapes) != len(names):
         raise ShapeOverrideError(
@@ -210,6 +228,6 @@ def explain_override(
     """The error of a model that fails only for the shapes that it was given."""
     return ShapeOverrideError(
         f"the model does not work with batch_size={batch_size}, input_shapes={input_shapes}: its "
-        f"nodes rely on the sizes that it was exported with. Compile it with batch_size=None, or "
-        f"export it with dynamic sizes. ({error})"
+        "nodes rely on other sizes. batch_size=None without input_shapes keeps those of its file; "
+        f"for yours, export it with dynamic sizes. ({error})"
     )

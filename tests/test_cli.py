@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -37,10 +38,11 @@ def test_benchmark_prints_deepsparses_lines_and_exports_its_keys(mlp, tmp_path, 
     positions = [next(i for i, line in enumerate(lines) if line.startswith(p)) for p in REPORT]
     assert positions == sorted(positions)
     result = json.loads(export.read_text())
-    assert result["engine"] == "deepsched"
+    assert "mlp" in result["engine"] or "model" in result["engine"]
+    assert not result["interrupted"]
     assert result["batch_size"] == 2
     assert result["num_cores"] == 1
-    assert result["scenario"] == ("singlestream" if scenario == "sync" else "multistream")
+    assert result["scenario"] == scenario
     numbers = result["benchmark_result"]
     assert numbers["iterations"] > 0
     assert numbers["items_per_sec"] == pytest.approx(
@@ -63,13 +65,29 @@ def test_benchmark_without_a_model_compares_both_schedulers(tmp_path, capsys):
     }
 
 
+@pytest.mark.parametrize("model", ["MLP", None])
+def test_an_interrupted_benchmark_says_so(mlp, tmp_path, capsys, monkeypatch, model):
+    def measure_interrupted(*args, **kwargs):
+        return dataclasses.replace(measure(*args, **kwargs), is_interrupted=True)
+
+    monkeypatch.setattr("deepsched.cli.benchmark.measure", measure_interrupted)
+    export = tmp_path / "result.json"
+    arguments = [mlp] if model else []
+    options = ["-t", "0.2", "-w", "0", "-q", "-x", str(export)]
+    assert main(["benchmark", *arguments, *options]) == 130
+    assert "Interrupted" in capsys.readouterr().out
+    result = json.loads(export.read_text())
+    assert result["interrupted"]
+    assert len(result.get("measurements", [result])) == 1  # the rest is not measured
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["nowhere.onnx"], "no model file at 'nowhere.onnx'"),
         (["MLP", "-nstreams", "1000"], "num_streams must be between 1 and"),
         (["MLP", "-i", "1,64"], "--input_shapes must look like"),
-        (["MLP", "-i", "[1,65]"], "rely on the sizes"),
+        (["MLP", "-i", "[1,65]"], "rely on other sizes"),
         (["MLP", "-s", "fastest"], "scheduler must be one of"),
         (["MLP", "-t", "0"], "--time must be positive"),
         (["MLP", "-t", "0.1", "-w", "0", "-x", "/nowhere/x.json"], "cannot write --export_path"),

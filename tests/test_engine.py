@@ -138,6 +138,12 @@ def test_input_shapes_replace_fixed_sizes():
         assert engine.run([x])[0].shape[:2] == (1, 1000)
 
 
+def test_the_batch_follows_input_shapes():
+    with Engine(models.mlp(), input_shapes=[[5, 64]]) as engine:
+        assert engine.batch_size == 5
+        assert engine.run(engine.generate_random_inputs())[0].shape == (5, 64)
+
+
 def test_a_fixed_batch_can_be_replaced_where_the_nodes_allow_it():
     with Engine(bundled_model("squeezenet"), batch_size=3) as engine:
         assert engine.run(engine.generate_random_inputs())[0].shape == (3, 1000, 1, 1)

@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from deepsched import Context, Engine, compile_model, errors
+from deepsched import Context, Engine, MultiModelEngine, compile_model, errors
 from deepsched.benchmark import bundled_model
 from tests import models
 
@@ -106,7 +106,7 @@ def test_a_batch_size_that_cannot_be_is_told(batch_size):
     [
         ([[1, 64], [1, 64]], errors.ShapeOverrideError, "2 shapes, but the model has 1 inputs"),
         ([[1, 64, 1]], errors.ShapeOverrideError, "has 2 dimensions"),
-        ([[1, 65]], errors.ShapeOverrideError, "rely on the sizes"),
+        ([[1, 65]], errors.ShapeOverrideError, "rely on other sizes"),
         ([[0, 64]], errors.OptionError, "positive ints"),
         ([[1, "64"]], errors.OptionError, "positive ints"),
         ([3], errors.OptionError, "list of shapes"),
@@ -118,17 +118,39 @@ def test_input_shapes_that_do_not_fit_are_told(shapes, error, message):
         Engine(models.mlp(), None, input_shapes=shapes)
 
 
+def test_a_batch_size_that_contradicts_input_shapes_is_told():
+    with pytest.raises(errors.OptionError, match="batch_size=4 contradicts input_shapes"):
+        Engine(models.mlp(), 4, input_shapes=[[2, 64]])
+
+
+def test_a_context_must_be_one():
+    with pytest.raises(errors.OptionError, match="context must be a Context"):
+        Engine(models.mlp(), context="x")
+    with pytest.raises(TypeError, match="context"):
+        MultiModelEngine(models.mlp(), 1)
+
+
+def test_missing_external_data_names_the_model(tmp_path):
+    path = tmp_path / "model.onnx"
+    onnx.save_model(
+        models.mlp(), path, save_as_external_data=True, location="weights", size_threshold=0
+    )
+    (tmp_path / "weights").unlink()
+    with pytest.raises(errors.ModelError, match=r"model\.onnx"):
+        compile_model(path)
+
+
 def test_sizes_that_fail_only_in_a_kernel_are_found_when_compiling():
     """ResNet-50's Reshape was exported for one image."""
     with pytest.raises(errors.ShapeOverrideError, match="batch_size=3"):
-        Engine(bundled_model("bvlc_alexnet"), input_shapes=[[1, 3, 64, 64]], batch_size=3)
+        Engine(bundled_model("bvlc_alexnet"), input_shapes=[[3, 3, 64, 64]], batch_size=3)
 
 
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ([], r"expected 1 inputs \('x'\), got 0"),
-        ([1, 2], "expected 1 inputs"),
+        ([], r"expected a list of 1 input \('x'\), got 0"),
+        ([1, 2], "expected a list of 1 input"),
         ({"z": 1}, r"missing \['x'\], unknown \['z'\]"),
         (np.ones((1, 64), np.float32), r"run\(\[x\]\)"),
         (None, "expected a list"),
@@ -144,7 +166,9 @@ def test_the_wrong_inputs_are_told(inputs, message):
 def test_a_wrong_batch_says_to_recompile():
     with (
         Engine(models.mlp()) as engine,
-        pytest.raises(errors.InputError, match=r"batch_size=None for any batch, or batch_size=4"),
+        pytest.raises(
+            errors.InputError, match=r"recompile with batch_size=None .*, or batch_size=4"
+        ),
     ):
         engine.run([np.ones((4, 64), np.float32)])
 

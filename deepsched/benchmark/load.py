@@ -25,6 +25,8 @@ class Measurement:
     """The time measured, warm-up left out."""
     latencies_ms: np.ndarray[Any, np.dtype[np.float64]]
     """Of each request, in milliseconds, in no particular order."""
+    is_interrupted: bool = False
+    """Whether Ctrl-C ended it early."""
 
     @property
     def iterations(self) -> int:
@@ -132,4 +134,5 @@ def measure(
         batch_size=batch_size,
         seconds=float(end - begin) / 1e9,
         latencies_ms=(spans[:, 1] - spans[:, 0]) / 1e6,
+        is_interrupted=interrupted,
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -72,30 +73,40 @@ def run(args: argparse.Namespace) -> None:
     if args.time <= 0 or args.warmup_time < 0:
         raise OptionError(f"--time must be positive, got {args.time}; --warmup_time at least 0")
     shapes = _parse_shapes(args.input_shapes)
-    if args.model_path is None and args.scenario is None:
-        result = _compare(args, shapes)
-    else:
-        result = _measure_one(args, shapes)
-    if args.export_path:
-        try:
-            with open(args.export_path, "w") as file:
-                json.dump(result, file, indent=2)
-        except OSError as error:
-            raise OptionError(
-                f"cannot write --export_path {args.export_path!r}: {error}"
-            ) from error
+    with _export_file(args) as file:
+        if args.model_path is None and args.scenario is None:
+            result = _compare(args, shapes)
+        else:
+            result = _measure_one(args, shapes)
+        if file is not None:
+            json.dump(result, file, indent=2)
+    if result["interrupted"]:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _export_file(args: argparse.Namespace) -> Iterator[TextIO | None]:
+    """Opened before anything is measured: a path that cannot be written is known at once."""
+    if not args.export_path:
+        yield None
+        return
+    try:
+        file = open(args.export_path, "w")  # noqa: SIM115
+    except OSError as error:
+        raise OptionError(f"cannot write --export_path {args.export_path!r}: {error}") from error
+    with file:
+        yield file
 
 
 def _measure_one(args: argparse.Namespace, shapes: list[list[int]] | None) -> dict[str, Any]:
     model = args.model_path or bundled_model()
     scheduler = Scheduler.from_str(args.scenario or "async")
-    num_streams = None if scheduler == Scheduler.single_stream else args.num_streams
-    with _compile(args, model, scheduler, num_streams, shapes) as engine:
+    with _compile(args, model, scheduler, args.num_streams, shapes) as engine:
         measurement = _load(args, engine, engine.num_streams, str(scheduler))
         report = _report(args, model, engine, measurement)
     print(f"Original Model Path: {model}")
-    print(f"Batch Size: {args.batch_size}")
-    print(f"Scenario: {report['scenario']}")
+    print(f"Batch Size: {report['batch_size']}")
+    print(f"Scenario: {str(scheduler).replace('_', '')}")
     print(f"Cores, Streams: {report['num_cores']}, {report['num_streams']}")
     result = report["benchmark_result"]
     print(f"Throughput (items/sec): {result['items_per_sec']:.4f}")
@@ -105,6 +116,8 @@ def _measure_one(args: argparse.Namespace, shapes: list[list[int]] | None) -> di
     for percent in (90.0, 95.0, 99.0):
         print(f"Latency p{percent:g} (ms/batch): {result[f'{percent}%']:.4f}")
     print(f"Iterations: {result['iterations']}")
+    if measurement.is_interrupted:
+        print(f"Interrupted after {measurement.seconds:.1f} of {args.time:g} seconds")
     return report
 
 
@@ -118,13 +131,17 @@ def _compare(args: argparse.Namespace, shapes: list[list[int]] | None) -> dict[s
             num_streams = min(single.num_cores, max(2, default))
         with _compile(args, model, Scheduler.multi_stream, num_streams, shapes) as multi:
             reports = []
-            for callers in (1, 2 * num_streams):
-                for engine in (single, multi):
-                    title = f"{engine.scheduler}, {callers} caller{'s' if callers > 1 else ''}"
-                    measurement = _load(args, engine, callers, title)
-                    reports.append(_report(args, model, engine, measurement))
+            for callers, engine in itertools.product((1, 2 * num_streams), (single, multi)):
+                title = f"{engine.scheduler}, {callers} caller{'s' if callers > 1 else ''}"
+                measurement = _load(args, engine, callers, title)
+                reports.append(_report(args, model, engine, measurement))
+                if measurement.is_interrupted:
+                    break
     _print_table(model, reports)
-    return {"model_path": model, "measurements": reports}
+    interrupted = reports[-1]["interrupted"]
+    if interrupted:
+        print("Interrupted: the last line was measured for a shorter time, others are missing.")
+    return {"model_path": model, "measurements": reports, "interrupted": interrupted}
 
 
 def _compile(
@@ -148,7 +165,7 @@ def _load(args: argparse.Namespace, engine: Engine, callers: int, title: str) ->
             callers=callers,
             seconds=args.time,
             warmup_seconds=args.warmup_time,
-            batch_size=args.batch_size,
+            batch_size=engine.batch_size or 1,
             on_progress=on_progress,
         )
 
@@ -171,17 +188,18 @@ def _report(
     """The keys of DeepSparse's export."""
     single = engine.scheduler == Scheduler.single_stream
     return {
-        "engine": "deepsched",
+        "engine": repr(engine),
         "version": __version__,
         "orig_model_path": model,
         "model_path": model,
-        "batch_size": args.batch_size,
+        "batch_size": engine.batch_size,
         "input_shapes": args.input_shapes,
         "num_cores": engine.num_cores,
-        "scenario": "singlestream" if single else "multistream",
+        "scenario": args.scenario or ("sync" if single else "async"),
         "scheduler": str(engine.scheduler),
         "seconds_to_run": args.time,
         "num_streams": engine.num_streams,
+        "interrupted": measurement.is_interrupted,
         "benchmark_result": measurement.to_dict(),
     }
 

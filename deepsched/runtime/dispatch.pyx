@@ -312,7 +312,8 @@ cdef class Model:
         if len(inputs) != len(self.inputs):
             names = ", ".join(repr(info.name) for info in self.inputs)
             raise InputError(
-                f"expected {len(self.inputs)} inputs ({names}), got {len(inputs)}"
+                f"expected a list of {len(self.inputs)} input{'s' * (len(self.inputs) != 1)} "
+                f"({names}), got {len(inputs)}"
             )
         request = new_request(self, &self.state, self.inputs, self.input_names, inputs)
         if dispatcher.abandoned:

@@ -15,4 +15,5 @@ def open_session(
     cpus: Sequence[int] | None,
     thread_prefix: str,
     config: dict[str, str],
+    name: str | None = None,
 ) -> Session: ...

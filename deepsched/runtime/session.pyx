@@ -124,7 +124,9 @@ cdef class Session:
         return described
 
 
-def open_session(model, *, int num_threads, cpus, str thread_prefix, dict config) -> Session:
+def open_session(
+    model, *, int num_threads, cpus, str thread_prefix, dict config, str name=None
+) -> Session:
     """Opens `model`, a path (str) or a serialized ModelProto (bytes); the GIL is released.
 
     Args:
@@ -132,6 +134,7 @@ def open_session(model, *, int num_threads, cpus, str thread_prefix, dict config
         cpus: a CPU for each of these threads (OS numbers), the caller's first; None for anywhere.
         thread_prefix: their names are "<thread_prefix>-op1" and so on.
         config: ORT's session config entries.
+        name: what errors call it; by default the path, or the number of bytes.
 
     Raises:
         ModelNotFoundError, InvalidModelError, UnsupportedModelError, ModelError.
@@ -172,17 +175,20 @@ def open_session(model, *, int num_threads, cpus, str thread_prefix, dict config
                     lib.env, start, num_bytes, options, &session.handle
                 )
         if status != NULL:
-            _raise_for_load(status, model)
+            _raise_for_load(status, model, name)
     finally:
         if options != NULL:
             api.ReleaseSessionOptions(options)
     return session
 
 
-cdef _raise_for_load(OrtStatus* status, model):
+cdef _raise_for_load(OrtStatus* status, model, str name):
     cdef int code = 0
     message = take_message(status, &code)
-    name = f"model of {len(model)} bytes" if isinstance(model, bytes) else repr(os.fspath(model))
+    if name is None and isinstance(model, bytes):
+        name = f"model of {len(model)} bytes"
+    else:
+        name = repr(os.fspath(model) if name is None else name)
     if code == ORT_NO_SUCHFILE:
         raise ModelNotFoundError(f"{name}: {message}")
     # ORT's codes do not tell these apart: an unknown operator is INVALID_GRAPH, and so is a cycle.

@@ -206,7 +206,8 @@ cdef class ValueInfo:
         )
 
     def _type_complaint(self, array):
-        hint = f"; convert it with .astype(numpy.{self.dtype})" if self.dtype.kind in "biuf" else ""
+        convertible = self.dtype.kind in "biuf" and array.dtype.kind in "biufc"
+        hint = f"; convert it with .astype(numpy.{self.dtype})" if convertible else ""
         return f"input {self.name!r}: expected {self._type_name()}, got {array.dtype}{hint}"
 
     def _shape_complaint(self, array):
@@ -216,8 +217,9 @@ cdef class ValueInfo:
             others = zip(expected[1:], got[1:])
             if all(want == have or not isinstance(want, int) for want, have in others):
                 message += (
-                    f". The batch was fixed at {expected[0]} when the model was compiled: "
-                    f"recompile with batch_size=None for any batch, or batch_size={got[0]}"
+                    f". This engine takes batches of {expected[0]} only: recompile with "
+                    "batch_size=None for any batch that the model's file takes"
+                    + (f", or batch_size={got[0]}" if got[0] else "")
                 )
         return message
 
