@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import atexit
+import copy
 import itertools
 import logging
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from deepsched.errors import ClosedError, OptionError, StreamConfigError
+from deepsched.futures import FutureResolver
 from deepsched.partition import PartitionWarning, Stream, WarningKind, partition
-from deepsched.runtime.dispatch import Dispatcher, Model
+from deepsched.runtime.dispatch import Dispatcher
+from deepsched.runtime.model import Model
 from deepsched.runtime.session import open_session
 from deepsched.scheduler import Scheduler
+from deepsched.stats import Counts, Stats
 from deepsched.topology import Topology
 
 if TYPE_CHECKING:
@@ -24,12 +29,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("deepsched")
 
-QUEUE_CAPACITY = 1024
-"""How many requests may wait in a context; the callers beyond it wait for room."""
-
-# How long a worker whose queue ran dry keeps its group, seconds * 1e9. About a third of what a
-# wake-up costs on a virtual machine (73 us): enough for a caller that is on its way back.
-_SPIN_NS = 20_000
+# How long a worker whose queue ran dry looks for more, in ns. -1: as long as a wake-up takes here.
+_SPIN_NS = {"auto": -1, "latency": 1_000_000, "power": 0}
 
 _numbers = itertools.count()
 _open_contexts: weakref.WeakSet[Context] = weakref.WeakSet()
@@ -59,6 +60,11 @@ class Context:
             stream) or "elastic" (multi_stream, for now); DeepSparse's words are taken too.
         pin: "core" pins threads to their stream's cores; "none" leaves them to the kernel.
         topology: the machine; None detects this one. Another one needs pin="none".
+        queue_capacity: how many requests may wait; calls beyond it wait for room or raise
+            QueueFull.
+        spin: what threads without work do. "auto": look for more for about as long as a wake-up
+            takes, not at all under a CPU quota or without pinning; "latency": look for more for
+            1 ms, and ORT's threads until the next request; "power": sleep at once.
 
     Raises:
         StreamConfigError: no such streams can be made here.
@@ -81,12 +87,21 @@ class Context:
         pin: str = "core",
         topology: Topology | None = None,
         *,
+        queue_capacity: int = 1024,
+        spin: str = "auto",
         _is_shared: bool = True,
     ) -> None:
         self._scheduler = Scheduler.from_str(Scheduler.default if scheduler is None else scheduler)
         if pin not in ("core", "none"):
             raise OptionError(f"pin must be 'core' or 'none', got {pin!r}")
+        if spin not in _SPIN_NS:
+            raise OptionError(f"spin must be 'auto', 'latency' or 'power', got {spin!r}")
+        if type(queue_capacity) is not int or not 1 <= queue_capacity <= 2**20:
+            raise OptionError(
+                f"queue_capacity must be an int between 1 and {2**20}, got {queue_capacity!r}"
+            )
         self._pin = pin
+        self._spin = spin
         self._topology = Topology.detect() if topology is None else _check_topology(topology)
         if pin == "core" and not self._topology.is_local and topology != Topology.detect():
             raise StreamConfigError(
@@ -109,10 +124,13 @@ class Context:
         cpus = [stream.cpus for stream in self._streams]
         self._dispatcher = Dispatcher(
             [list(group) if pin == "core" else None for group in cpus],
-            queue_capacity=QUEUE_CAPACITY,
-            spin_ns=_SPIN_NS if self._may_spin else 0,
+            queue_capacity=queue_capacity,
+            spin_ns=_SPIN_NS[spin] if self._may_spin else 0,
             thread_prefix=self._name,
         )
+        self._resolver = FutureResolver(f"{self._name}-futures")
+        self._born = time.monotonic()
+        self._counts_of_closed = Counts(len(self._streams))
         _open_contexts.add(self)
 
     def _partition(
@@ -134,6 +152,8 @@ class Context:
     def _may_spin(self) -> bool:
         # Spinning under a quota burns what the kernels could have used; spinning on cores that
         # are not ours, or not there, keeps others from working.
+        if self._spin != "auto":
+            return self._spin == "latency"
         return self._pin == "core" and self._topology.cpu_quota is None
 
     @property
@@ -210,8 +230,24 @@ class Context:
             engines = list(self._engines)
         for engine in engines:
             engine._close_model()
+        self._resolver.close()
         self._dispatcher.close()
         _open_contexts.discard(self)
+
+    def stats(self) -> Stats:
+        """What happened to the requests of all its engines, closed ones included."""
+        with self._lock:
+            counts = copy.deepcopy(self._counts_of_closed)
+            models = [engine._model for engine in self._engines if not engine.is_closed]
+        for model in models:
+            counts.add(model.counts())
+        return self._summary(counts, self._born)
+
+    def _summary(self, counts: Counts, born: float) -> Stats:
+        backlog = self._dispatcher.backlog
+        return counts.summary(
+            time.monotonic() - born, backlog.depth, backlog.highest_depth, backlog.capacity
+        )
 
     def __enter__(self) -> Context:
         return self
@@ -219,12 +255,17 @@ class Context:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        # Engines keep their context: there are none any more. Not made in full: no dispatcher.
+        if hasattr(self, "_counts_of_closed") and not self._is_closed:
+            self.close()
+
     def _open_model(self, prepared: PreparedModel) -> Model:
         """One session for each stream."""
         config = dict(prepared.config)
         if not self._may_spin:
             config["session.intra_op.allow_spinning"] = "0"
-        elif self._is_shared:
+        elif self._is_shared and self._spin == "auto":
             # The next request may be another engine's, on the same cores but in another session,
             # whose threads must not compete with ours looking for work.
             config["session.force_spinning_stop"] = "1"
@@ -240,6 +281,11 @@ class Context:
             for stream in self._streams
         ]
         return Model(self._dispatcher, sessions)
+
+    def _retire(self, model: Model) -> None:
+        """Keeps what a model has counted, which is being closed."""
+        with self._lock:
+            self._counts_of_closed.add(model.counts())
 
     def _adopt(self, engine: Engine) -> None:
         """From here on, closing the context closes `engine`, which has its model."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
 
+from deepsched.asynchronous import run_on_loop
+from deepsched.batches import cut_batch, join_batch
 from deepsched.context import Context
 from deepsched.errors import (
     ClosedError,
@@ -16,10 +19,13 @@ from deepsched.errors import (
     ModelError,
     OptionError,
 )
+from deepsched.futures import RequestFuture
+from deepsched.mapping import RequestMap
 from deepsched.model import ModelLike, Shapes, explain_override, prepare_model
 from deepsched.partition import Stream
-from deepsched.runtime.dispatch import Model
+from deepsched.runtime.model import Model
 from deepsched.scheduler import Scheduler
+from deepsched.stats import Counts, Stats
 
 Shape = tuple[int | str | None, ...]
 Inputs = Sequence[Any] | Mapping[str, Any]
@@ -88,6 +94,7 @@ class Engine:
         try:
             try:
                 self._model: Model = context._open_model(prepared)
+                self._born = time.monotonic()
                 self._is_closed = False
                 context._adopt(self)
                 if prepared.changed_fixed_sizes:
@@ -184,13 +191,27 @@ class Engine:
 
     # --- Running it -------------------------------------------------------------------------
 
-    def run(self, inputs: Inputs) -> list[Any]:
+    def run(
+        self,
+        inputs: Inputs,
+        *,
+        timeout: float | None = None,
+        priority: int = 0,
+        val_inp: bool = True,
+    ) -> list[Any]:
         """Runs one request and returns its outputs; blocks until they are there.
 
         Args:
             inputs: an array for each input in the graph's order, or a mapping by input name. A
                 C-contiguous array of the input's dtype is not copied and must not be changed
                 during the call. Sequences are lists, maps are dicts, an optional may be None.
+            timeout: seconds for waiting and running together. A request whose time passes in the
+                queue never runs; one that runs is stopped at the next operator.
+            priority: 1 goes before 0, and 0 before -1; within one, first come, first served. Of
+                16 requests that are begun while all classes wait, one is the oldest of -1 and one
+                the oldest of 0, so none starves.
+            val_inp: False skips the check of dtype and shape of C-contiguous arrays. A wrong
+                dtype then gives wrong numbers instead of an error.
 
         Returns:
             An output for each of the graph's, in its order: an array that owns its memory, or a
@@ -199,20 +220,137 @@ class Engine:
         Raises:
             InputError, InputTypeError: the inputs do not fit; names the input.
             InferenceError: a kernel failed.
+            DeadlineExceeded: the timeout passed.
             ClosedError, ForkError: the engine is closed, or belongs to a parent process.
         """
         if type(inputs) is not list:
             inputs = self._in_order(inputs)
-        outputs: list[Any] = self._model.run(inputs)
-        return outputs
+        return self._model.run(inputs, timeout, priority, val_inp)
 
-    def __call__(self, inputs: Inputs) -> list[Any]:
+    def __call__(self, inputs: Inputs, **options: Any) -> list[Any]:
         """The same as `run`."""
-        return self.run(inputs)
+        return self.run(inputs, **options)
 
-    def mapped_run(self, inputs: Inputs) -> dict[str, Any]:
+    def mapped_run(self, inputs: Inputs, **options: Any) -> dict[str, Any]:
         """`run`, with the outputs by name."""
-        return dict(zip(self.output_names, self.run(inputs), strict=True))
+        return dict(zip(self.output_names, self.run(inputs, **options), strict=True))
+
+    def submit(
+        self,
+        inputs: Inputs,
+        *,
+        timeout: float | None = None,
+        priority: int = 0,
+        val_inp: bool = True,
+        block: bool = True,
+    ) -> RequestFuture:
+        """Queues a request and returns its future, a concurrent.futures.Future.
+
+        The future's `cancel()` withdraws the request, or stops it where it runs. Callbacks run in
+        the context's own Python thread. The arrays must not be changed until it is done.
+
+        Args:
+            inputs, timeout, priority, val_inp: see `run`.
+            block: whether to wait if `queue_capacity` requests wait already.
+
+        Raises:
+            QueueFull: there is no room, and `block` is False.
+            What `run` raises for inputs that do not fit; the rest comes with the future.
+
+        Example:
+            >>> from deepsched.benchmark import bundled_model
+            >>> with Engine(bundled_model("squeezenet")) as engine:
+            ...     future = engine.submit(engine.generate_random_inputs(), timeout=10)
+            ...     [output.shape for output in future.result()]
+            [(1, 1000, 1, 1)]
+        """
+        if type(inputs) is not list:
+            inputs = self._in_order(inputs)
+        return self._context._resolver.submit(
+            self._model, inputs, timeout, priority, val_inp, block
+        )
+
+    def run_async(
+        self,
+        inputs: Inputs,
+        *,
+        timeout: float | None = None,
+        priority: int = 0,
+        val_inp: bool = True,
+    ) -> Coroutine[Any, Any, list[Any]]:
+        """`run` for asyncio, to be awaited: it neither blocks the event loop nor makes a thread.
+
+        Cancelling the task withdraws the request, or stops it where it runs. Where the queue is
+        full it waits for room. For arguments and errors see `run`; the arrays must not be changed
+        until it is done.
+        """
+        if type(inputs) is not list:
+            inputs = self._in_order(inputs)
+        return run_on_loop(self._model, inputs, timeout, priority, val_inp)
+
+    def map(
+        self,
+        iterable: Iterable[Inputs],
+        in_flight: int | None = None,
+        ordered: bool = True,
+        progress: bool = False,
+        *,
+        priority: int = 0,
+        val_inp: bool = True,
+    ) -> Iterator[list[Any]]:
+        """Runs a request for each item and yields the outputs, from one Python thread.
+
+        Items are taken only as requests end, so neither they nor the results pile up.
+
+        Args:
+            iterable: inputs as `run` takes them.
+            in_flight: how many requests to have under way; None for as many as keep all streams
+                busy.
+            ordered: whether results come in the order of the items, or as they are done.
+            progress: whether to draw a progress bar on stderr.
+            priority, val_inp: see `run`.
+
+        Raises:
+            What `run` raises for an item, in that item's place; the requests behind it are
+            cancelled. A generator that is closed early cancels what is under way.
+
+        Example:
+            >>> from deepsched.benchmark import bundled_model
+            >>> with Engine(bundled_model("squeezenet"), scheduler="multi_stream") as engine:
+            ...     items = (engine.generate_random_inputs() for _ in range(4))
+            ...     sum(outputs[0].size for outputs in engine.map(items))
+            4000
+        """
+        requests = RequestMap(
+            self._model, self._in_order, self.num_streams, in_flight, ordered, priority, val_inp
+        )
+        results = requests.over(iterable)
+        return _with_progress(results, iterable) if progress else results
+
+    def batched_run(self, inputs: Inputs) -> list[Any]:
+        """Runs a large batch, cut along the first dimension into parts for all streams.
+
+        With batch_size=None the parts are as many as there are streams; else they are of
+        batch_size, which must divide the batch.
+
+        Args:
+            inputs: as `run` takes them, with a longer first dimension, the same in all.
+
+        Returns:
+            The outputs, joined along their first dimension.
+
+        Raises:
+            InputError: the batch cannot be cut so, or an output has no first dimension.
+            What `run` raises.
+        """
+        parts = cut_batch(self._in_order(inputs), self._batch_size, self.num_streams)
+        return join_batch(list(self.map(parts)), self.output_names)
+
+    def stats(self) -> Stats:
+        """What happened to its requests so far; queue figures are the context's."""
+        counts = Counts(self.num_streams)
+        counts.add(self._model.counts())
+        return self._context._summary(counts, self._born)
 
     def _in_order(self, inputs: Inputs) -> list[Any]:
         if isinstance(inputs, Mapping):
@@ -228,7 +366,7 @@ class Engine:
                     f"unknown {unknown}"
                 )
             return [inputs.get(name) for name in self.input_names]
-        if isinstance(inputs, tuple):
+        if isinstance(inputs, (list, tuple)):
             return list(inputs)
         raise InputTypeError(
             "expected a list with an array for each input, or a mapping by input name, got "
@@ -258,8 +396,10 @@ class Engine:
             self._close_model()
 
     def _close_model(self) -> None:
-        self._is_closed = True
+        was_closed, self._is_closed = self._is_closed, True
         self._model.close()
+        if not was_closed:
+            self._context._retire(self._model)
 
     def __enter__(self) -> Engine:
         if self._is_closed:
@@ -314,6 +454,14 @@ def compile_model(
     return Engine(
         model, batch_size, num_cores, num_streams, scheduler, input_shapes, pin=pin, context=context
     )
+
+
+def _with_progress(results: Iterator[list[Any]], items: Iterable[Any]) -> Iterator[list[Any]]:
+    from rich.console import Console  # 0.1 s that others need not pay
+    from rich.progress import track
+
+    total = len(items) if isinstance(items, Sized) else None
+    return iter(track(results, description="requests", total=total, console=Console(stderr=True)))
 
 
 def _random_value(rng: np.random.Generator, info: Any, batch_size: int) -> Any:

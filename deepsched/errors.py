@@ -72,6 +72,14 @@ class ClosedError(DeepschedError, RuntimeError):
     """The engine or its context has been closed."""
 
 
+class DeadlineExceeded(DeepschedError, TimeoutError):  # noqa: N818
+    """A request's timeout passed: it was never run, or was stopped; the engine stays usable."""
+
+
+class QueueFull(DeepschedError, RuntimeError):  # noqa: N818
+    """As many requests wait as the context's queue_capacity allows, and the call may not wait."""
+
+
 class ForkError(DeepschedError, RuntimeError):
     """The engine belongs to the process that made it; threads do not survive os.fork."""
 

@@ -10,7 +10,8 @@ import pytest
 
 from deepsched import Context, Engine, MultiModelEngine, Topology
 from deepsched.errors import ClosedError, InferenceError
-from deepsched.runtime.dispatch import Dispatcher, Model
+from deepsched.runtime.dispatch import Dispatcher
+from deepsched.runtime.model import Model
 from deepsched.runtime.session import open_session
 from tests import models
 
@@ -36,9 +37,11 @@ def in_threads(num_threads, work):
         raise failures[0]
 
 
-def unpinned(num_streams, scheduler="multi_stream"):
+def unpinned(num_streams, scheduler="multi_stream", **options):
     topology = Topology.synthetic(packages=1, cores_per_l3=num_streams)
-    return Context(topology=topology, num_streams=num_streams, scheduler=scheduler, pin="none")
+    return Context(
+        topology=topology, num_streams=num_streams, scheduler=scheduler, pin="none", **options
+    )
 
 
 def overlapping(records):

@@ -16,7 +16,10 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-TESTS = ["tests/test_queue.py", "tests/test_groups.py", "tests/test_dispatch.py"]
+TESTS = [
+    f"tests/test_{name}.py"
+    for name in ("queue", "groups", "backlog", "dispatch", "ways_in", "limits")
+]
 # ORT's library is not instrumented: TSan would see its memory change but not why that is ordered.
 # And at exit ORT 1.32 destroys a mutex and a condition variable that its own threads still use.
 SUPPRESSIONS = """

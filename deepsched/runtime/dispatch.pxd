@@ -1,52 +1,53 @@
+from deepsched.runtime.backlog cimport Backlog
 from deepsched.runtime.groups cimport CoreGroups
 from deepsched.runtime.pool cimport WorkerPool
 from deepsched.runtime.posix cimport CpuMask
-from deepsched.runtime.queue cimport RequestQueue
-from deepsched.runtime.request cimport ModelState, Request, RequestState
-from libc.stdint cimport int64_t, uint32_t
+from deepsched.runtime.request cimport ModelState, Request, RequestState, Stage
+from deepsched.runtime.stopping cimport RunSlots
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp.atomic cimport atomic
 
 cdef enum Submitted:
     SERVED  # ran inline; complete
     ACCEPTED  # queued; its completion will come
     CLOSED  # not accepted: the model is closed
-    INTERRUPTED  # not accepted yet: a signal arrived while the queue was full
+    FULL  # not accepted yet: no space within the caller's patience, or a signal arrived
 
 cdef class Dispatcher:
-    cdef RequestQueue queue
+    cdef readonly Backlog backlog
     cdef CoreGroups groups
     cdef WorkerPool pool
+    cdef RunSlots slots
     cdef CpuMask* masks  # by group: where the thread that calls Run stands; empty for anywhere
     cdef int* group_of_cpu
     cdef bint is_pinned
     cdef int64_t spin_ns
     cdef list abandoned
-    cdef uint32_t generation
+    cdef list orphans  # (inbox, requests still to arrive): nobody takes them but reap()
+    cdef readonly uint32_t generation
     cdef public list records
     cdef char _pad0[64]
-    cdef atomic[uint32_t] space
-    cdef atomic[uint32_t] space_waiters
+    cdef atomic[uint64_t] backlog_ns  # how long the queued requests are expected to run
+    cdef atomic[uint32_t] num_long_runs
+    cdef atomic[int] feeder_group  # where the last thread stood that queues and goes on; or -1
 
+    cdef bint try_inline(self, RequestState* request) noexcept nogil
     cdef Submitted submit(
         self, RequestState* request, bint may_inline, int64_t patience_ns
     ) noexcept nogil
+    cdef void run(self, RequestState* request, int group) noexcept nogil
     cdef void run_inline(self, RequestState* request, int group, bint is_there) noexcept nogil
     cdef int here(self) noexcept nogil
-    cdef void kick(self) noexcept nogil
-    cdef void leave_group(self, int group) noexcept nogil
+    cdef void kick_if_worth_it(self, bint keeps_running) noexcept nogil
+    cdef void leave_group(self, int group, bint keeps_running) noexcept nogil
+    cdef int help(self, int most) noexcept nogil
     cdef bint pop(self, RequestState** request) noexcept nogil
-    cdef void serve(self, int group) noexcept nogil
+    cdef int64_t serve(self, int group) noexcept nogil
+    cdef int64_t spin_time(self, uint64_t typical_ns) noexcept nogil
+    cdef uint64_t wake_ns(self) noexcept nogil
+    cdef void stop_running(self, RequestState* request, Stage reason) noexcept nogil
     cdef wait(self, Request request)
-    cdef abandon(self, Request request)
+    cdef abandon(self, Request request, Stage end)
     cdef reap(self)
 
-cdef class Model:
-    cdef ModelState state
-    cdef readonly Dispatcher dispatcher
-    cdef readonly list inputs
-    cdef readonly list outputs
-    cdef list sessions
-    cdef list input_names
-    cdef list output_names
-    cdef bint enter(self) noexcept nogil
-    cdef void leave(self) noexcept nogil
+cdef bint is_short(ModelState* model) noexcept nogil

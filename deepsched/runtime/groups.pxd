@@ -13,5 +13,6 @@ cdef class CoreGroups:
     cdef int num_words
 
     cdef int claim(self, int preferred) noexcept nogil
+    cdef int claim_other_than(self, int avoided) noexcept nogil
     cdef int num_claimed(self) noexcept nogil
     cdef void release(self, int group) noexcept nogil

@@ -79,6 +79,22 @@ cdef class CoreGroups:
                     return word * 64 + lowest_bit(bits)
         return -1
 
+    cdef int claim_other_than(self, int avoided) noexcept nogil:
+        """As `claim`, but never `avoided` (-1: any will do)."""
+        cdef int word
+        cdef uint64_t bits, allowed
+        for word in range(self.num_words):
+            allowed = ~<uint64_t>0
+            if avoided >= 0 and avoided >> 6 == word:
+                allowed = ~(<uint64_t>1 << (avoided & 63))
+            bits = self.words[word].bits.load(memory_order_seq_cst)
+            while bits & allowed:
+                if self.words[word].bits.compare_exchange_weak(
+                    bits, bits & ~(<uint64_t>1 << lowest_bit(bits & allowed)), memory_order_seq_cst
+                ):
+                    return word * 64 + lowest_bit(bits & allowed)
+        return -1
+
     cdef void release(self, int group) noexcept nogil:
         """Frees a group that the caller owns.
 
@@ -88,11 +104,14 @@ cdef class CoreGroups:
         self.words[group >> 6].bits.fetch_or(<uint64_t>1 << (group & 63), memory_order_seq_cst)
 
     cdef int num_claimed(self) noexcept nogil:
-        """A count for people to read: no snapshot of all words."""
+        """How many groups have an owner; no snapshot of all words.
+
+        seq_cst: a pusher that sees a group taken here may rely on its owner's look at the queue
+        (README, "Who is woken").
+        """
         cdef int word, num_free = 0
         for word in range(self.num_words):
-            # relaxed: a statistic, nothing is read through it.
-            num_free += count_bits(self.words[word].bits.load(memory_order_relaxed))
+            num_free += count_bits(self.words[word].bits.load(memory_order_seq_cst))
         return self.num_groups - num_free
 
     def try_claim(self, int preferred=-1) -> int | None:

@@ -2,8 +2,8 @@
 
 The wheel carries no header. OrtApi is an append-only struct of function pointers whose entries
 never move, so this struct names the entries that we use, at their ordinals, and pads the rest.
-The newest entry called is ordinal 251, of version 11; 20 is the oldest that the tests have been run
-with (wheels before 1.19 carry no library).
+20 is the oldest version that the tests have been run with (wheels before 1.19 carry no library). Of
+the entries called only ordinal 414 is newer, and `Library.has_shape_reference` says if it is there.
 """
 
 from libc.stddef cimport size_t
@@ -12,6 +12,7 @@ from libc.stdint cimport int64_t, uint32_t
 cdef enum:
     MIN_API_VERSION = 20
     MAX_API_VERSION = 29  # the newest whose entries we have checked
+    SHAPE_REFERENCE_VERSION = 24  # of GetTensorElementTypeAndShapeDataReference
 
 # Opaque.
 ctypedef void OrtAllocator
@@ -78,7 +79,7 @@ ctypedef struct OrtApi:
     OrtStatus* (*CreateRunOptions)(OrtRunOptions** out) noexcept nogil  # 39
     void* _before_46[6]
     OrtStatus* (*RunOptionsSetTerminate)(OrtRunOptions*) noexcept nogil  # 46
-    void* _before_48[1]
+    OrtStatus* (*RunOptionsUnsetTerminate)(OrtRunOptions*) noexcept nogil  # 47
     OrtStatus* (*CreateTensorAsOrtValue)(
         OrtAllocator*, const int64_t* shape, size_t rank, int element_type, OrtValue** out
     ) noexcept nogil  # 48
@@ -170,6 +171,10 @@ ctypedef struct OrtApi:
     OrtStatus* (*GetOptionalContainedTypeInfo)(
         const OrtOptionalTypeInfo*, OrtTypeInfo** out
     ) noexcept nogil  # 251
+    void* _before_414[162]
+    OrtStatus* (*GetTensorElementTypeAndShapeDataReference)(
+        const OrtValue*, int* element_type, const int64_t** shape, size_t* rank
+    ) noexcept nogil  # 414
 
 ctypedef struct OrtApiBase:
     const OrtApi* (*GetApi)(uint32_t version) noexcept nogil

@@ -1,18 +1,25 @@
 from deepsched.runtime.posix cimport CpuMask, pthread_t
-from libc.stdint cimport uint32_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp.atomic cimport atomic
 
-ctypedef void (*ServeFn)(void* server, int group) noexcept nogil
+# Serves, gives the group up, and returns how long to look for another grant before sleeping, ns.
+ctypedef int64_t (*ServeFn)(void* server, int group) noexcept nogil
+
+cdef struct WorkerPoolState:
+    atomic[uint64_t] wake_ns  # smoothed: from wake() until the worker runs
 
 cdef struct Worker:
     atomic[uint32_t] signal
     int group
+    uint64_t granted_ns  # when it was woken from its sleep, else 0; published by `signal`
+    WorkerPoolState* pool
     ServeFn serve
     void* server
     pthread_t thread
 
 cdef class WorkerPool:
     cdef Worker* workers
+    cdef WorkerPoolState state
     cdef readonly int num_workers
     cdef int num_started
     cdef uint32_t generation

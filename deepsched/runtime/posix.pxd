@@ -74,4 +74,5 @@ cdef extern from * nogil:
         void (*child)() noexcept nogil
     ) noexcept
     int sched_getcpu() noexcept
+    int sched_yield() noexcept
     void* aligned_alloc(size_t alignment, size_t size) noexcept

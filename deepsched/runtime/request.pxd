@@ -1,51 +1,78 @@
 from deepsched.runtime.completion cimport Completion
-from deepsched.runtime.ort cimport OrtRunOptions, OrtSession, OrtStatus, OrtValue
+from deepsched.runtime.inbox cimport Inbox, Letter
+from deepsched.runtime.ort cimport OrtSession, OrtStatus, OrtValue
+from deepsched.runtime.statistics cimport GroupStats, UnrunStats
 from libc.stdint cimport uint32_t, uint64_t
 from libcpp.atomic cimport atomic
 
 cdef enum Stage:
-    QUEUED = 0  # not begun; the one who moves it on decides how it ends
-    RUNNING = 1  # inside ORT, or back from there: ends with a result or an error
-    CANCELLED = 2  # withdrawn by its caller before it began
-    REFUSED = 3  # its model was closed before it began
+    # Leaves QUEUED once, by compare-and-swap; whoever moves it on decides how it ends.
+    QUEUED = 0  # not begun
+    RUNNING = 1  # inside ORT, or on the way there or back
+    # The ends:
+    DONE = 2  # ran; the outputs are there
+    FAILED = 3  # ran; `status` says what went wrong
+    EXPIRED = 4  # its deadline passed before it began, or stopped it
+    CANCELLED = 5  # withdrawn before it began, or stopped
+    REFUSED = 6  # its model was closed before it began
 
 cdef struct ModelState:
     # What threads without the GIL see of a model. `closing` is set once.
     OrtSession** sessions  # by core group
+    GroupStats* stats  # by core group
+    UnrunStats unrun
+    const char** input_names
     const char** output_names
     size_t num_outputs
     atomic[uint32_t] closing
-    atomic[uint32_t] in_flight  # calls between enter and leave; a futex word for close
+    atomic[uint32_t] in_flight  # requests between enter and leave; a futex word for close
     atomic[uint64_t] typical_ns  # smoothed length of a run; 0 until the first
+
+cdef enum:
+    NUM_OWN_VALUES = 6  # more inputs and outputs than this cost a request an allocation
 
 cdef struct RequestState:
     # One request as threads without the GIL see it.
+    Letter letter  # for the inbox, if it has one; else its end is `completion`
+    void* inbox
     ModelState* model
     const char** input_names
     OrtValue** inputs
     size_t num_inputs
     OrtValue** outputs
     OrtStatus* status
-    OrtRunOptions* run_options  # only requests that another thread runs can be stopped
     Completion completion
     atomic[uint32_t] stage
-    int group
+    atomic[uint32_t] stop_reason  # EXPIRED or CANCELLED once somebody wants it stopped, else 0
+    atomic[int] group  # -1 until it runs
+    int priority
+    bint is_stoppable  # another thread may want to stop it
     bint by_worker
+    uint64_t deadline_ns  # NO_DEADLINE: none
+    uint64_t expected_ns  # what the backlog counts it for
     uint64_t submitted_ns
     uint64_t started_ns
     uint64_t ended_ns
+    OrtValue* own_values[NUM_OWN_VALUES]
 
 cdef class Request:
     cdef RequestState state
     cdef void** arrays
     cdef list borrowed
+    cdef list output_infos
     cdef readonly object owner
+    cdef readonly Inbox inbox
+    cdef public object tag
     cdef uint32_t generation
 
     cdef list take_outputs(self)
-    cdef make_stoppable(self)
-    cdef void stop_running(self) noexcept nogil
 
-cdef Request new_request(object owner, ModelState* model, list infos, list names, object inputs)
-cdef void run_request(RequestState* request, int group) noexcept nogil
+cdef Request new_request(
+    object owner, ModelState* model, list input_infos, list output_infos, object inputs,
+    bint check_inputs,
+)
 cdef bint begin(RequestState* request) noexcept nogil
+cdef void finish(RequestState* request) noexcept nogil
+cdef bint withdraw(RequestState* request, Stage end) noexcept nogil
+cdef bint enter(ModelState* model) noexcept nogil
+cdef void leave(ModelState* model) noexcept nogil

@@ -1,23 +1,29 @@
-"""One inference: its inputs, its run on a core group, its outputs or its error.
+"""One inference: its inputs, its stages, its outputs or its error.
 
 README.md, "A request's life".
 """
 
 cimport cython
-from deepsched.runtime.completion cimport start_completion
-from deepsched.runtime.futex cimport now_ns
-from deepsched.runtime.library cimport check, loaded_library, take_message
+from deepsched.runtime.completion cimport complete, start_completion
+from deepsched.runtime.futex cimport WAKE_ALL, futex_wake, now_ns
+from deepsched.runtime.library cimport loaded_library, take_message
 from deepsched.runtime.ort cimport ORT_INVALID_ARGUMENT, OrtApi, OrtValue
 from deepsched.runtime.pool cimport fork_generation
-from deepsched.runtime.values cimport ValueInfo, from_ort
+from deepsched.runtime.stopping cimport NO_DEADLINE
+from deepsched.runtime.values cimport ValueInfo, output_from
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libcpp.atomic cimport memory_order_acq_rel, memory_order_acquire, memory_order_relaxed
+from libcpp.atomic cimport (
+    memory_order_acq_rel, memory_order_acquire, memory_order_relaxed, memory_order_seq_cst,
+)
 
-from deepsched.errors import InferenceError, InputError
+from concurrent.futures import CancelledError
+
+from deepsched.errors import ClosedError, DeadlineExceeded, InferenceError, InputError
 
 
 @cython.final
+@cython.freelist(64)
 @cython.no_gc_clear  # __dealloc__ looks into the model that `owner` keeps alive
 cdef class Request:
     """Owns everything that native code touches on the request's behalf.
@@ -32,7 +38,7 @@ cdef class Request:
         cdef const OrtApi* api = loaded_library().api
         cdef size_t i
         # A forked child leaks: the parent's threads may have held ORT's allocator locked.
-        if self.arrays == NULL or self.generation != fork_generation():
+        if self.state.inputs == NULL or self.generation != fork_generation():
             return
         for i in range(self.state.num_inputs):
             api.ReleaseValue(self.state.inputs[i])
@@ -41,28 +47,23 @@ cdef class Request:
                 api.ReleaseValue(self.state.outputs[i])
         if self.state.status != NULL:
             api.ReleaseStatus(self.state.status)
-        if self.state.run_options != NULL:
-            api.ReleaseRunOptions(self.state.run_options)
         free(self.arrays)
 
-    cdef make_stoppable(self):
-        """Before it is queued: lets `stop_running` end it early."""
-        check(loaded_library().api.CreateRunOptions(&self.state.run_options))
-
-    cdef void stop_running(self) noexcept nogil:
-        """Asks ORT to end the run at the next operator."""
-        cdef const OrtApi* api = loaded_library().api
-        if self.state.run_options != NULL:
-            status = api.RunOptionsSetTerminate(self.state.run_options)
-            if status != NULL:
-                api.ReleaseStatus(status)
-
     cdef list take_outputs(self):
-        """The outputs of a request that ran, as Python values; or its error."""
+        """The outputs of a request that has ended, as Python values; or its error. Once."""
         cdef int code = 0
         cdef size_t i
         cdef OrtValue* value
-        if self.state.status != NULL:
+        cdef list outputs
+        # relaxed: whoever calls has seen it end.
+        cdef uint32_t stage = self.state.stage.load(memory_order_relaxed)
+        if stage != DONE:
+            if stage == EXPIRED:
+                raise DeadlineExceeded("the request's timeout passed before it was done")
+            if stage == CANCELLED:
+                raise CancelledError("the request was cancelled")
+            if stage == REFUSED:
+                raise ClosedError("the engine was closed before this request could run")
             message = take_message(self.state.status, &code)
             self.state.status = NULL
             # Kernels use this code too, but then ORT names the node.
@@ -73,76 +74,159 @@ cdef class Request:
         for i in range(self.state.model.num_outputs):
             value = self.state.outputs[i]
             self.state.outputs[i] = NULL
-            outputs.append(from_ort(value, self.borrowed))
+            outputs.append(output_from(value, <ValueInfo>self.output_infos[i], self.borrowed))
         return outputs
+
+    def outputs(self) -> list:
+        """The outputs of a request that came out of its inbox, or its error. Once."""
+        records = self.owner.dispatcher.records
+        if records is not None:
+            records.append(self.record)
+        return self.take_outputs()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has begun and not ended."""
+        return self.state.stage.load(memory_order_relaxed) == RUNNING
 
     @property
     def record(self) -> tuple:
         """(group, by_worker, submitted_ns, started_ns, ended_ns), of the monotonic clock."""
         return (
-            self.state.group, bool(self.state.by_worker), self.state.submitted_ns,
-            self.state.started_ns, self.state.ended_ns,
+            self.state.group.load(memory_order_relaxed), bool(self.state.by_worker),
+            self.state.submitted_ns, self.state.started_ns, self.state.ended_ns,
         )
 
 
-cdef Request new_request(object owner, ModelState* model, list infos, list names, object inputs):
-    """Checks and converts `inputs` (a list, in the order of `infos`).
+cdef Request new_request(
+    object owner, ModelState* model, list input_infos, list output_infos, object inputs,
+    bint check_inputs,
+):
+    """Checks and converts `inputs` (a list, in the order of `input_infos`).
 
-    `owner` is kept alive by the request and must own `model` and `names` (bytes objects).
+    `owner` is kept alive by the request, and must own `model`.
     """
     cdef Request request = Request.__new__(Request)
-    cdef size_t i, num_infos = len(infos)
+    cdef RequestState* state = &request.state
+    cdef size_t i, num_infos = len(input_infos)
     cdef ValueInfo info
     cdef OrtValue* value
-    # One block: names and values of the inputs, then the outputs.
-    request.arrays = <void**>calloc(2 * num_infos + model.num_outputs + 1, sizeof(void*))
-    if request.arrays == NULL:
-        raise MemoryError("no memory for a request")
     request.generation = fork_generation()
     request.owner = owner
+    request.output_infos = output_infos
     request.borrowed = []
-    request.state.model = model
-    request.state.input_names = <const char**>request.arrays
-    request.state.inputs = <OrtValue**>(request.arrays + num_infos)
-    request.state.outputs = <OrtValue**>(request.arrays + 2 * num_infos)
+    state.model = model
+    state.input_names = model.input_names
+    state.deadline_ns = NO_DEADLINE
+    state.group.store(-1, memory_order_relaxed)  # relaxed: nobody else knows it yet
+    if num_infos + model.num_outputs <= NUM_OWN_VALUES:
+        state.inputs = state.own_values
+        state.outputs = state.own_values + num_infos
+    else:
+        request.arrays = <void**>calloc(num_infos + model.num_outputs, sizeof(void*))
+        if request.arrays == NULL:
+            raise MemoryError("no memory for a request")
+        state.inputs = <OrtValue**>request.arrays
+        state.outputs = state.inputs + num_infos
     for i in range(num_infos):
-        info = infos[i]
-        value = info.to_ort(inputs[i], request.borrowed)
+        info = <ValueInfo>input_infos[i]
+        value = info.to_ort(inputs[i], request.borrowed, check_inputs)
         if value != NULL:
-            request.state.input_names[request.state.num_inputs] = <bytes>names[i]
-            request.state.inputs[request.state.num_inputs] = value
-            request.state.num_inputs += 1
-    start_completion(&request.state.completion)
-    request.state.submitted_ns = now_ns()
+            if state.num_inputs < i:
+                _rename(request, i, num_infos)
+            state.inputs[state.num_inputs] = value
+            state.num_inputs += 1
+    start_completion(&state.completion)
     return request
 
 
+cdef _rename(Request request, size_t i, size_t num_infos):
+    """An optional input was left out: the names that remain are not the model's array."""
+    cdef RequestState* state = &request.state
+    cdef const char** all_names = state.model.input_names
+    cdef size_t k, num_values = num_infos + state.model.num_outputs
+    cdef void** arrays
+    if state.input_names == all_names:
+        arrays = <void**>calloc(num_values + num_infos, sizeof(void*))
+        if arrays == NULL:
+            raise MemoryError("no memory for a request")
+        for k in range(state.num_inputs):
+            arrays[k] = state.inputs[k]
+            arrays[num_values + k] = <void*>all_names[k]
+        free(request.arrays)
+        request.arrays = arrays
+        state.inputs = <OrtValue**>arrays
+        state.outputs = state.inputs + num_infos
+        state.input_names = <const char**>(arrays + num_values)
+    state.input_names[state.num_inputs] = all_names[i]
+
+
+# --- Stages -------------------------------------------------------------------------------------
+
+
 cdef bint begin(RequestState* request) noexcept nogil:
-    """Takes a queued request out of its callers' hands; False where it ends without a run."""
+    """A worker takes it out of its caller's hands. False: it has ended, without a run."""
     cdef uint32_t queued = QUEUED
+    cdef uint32_t next_stage = RUNNING
     # acquire: pairs with Model.close; a request that sees it set is refused.
-    cdef uint32_t next_stage = REFUSED if request.model.closing.load(memory_order_acquire) \
-        else RUNNING
-    # acq_rel: against the caller that withdraws it; exactly one of the two wins.
+    if request.model.closing.load(memory_order_acquire):
+        next_stage = REFUSED
+    elif request.deadline_ns != NO_DEADLINE and request.deadline_ns <= now_ns():
+        next_stage = EXPIRED
+    # acq_rel: against whoever withdraws it; exactly one of the two wins.
     if not request.stage.compare_exchange_strong(queued, next_stage, memory_order_acq_rel):
+        return False  # and its withdrawer has counted it
+    if next_stage == RUNNING:
+        return True
+    # relaxed: statistics.
+    if next_stage == EXPIRED:
+        request.model.unrun.num_expired.fetch_add(1, memory_order_relaxed)
+    else:
+        request.model.unrun.num_cancelled.fetch_add(1, memory_order_relaxed)
+    return False
+
+
+cdef bint withdraw(RequestState* request, Stage end) noexcept nogil:
+    """Ends it as `end`, EXPIRED or CANCELLED, if it has not begun."""
+    cdef uint32_t queued = QUEUED
+    # acq_rel: against begin(); exactly one of the two wins.
+    if not request.stage.compare_exchange_strong(queued, end, memory_order_acq_rel):
         return False
-    return next_stage == RUNNING
+    # relaxed: statistics.
+    if end == EXPIRED:
+        request.model.unrun.num_expired.fetch_add(1, memory_order_relaxed)
+    else:
+        request.model.unrun.num_cancelled.fetch_add(1, memory_order_relaxed)
+    return True
 
 
-cdef void run_request(RequestState* request, int group) noexcept nogil:
-    """Runs a request that has begun, on the calling thread, with the session of `group`."""
-    cdef ModelState* model = request.model
-    cdef uint64_t typical, length
-    request.group = group
-    request.started_ns = now_ns()
-    request.status = loaded_library().api.Run(
-        model.sessions[group], request.run_options, request.input_names, request.inputs,
-        request.num_inputs, model.output_names, model.num_outputs, request.outputs,
-    )
-    request.ended_ns = now_ns()
-    length = request.ended_ns - request.started_ns
-    # relaxed: a statistic; an update lost to another thread does no harm.
-    typical = model.typical_ns.load(memory_order_relaxed)
-    model.typical_ns.store(
-        typical - typical // 8 + length // 8 if typical else length, memory_order_relaxed
-    )
+cdef void finish(RequestState* request) noexcept nogil:
+    """A worker's last act for a request that was queued: from here on its caller may free it."""
+    # The caller or its inbox keeps the request, and that the model, until the next line but one.
+    leave(request.model)
+    if request.inbox != NULL:
+        (<Inbox>request.inbox).post(&request.letter)
+    else:
+        complete(&request.completion)
+
+
+# --- Counting requests of a model: README, "Shutdown" -------------------------------------------
+
+
+cdef bint enter(ModelState* model) noexcept nogil:
+    """Counts a request in; False where the model is closing.
+
+    seq_cst, here and in Model.close: either we see `closing`, or close() sees us counted.
+    """
+    model.in_flight.fetch_add(1, memory_order_seq_cst)
+    if model.closing.load(memory_order_seq_cst):
+        leave(model)
+        return False
+    return True
+
+
+cdef void leave(ModelState* model) noexcept nogil:
+    """Counts a request out. The caller keeps `model` alive."""
+    model.in_flight.fetch_sub(1, memory_order_seq_cst)
+    if model.closing.load(memory_order_seq_cst):
+        futex_wake(&model.in_flight, WAKE_ALL)

@@ -19,8 +19,8 @@ cdef class ValueInfo:
     cdef int rank
     cdef int64_t dims[MAX_RANK]
 
-    cdef OrtValue* to_ort(self, object value, list keepalive) except? NULL
-    cdef bint _fits(self, object value) noexcept
+    cdef OrtValue* to_ort(self, object value, list keepalive, bint check=*) except? NULL
+    cdef bint _fits(self, object value, bint check) noexcept
     cdef bint _shape_fits(self, cnp.ndarray array) noexcept
     cdef OrtValue* _borrow(self, cnp.ndarray array) except NULL
     cdef OrtValue* _wrap(self, void* data, size_t num_bytes, cnp.ndarray shaped) except NULL
@@ -30,4 +30,4 @@ cdef class ValueInfo:
     cdef OrtValue* _map(self, object value, list keepalive) except NULL
 
 cdef ValueInfo describe_value(str name, const OrtTypeInfo* info)
-cdef object from_ort(OrtValue* value, list borrowed)
+cdef object output_from(OrtValue* value, ValueInfo info, list borrowed)

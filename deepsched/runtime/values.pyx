@@ -11,7 +11,7 @@ from deepsched.runtime.library cimport check, library, loaded_library
 from deepsched.runtime.ort cimport (
     ELEMENT_INT64, ELEMENT_STRING, ELEMENT_UNDEFINED, ONNX_MAP, ONNX_OPTIONAL, ONNX_SEQUENCE,
     ONNX_TENSOR, OrtApi, OrtMapTypeInfo, OrtOptionalTypeInfo, OrtSequenceTypeInfo, OrtSession,
-    OrtSessionOptions, OrtTensorInfo, OrtTypeInfo, OrtValue,
+    OrtSessionOptions, OrtStatus, OrtTensorInfo, OrtTypeInfo, OrtValue,
 )
 from deepsched.runtime.pool cimport fork_generation
 from libc.stdint cimport int64_t, uint32_t, uintptr_t
@@ -61,13 +61,14 @@ cdef class ValueInfo:
         what = self.content if self.content is not None else f"{self.dtype}{list(self.shape)}"
         return f"<{self.kind} {self.name!r}: {what}>"
 
-    cdef OrtValue* to_ort(self, object value, list keepalive) except? NULL:
+    cdef OrtValue* to_ort(self, object value, list keepalive, bint check=True) except? NULL:
         """The OrtValue for `value`, to be released by the caller; NULL for an absent optional.
 
-        What it borrows from is appended to `keepalive` and must outlive it.
+        What it borrows from is appended to `keepalive` and must outlive it. Without `check` an
+        array is taken for one of the right dtype and shape.
         """
         if self.onnx_type == ONNX_TENSOR:
-            if self.borrows and self._fits(value):
+            if self.borrows and self._fits(value, check):
                 keepalive.append(value)
                 return self._borrow(value)
             return self._tensor(value, keepalive)
@@ -78,14 +79,16 @@ cdef class ValueInfo:
             return self._sequence(value, keepalive)
         return self._map(value, keepalive)
 
-    cdef bint _fits(self, object value) noexcept:
+    cdef bint _fits(self, object value, bint check) noexcept:
         """Whether `value` is an array that can be borrowed as it is."""
         if not cnp.PyArray_CheckExact(value):
             return False
         cdef cnp.ndarray array = <cnp.ndarray>value
-        if cnp.PyArray_TYPE(array) != self.type_num or not cnp.PyArray_ISCARRAY_RO(array):
+        if not cnp.PyArray_ISCARRAY_RO(array):
             return False
-        return self._shape_fits(array)
+        return not check or (
+            cnp.PyArray_TYPE(array) == self.type_num and self._shape_fits(array)
+        )
 
     cdef bint _shape_fits(self, cnp.ndarray array) noexcept:
         cdef int i
@@ -412,6 +415,7 @@ cdef tuple _read_shape(const OrtTensorInfo* tensor):
 
 @cython.final
 @cython.internal
+@cython.freelist(64)
 cdef class _ValueOwner:
     """The base object of an output array: releases ORT's value when the last view dies."""
     cdef OrtValue* value
@@ -423,11 +427,52 @@ cdef class _ValueOwner:
             loaded_library().api.ReleaseValue(self.value)
 
 
-cdef object from_ort(OrtValue* value, list borrowed):
+cdef object output_from(OrtValue* value, ValueInfo info, list borrowed):
     """The Python form of an output, whose OrtValue this takes over (NULL gives None).
 
-    `borrowed`: the arrays that the inputs borrow from.
+    `info`: what the model says of it. `borrowed`: the arrays that the inputs borrow from.
     """
+    # Most outputs are numeric tensors: no object on the way but the array and its base.
+    cdef const OrtApi* api = loaded_library().api
+    cdef OrtStatus* status
+    cdef const int64_t* dims = NULL
+    cdef size_t rank = 0
+    cdef int element_type = 0
+    cdef void* data = NULL
+    cdef _ValueOwner owner
+    if value == NULL or not info.borrows or not loaded_library().has_shape_reference:
+        return _from_ort(value, borrowed)
+    status = api.GetTensorElementTypeAndShapeDataReference(value, &element_type, &dims, &rank)
+    if status == NULL:
+        status = api.GetTensorMutableData(value, &data)
+    if status != NULL:
+        api.ReleaseStatus(status)
+        return _from_ort(value, borrowed)
+    if data == NULL or element_type != info.element_type:
+        return _from_ort(value, borrowed)
+    owner = _ValueOwner.__new__(_ValueOwner)
+    owner.value = value
+    owner.generation = fork_generation()
+    return _view(owner, data, <cnp.dtype>info.dtype, dims, <int>rank, borrowed)
+
+
+cdef object _view(
+    _ValueOwner owner, void* data, cnp.dtype dtype, const int64_t* dims, int rank, list borrowed
+):
+    Py_INCREF(dtype)
+    cdef cnp.ndarray array = PyArray_NewFromDescr(
+        <PyTypeObject*>cnp.ndarray, dtype, rank, <cnp.npy_intp*>dims, NULL, data,
+        cnp.NPY_ARRAY_CARRAY, NULL,
+    )
+    if _is_borrowed(data, borrowed):
+        # A graph whose output is its input hands the caller's own buffer back; ORT's value does
+        # not keep that alive.
+        return array.copy()
+    cnp.set_array_base(array, owner)
+    return array
+
+
+cdef object _from_ort(OrtValue* value, list borrowed):
     cdef int has_value = 0, onnx_type = 0
     if value == NULL:
         return None
@@ -459,7 +504,7 @@ cdef list _parts(OrtValue* value, list borrowed):
     for i in range(count):
         part = NULL
         check(api.GetValue(value, i, library().allocator, &part))
-        parts.append(from_ort(part, borrowed))
+        parts.append(_from_ort(part, borrowed))
     return parts
 
 
@@ -489,17 +534,7 @@ cdef object _array_from(_ValueOwner owner, list borrowed):
     if bits:
         packed = np.frombuffer((<char*>data)[:(count * bits + 7) // 8], np.uint8)
         return element_types.unpack(packed, bits, shape, dtype)
-    Py_INCREF(dtype)
-    cdef cnp.ndarray array = PyArray_NewFromDescr(
-        <PyTypeObject*>cnp.ndarray, dtype, <int>rank, <cnp.npy_intp*>dims, NULL, data,
-        cnp.NPY_ARRAY_CARRAY, NULL,
-    )
-    if _is_borrowed(data, borrowed):
-        # A graph whose output is its input hands the caller's own buffer back; ORT's value does
-        # not keep that alive.
-        return array.copy()
-    cnp.set_array_base(array, owner)
-    return array
+    return _view(owner, data, dtype, dims, <int>rank, borrowed)
 
 
 cdef bint _is_borrowed(void* data, list borrowed) noexcept:

@@ -1,0 +1,49 @@
+"""Cutting a batch into requests, and joining their outputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from deepsched.errors import InputError
+
+
+def cut_batch(inputs: list[Any], batch_size: int | None, num_streams: int) -> list[list[Any]]:
+    """The inputs of each part, in order; views, not copies."""
+    arrays = [np.asarray(value) for value in inputs]
+    if not arrays or any(array.ndim == 0 for array in arrays):
+        raise InputError("batched_run needs inputs that have a first dimension to cut")
+    sizes = {len(array) for array in arrays}
+    if len(sizes) > 1:
+        raise InputError(
+            "batched_run needs the same first dimension in all inputs, got "
+            f"{[len(array) for array in arrays]}"
+        )
+    (total,) = sizes
+    if batch_size is None:
+        num_parts = max(1, min(num_streams, total))
+        ends = [total * (part + 1) // num_parts for part in range(num_parts)]
+    elif total % batch_size or not total:
+        raise InputError(
+            f"a batch of {total} cannot be cut into parts of {batch_size}, for which the engine "
+            "was compiled; fill it up to a multiple, or compile with batch_size=None"
+        )
+    else:
+        ends = list(range(batch_size, total + 1, batch_size))
+    starts = [0, *ends[:-1]]
+    return [[array[start:end] for array in arrays] for start, end in zip(starts, ends, strict=True)]
+
+
+def join_batch(parts: list[list[Any]], output_names: list[str]) -> list[Any]:
+    """The outputs of the whole batch."""
+    if len(parts) == 1:
+        return parts[0]
+    joined = []
+    for name, *pieces in zip(output_names, *parts, strict=True):
+        if not all(isinstance(piece, np.ndarray) and piece.ndim for piece in pieces):
+            raise InputError(
+                f"output {name!r} has no first dimension to join the parts along; use run or map"
+            )
+        joined.append(np.concatenate(pieces))
+    return joined

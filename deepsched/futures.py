@@ -1,0 +1,161 @@
+"""Futures of requests, and the thread that resolves them.
+
+The runtime's workers never take the GIL, so they cannot touch a future. They post ended requests to
+an inbox; one Python thread for each context takes what has come and resolves it, many at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import threading
+import time
+from concurrent.futures import Future, InvalidStateError
+from typing import Any
+
+from deepsched.errors import DeadlineExceeded
+from deepsched.runtime.inbox import Inbox
+from deepsched.runtime.model import Model
+from deepsched.runtime.request import Request
+
+
+class RequestFuture(Future[list[Any]]):
+    """The future of one request; `result()` gives what `Engine.run` returns, or raises it.
+
+    `cancel` works on a running request too: it is stopped at the next operator.
+    """
+
+    _model: Model
+    _request: Request | None = None
+    _cancelling = threading.Lock()  # of all futures: cancelling is rare
+
+    def cancel(self) -> bool:
+        """Withdraws the request, or stops it. False if it has ended already."""
+        with self._cancelling:
+            if self.cancelled():
+                return True
+            if not super().cancel():
+                return False
+            self.set_running_or_notify_cancel()  # wakes those who wait for it
+        if self._request is not None:
+            self._model.cancel(self._request)
+        return True
+
+    def running(self) -> bool:
+        """Whether it is being computed right now."""
+        return not self.done() and self._request is not None and self._request.is_running
+
+
+class FutureResolver:
+    """Submits requests and resolves their futures. Its thread starts with the first."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._inbox = Inbox()
+        self._num_pending = 0
+        self._deadlines: list[tuple[float, int, RequestFuture]] = []
+        self._order = itertools.count()  # breaks ties: futures do not compare
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._is_closing = False
+
+    def submit(
+        self,
+        model: Model,
+        inputs: list[Any],
+        timeout: float | None,
+        priority: int,
+        check_inputs: bool,
+        block: bool,
+    ) -> RequestFuture:
+        """See Engine.submit."""
+        future = RequestFuture()
+        future._model = model
+        with self._lock:
+            self._num_pending += 1
+            if self._thread is None:
+                self._start_thread()
+        accepted = None
+        try:
+            accepted = model.start(
+                inputs, self._inbox, future, timeout, priority, check_inputs, block
+            )
+        finally:
+            if accepted is None:
+                with self._lock:
+                    self._num_pending -= 1
+        if accepted is None:
+            model.reject()
+        future._request = accepted
+        if future.cancelled():  # by somebody who got hold of it before the line above
+            model.cancel(accepted)
+        if timeout is not None:
+            with self._lock:
+                deadline = time.monotonic() + timeout
+                heapq.heappush(self._deadlines, (deadline, next(self._order), future))
+            self._inbox.poke()
+        return future
+
+    def close(self) -> None:
+        """Ends the thread when the last future is resolved. Their models are closed."""
+        with self._lock:
+            self._is_closing = True
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            self._inbox.poke()
+            thread.join()
+
+    def _start_thread(self) -> None:
+        # A daemon: those are not waited for before the exit handler that closes the context.
+        self._thread = threading.Thread(target=self._resolve, name=self._name, daemon=True)
+        self._thread.start()
+
+    def _resolve(self) -> None:
+        while True:
+            ended = self._inbox.take()
+            for request in ended:
+                _settle(request)
+            late = self._expire()
+            with self._lock:
+                self._num_pending -= len(ended)
+                if self._is_closing and not self._num_pending:
+                    return
+            if not ended:
+                self._inbox.wait(late)
+
+    def _expire(self) -> float:
+        """Ends what is late, though it may wait behind long runs. Returns the seconds until the
+        next deadline; -1: there is none."""
+        while True:
+            with self._lock:
+                if not self._deadlines:
+                    return -1.0
+                deadline, _, future = self._deadlines[0]
+                left = deadline - time.monotonic()
+                if left > 0 and not future.done():
+                    return left
+                heapq.heappop(self._deadlines)
+            if not future.done():
+                if future._request is not None:
+                    future._model.cancel(future._request, as_expired=True)
+                _fail(future, DeadlineExceeded("the request's timeout passed before it was done"))
+
+
+def _settle(request: Request) -> None:
+    future: RequestFuture = request.tag
+    request.tag = None  # the future refers to the request
+    if future.done():
+        return
+    try:
+        outputs = request.outputs()
+    except Exception as error:
+        _fail(future, error)
+        return
+    with contextlib.suppress(InvalidStateError):  # cancelled meanwhile
+        future.set_result(outputs)
+
+
+def _fail(future: RequestFuture, error: BaseException) -> None:
+    with contextlib.suppress(InvalidStateError):  # cancelled meanwhile
+        future.set_exception(error)

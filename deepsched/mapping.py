@@ -1,0 +1,109 @@
+"""Many requests from one Python thread: as many under way as keep every stream busy."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from deepsched.errors import OptionError
+from deepsched.runtime.inbox import Inbox
+from deepsched.runtime.model import Model
+from deepsched.runtime.request import Request
+
+# How much work to keep queued for each stream: more than a thread that feeds it may sleep.
+_AHEAD_NS = 500_000
+_MOST_AHEAD = 64
+
+
+class RequestMap:
+    """Runs a request for each item; see Engine.map."""
+
+    def __init__(
+        self,
+        model: Model,
+        in_order: Callable[[Any], list[Any]],
+        num_streams: int,
+        in_flight: int | None,
+        ordered: bool,
+        priority: int,
+        check_inputs: bool,
+    ) -> None:
+        if in_flight is not None and (not isinstance(in_flight, int) or in_flight < 1):
+            raise OptionError(f"in_flight must be a positive int or None, got {in_flight!r}")
+        self._model = model
+        self._in_order = in_order
+        self._num_streams = num_streams
+        self._in_flight = in_flight
+        self._ordered = ordered
+        self._priority = priority
+        self._check_inputs = check_inputs
+        self._inbox = Inbox()
+        self._limit = self._choose_limit()
+        self._sent: deque[Request] = deque()  # and not ended, or not yielded; the oldest first
+        self._num_under_way = 0  # sent and not taken from the inbox
+        self._is_exhausted = False
+        self._failure: Exception | None = None  # of the items, or of an item's inputs
+
+    def over(self, items: Iterable[Any]) -> Iterator[list[Any]]:
+        """Yields the outputs of each item."""
+        source = iter(items)
+        sent = self._sent
+        arrived: deque[Request] = deque()
+        try:
+            while True:
+                while not self._is_exhausted and len(sent) < self._limit:
+                    self._send_from(source)
+                if not sent:
+                    break
+                if self._ordered:
+                    while not sent[0].tag:
+                        self._take()
+                    yield sent.popleft().outputs()
+                else:
+                    if not arrived:
+                        arrived.extend(self._take())
+                    request = arrived.popleft()
+                    sent.remove(request)
+                    yield request.outputs()
+            if self._failure is not None:
+                raise self._failure
+        finally:
+            for request in sent:
+                self._model.cancel(request)
+            self._model.orphan(self._inbox, self._num_under_way)
+
+    def _choose_limit(self) -> int:
+        if self._in_flight is not None:
+            return self._in_flight
+        typical_ns = self._model.typical_ns or _AHEAD_NS
+        ahead = min(max(2, _AHEAD_NS // typical_ns), _MOST_AHEAD)
+        return min(self._num_streams * ahead, self._model.dispatcher.backlog.capacity)
+
+    def _send_from(self, source: Iterator[Any]) -> None:
+        try:
+            item = next(source)
+            inputs = item if type(item) is list else self._in_order(item)
+            request = self._model.start(
+                inputs, self._inbox, False, None, self._priority, self._check_inputs
+            )
+        except StopIteration:
+            self._is_exhausted = True
+        except Exception as failure:
+            # Its place is behind those that have been sent.
+            self._is_exhausted, self._failure = True, failure
+        else:
+            assert request is not None
+            self._sent.append(request)
+            self._num_under_way += 1
+
+    def _take(self) -> list[Request]:
+        """What has ended, at least one; works at it where that is better than waiting."""
+        while not (ended := self._inbox.take()):
+            if not self._model.help(self._limit // 8 + 1):
+                self._inbox.wait()
+        self._num_under_way -= len(ended)
+        for request in ended:
+            request.tag = True  # has ended
+        self._limit = self._choose_limit()
+        return ended

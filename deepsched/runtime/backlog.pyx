@@ -1,0 +1,123 @@
+"""What waits for a core group: three classes of priority, a bound on all of it together.
+
+README.md, "The backlog". Each class is a lock-free queue; `places` counts what all of them hold.
+"""
+
+cimport cython
+from deepsched.runtime.futex cimport futex_wait, futex_wake
+from libc.stdint cimport int64_t, uint32_t, uintptr_t
+from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
+
+
+@cython.final
+cdef class Backlog:
+    """At most `capacity` pointers, of priority -1, 0 or 1.
+
+    Python code uses it only in tests, with integers in place of pointers.
+
+    >>> backlog = Backlog(3)
+    >>> backlog.push(7), backlog.push(8, -1), backlog.push(9, 1), backlog.push(10)
+    (True, True, True, False)
+    >>> backlog.pop(), backlog.pop(), backlog.pop(), backlog.pop()
+    (9, 7, 8, None)
+    """
+
+    def __cinit__(self, size_t capacity):
+        self.capacity = capacity
+        self.urgent = RequestQueue(capacity)
+        self.normal = RequestQueue(capacity)
+        self.background = RequestQueue(capacity)
+
+    cdef bint try_push(self, void* item, int priority) noexcept nogil:
+        """Appends `item` to its class; False where the backlog is full. Never blocks."""
+        # seq_cst: stands after a waiter's registration (README, "Waiting for space"). No add that
+        # is taken back again: that would make it look full to others for a moment.
+        cdef size_t places = self.places.load(memory_order_seq_cst)
+        cdef size_t most
+        cdef bint pushed
+        while True:
+            if places >= self.capacity:
+                return False
+            if self.places.compare_exchange_weak(places, places + 1, memory_order_seq_cst):
+                break
+        # relaxed: a statistic.
+        most = self.most_places.load(memory_order_relaxed)
+        while places + 1 > most:
+            if self.most_places.compare_exchange_weak(most, places + 1, memory_order_relaxed):
+                break
+        if priority == 0:
+            pushed = self.normal.try_push(item)
+        elif priority > 0:
+            pushed = self.urgent.try_push(item)
+        else:
+            pushed = self.background.try_push(item)
+        if pushed:
+            return True
+        # A popper that has won the slot's last item has not yet given the slot back. It will, and
+        # looks for waiters then, so this is a full queue like any other.
+        self.places.fetch_sub(1, memory_order_seq_cst)
+        return False
+
+    cdef bint try_pop(self, void** item) noexcept nogil:
+        """Takes the oldest item of the class whose turn it is; False where all are empty."""
+        cdef uint32_t turn
+        cdef bint popped = False
+        if self.urgent.has_items() or self.background.has_items():
+            # No class starves: of 16 pops one prefers background, one normal, 14 urgent items.
+            # relaxed: only a rotation.
+            turn = self.pops.fetch_add(1, memory_order_relaxed) % 16
+            if turn == 15:
+                popped = self.background.try_pop(item)
+            elif turn == 7:
+                popped = self.normal.try_pop(item)
+            popped = popped or self.urgent.try_pop(item)
+        popped = popped or self.normal.try_pop(item) or self.background.try_pop(item)
+        if not popped:
+            return False
+        self.places.fetch_sub(1, memory_order_seq_cst)
+        # seq_cst: after the place was given back; pairs with the registration of a waiter.
+        if self.space_waiters.load(memory_order_seq_cst):
+            self.announce_space(1)
+        return True
+
+    cdef bint has_items(self) noexcept nogil:
+        """Whether a published item stands at the head of a class."""
+        return self.normal.has_items() or self.urgent.has_items() or self.background.has_items()
+
+    # --- Waiting for space: README, "Waiting for space" -------------------------------------
+
+    cdef int wait_for_space(self, uint32_t epoch, int64_t patience_ns) noexcept nogil:
+        """Sleeps until the epoch has moved on from `epoch`. Returns 0 or an errno."""
+        return futex_wait(&self.space, epoch, patience_ns)
+
+    cdef void announce_space(self, int num_woken) noexcept nogil:
+        self.space.fetch_add(1, memory_order_seq_cst)
+        futex_wake(&self.space, num_woken)
+
+    # --- With the GIL -----------------------------------------------------------------------
+
+    @property
+    def depth(self) -> int:
+        """How many items wait right now."""
+        return self.places.load(memory_order_relaxed)
+
+    @property
+    def highest_depth(self) -> int:
+        """The most that have ever waited."""
+        return self.most_places.load(memory_order_relaxed)
+
+    def push(self, uintptr_t item, int priority=0) -> bool:
+        cdef bint pushed
+        with nogil:
+            pushed = self.try_push(<void*>item, priority)
+        return pushed
+
+    def pop(self) -> int | None:
+        cdef void* item = NULL
+        cdef bint popped
+        with nogil:
+            popped = self.try_pop(&item)
+        return <uintptr_t>item if popped else None
+
+    def __bool__(self) -> bool:
+        return self.has_items()

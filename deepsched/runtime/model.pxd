@@ -1,0 +1,16 @@
+from deepsched.runtime.dispatch cimport Dispatcher
+from deepsched.runtime.inbox cimport Inbox
+from deepsched.runtime.request cimport ModelState, Request
+
+cdef class Model:
+    cdef ModelState state
+    cdef readonly Dispatcher dispatcher
+    cdef readonly list inputs
+    cdef readonly list outputs
+    cdef list sessions
+    cdef list input_names
+    cdef list output_names
+
+    cdef Request prepare(self, list inputs, object timeout, object priority, bint check_inputs)
+    cdef submit_and_wait(self, Request request)
+    cdef check_deadline(self, Request request)

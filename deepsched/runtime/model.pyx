@@ -1,0 +1,286 @@
+"""A model's sessions, and the ways in: run, start, cancel."""
+
+cimport cython
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from deepsched.runtime.dispatch cimport ACCEPTED, CLOSED, FULL, Dispatcher, Submitted, is_short
+from deepsched.runtime.futex cimport WAKE_ALL, futex_wait, now_ns
+from deepsched.runtime.inbox cimport Inbox
+from deepsched.runtime.ort cimport OrtSession
+from deepsched.runtime.pool cimport fork_generation
+from deepsched.runtime.posix cimport is_main_thread
+from deepsched.runtime.request cimport (
+    CANCELLED, EXPIRED, REFUSED, Request, Stage, enter, leave, new_request, withdraw,
+)
+from deepsched.runtime.session cimport Session
+from deepsched.runtime.statistics cimport GroupStats, snapshot_group, snapshot_unrun
+from deepsched.runtime.stopping cimport NO_DEADLINE
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
+
+from deepsched.errors import (
+    ClosedError, DeadlineExceeded, ForkError, InputError, OptionError, QueueFull,
+)
+
+# Python's signal handlers run in the main thread only, and not while it is inside ORT: so runs
+# longer than this are left to a worker there, and the main thread waits where Ctrl-C reaches it.
+cdef uint64_t INLINE_IN_MAIN_NS = 50_000_000
+# How often a caller that waits for space looks for signals and for the model's end.
+cdef int64_t SIGNAL_CHECK_NS = 100_000_000
+
+
+@cython.final
+cdef class Model:
+    """One model's sessions, one for each core group of `dispatcher`."""
+
+    def __cinit__(self, Dispatcher dispatcher, list sessions):
+        cdef Session session
+        cdef int group
+        self.dispatcher = dispatcher
+        self.sessions = sessions
+        session = sessions[0]
+        self.inputs = session.describe_inputs()
+        self.outputs = session.describe_outputs()
+        self.input_names = [info.name.encode() for info in self.inputs]
+        self.output_names = [info.name.encode() for info in self.outputs]
+        self.state.num_outputs = len(self.outputs)
+        self.state.sessions = <OrtSession**>calloc(len(sessions), sizeof(OrtSession*))
+        self.state.stats = <GroupStats*>calloc(len(sessions), sizeof(GroupStats))
+        self.state.input_names = <const char**>calloc(len(self.inputs) + 1, sizeof(char*))
+        self.state.output_names = <const char**>calloc(len(self.outputs) + 1, sizeof(char*))
+        if (
+            self.state.sessions == NULL or self.state.stats == NULL
+            or self.state.input_names == NULL or self.state.output_names == NULL
+        ):
+            raise MemoryError("no memory for a model")
+        for group, session in enumerate(sessions):
+            self.state.sessions[group] = session.handle
+        for i, name in enumerate(self.input_names):
+            self.state.input_names[i] = <bytes>name
+        for i, name in enumerate(self.output_names):
+            self.state.output_names[i] = <bytes>name
+
+    def __dealloc__(self):
+        free(self.state.sessions)
+        free(self.state.stats)
+        free(self.state.input_names)
+        free(self.state.output_names)
+
+    # --- Ways in ------------------------------------------------------------------------------
+
+    def run(self, list inputs, timeout=None, priority=0, bint check_inputs=True) -> list:
+        """Runs one request and returns its outputs; blocks. `inputs` in the graph's order."""
+        cdef Dispatcher dispatcher = self.dispatcher
+        cdef Request request = self.prepare(inputs, timeout, priority, check_inputs)
+        if not enter(&self.state):
+            raise _closed()
+        self.submit_and_wait(request)
+        if dispatcher.records is not None:
+            dispatcher.records.append(request.record)
+        return request.take_outputs()
+
+    cdef submit_and_wait(self, Request request):
+        """Submits `request`, which has been counted in, and waits for its end."""
+        cdef Dispatcher dispatcher = self.dispatcher
+        cdef Submitted submitted = FULL
+        # relaxed: a statistic. 0, not yet known, counts as long.
+        cdef uint64_t typical_ns = self.state.typical_ns.load(memory_order_relaxed)
+        cdef bint may_inline = 0 < typical_ns < INLINE_IN_MAIN_NS or not is_main_thread()
+        try:
+            while True:
+                with nogil:
+                    submitted = dispatcher.submit(
+                        &request.state, may_inline, _patience(request.state.deadline_ns)
+                    )
+                if submitted != FULL:
+                    break
+                PyErr_CheckSignals()
+                self.check_deadline(request)
+        finally:
+            if submitted == FULL or submitted == CLOSED:
+                leave(&self.state)
+        if submitted == CLOSED:
+            request.state.stage.store(REFUSED, memory_order_relaxed)
+        elif submitted == ACCEPTED:
+            dispatcher.wait(request)
+
+    def start(
+        self, list inputs, Inbox inbox not None, tag=None, timeout=None, priority=0,
+        bint check_inputs=True, bint block=True,
+    ) -> Request | None:
+        """Queues a request, which will arrive in `inbox` with its `tag` when it has ended.
+
+        None: there is no room, and `block` is False.
+        """
+        cdef Dispatcher dispatcher = self.dispatcher
+        cdef Request request = self.prepare(inputs, timeout, priority, check_inputs)
+        cdef Submitted submitted = FULL
+        request.tag = tag
+        request.inbox = inbox
+        request.state.inbox = <void*>inbox
+        request.state.letter.owner = <void*>request
+        if not enter(&self.state):
+            raise _closed()
+        Py_INCREF(request)  # the letter's; Inbox.take gives it back
+        try:
+            # Without waiting there is nothing to let go of the GIL for.
+            submitted = dispatcher.submit(&request.state, False, 0)
+            while submitted == FULL and block:
+                PyErr_CheckSignals()
+                self.check_deadline(request)
+                with nogil:
+                    submitted = dispatcher.submit(
+                        &request.state, False, _patience(request.state.deadline_ns)
+                    )
+        finally:
+            if submitted != ACCEPTED:
+                leave(&self.state)
+                Py_DECREF(request)
+        if submitted == CLOSED:
+            raise _closed()
+        return None if submitted == FULL else request
+
+    def reject(self) -> None:
+        """Counts a request that found no room, and raises QueueFull."""
+        # relaxed: a statistic.
+        self.state.unrun.num_rejected.fetch_add(1, memory_order_relaxed)
+        raise QueueFull(
+            f"{self.dispatcher.backlog.capacity} requests wait already, which is the context's "
+            "queue_capacity; try again later, or let the call wait"
+        )
+
+    def cancel(self, Request request not None, bint as_expired=False) -> None:
+        """Ends a request of `start` early: it never runs, or is stopped at the next operator.
+
+        It arrives in its inbox all the same. Nothing happens if it has ended.
+        """
+        cdef Stage end = EXPIRED if as_expired else CANCELLED
+        if self.dispatcher.generation == fork_generation():
+            if not withdraw(&request.state, end):
+                self.dispatcher.stop_running(&request.state, end)
+
+    def help(self, int most) -> int:
+        """Serves up to `most` queued requests on the calling thread, if runs are that short.
+
+        Returns how many; 0 says that there is nothing to do but wait.
+        """
+        cdef int num_served
+        if not is_short(&self.state):
+            return 0
+        with nogil:
+            num_served = self.dispatcher.help(most)
+        return num_served
+
+    def orphan(self, Inbox inbox, int num_left) -> None:
+        """Nobody will take the `num_left` requests that still are to arrive in `inbox`."""
+        if num_left:
+            self.dispatcher.orphans.append((inbox, num_left))
+
+    cdef Request prepare(self, list inputs, object timeout, object priority, bint check_inputs):
+        cdef Dispatcher dispatcher = self.dispatcher
+        cdef Request request
+        cdef double seconds
+        if dispatcher.generation != fork_generation():
+            raise ForkError(
+                "this engine was made before os.fork() and its threads exist only in the parent; "
+                "make a new engine in the child, or start workers with the 'spawn' method"
+            )
+        if self.state.closing.load(memory_order_relaxed):  # relaxed: enter() looks again
+            raise _closed()
+        if len(inputs) != len(self.inputs):
+            names = ", ".join(repr(info.name) for info in self.inputs)
+            raise InputError(
+                f"expected a list of {len(self.inputs)} input{'s' * (len(self.inputs) != 1)} "
+                f"({names}), got {len(inputs)}"
+            )
+        request = new_request(self, &self.state, self.inputs, self.outputs, inputs, check_inputs)
+        request.state.submitted_ns = now_ns()
+        if timeout is not None:
+            request.state.deadline_ns = request.state.submitted_ns + _nanoseconds(timeout)
+            request.state.is_stoppable = True
+            dispatcher.slots.start_watcher()
+        if priority is not _NORMAL:
+            request.state.priority = _check_priority(priority)
+        if dispatcher.abandoned or dispatcher.orphans:
+            dispatcher.reap()
+        return request
+
+    cdef check_deadline(self, Request request):
+        if request.state.deadline_ns != NO_DEADLINE and request.state.deadline_ns <= now_ns():
+            # relaxed: a statistic.
+            self.state.unrun.num_expired.fetch_add(1, memory_order_relaxed)
+            raise DeadlineExceeded("the request's timeout passed before the queue had room for it")
+
+    # --- Numbers ------------------------------------------------------------------------------
+
+    def counts(self) -> tuple:
+        """(per group: see statistics.snapshot_group; then see statistics.snapshot_unrun)."""
+        cdef int group
+        groups = [snapshot_group(&self.state.stats[group]) for group in range(len(self.sessions))]
+        return groups, snapshot_unrun(&self.state.unrun)
+
+    @property
+    def typical_ns(self) -> int:
+        """The smoothed length of a run; 0 before the first."""
+        return self.state.typical_ns.load(memory_order_relaxed)
+
+    # --- Its end ------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Refuses new requests, ends the queued ones as closed, waits for the running ones."""
+        cdef Dispatcher dispatcher = self.dispatcher
+        cdef Session session
+        cdef uint32_t in_flight
+        if dispatcher.generation != fork_generation():
+            return  # the threads and the sessions are the parent's
+        self.state.closing.store(1, memory_order_seq_cst)
+        # Whoever waits for space in the queue looks at `closing` again.
+        dispatcher.backlog.announce_space(WAKE_ALL)
+        while True:
+            in_flight = self.state.in_flight.load(memory_order_seq_cst)
+            if in_flight == 0:
+                break
+            with nogil:
+                # In slices: a signal may arrive.
+                futex_wait(&self.state.in_flight, in_flight, SIGNAL_CHECK_NS)
+            PyErr_CheckSignals()
+        dispatcher.reap()
+        for session in self.sessions:
+            session.close()
+
+
+cdef object _NORMAL = 0
+
+
+cdef _closed():
+    return ClosedError("this engine is closed; compile the model again to use it")
+
+
+cdef int64_t _patience(uint64_t deadline_ns) noexcept nogil:
+    """How long to wait for space before looking around again."""
+    cdef uint64_t now
+    if deadline_ns == NO_DEADLINE:
+        return SIGNAL_CHECK_NS
+    now = now_ns()
+    if deadline_ns <= now:
+        return 0
+    return min(<int64_t>(deadline_ns - now), SIGNAL_CHECK_NS)
+
+
+cdef uint64_t _nanoseconds(timeout) except? 0:
+    try:
+        seconds = float(timeout)
+    except (TypeError, ValueError):
+        seconds = -1.0
+    if not seconds >= 0 or isinstance(timeout, (bool, str)):
+        raise OptionError(f"timeout must be a number of seconds, at least 0, got {timeout!r}")
+    return <uint64_t>(min(seconds, 1e9) * 1e9)  # 1e9 s are 32 years
+
+
+cdef int _check_priority(priority) except? -1:
+    if isinstance(priority, int) and -1 <= priority <= 1:
+        return priority
+    raise OptionError(
+        f"priority must be 1 (before others), 0 or -1 (after others), got {priority!r}"
+    )

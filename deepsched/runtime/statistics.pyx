@@ -1,0 +1,28 @@
+"""What the runtime counts, always: outcomes, and how long requests waited and ran."""
+
+from deepsched.runtime.histogram cimport snapshot
+from libcpp.atomic cimport memory_order_relaxed
+
+# All loads are relaxed: statistics, nothing is read through them.
+
+
+cdef tuple snapshot_group(GroupStats* stats):
+    """(done, failed, expired, cancelled, inline, waiting, running)."""
+    return (
+        stats.num_done.load(memory_order_relaxed),
+        stats.num_failed.load(memory_order_relaxed),
+        stats.num_expired.load(memory_order_relaxed),
+        stats.num_cancelled.load(memory_order_relaxed),
+        stats.num_inline.load(memory_order_relaxed),
+        snapshot(&stats.waiting),
+        snapshot(&stats.running),
+    )
+
+
+cdef tuple snapshot_unrun(UnrunStats* stats):
+    """(expired, cancelled, rejected)."""
+    return (
+        stats.num_expired.load(memory_order_relaxed),
+        stats.num_cancelled.load(memory_order_relaxed),
+        stats.num_rejected.load(memory_order_relaxed),
+    )

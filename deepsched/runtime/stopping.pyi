@@ -1,0 +1,2 @@
+class RunSlots:
+    """What runs on each core group and may be stopped; native functions only."""

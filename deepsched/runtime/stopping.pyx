@@ -1,0 +1,165 @@
+"""Stopping a run that is inside ONNX Runtime, and the watcher that stops the late ones.
+
+README.md, "Stopping a run". Each core group has one run at a time, so one slot and one set of ORT's
+run options, whose terminate flag ORT reads between operators.
+"""
+
+cimport cython
+from deepsched.runtime.futex cimport WAKE_ALL, futex_wait, futex_wake, now_ns
+from deepsched.runtime.library cimport check, library, loaded_library
+from deepsched.runtime.ort cimport OrtRunOptions, OrtStatus
+from deepsched.runtime.pool cimport fork_generation, thread_name
+from deepsched.runtime.posix cimport (
+    CpuMask, aligned_alloc, pthread_join, sched_yield, start_thread,
+)
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport free
+from libc.string cimport memset
+from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
+
+import os
+
+from deepsched.errors import ThreadError
+
+
+@cython.final
+cdef class RunSlots:
+    """A slot for each of `num_slots` core groups, and one thread that watches their deadlines."""
+
+    def __cinit__(self, int num_slots, str thread_prefix):
+        cdef int i
+        self.generation = fork_generation()
+        self.watcher_name = f"{thread_prefix}-watch"
+        self.slots = <RunSlot*>aligned_alloc(64, num_slots * sizeof(RunSlot))
+        if self.slots == NULL:
+            raise MemoryError(f"no memory for {num_slots} run slots")
+        memset(<void*>self.slots, 0, num_slots * sizeof(RunSlot))
+        for i in range(num_slots):
+            check(library().api.CreateRunOptions(&self.slots[i].options))
+            self.num_slots = i + 1
+
+    def __dealloc__(self):
+        cdef int i
+        if self.slots == NULL or self.generation != fork_generation():
+            return
+        self.close()
+        for i in range(self.num_slots):
+            loaded_library().api.ReleaseRunOptions(self.slots[i].options)
+        free(self.slots)
+
+    # --- The owner of the group ---------------------------------------------------------------
+
+    cdef OrtRunOptions* begin(
+        self, int group, uintptr_t request, uint64_t deadline_ns
+    ) noexcept nogil:
+        """From here to `end`, `request` may be stopped. Returns the options to run it with."""
+        cdef RunSlot* slot = &self.slots[group]
+        slot.deadline_ns.store(deadline_ns, memory_order_relaxed)  # published by `current`
+        # seq_cst: before our caller's look at whether somebody has asked to stop it already, and
+        # before our look at the watcher's clock. README, "Stopping a run".
+        slot.current.store(request, memory_order_seq_cst)
+        if deadline_ns < self.watcher_wakes_ns.load(memory_order_seq_cst):
+            self.bell.fetch_add(1, memory_order_seq_cst)
+            futex_wake(&self.bell, 1)
+        return slot.options
+
+    cdef bint end(self, int group) noexcept nogil:
+        """After the run. True if somebody stopped it, or came too late to."""
+        cdef RunSlot* slot = &self.slots[group]
+        cdef OrtStatus* status
+        # seq_cst: either a stopper sees 0 here, or we see it registered and wait: it must not set
+        # the flag of the next run. It stays registered for a few instructions.
+        slot.current.store(0, memory_order_seq_cst)
+        while slot.num_stoppers.load(memory_order_seq_cst):
+            sched_yield()
+        # relaxed: ordered by the registration of whoever wrote it.
+        if not slot.is_terminated.load(memory_order_relaxed):
+            return False
+        slot.is_terminated.store(0, memory_order_relaxed)
+        status = loaded_library().api.RunOptionsUnsetTerminate(slot.options)
+        if status != NULL:
+            loaded_library().api.ReleaseStatus(status)
+        return True
+
+    # --- Everybody else -----------------------------------------------------------------------
+
+    cdef void stop(self, int group, uintptr_t request) noexcept nogil:
+        """Asks ORT to end the run at the next operator, if `request` is what runs there."""
+        cdef RunSlot* slot = &self.slots[group]
+        slot.num_stoppers.fetch_add(1, memory_order_seq_cst)
+        if slot.current.load(memory_order_seq_cst) == request:
+            self.terminate(slot)
+        slot.num_stoppers.fetch_sub(1, memory_order_seq_cst)
+
+    cdef void terminate(self, RunSlot* slot) noexcept nogil:
+        """The caller is registered in `slot` and has seen a run there."""
+        cdef OrtStatus* status
+        # relaxed: of several stoppers one sets ORT's flag; end() is ordered by num_stoppers.
+        if not slot.is_terminated.exchange(1, memory_order_relaxed):
+            status = loaded_library().api.RunOptionsSetTerminate(slot.options)
+            if status != NULL:
+                loaded_library().api.ReleaseStatus(status)
+
+    cdef start_watcher(self):
+        """Starts the watcher, if it does not run yet."""
+        cdef CpuMask anywhere
+        cdef int error
+        if self.has_watcher:
+            return
+        anywhere.num_bytes = 0
+        error = start_thread(
+            &self.watcher, thread_name(self.watcher_name), &anywhere, _watcher_main, <void*>self
+        )
+        if error:
+            raise ThreadError(
+                error,
+                f"could not start the thread that watches timeouts: {os.strerror(error)}. A "
+                "container limits threads by pids.max",
+            )
+        self.has_watcher = True
+
+    cdef close(self):
+        """Ends the watcher, once. Nothing may run any more."""
+        cdef bint has_watcher = self.has_watcher
+        self.has_watcher = False  # under the GIL, so that of two callers one finds it
+        if not has_watcher or self.generation != fork_generation():
+            return
+        with nogil:
+            self.is_closing.store(1, memory_order_seq_cst)
+            self.bell.fetch_add(1, memory_order_seq_cst)
+            futex_wake(&self.bell, WAKE_ALL)
+            pthread_join(self.watcher, NULL)
+
+    cdef void watch(self) noexcept nogil:
+        """The watcher's life: stop what is late, sleep until the next deadline."""
+        cdef uint64_t now, earliest, deadline
+        cdef uint32_t heard
+        cdef RunSlot* slot
+        cdef int group
+        while not self.is_closing.load(memory_order_seq_cst):
+            # seq_cst, in this order (README, "Stopping a run"): a run that begins from here on
+            # rings, until we have said when we wake; then it rings if that is too late for it.
+            heard = self.bell.load(memory_order_seq_cst)
+            self.watcher_wakes_ns.store(NO_DEADLINE, memory_order_seq_cst)
+            now = now_ns()
+            earliest = NO_DEADLINE
+            for group in range(self.num_slots):
+                slot = &self.slots[group]
+                # Registered, so that the run we see and its deadline are one run's.
+                slot.num_stoppers.fetch_add(1, memory_order_seq_cst)
+                if slot.current.load(memory_order_seq_cst):
+                    deadline = slot.deadline_ns.load(memory_order_relaxed)
+                    if deadline <= now:
+                        self.terminate(slot)
+                    elif deadline < earliest:
+                        earliest = deadline
+                slot.num_stoppers.fetch_sub(1, memory_order_seq_cst)
+            self.watcher_wakes_ns.store(earliest, memory_order_seq_cst)
+            futex_wait(
+                &self.bell, heard, -1 if earliest == NO_DEADLINE else <int64_t>(earliest - now)
+            )
+
+
+cdef void* _watcher_main(void* slots) noexcept nogil:
+    (<RunSlots>slots).watch()
+    return NULL

@@ -1,0 +1,183 @@
+"""What `Engine.stats` and `Context.stats` return."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deepsched.runtime.histogram import RELATIVE_WIDTH, bucket_bounds
+
+if TYPE_CHECKING:
+    from deepsched.runtime.model import GroupCounts, Snapshot
+
+__all__ = ["RELATIVE_WIDTH", "Latency", "Stats", "StreamStats"]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long something took, of all requests since the engine or the context was made.
+
+    In seconds. Percentiles are exact to 2 %: they are kept as a histogram whose buckets are 3 %
+    wide.
+    """
+
+    count: int
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+    p999: float
+    max: float
+
+
+@dataclass(frozen=True)
+class StreamStats:
+    """What one stream did."""
+
+    index: int
+    done: int
+    failed: int
+    expired: int
+    """Stopped by their timeout while they ran."""
+    cancelled: int
+    """Cancelled while they ran."""
+    inline: int
+    """Ran on the thread that called."""
+    by_worker: int
+    """Ran on the stream's worker."""
+    busy_fraction: float
+    """The share of the time since the start that it was running requests."""
+    waiting: Latency
+    running: Latency
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What happened to the requests of an engine, or of all engines of a context.
+
+    Every request that was accepted ends as one of done, failed, expired and cancelled (closed
+    before it ran counts as cancelled). `rejected` ones were never accepted.
+    """
+
+    done: int
+    failed: int
+    expired: int
+    cancelled: int
+    rejected: int
+    """Calls that raised QueueFull."""
+    queue_depth: int
+    """How many requests wait right now, in the context."""
+    queue_depth_max: int
+    """The most that ever waited, in the context."""
+    queue_capacity: int
+    inline: int
+    by_worker: int
+    busy_fraction: float
+    """Mean of the streams'."""
+    seconds: float
+    """Since the engine or the context was made."""
+    waiting: Latency
+    """From the call until the run began."""
+    running: Latency
+    """Inside ONNX Runtime."""
+    streams: tuple[StreamStats, ...]
+
+
+class Counts:
+    """Sums of what models count, by stream."""
+
+    def __init__(self, num_streams: int) -> None:
+        self._numbers = np.zeros((num_streams, 5), np.int64)
+        num_buckets = len(_bounds())
+        self._buckets = np.zeros((num_streams, 2, num_buckets), np.uint64)
+        self._totals_ns = np.zeros((num_streams, 2), np.int64)
+        self._longest_ns = np.zeros((num_streams, 2), np.int64)
+        self._unrun = np.zeros(3, np.int64)
+
+    def add(self, counts: tuple[list[GroupCounts], tuple[int, int, int]]) -> None:
+        """Adds what a model has counted."""
+        groups, unrun = counts
+        for stream, (*numbers, waiting, running) in enumerate(groups):
+            self._numbers[stream] += numbers
+            for which, snapshot in enumerate((waiting, running)):
+                self._add_snapshot(stream, which, snapshot)
+        self._unrun += unrun
+
+    def _add_snapshot(self, stream: int, which: int, snapshot: Snapshot) -> None:
+        buckets, total_ns, longest_ns = snapshot
+        self._buckets[stream, which] += np.frombuffer(buckets, np.uint64)
+        self._totals_ns[stream, which] += total_ns
+        self._longest_ns[stream, which] = max(self._longest_ns[stream, which], longest_ns)
+
+    def summary(
+        self, seconds: float, queue_depth: int, queue_depth_max: int, queue_capacity: int
+    ) -> Stats:
+        """All of it, after `seconds` of life."""
+        streams = tuple(self._stream(index, seconds) for index in range(len(self._numbers)))
+        every = range(len(self._numbers))
+        done, failed, expired, cancelled, inline = (int(n) for n in self._numbers.sum(axis=0))
+        unrun_expired, unrun_cancelled, rejected = (int(n) for n in self._unrun)
+        return Stats(
+            done=done,
+            failed=failed,
+            expired=expired + unrun_expired,
+            cancelled=cancelled + unrun_cancelled,
+            rejected=rejected,
+            queue_depth=queue_depth,
+            queue_depth_max=queue_depth_max,
+            queue_capacity=queue_capacity,
+            inline=inline,
+            by_worker=sum(stream.by_worker for stream in streams),
+            busy_fraction=float(np.mean([stream.busy_fraction for stream in streams])),
+            seconds=seconds,
+            waiting=self._latency(every, 0),
+            running=self._latency(every, 1),
+            streams=streams,
+        )
+
+    def _stream(self, index: int, seconds: float) -> StreamStats:
+        done, failed, expired, cancelled, inline = (int(n) for n in self._numbers[index])
+        busy_s = self._totals_ns[index, 1] / 1e9
+        return StreamStats(
+            index=index,
+            done=done,
+            failed=failed,
+            expired=expired,
+            cancelled=cancelled,
+            inline=inline,
+            by_worker=max(0, done + failed + expired + cancelled - inline),
+            busy_fraction=float(min(1.0, busy_s / seconds)) if seconds > 0 else 0.0,
+            waiting=self._latency([index], 0),
+            running=self._latency([index], 1),
+        )
+
+    def _latency(self, streams: Iterable[int], which: int) -> Latency:
+        chosen = list(streams)
+        buckets = self._buckets[chosen, which].sum(axis=0)
+        longest_ns = int(self._longest_ns[chosen, which].max())
+        count = int(buckets.sum())
+        if not count:
+            return Latency(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+        mean = float(self._totals_ns[chosen, which].sum()) / count / 1e9
+        p50, p90, p99, p999 = (
+            min(ns, longest_ns) / 1e9 for ns in _quantiles_ns(buckets, (0.5, 0.9, 0.99, 0.999))
+        )
+        return Latency(count, mean, p50, p90, p99, p999, longest_ns / 1e9)
+
+
+@functools.cache
+def _bounds() -> Any:
+    return np.array(bucket_bounds(), np.float64)
+
+
+def _quantiles_ns(buckets: Any, quantiles: Sequence[float]) -> list[float]:
+    """The middle of the bucket that holds the quantile."""
+    ranks = np.cumsum(buckets)
+    wanted = [max(1, int(np.ceil(q * float(ranks[-1])))) for q in quantiles]
+    found = np.searchsorted(ranks, np.array(wanted, ranks.dtype))
+    # The largest value that the bucket counts, as integers: 1 ns buckets are exact.
+    return [float((low + high - 1) / 2) for low, high in _bounds()[found]]

@@ -1,0 +1,359 @@
+"""submit, run_async, map, batched_run: the right result to the right caller, lazily, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import itertools
+import threading
+
+import numpy as np
+import pytest
+
+from deepsched import Context, Engine, compile_model
+from deepsched.errors import (
+    ClosedError,
+    InferenceError,
+    InputError,
+    InputTypeError,
+    OptionError,
+    QueueFull,
+)
+from tests import models
+from tests.test_dispatch import SQUARE, STEPS, unpinned
+
+LONG = [np.array(10**9, np.int64), SQUARE]  # minutes: only ever stopped
+
+
+@pytest.fixture
+def gather():
+    with unpinned(2) as context:
+        yield Engine(models.gather(), None, context=context)
+
+
+@pytest.fixture
+def spin():
+    with unpinned(1) as context:
+        yield Engine(models.spin(), None, context=context)
+
+
+def item(i):
+    """Inputs whose result is [i], for `gather`."""
+    return [np.array([i], np.float32), np.array([0], np.int64)]
+
+
+BAD = [np.array([0], np.float32), np.array([5], np.int64)]
+
+
+def run_until_busy(engine):
+    """Submits a request that keeps the only stream busy, and returns when it has begun."""
+    future = engine.submit(LONG)
+    while not future.running():
+        threading.Event().wait(0.001)
+    return future
+
+
+# --- submit -------------------------------------------------------------------------------------
+
+
+def test_futures_bring_the_right_results_and_errors(gather):
+    futures = [gather.submit(BAD if i % 7 == 3 else item(i)) for i in range(500)]
+    done, _ = concurrent.futures.wait(futures, timeout=60)
+    assert len(done) == 500
+    for i, future in enumerate(futures):
+        if i % 7 == 3:
+            assert isinstance(future.exception(), InferenceError)
+        else:
+            assert future.result()[0].tolist() == [i]
+
+
+def test_callbacks_run_and_may_call_the_engine_again(gather):
+    results = []
+    finished = threading.Event()
+
+    def again(future):
+        results.append(future.result()[0].item())
+        if len(results) < 5:
+            gather.submit(item(len(results))).add_done_callback(again)
+        else:
+            finished.set()
+
+    gather.submit(item(0)).add_done_callback(again)
+    assert finished.wait(60)
+    assert results == [0, 1, 2, 3, 4]
+
+
+def test_a_callback_may_close_the_engine():
+    engine = compile_model(models.mlp())
+    closed = threading.Event()
+
+    def close(future):
+        engine.close()
+        closed.set()
+
+    engine.submit([np.zeros((1, 64), np.float32)]).add_done_callback(close)
+    assert closed.wait(60)
+    with pytest.raises(ClosedError):
+        engine.submit([np.zeros((1, 64), np.float32)])
+
+
+def test_a_queued_request_can_be_cancelled_and_never_runs(spin):
+    first = run_until_busy(spin)
+    second = spin.submit([STEPS, SQUARE])
+    assert second.cancel()
+    assert second.cancelled()
+    assert second.cancel()  # again is no error
+    assert first.cancel()
+    third = spin.submit([STEPS, SQUARE])
+    assert third.result(60)[0].shape == (64, 64)
+    assert not third.cancel()
+    stats = spin.stats()
+    assert (stats.done, stats.cancelled) == (1, 2)
+    assert stats.running.count == 2  # the stopped one and the third
+
+
+def test_a_running_request_can_be_cancelled(spin):
+    future = run_until_busy(spin)
+    assert future.cancel()
+    with pytest.raises(concurrent.futures.CancelledError):
+        future.result()
+    assert future in concurrent.futures.wait([future]).done
+    assert spin.run([STEPS, SQUARE])[0].shape == (64, 64)
+
+
+def test_closing_resolves_every_future():
+    engine = compile_model(models.spin(), None)
+    futures = [engine.submit([STEPS, SQUARE]) for _ in range(50)]
+    engine.close()
+    outcomes = [future.exception(60) for future in futures]
+    assert all(outcome is None or isinstance(outcome, ClosedError) for outcome in outcomes)
+
+
+def test_a_full_queue_rejects_or_makes_wait():
+    with Context(num_cores=1, queue_capacity=3) as context:
+        engine = Engine(models.spin(), None, context=context)
+        first = run_until_busy(engine)
+        queued = [engine.submit([STEPS, SQUARE]) for _ in range(3)]
+        with pytest.raises(QueueFull, match="queue_capacity"):
+            engine.submit([STEPS, SQUARE], block=False)
+        assert engine.stats().rejected == 1
+        waiting = []
+        submitter = threading.Thread(target=lambda: waiting.append(engine.submit([STEPS, SQUARE])))
+        submitter.start()
+        first.cancel()
+        submitter.join(60)
+        for future in queued + waiting:
+            assert future.result(60)[0].shape == (64, 64)
+
+
+@pytest.mark.parametrize("how", ["run", "submit", "run_async"])
+def test_inputs_are_checked_at_the_call(gather, how):
+    wrong = [np.array([1], np.float64), np.array([0], np.int64)]
+    with pytest.raises(InputTypeError, match="float32"):
+        if how == "run_async":
+            asyncio.run(gather.run_async(wrong))
+        else:
+            getattr(gather, how)(wrong)
+
+
+def test_val_inp_false_gives_the_same_results(gather):
+    for way in (gather.run, lambda inputs, **k: gather.submit(inputs, **k).result()):
+        assert way(item(7), val_inp=False)[0].tolist() == [7]
+        # What is not a C-contiguous array is converted all the same.
+        assert way([[8.0], np.array([9, 0])[1:]], val_inp=False)[0].tolist() == [8]
+
+
+# --- run_async ----------------------------------------------------------------------------------
+
+
+def test_many_coroutines_get_their_own_results(gather):
+    async def call(i):
+        if i % 7 == 3:
+            with pytest.raises(InferenceError):
+                await gather.run_async(BAD)
+            return None
+        return (await gather.run_async({"x": item(i)[0], "index": item(i)[1]}))[0].item()
+
+    async def main():
+        return await asyncio.gather(*(call(i) for i in range(500)))
+
+    results = asyncio.run(main())
+    assert results == [None if i % 7 == 3 else i for i in range(500)]
+    assert asyncio.run(main()) == results  # a second loop, after the first was closed
+
+
+def test_run_async_makes_no_thread_and_does_not_block_the_loop(spin):
+    async def main():
+        before = threading.active_count()
+        ticks = 0
+        task = asyncio.ensure_future(spin.run_async([np.array(20_000, np.int64), SQUARE]))
+        while not task.done():
+            await asyncio.sleep(0.001)
+            ticks += 1
+        assert threading.active_count() == before
+        return ticks
+
+    assert asyncio.run(main()) > 1
+
+
+def test_cancelling_a_task_cancels_its_request(spin):
+    async def main():
+        running = asyncio.ensure_future(spin.run_async(LONG))
+        queued = asyncio.ensure_future(spin.run_async(LONG))
+        await asyncio.sleep(0)  # both start
+        while not spin.context._dispatcher.num_busy:
+            await asyncio.sleep(0.001)
+        for task in (queued, running):
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        return await spin.run_async([STEPS, SQUARE])
+
+    assert asyncio.run(main())[0].shape == (64, 64)
+    assert spin.stats().cancelled == 2
+
+
+def test_a_loop_may_end_with_requests_under_way(spin):
+    async def main():
+        task = asyncio.ensure_future(spin.run_async([STEPS, SQUARE]))
+        await asyncio.sleep(0)
+        task.cancel()
+
+    asyncio.run(main())
+    assert spin.run([STEPS, SQUARE])[0].shape == (64, 64)
+
+
+def test_coroutines_wait_for_room_in_a_full_queue():
+    async def main(engine):
+        calls = [engine.run_async([STEPS, SQUARE]) for _ in range(30)]
+        return await asyncio.gather(*calls)
+
+    with Context(num_cores=1, queue_capacity=2) as context:
+        engine = Engine(models.spin(), None, context=context)
+        results = asyncio.run(main(engine))
+        assert [output.shape for (output,) in results] == [(64, 64)] * 30
+        assert engine.stats().rejected == 0
+
+
+def test_loops_of_several_threads_share_an_engine(gather):
+    results = {}
+
+    async def main(i):
+        calls = (gather.run_async(item(1000 * i + n)) for n in range(100))
+        return [output.item() for (output,) in await asyncio.gather(*calls)]
+
+    threads = [
+        threading.Thread(target=lambda i=i: results.update({i: asyncio.run(main(i))}))
+        for i in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {i: [1000 * i + n for n in range(100)] for i in range(4)}
+
+
+# --- map ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("in_flight", [None, 1, 3, 1000])
+def test_map_yields_in_order(gather, in_flight):
+    results = gather.map((item(i) for i in range(300)), in_flight)
+    assert [output.item() for (output,) in results] == list(range(300))
+
+
+def test_map_unordered_yields_each_once(gather):
+    results = gather.map((item(i) for i in range(300)), ordered=False)
+    assert sorted(output.item() for (output,) in results) == list(range(300))
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_map_takes_items_lazily(gather, ordered):
+    taken = itertools.count()
+    num_taken = 0
+
+    def items():
+        nonlocal num_taken
+        for i in taken:  # endless
+            num_taken += 1
+            yield item(i)
+
+    results = gather.map(items(), in_flight=4, ordered=ordered)
+    assert num_taken == 0
+    for n in range(1, 50):
+        next(results)
+        assert num_taken <= n + 4
+    results.close()
+    assert gather.stats().queue_depth <= 4
+    assert gather.run(item(1))[0].tolist() == [1]
+
+
+@pytest.mark.parametrize(("bad", "error"), [(BAD, InferenceError), ([1], InputError)])
+def test_map_raises_in_the_items_place(gather, bad, error):
+    results = gather.map(bad if i == 20 else item(i) for i in itertools.count())
+    for i in range(20):
+        assert next(results)[0].item() == i
+    with pytest.raises(error):
+        next(results)
+    assert gather.run(item(1))[0].tolist() == [1]
+
+
+def test_map_passes_on_what_the_items_raise(gather):
+    def items():
+        yield item(0)
+        raise ZeroDivisionError
+
+    results = gather.map(items())
+    assert next(results)[0].item() == 0
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+def test_a_map_that_is_dropped_cancels_what_is_under_way(spin):
+    results = spin.map(itertools.chain([[STEPS, SQUARE]], itertools.repeat(LONG)), in_flight=2)
+    next(results)
+    results.close()
+    assert spin.run([STEPS, SQUARE])[0].shape == (64, 64)
+
+
+def test_map_with_progress_yields_the_same(gather, capsys):
+    items = [item(i) for i in range(5)]
+    assert [output.item() for (output,) in gather.map(items, progress=True)] == list(range(5))
+    assert list(gather.map([])) == []
+
+
+@pytest.mark.parametrize("in_flight", [0, -1, 1.5, "4"])
+def test_in_flight_is_checked(gather, in_flight):
+    with pytest.raises(OptionError, match="in_flight"):
+        gather.map([], in_flight)
+
+
+# --- batched_run --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("total", [1, 2, 7, 64])
+def test_a_batch_is_cut_over_the_streams_and_joined(total):
+    x = np.random.default_rng(0).standard_normal((total, 64)).astype(np.float32)
+    with unpinned(3) as context:
+        engine = Engine(models.mlp(), None, context=context)
+        (expected,) = engine.run([x])
+        (y,) = engine.batched_run([x])
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+        assert engine.stats().done == 1 + min(3, total)
+
+
+def test_a_batch_is_cut_into_the_engines_batches():
+    x = np.random.default_rng(0).standard_normal((6, 64)).astype(np.float32)
+    with Engine(models.mlp(), batch_size=2) as engine:
+        (y,) = engine.batched_run({"x": x})
+        parts = [engine.run([x[i : i + 2]])[0] for i in (0, 2, 4)]
+        assert (y == np.concatenate(parts)).all()
+        with pytest.raises(InputError, match="cannot be cut into parts of 2"):
+            engine.batched_run([x[:5]])
+
+
+def test_what_cannot_be_cut_is_told(gather):
+    with pytest.raises(InputError, match="same first dimension"):
+        gather.batched_run([np.zeros(4, np.float32), np.zeros(3, np.int64)])
+    with pytest.raises(InputError, match="first dimension to cut"):
+        gather.batched_run([np.float32(1), np.int64(1)])
