@@ -18,7 +18,7 @@ from deepsched.futures import FutureResolver
 from deepsched.partition import PartitionWarning, Stream, WarningKind, partition
 from deepsched.runtime.dispatch import Dispatcher
 from deepsched.runtime.model import Model
-from deepsched.runtime.session import open_session
+from deepsched.runtime.session import Session, open_session
 from deepsched.scheduler import Scheduler
 from deepsched.stats import Counts, Stats
 from deepsched.topology import Topology
@@ -261,7 +261,7 @@ class Context:
             self.close()
 
     def _open_model(self, prepared: PreparedModel) -> Model:
-        """One session for each stream."""
+        """A session for each stream."""
         config = dict(prepared.config)
         if not self._may_spin:
             config["session.intra_op.allow_spinning"] = "0"
@@ -269,17 +269,26 @@ class Context:
             # The next request may be another engine's, on the same cores but in another session,
             # whose threads must not compete with ours looking for work.
             config["session.force_spinning_stop"] = "1"
-        sessions = [
-            open_session(
-                prepared.source,
-                num_threads=len(stream.cpus),
-                cpus=list(stream.cpus) if self._pin == "core" else None,
-                thread_prefix=f"{self._name}-s{stream.index}",
-                config=config,
-                name=prepared.path,
-            )
-            for stream in self._streams
-        ]
+        sessions: list[Session] = []
+        shared: dict[tuple[int, ...], Session] = {}
+        for stream in self._streams:
+            # A session of one thread has no threads of its own, so streams of one core can all run
+            # in the same one, each on its own core, with one copy of the weights (for each NUMA
+            # node). Two streams of models that do not fit the cache twice: 1.2 to 1.5 times the
+            # rate.
+            session = shared.get(stream.numa_nodes) if len(stream.cpus) == 1 else None
+            if session is None:
+                session = open_session(
+                    prepared.source,
+                    num_threads=len(stream.cpus),
+                    cpus=list(stream.cpus) if self._pin == "core" else None,
+                    thread_prefix=f"{self._name}-s{stream.index}",
+                    config=config,
+                    name=prepared.path,
+                )
+                if len(stream.cpus) == 1:
+                    shared[stream.numa_nodes] = session
+            sessions.append(session)
         return Model(self._dispatcher, sessions)
 
     def _retire(self, model: Model) -> None:

@@ -38,8 +38,8 @@ cdef class Dispatcher:
     cdef void run(self, RequestState* request, int group) noexcept nogil
     cdef void run_inline(self, RequestState* request, int group, bint is_there) noexcept nogil
     cdef int here(self) noexcept nogil
-    cdef void kick_if_worth_it(self, bint keeps_running) noexcept nogil
-    cdef void leave_group(self, int group, bint keeps_running) noexcept nogil
+    cdef void kick_if_worth_it(self, bint keeps_running, bint is_short_run) noexcept nogil
+    cdef void leave_group(self, int group, bint keeps_running, bint is_short_run) noexcept nogil
     cdef int help(self, int most) noexcept nogil
     cdef bint pop(self, RequestState** request) noexcept nogil
     cdef int64_t serve(self, int group) noexcept nogil

@@ -9,6 +9,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from deepsched.runtime.completion cimport WAIT_DONE, WaitResult, is_complete, wait_for
 from deepsched.runtime.futex cimport now_ns
 from deepsched.runtime.histogram cimport add_one, record
+from deepsched.runtime.inbox cimport Inbox
 from deepsched.runtime.library cimport loaded_library
 from deepsched.runtime.ort cimport OrtRunOptions
 from deepsched.runtime.pool cimport fork_generation, one_cpu
@@ -34,12 +35,16 @@ cdef uint64_t SHORT_RUN_NS = 30_000
 # A signal can arrive between our last look and the sleep; the main thread looks again this often.
 cdef int64_t SIGNAL_CHECK_NS = 100_000_000
 
-# For a thread that goes on working on its own core after it has queued something (an event loop):
+# For a thread that goes on working on its own core after it has queued a short run (an event loop):
 # so much must wait before the worker of that very core is woken beside it.
 cdef uint64_t SHARE_CORE_NS = 1_000_000
 
 # A wake-up that took longer had to wait for a core: that is load, not the price of waking.
 cdef uint64_t MAX_WAKE_NS = 100_000
+
+# How long a worker puts off telling an event loop or a map that something has ended, while more
+# short runs follow: they then take many at a time.
+cdef uint64_t RING_WITHIN_NS = 50_000
 
 # A model that has not run yet counts for this much in the backlog: enough to wake a worker.
 cdef uint64_t UNKNOWN_NS = 1_000_000_000
@@ -121,7 +126,7 @@ cdef class Dispatcher:
         """Runs `request` here if nobody waits and a group is free."""
         cdef int here, group
         # First come, first served: nobody overtakes a request that waits.
-        if self.backlog.has_items():
+        if self.backlog.places.load(memory_order_relaxed):
             return False
         here = self.here()
         group = self.groups.claim(here)
@@ -129,8 +134,9 @@ cdef class Dispatcher:
             return False
         # relaxed: no other thread knows this request.
         request.stage.store(RUNNING, memory_order_relaxed)
+        request.by_worker = False
         self.run_inline(request, group, group == here)
-        self.leave_group(group, False)
+        self.leave_group(group, False, is_short(request.model))
         return True
 
     cdef Submitted submit(
@@ -143,6 +149,7 @@ cdef class Dispatcher:
         cdef int error
         cdef uint32_t epoch
         cdef bint keeps_running = request.inbox != NULL  # its submitter has other things to do
+        cdef bint is_short_run = is_short(request.model)
         if may_inline and self.try_inline(request):
             leave(request.model)
             return SERVED
@@ -170,14 +177,15 @@ cdef class Dispatcher:
                 self.backlog_ns.fetch_sub(request.expected_ns, memory_order_relaxed)
                 return FULL
         # From here on the request may end, and be freed by nobody but its caller, any time.
-        self.kick_if_worth_it(keeps_running)
+        self.kick_if_worth_it(keeps_running, is_short_run)
         return ACCEPTED
 
     cdef void run(self, RequestState* request, int group) noexcept nogil:
         """Runs a request that has begun, on the calling thread, with the session of `group`."""
         cdef ModelState* model = request.model
         cdef GroupStats* stats = &model.stats[group]
-        cdef OrtRunOptions* options = NULL
+        # Always: without any, ORT makes and frees some for each run.
+        cdef OrtRunOptions* options = self.slots.slots[group].options
         cdef uint64_t length
         cdef uint32_t reason = 0
         cdef bint has_run
@@ -189,10 +197,11 @@ cdef class Dispatcher:
         # seq_cst, both: README, "Stopping a run".
         request.group.store(group, memory_order_seq_cst)
         if request.is_stoppable:
-            options = self.slots.begin(group, <uintptr_t>request, request.deadline_ns)
+            self.slots.begin(group, <uintptr_t>request, request.deadline_ns)
             reason = request.stop_reason.load(memory_order_seq_cst)
         has_run = not reason
-        request.started_ns = now_ns()
+        # A caller that could run it at once has read the clock just now.
+        request.started_ns = now_ns() if request.expected_ns else request.submitted_ns
         if has_run:
             request.status = loaded_library().api.Run(
                 model.sessions[group], options, request.input_names, request.inputs,
@@ -251,10 +260,11 @@ cdef class Dispatcher:
         cdef int cpu = sched_getcpu()
         return self.group_of_cpu[cpu] if 0 <= cpu < MAX_CPUS else -1
 
-    cdef void kick_if_worth_it(self, bint keeps_running) noexcept nogil:
-        """Kicks, unless those who are awake will have served the backlog before a wake-up.
+    cdef void kick_if_worth_it(self, bint keeps_running, bint is_short_run) noexcept nogil:
+        """Wakes a worker, unless those awake will have served the backlog before it wakes.
 
         README, "Who is woken". `keeps_running`: the calling thread will not sleep or wait now.
+        `is_short_run`: so are the runs of the model that it deals with.
         """
         # relaxed: how much waits is a guess anyway.
         cdef uint64_t backlog_ns = self.backlog_ns.load(memory_order_relaxed)
@@ -270,20 +280,21 @@ cdef class Dispatcher:
         if keeps_running:
             feeder_group = self.here()
             self.feeder_group.store(feeder_group, memory_order_relaxed)
-        elif backlog_ns < SHARE_CORE_NS:
+        elif is_short_run:
             feeder_group = self.feeder_group.load(memory_order_relaxed)
-        if not num_owners or backlog_ns >= SHARE_CORE_NS:
+        if not num_owners or not is_short_run or backlog_ns >= SHARE_CORE_NS:
             feeder_group = -1  # somebody must
         group = self.groups.claim_other_than(feeder_group)
         if group >= 0:
             self.pool.wake(group)
 
-    cdef void leave_group(self, int group, bint keeps_running) noexcept nogil:
+    cdef void leave_group(self, int group, bint keeps_running, bint is_short_run) noexcept nogil:
         """Gives up a group that a caller owned."""
         self.groups.release(group)
-        # Release, then look: README, "No lost wake-up".
-        if self.backlog.has_items():
-            self.kick_if_worth_it(keeps_running)
+        # Release, then look: README, "No lost wake-up". A place is taken before the push that the
+        # rule is about.
+        if self.backlog.places.load(memory_order_seq_cst):
+            self.kick_if_worth_it(keeps_running, is_short_run)
 
     cdef int help(self, int most) noexcept nogil:
         """Serves at most `most` requests on the calling thread; returns how many.
@@ -292,15 +303,18 @@ cdef class Dispatcher:
         """
         cdef RequestState* request = NULL
         cdef int num_served = 0
+        cdef void* inbox
         cdef int group = self.groups.claim(self.here())
         if group < 0:
             return 0
         while num_served < most and self.pop(&request):
             if begin(request):
                 self.run(request, group)
-            finish(request)
+            inbox = finish(request)
+            if inbox != NULL:
+                (<Inbox>inbox).ring_and_go()
             num_served += 1
-        self.leave_group(group, True)
+        self.leave_group(group, True, True)
         return num_served
 
     cdef bint pop(self, RequestState** request) noexcept nogil:
@@ -317,18 +331,37 @@ cdef class Dispatcher:
         that without the group, so that a caller may run inline meanwhile.
         """
         cdef RequestState* request = NULL
-        cdef uint64_t typical_ns = 0
+        cdef uint64_t typical_ns = 0, owed_since = 0
+        cdef void* inbox
+        cdef void* owed = NULL  # an inbox to ring
+        cdef bint goes_on, is_short_run
         cdef int mine
         while True:
             while self.pop(&request):
+                is_short_run = is_short(request.model)
                 if self.backlog.has_items():
                     # Pushers each wake one worker, but may find none free while we hold on to a
                     # group that we then leave: whoever takes a request passes the word on.
-                    self.kick_if_worth_it(False)
+                    self.kick_if_worth_it(False, is_short_run)
                 typical_ns = request.model.typical_ns.load(memory_order_relaxed)
                 if begin(request):
                     self.run(request, group)
-                finish(request)  # its caller may free it from here on
+                inbox = finish(request)  # its caller may free it from here on
+                # README, "Inboxes": rings are put off while short runs go on.
+                if inbox == owed and inbox != NULL:
+                    (<Inbox>inbox).go()
+                elif inbox != NULL:
+                    if owed != NULL:
+                        (<Inbox>owed).ring_and_go()
+                    owed, owed_since = inbox, now_ns()
+                if owed != NULL:
+                    goes_on = is_short_run and self.backlog.has_items()
+                    if not goes_on or now_ns() - owed_since > RING_WITHIN_NS:
+                        (<Inbox>owed).ring_and_go()
+                        owed = NULL
+            if owed != NULL:  # what was there has been taken by others
+                (<Inbox>owed).ring_and_go()
+                owed = NULL
             self.groups.release(group)
             # Release, then look again: README, "No lost wake-up".
             if not self.backlog.has_items():

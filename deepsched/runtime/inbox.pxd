@@ -17,5 +17,7 @@ cdef class Inbox:
     cdef readonly int eventfd
     cdef uint32_t generation
 
-    cdef void post(self, Letter* letter) noexcept nogil
+    cdef bint post(self, Letter* letter) noexcept nogil
+    cdef void ring_and_go(self) noexcept nogil
+    cdef void go(self) noexcept nogil
     cdef void ring(self) noexcept nogil

@@ -42,8 +42,12 @@ cdef class Inbox:
         if self.eventfd >= 0:
             os.close(self.eventfd)
 
-    cdef void post(self, Letter* letter) noexcept nogil:
-        """Delivers `letter`, which its consumer may free from then on."""
+    cdef bint post(self, Letter* letter) noexcept nogil:
+        """Delivers `letter`, which its consumer may free from then on.
+
+        True: the consumer may not know. The caller owes it a ring, by `ring_and_go` or, if it owes
+        one already, by `go`; until then the inbox cannot go away.
+        """
         cdef LetterPointer below = self.newest.load(memory_order_relaxed)
         # relaxed: published by the exchange below, before which the letter keeps us alive.
         self.num_posting.fetch_add(1, memory_order_relaxed)
@@ -53,8 +57,16 @@ cdef class Inbox:
             # is_waited_for in ring() (README, "Inboxes").
             if self.newest.compare_exchange_weak(below, letter, memory_order_seq_cst):
                 break
-        if below == NULL:  # else whoever posted the first has rung, or is about to
-            self.ring()
+        if below == NULL:
+            return True
+        self.go()  # whoever posted the first has rung, or owes it
+        return False
+
+    cdef void ring_and_go(self) noexcept nogil:
+        self.ring()
+        self.go()
+
+    cdef void go(self) noexcept nogil:
         # release: our last touch.
         self.num_posting.fetch_sub(1, memory_order_release)
 

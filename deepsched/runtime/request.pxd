@@ -49,7 +49,7 @@ cdef struct RequestState:
     bint is_stoppable  # another thread may want to stop it
     bint by_worker
     uint64_t deadline_ns  # NO_DEADLINE: none
-    uint64_t expected_ns  # what the backlog counts it for
+    uint64_t expected_ns  # what the backlog counts it for; 0: it has not been there
     uint64_t submitted_ns
     uint64_t started_ns
     uint64_t ended_ns
@@ -68,11 +68,11 @@ cdef class Request:
     cdef list take_outputs(self)
 
 cdef Request new_request(
-    object owner, ModelState* model, list input_infos, list output_infos, object inputs,
+    object owner, ModelState* model, list input_infos, list output_infos, list inputs,
     bint check_inputs,
 )
 cdef bint begin(RequestState* request) noexcept nogil
-cdef void finish(RequestState* request) noexcept nogil
+cdef void* finish(RequestState* request) noexcept nogil
 cdef bint withdraw(RequestState* request, Stage end) noexcept nogil
 cdef bint enter(ModelState* model) noexcept nogil
 cdef void leave(ModelState* model) noexcept nogil

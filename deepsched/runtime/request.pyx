@@ -4,6 +4,7 @@ README.md, "A request's life".
 """
 
 cimport cython
+from cpython.list cimport PyList_GetSlice
 from deepsched.runtime.completion cimport complete, start_completion
 from deepsched.runtime.futex cimport WAKE_ALL, futex_wake, now_ns
 from deepsched.runtime.library cimport loaded_library, take_message
@@ -70,11 +71,11 @@ cdef class Request:
             if code == ORT_INVALID_ARGUMENT and "while running" not in message:
                 raise InputError(f"onnxruntime does not take these inputs: {message}")
             raise InferenceError(f"onnxruntime failed (code {code}): {message}")
-        outputs = []
+        outputs = [None] * <Py_ssize_t>self.state.model.num_outputs
         for i in range(self.state.model.num_outputs):
             value = self.state.outputs[i]
             self.state.outputs[i] = NULL
-            outputs.append(output_from(value, <ValueInfo>self.output_infos[i], self.borrowed))
+            outputs[i] = output_from(value, <ValueInfo>self.output_infos[i], self.borrowed)
         return outputs
 
     def outputs(self) -> list:
@@ -99,10 +100,10 @@ cdef class Request:
 
 
 cdef Request new_request(
-    object owner, ModelState* model, list input_infos, list output_infos, object inputs,
+    object owner, ModelState* model, list input_infos, list output_infos, list inputs,
     bint check_inputs,
 ):
-    """Checks and converts `inputs` (a list, in the order of `input_infos`).
+    """Checks and converts `inputs`, as many as `input_infos` and in their order.
 
     `owner` is kept alive by the request, and must own `model`.
     """
@@ -114,7 +115,7 @@ cdef Request new_request(
     request.generation = fork_generation()
     request.owner = owner
     request.output_infos = output_infos
-    request.borrowed = []
+    request.borrowed = PyList_GetSlice(inputs, 0, num_infos)  # the caller may change its list
     state.model = model
     state.input_names = model.input_names
     state.deadline_ns = NO_DEADLINE
@@ -130,7 +131,7 @@ cdef Request new_request(
         state.outputs = state.inputs + num_infos
     for i in range(num_infos):
         info = <ValueInfo>input_infos[i]
-        value = info.to_ort(inputs[i], request.borrowed, check_inputs)
+        value = info.to_ort(request.borrowed[i], request.borrowed, check_inputs)
         if value != NULL:
             if state.num_inputs < i:
                 _rename(request, i, num_infos)
@@ -200,14 +201,18 @@ cdef bint withdraw(RequestState* request, Stage end) noexcept nogil:
     return True
 
 
-cdef void finish(RequestState* request) noexcept nogil:
-    """A worker's last act for a request that was queued: from here on its caller may free it."""
+cdef void* finish(RequestState* request) noexcept nogil:
+    """A worker's last act for a request that was queued: from here on its caller may free it.
+
+    Returns an inbox whose bell the worker owes a ring, or NULL.
+    """
+    cdef void* inbox = request.inbox
     # The caller or its inbox keeps the request, and that the model, until the next line but one.
     leave(request.model)
-    if request.inbox != NULL:
-        (<Inbox>request.inbox).post(&request.letter)
-    else:
+    if inbox == NULL:
         complete(&request.completion)
+        return NULL
+    return inbox if (<Inbox>inbox).post(&request.letter) else NULL
 
 
 # --- Counting requests of a model: README, "Shutdown" -------------------------------------------

@@ -27,7 +27,7 @@ cdef class RunSlots:
     cdef atomic[uint32_t] bell
     cdef atomic[uint32_t] is_closing
 
-    cdef OrtRunOptions* begin(self, int group, uintptr_t request, uint64_t deadline_ns) noexcept nogil
+    cdef void begin(self, int group, uintptr_t request, uint64_t deadline_ns) noexcept nogil
     cdef bint end(self, int group) noexcept nogil
     cdef void stop(self, int group, uintptr_t request) noexcept nogil
     cdef void terminate(self, RunSlot* slot) noexcept nogil

@@ -7,7 +7,7 @@ run options, whose terminate flag ORT reads between operators.
 cimport cython
 from deepsched.runtime.futex cimport WAKE_ALL, futex_wait, futex_wake, now_ns
 from deepsched.runtime.library cimport check, library, loaded_library
-from deepsched.runtime.ort cimport OrtRunOptions, OrtStatus
+from deepsched.runtime.ort cimport OrtStatus
 from deepsched.runtime.pool cimport fork_generation, thread_name
 from deepsched.runtime.posix cimport (
     CpuMask, aligned_alloc, pthread_join, sched_yield, start_thread,
@@ -49,10 +49,8 @@ cdef class RunSlots:
 
     # --- The owner of the group ---------------------------------------------------------------
 
-    cdef OrtRunOptions* begin(
-        self, int group, uintptr_t request, uint64_t deadline_ns
-    ) noexcept nogil:
-        """From here to `end`, `request` may be stopped. Returns the options to run it with."""
+    cdef void begin(self, int group, uintptr_t request, uint64_t deadline_ns) noexcept nogil:
+        """From here to `end`, `request` may be stopped; it runs with the slot's options."""
         cdef RunSlot* slot = &self.slots[group]
         slot.deadline_ns.store(deadline_ns, memory_order_relaxed)  # published by `current`
         # seq_cst: before our caller's look at whether somebody has asked to stop it already, and
@@ -61,7 +59,6 @@ cdef class RunSlots:
         if deadline_ns < self.watcher_wakes_ns.load(memory_order_seq_cst):
             self.bell.fetch_add(1, memory_order_seq_cst)
             futex_wake(&self.bell, 1)
-        return slot.options
 
     cdef bint end(self, int group) noexcept nogil:
         """After the run. True if somebody stopped it, or came too late to."""

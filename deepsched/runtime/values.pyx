@@ -64,12 +64,11 @@ cdef class ValueInfo:
     cdef OrtValue* to_ort(self, object value, list keepalive, bint check=True) except? NULL:
         """The OrtValue for `value`, to be released by the caller; NULL for an absent optional.
 
-        What it borrows from is appended to `keepalive` and must outlive it. Without `check` an
-        array is taken for one of the right dtype and shape.
+        What it borrows from, if that is not `value` itself, is appended to `keepalive`; both must
+        outlive it. Without `check` an array is taken for one of the right dtype and shape.
         """
         if self.onnx_type == ONNX_TENSOR:
             if self.borrows and self._fits(value, check):
-                keepalive.append(value)
                 return self._borrow(value)
             return self._tensor(value, keepalive)
         if self.onnx_type == ONNX_OPTIONAL:
@@ -430,7 +429,8 @@ cdef class _ValueOwner:
 cdef object output_from(OrtValue* value, ValueInfo info, list borrowed):
     """The Python form of an output, whose OrtValue this takes over (NULL gives None).
 
-    `info`: what the model says of it. `borrowed`: the arrays that the inputs borrow from.
+    `info`: what the model says of it. `borrowed`: the arrays that the inputs borrow from, among
+    other values.
     """
     # Most outputs are numeric tensors: no object on the way but the array and its base.
     cdef const OrtApi* api = loaded_library().api
@@ -540,10 +540,12 @@ cdef object _array_from(_ValueOwner owner, list borrowed):
 cdef bint _is_borrowed(void* data, list borrowed) noexcept:
     cdef cnp.ndarray array
     cdef uintptr_t start
-    for array in borrowed:
-        start = <uintptr_t>cnp.PyArray_DATA(array)
-        if start <= <uintptr_t>data < start + <uintptr_t>cnp.PyArray_NBYTES(array):
-            return True
+    for value in borrowed:
+        if cnp.PyArray_Check(value):
+            array = <cnp.ndarray>value
+            start = <uintptr_t>cnp.PyArray_DATA(array)
+            if start <= <uintptr_t>data < start + <uintptr_t>cnp.PyArray_NBYTES(array):
+                return True
     return False
 
 
