@@ -20,6 +20,7 @@ cdef class Dispatcher:
     cdef RunSlots slots
     cdef CpuMask* masks  # by group: where the thread that calls Run stands; empty for anywhere
     cdef int* group_of_cpu
+    cdef int* first_cpu  # by group; -1 without pinning
     cdef bint is_pinned
     cdef int64_t spin_ns
     cdef list abandoned
@@ -37,6 +38,7 @@ cdef class Dispatcher:
     ) noexcept nogil
     cdef void run(self, RequestState* request, int group) noexcept nogil
     cdef void run_inline(self, RequestState* request, int group, bint is_there) noexcept nogil
+    cdef int cpu(self) noexcept nogil
     cdef int here(self) noexcept nogil
     cdef void kick_if_worth_it(self, bint keeps_running, bint is_short_run) noexcept nogil
     cdef void leave_group(self, int group, bint keeps_running, bint is_short_run) noexcept nogil

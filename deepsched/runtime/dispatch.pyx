@@ -27,7 +27,7 @@ from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 
 from deepsched.errors import DeadlineExceeded, StreamConfigError
 
-# A run this short is not pinned where its caller stands on one of the group's CPUs already. Setting
+# A run this short is not pinned where its caller stands on the group's first CPU already. Setting
 # the affinity and putting it back costs 1.6 us, about as much as the run; the kernel hardly moves a
 # thread within microseconds, and ORT hardly uses its other threads.
 cdef uint64_t SHORT_RUN_NS = 30_000
@@ -80,10 +80,13 @@ cdef class Dispatcher:
         self.feeder_group.store(-1, memory_order_relaxed)  # relaxed: not shared yet
         self.masks = <CpuMask*>calloc(num_groups, sizeof(CpuMask))
         self.group_of_cpu = <int*>calloc(MAX_CPUS, sizeof(int))
-        if self.masks == NULL or self.group_of_cpu == NULL:
+        self.first_cpu = <int*>calloc(num_groups, sizeof(int))
+        if self.masks == NULL or self.group_of_cpu == NULL or self.first_cpu == NULL:
             raise MemoryError(f"no memory for {num_groups} core groups")
         for cpu in range(MAX_CPUS):
             self.group_of_cpu[cpu] = -1
+        for group in range(num_groups):
+            self.first_cpu[group] = cpus_by_group[group][0] if self.is_pinned else -1
         if self.is_pinned:
             for group in range(num_groups):
                 for cpu in cpus_by_group[group]:
@@ -98,6 +101,7 @@ cdef class Dispatcher:
             self.pool.stop()
             free(self.masks)
             free(self.group_of_cpu)
+            free(self.first_cpu)
 
     @property
     def is_forked(self) -> bool:
@@ -124,18 +128,18 @@ cdef class Dispatcher:
 
     cdef bint try_inline(self, RequestState* request) noexcept nogil:
         """Runs `request` here if nobody waits and a group is free."""
-        cdef int here, group
+        cdef int cpu, group
         # First come, first served: nobody overtakes a request that waits.
         if self.backlog.places.load(memory_order_relaxed):
             return False
-        here = self.here()
-        group = self.groups.claim(here)
+        cpu = self.cpu()
+        group = self.groups.claim(self.group_of_cpu[cpu] if cpu >= 0 else -1)
         if group < 0:
             return False
         # relaxed: no other thread knows this request.
         request.stage.store(RUNNING, memory_order_relaxed)
         request.by_worker = False
-        self.run_inline(request, group, group == here)
+        self.run_inline(request, group, cpu == self.first_cpu[group])
         self.leave_group(group, False, is_short(request.model))
         return True
 
@@ -153,6 +157,8 @@ cdef class Dispatcher:
         if may_inline and self.try_inline(request):
             leave(request.model)
             return SERVED
+        if not request.submitted_ns:
+            request.submitted_ns = now_ns()
         request.by_worker = True
         request.is_stoppable = True
         # relaxed: a statistic.
@@ -200,8 +206,9 @@ cdef class Dispatcher:
             self.slots.begin(group, <uintptr_t>request, request.deadline_ns)
             reason = request.stop_reason.load(memory_order_seq_cst)
         has_run = not reason
-        # A caller that could run it at once has read the clock just now.
-        request.started_ns = now_ns() if request.expected_ns else request.submitted_ns
+        request.started_ns = now_ns()
+        if not request.submitted_ns:
+            request.submitted_ns = request.started_ns
         if has_run:
             request.status = loaded_library().api.Run(
                 model.sessions[group], options, request.input_names, request.inputs,
@@ -253,12 +260,17 @@ cdef class Dispatcher:
         if moved:
             set_mask(&own)
 
-    cdef int here(self) noexcept nogil:
-        """The group of the core we run on: going to another one costs a migration."""
+    cdef int cpu(self) noexcept nogil:
+        """The CPU that we run on; -1 where that does not matter."""
         if not self.is_pinned:
             return -1
         cdef int cpu = sched_getcpu()
-        return self.group_of_cpu[cpu] if 0 <= cpu < MAX_CPUS else -1
+        return cpu if cpu < MAX_CPUS else -1
+
+    cdef int here(self) noexcept nogil:
+        """The group of the core we run on, or -1: going to another one costs a migration."""
+        cdef int cpu = self.cpu()
+        return self.group_of_cpu[cpu] if cpu >= 0 else -1
 
     cdef void kick_if_worth_it(self, bint keeps_running, bint is_short_run) noexcept nogil:
         """Wakes a worker, unless those awake will have served the backlog before it wakes.

@@ -195,8 +195,8 @@ cdef class Model:
                 f"({names}), got {len(inputs)}"
             )
         request = new_request(self, &self.state, self.inputs, self.outputs, inputs, check_inputs)
-        request.state.submitted_ns = now_ns()
         if timeout is not None:
+            request.state.submitted_ns = now_ns()
             request.state.deadline_ns = request.state.submitted_ns + _nanoseconds(timeout)
             request.state.is_stoppable = True
             dispatcher.slots.start_watcher()

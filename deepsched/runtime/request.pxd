@@ -49,8 +49,8 @@ cdef struct RequestState:
     bint is_stoppable  # another thread may want to stop it
     bint by_worker
     uint64_t deadline_ns  # NO_DEADLINE: none
-    uint64_t expected_ns  # what the backlog counts it for; 0: it has not been there
-    uint64_t submitted_ns
+    uint64_t expected_ns  # what the backlog counts it for
+    uint64_t submitted_ns  # 0 until it is queued or, in a call that need not wait, begun
     uint64_t started_ns
     uint64_t ended_ns
     OrtValue* own_values[NUM_OWN_VALUES]

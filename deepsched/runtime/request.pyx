@@ -25,7 +25,7 @@ from deepsched.errors import ClosedError, DeadlineExceeded, InferenceError, Inpu
 
 @cython.final
 @cython.freelist(64)
-@cython.no_gc_clear  # __dealloc__ looks into the model that `owner` keeps alive
+@cython.no_gc  # in no cycle but with its future, which ends when it is taken from its inbox
 cdef class Request:
     """Owns everything that native code touches on the request's behalf.
 
