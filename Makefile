@@ -33,6 +33,9 @@ lint:
 	$(BIN)/mypy
 
 bench:
+	$(BIN)/pip install -q -e '.[bench]'
+	$(BIN)/python -m bench.hot_path
+	$(BIN)/python -m bench.micro
 	$(BIN)/python -m bench.peers
 
 clean:

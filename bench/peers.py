@@ -1,6 +1,7 @@
 """deepsched beside plain onnxruntime, in the usual ways to use it from threads.
 
     python -m bench.peers [--models resnet50,squeezenet] [--seconds 2] [--rounds 5] [-x out.json]
+        [--openvino] [--deepsparse PYTHON]
 
 Each form answers the same closed-loop load from 1, 2, 4 and 8 Python threads. The forms take turns
 within a round, so that a machine whose speed drifts treats them alike; what is compared are ratios
@@ -10,10 +11,16 @@ of medians over the rounds.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import statistics
+import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -92,25 +99,117 @@ class RawForms:
             self.idle.append(session)
 
 
-def compare(model: str | bytes, callers: list[int], seconds: float, rounds: int) -> dict[str, Any]:
+class OpenVino:
+    """OpenVINO's AsyncInferQueue with as many requests under way as there are callers."""
+
+    def __init__(self, model: str | bytes, num_streams: int) -> None:
+        import openvino
+
+        core = openvino.Core()
+        read = core.read_model(io.BytesIO(model) if isinstance(model, bytes) else model)
+        options = {"NUM_STREAMS": num_streams, "INFERENCE_NUM_THREADS": NUM_CORES}
+        self.compiled = core.compile_model(read, "CPU", options)
+        self.make_queue = openvino.AsyncInferQueue
+
+    def measure(self, inputs: list[Any], callers: int, seconds: float) -> tuple[float, float]:
+        queue = self.make_queue(self.compiled, callers)
+        spans: list[tuple[int, int]] = []
+        queue.set_callback(lambda _, begin: spans.append((begin, time.perf_counter_ns())))
+        begin = time.perf_counter_ns() + int(seconds / 5 * 1e9)
+        end = begin + int(seconds * 1e9)
+        while (now := time.perf_counter_ns()) < end:
+            queue.start_async({0: inputs[0]}, userdata=now)
+        queue.wait_all()
+        return _summary(spans, begin, end)
+
+
+class DeepSparse:
+    """DeepSparse in a process of its own, with an interpreter that has it."""
+
+    def __init__(self, python: str, model: str | bytes, scheduler: str) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        if isinstance(model, bytes):
+            path = Path(self.folder.name, "model.onnx")
+            path.write_bytes(model)
+            model = str(path)
+        script = Path(__file__).with_name("deepsparse_peer.py")
+        self.process = subprocess.Popen(
+            [python, str(script), model, scheduler, str(NUM_CORES)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.pipes = (self.process.stdin, self.process.stdout)
+
+    def measure(self, inputs: list[Any], callers: int, seconds: float) -> tuple[float, float]:
+        given, answers = self.pipes
+        assert given is not None and answers is not None
+        print(callers, seconds, file=given, flush=True)
+        for line in answers:  # DeepSparse prints a banner
+            if line.startswith("{"):
+                answer = json.loads(line)
+                begin, end = answer["begin"], answer["end"]
+                return _summary([tuple(span) for span in answer["spans"]], begin, end)
+        raise RuntimeError("the DeepSparse process ended; is it installed there, with numpy<2?")
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.folder.cleanup()
+
+
+def _summary(spans: list[tuple[int, int]], begin: int, end: int) -> tuple[float, float]:
+    """Requests a second and the median latency in ms, of what ended within the time."""
+    ended = [stop - start for start, stop in spans if begin < stop <= end]
+    if not ended:
+        return 0.0, float("nan")
+    return len(ended) / (end - begin) * 1e9, statistics.median(ended) / 1e6
+
+
+Form = Callable[[list[Any], int, float], tuple[float, float]]
+
+
+def by_threads(run: Callable[[Any], Any]) -> Form:
+    """A closed loop from Python threads."""
+
+    def form(inputs: list[Any], callers: int, seconds: float) -> tuple[float, float]:
+        result = measure(run, inputs, callers=callers, seconds=seconds, warmup_seconds=seconds / 5)
+        return result.items_per_sec, result.percentile(50)
+
+    return form
+
+
+def compare(
+    model: str | bytes,
+    callers: list[int],
+    seconds: float,
+    rounds: int,
+    openvino: bool,
+    deepsparse: str | None,
+) -> dict[str, Any]:
     """{callers: {form: {"items_per_sec": median, "p50_ms": median, "rounds": [...]}}}."""
     raw = RawForms(model)
     with (
         compile_model(model, scheduler="single_stream") as single,
         compile_model(model, scheduler="multi_stream", num_streams=NUM_CORES) as multi,
+        contextlib.ExitStack() as stack,
     ):
         inputs = single.generate_random_inputs()
         runs = (raw.run_all_threads, raw.run_shared, raw.run_per_stream, single.run, multi.run)
-        forms = dict(zip(RAW + OURS, runs, strict=True))
+        forms = {name: by_threads(run) for name, run in zip(RAW + OURS, runs, strict=True)}
+        if openvino:
+            for num_streams in sorted({1, NUM_CORES}):
+                name = f"OpenVINO, {num_streams} stream{'s' * (num_streams > 1)}"
+                forms[name] = OpenVino(model, num_streams).measure
+        if deepsparse:
+            for scheduler in ("single_stream", "multi_stream"):
+                peer = DeepSparse(deepsparse, model, scheduler)
+                stack.callback(peer.close)
+                forms[f"DeepSparse {scheduler}"] = peer.measure
         results: dict[str, Any] = {}
         for count in callers:
             seen: dict[str, list[tuple[float, float]]] = {form: [] for form in forms}
             for _ in range(rounds):
-                for form, run in forms.items():
-                    result = measure(
-                        run, inputs, callers=count, seconds=seconds, warmup_seconds=seconds / 5
-                    )
-                    seen[form].append((result.items_per_sec, result.percentile(50)))
+                for name, form in forms.items():
+                    seen[name].append(form(inputs, count, seconds))
             results[str(count)] = {
                 form: {
                     "items_per_sec": statistics.median(rate for rate, _ in pairs),
@@ -124,7 +223,8 @@ def compare(model: str | bytes, callers: list[int], seconds: float, rounds: int)
 
 def show(name: str, results: dict[str, Any], console: Console) -> None:
     table = Table(title=f"{name}, {NUM_CORES} cores: items/sec (p50 ms)")
-    for column in ("callers", *RAW, *OURS, "multi / best raw", "single p50 / raw p50"):
+    names = list(next(iter(results.values())))
+    for column in ("callers", *names, "multi / best raw", "single p50 / raw p50"):
         table.add_column(column, justify="right")
     for callers, forms in results.items():
         best = max(forms[form]["items_per_sec"] for form in RAW)
@@ -132,7 +232,7 @@ def show(name: str, results: dict[str, Any], console: Console) -> None:
             callers,
             *(
                 f"{forms[form]['items_per_sec']:,.0f} ({forms[form]['p50_ms']:.3g})"
-                for form in RAW + OURS
+                for form in names
             ),
             f"{forms[OURS[1]]['items_per_sec'] / best:.2f}",
             f"{forms[OURS[0]]['p50_ms'] / forms[RAW[0]]['p50_ms']:.2f}",
@@ -146,6 +246,15 @@ def main() -> None:
     parser.add_argument("--callers", default="1,2,4,8", help="comma-separated")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--openvino", action="store_true", help="OpenVINO too; needs pip install -e '.[peers]'"
+    )
+    parser.add_argument(
+        "--deepsparse",
+        metavar="PYTHON",
+        help="DeepSparse too: the interpreter (3.11) of an environment made by "
+        "pip install deepsparse==1.8.0 'numpy<2'",
+    )
     parser.add_argument("-x", "--export_path", help="write the figures there as JSON")
     args = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 160)
@@ -153,7 +262,9 @@ def main() -> None:
     for name in args.models.split(","):
         model = MODELS[name]()
         callers = [int(count) for count in args.callers.split(",")]
-        everything[name] = compare(model, callers, args.seconds, args.rounds)
+        everything[name] = compare(
+            model, callers, args.seconds, args.rounds, args.openvino, args.deepsparse
+        )
         show(name, everything[name], console)
         if args.export_path:
             with open(args.export_path, "w") as file:

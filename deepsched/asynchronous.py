@@ -12,6 +12,9 @@ from deepsched.runtime.inbox import Inbox
 from deepsched.runtime.model import Model
 from deepsched.runtime.request import Request
 
+# When to make sure that somebody works at what was queued.
+_WAKE_AFTER_S = 0.001
+
 # A coroutine that finds the queue full looks again after so many seconds, then after longer.
 _FIRST_RETRY_S = 0.0005
 _LAST_RETRY_S = 0.01
@@ -22,11 +25,36 @@ class LoopInbox:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.inbox = Inbox(with_eventfd=True)  # closes the eventfd with itself
+        self.num_under_way = 0
+        self._unwoken: set[Model] = set()
         # From here on the loop refers to us, and we not to it.
         loop.add_reader(self.inbox.eventfd, self._on_ended)
 
+    def __del__(self) -> None:
+        # The loop is gone. What still arrives holds the inbox, until somebody takes it.
+        if self.num_under_way:
+            _orphans.append((self.inbox, self.num_under_way))
+
+    def note(self, loop: asyncio.AbstractEventLoop, model: Model) -> None:
+        """A request of `model` has been queued.
+
+        The runtime does not wake the worker of the core that a busy loop stands on, as long as
+        others get through the backlog of short runs soon. If they did not, it does so now.
+        """
+        self.num_under_way += 1
+        if not self._unwoken:
+            loop.call_later(_WAKE_AFTER_S, self._wake_workers)
+        self._unwoken.add(model)
+
+    def _wake_workers(self) -> None:
+        models, self._unwoken = self._unwoken, set()
+        for model in models:
+            model.wake_workers()
+
     def _on_ended(self) -> None:
-        for request in self.inbox.take():
+        ended = self.inbox.take()
+        self.num_under_way -= len(ended)
+        for request in ended:
             future: asyncio.Future[list[Any]] = request.tag
             request.tag = None
             if future.done():
@@ -40,18 +68,33 @@ class LoopInbox:
 _inboxes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopInbox] = (
     weakref.WeakKeyDictionary()
 )
-_latest: tuple[Callable[[], asyncio.AbstractEventLoop | None], Inbox] = (lambda: None), Inbox()
+_latest: tuple[
+    Callable[[], asyncio.AbstractEventLoop | None], Callable[[], LoopInbox | None]
+] = (lambda: None), (lambda: None)
+_orphans: list[tuple[Inbox, int]] = []
 
 
-def _inbox_of(loop: asyncio.AbstractEventLoop) -> Inbox:
+def _inbox_of(loop: asyncio.AbstractEventLoop) -> LoopInbox:
     global _latest
-    if _latest[0]() is loop:  # saves the search in a program with one loop
-        return _latest[1]
+    latest_loop, latest = _latest
+    if latest_loop() is loop and (found := latest()) is not None:
+        return found  # saves the search in a program with one loop
     found = _inboxes.get(loop)
     if found is None:
+        _reap()
         found = _inboxes[loop] = LoopInbox(loop)
-    _latest = weakref.ref(loop), found.inbox
-    return found.inbox
+    _latest = weakref.ref(loop), weakref.ref(found)
+    return found
+
+
+def _reap() -> None:
+    """Frees requests that ended after their loop did."""
+    waiting = _orphans.copy()
+    _orphans.clear()
+    for inbox, num_left in waiting:
+        num_left -= len(inbox.take())
+        if num_left:
+            _orphans.append((inbox, num_left))
 
 
 async def run_on_loop(
@@ -59,13 +102,14 @@ async def run_on_loop(
 ) -> list[Any]:
     """See Engine.run_async."""
     loop = asyncio.get_running_loop()
-    inbox = _inbox_of(loop)
+    ended = _inbox_of(loop)
     future: asyncio.Future[list[Any]] = loop.create_future()
-    request = model.start(inputs, inbox, future, timeout, priority, check_inputs, False)
+    request = model.start(inputs, ended.inbox, future, timeout, priority, check_inputs, False, True)
     if request is None:
         request, timeout = await _start_when_there_is_room(
-            model, inputs, inbox, future, timeout, priority, check_inputs
+            model, inputs, ended.inbox, future, timeout, priority, check_inputs
         )
+    ended.note(loop, model)
     timer = None
     if timeout is not None:
         timer = loop.call_later(timeout, _expire, model, request, future)

@@ -118,7 +118,8 @@ class Context:
             logger.log(logging.WARNING if costly else logging.INFO, "%s", warning)
         self._is_shared = _is_shared
         self._is_closed = False
-        self._lock = threading.Lock()
+        # Reentrant: the garbage collector may close an engine of ours while we hold it.
+        self._lock = threading.RLock()
         self._engines: weakref.WeakSet[Engine] = weakref.WeakSet()
         self._name = f"ds{next(_numbers)}"
         cpus = [stream.cpus for stream in self._streams]
@@ -230,8 +231,8 @@ class Context:
             engines = list(self._engines)
         for engine in engines:
             engine._close_model()
-        self._resolver.close()
         self._dispatcher.close()
+        self._resolver.close()
         _open_contexts.discard(self)
 
     def stats(self) -> Stats:

@@ -28,18 +28,20 @@ class RequestFuture(Future[list[Any]]):
 
     _model: Model
     _request: Request | None = None
+    _is_cancelling = False
     _cancelling = threading.Lock()  # of all futures: cancelling is rare
 
     def cancel(self) -> bool:
         """Withdraws the request, or stops it. False if it has ended already."""
+        if not super().cancel():
+            return False
+        # Not around the line above, which runs callbacks, which may cancel other futures.
         with self._cancelling:
-            if self.cancelled():
-                return True
-            if not super().cancel():
-                return False
+            is_first, self._is_cancelling = not self._is_cancelling, True
+        if is_first:
             self.set_running_or_notify_cancel()  # wakes those who wait for it
-        if self._request is not None:
-            self._model.cancel(self._request)
+            if self._request is not None:
+                self._model.cancel(self._request)
         return True
 
     def running(self) -> bool:
@@ -53,10 +55,10 @@ class FutureResolver:
     def __init__(self, name: str) -> None:
         self._name = name
         self._inbox = Inbox()
-        self._num_pending = 0
         self._deadlines: list[tuple[float, int, RequestFuture]] = []
         self._order = itertools.count()  # breaks ties: futures do not compare
-        self._lock = threading.Lock()
+        # Reentrant: the garbage collector may run anything while we hold it.
+        self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._is_closing = False
 
@@ -73,18 +75,9 @@ class FutureResolver:
         future = RequestFuture()
         future._model = model
         with self._lock:
-            self._num_pending += 1
             if self._thread is None:
                 self._start_thread()
-        accepted = None
-        try:
-            accepted = model.start(
-                inputs, self._inbox, future, timeout, priority, check_inputs, block
-            )
-        finally:
-            if accepted is None:
-                with self._lock:
-                    self._num_pending -= 1
+        accepted = model.start(inputs, self._inbox, future, timeout, priority, check_inputs, block)
         if accepted is None:
             model.reject()
         future._request = accepted
@@ -98,7 +91,8 @@ class FutureResolver:
         return future
 
     def close(self) -> None:
-        """Ends the thread when the last future is resolved. Their models are closed."""
+        """Resolves what has ended, and ends the thread. Nothing may be posted any more: the
+        models are closed, and the workers ended."""
         with self._lock:
             self._is_closing = True
             thread = self._thread
@@ -113,14 +107,13 @@ class FutureResolver:
 
     def _resolve(self) -> None:
         while True:
+            is_closing = self._is_closing  # before we take: then what we take is all there is
             ended = self._inbox.take()
             for request in ended:
                 _settle(request)
             late = self._expire()
-            with self._lock:
-                self._num_pending -= len(ended)
-                if self._is_closing and not self._num_pending:
-                    return
+            if is_closing:
+                return
             if not ended:
                 self._inbox.wait(late)
 

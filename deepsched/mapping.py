@@ -85,7 +85,7 @@ class RequestMap:
             item = next(source)
             inputs = item if type(item) is list else self._in_order(item)
             request = self._model.start(
-                inputs, self._inbox, False, None, self._priority, self._check_inputs
+                inputs, self._inbox, False, None, self._priority, self._check_inputs, True, True
             )
         except StopIteration:
             self._is_exhausted = True

@@ -7,6 +7,12 @@ from deepsched.runtime.stopping cimport RunSlots
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp.atomic cimport atomic
 
+cdef enum Sparing:
+    # Whether the worker of the core that a feeding thread stands on may be left asleep.
+    NOT_FEEDING  # no
+    FEEDING  # yes: the caller is that thread
+    SPARE_FEEDER  # yes: the caller is another thread, and deals with short runs
+
 cdef enum Submitted:
     SERVED  # ran inline; complete
     ACCEPTED  # queued; its completion will come
@@ -29,7 +35,6 @@ cdef class Dispatcher:
     cdef public list records
     cdef char _pad0[64]
     cdef atomic[uint64_t] backlog_ns  # how long the queued requests are expected to run
-    cdef atomic[uint32_t] num_long_runs
     cdef atomic[int] feeder_group  # where the last thread stood that queues and goes on; or -1
 
     cdef bint try_inline(self, RequestState* request) noexcept nogil
@@ -40,8 +45,8 @@ cdef class Dispatcher:
     cdef void run_inline(self, RequestState* request, int group, bint is_there) noexcept nogil
     cdef int cpu(self) noexcept nogil
     cdef int here(self) noexcept nogil
-    cdef void kick_if_worth_it(self, bint keeps_running, bint is_short_run) noexcept nogil
-    cdef void leave_group(self, int group, bint keeps_running, bint is_short_run) noexcept nogil
+    cdef void kick(self, Sparing sparing) noexcept nogil
+    cdef void leave_group(self, int group, Sparing sparing) noexcept nogil
     cdef int help(self, int most) noexcept nogil
     cdef bint pop(self, RequestState** request) noexcept nogil
     cdef int64_t serve(self, int group) noexcept nogil

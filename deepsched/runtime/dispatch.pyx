@@ -140,7 +140,7 @@ cdef class Dispatcher:
         request.stage.store(RUNNING, memory_order_relaxed)
         request.by_worker = False
         self.run_inline(request, group, cpu == self.first_cpu[group])
-        self.leave_group(group, False, is_short(request.model))
+        self.leave_group(group, NOT_FEEDING)
         return True
 
     cdef Submitted submit(
@@ -152,8 +152,10 @@ cdef class Dispatcher:
         """
         cdef int error
         cdef uint32_t epoch
-        cdef bint keeps_running = request.inbox != NULL  # its submitter has other things to do
-        cdef bint is_short_run = is_short(request.model)
+        # Read before the request is queued, and may go.
+        cdef Sparing sparing = (
+            FEEDING if request.feeds and is_short(request.model) else NOT_FEEDING
+        )
         if may_inline and self.try_inline(request):
             leave(request.model)
             return SERVED
@@ -183,7 +185,7 @@ cdef class Dispatcher:
                 self.backlog_ns.fetch_sub(request.expected_ns, memory_order_relaxed)
                 return FULL
         # From here on the request may end, and be freed by nobody but its caller, any time.
-        self.kick_if_worth_it(keeps_running, is_short_run)
+        self.kick(sparing)
         return ACCEPTED
 
     cdef void run(self, RequestState* request, int group) noexcept nogil:
@@ -196,10 +198,6 @@ cdef class Dispatcher:
         cdef uint32_t reason = 0
         cdef bint has_run
         cdef Stage end = DONE
-        # relaxed: a statistic; 0 until the first run.
-        cdef bint is_long = not is_short(model)
-        if is_long:
-            self.num_long_runs.fetch_add(1, memory_order_relaxed)
         # seq_cst, both: README, "Stopping a run".
         request.group.store(group, memory_order_seq_cst)
         if request.is_stoppable:
@@ -219,8 +217,6 @@ cdef class Dispatcher:
             if self.slots.end(group) and not reason:
                 # Ordered by end(). No reason: it was the watcher.
                 reason = request.stop_reason.load(memory_order_relaxed) or EXPIRED
-        if is_long:
-            self.num_long_runs.fetch_sub(1, memory_order_relaxed)
         length = request.ended_ns - request.started_ns
         if request.status != NULL or not has_run:
             end = <Stage>reason if reason else FAILED
@@ -272,41 +268,31 @@ cdef class Dispatcher:
         cdef int cpu = self.cpu()
         return self.group_of_cpu[cpu] if cpu >= 0 else -1
 
-    cdef void kick_if_worth_it(self, bint keeps_running, bint is_short_run) noexcept nogil:
-        """Wakes a worker, unless those awake will have served the backlog before it wakes.
-
-        README, "Who is woken". `keeps_running`: the calling thread will not sleep or wait now.
-        `is_short_run`: so are the runs of the model that it deals with.
-        """
-        # relaxed: how much waits is a guess anyway.
-        cdef uint64_t backlog_ns = self.backlog_ns.load(memory_order_relaxed)
-        cdef int num_owners = self.groups.num_claimed()
+    cdef void kick(self, Sparing sparing) noexcept nogil:
+        """Wakes a worker for what waits, if a group is free. README, "Who is woken"."""
         cdef int group, feeder_group = -1
-        cdef bint is_soon_served = (
-            num_owners > <int>self.num_long_runs.load(memory_order_relaxed)
-            and backlog_ns < self.wake_ns()
-        )
-        if is_soon_served or num_owners == self.groups.num_groups:
-            return
-        # relaxed: a hint.
-        if keeps_running:
+        # relaxed: hints, and how much waits is a guess anyway.
+        if sparing == FEEDING:
             feeder_group = self.here()
             self.feeder_group.store(feeder_group, memory_order_relaxed)
-        elif is_short_run:
+        elif sparing == SPARE_FEEDER:
             feeder_group = self.feeder_group.load(memory_order_relaxed)
-        if not num_owners or not is_short_run or backlog_ns >= SHARE_CORE_NS:
-            feeder_group = -1  # somebody must
+        if feeder_group >= 0 and (
+            self.backlog_ns.load(memory_order_relaxed) >= SHARE_CORE_NS
+            or not self.groups.num_claimed()
+        ):
+            feeder_group = -1  # too much waits, or nobody would look at the backlog again
         group = self.groups.claim_other_than(feeder_group)
         if group >= 0:
             self.pool.wake(group)
 
-    cdef void leave_group(self, int group, bint keeps_running, bint is_short_run) noexcept nogil:
+    cdef void leave_group(self, int group, Sparing sparing) noexcept nogil:
         """Gives up a group that a caller owned."""
         self.groups.release(group)
         # Release, then look: README, "No lost wake-up". A place is taken before the push that the
         # rule is about.
         if self.backlog.places.load(memory_order_seq_cst):
-            self.kick_if_worth_it(keeps_running, is_short_run)
+            self.kick(sparing)
 
     cdef int help(self, int most) noexcept nogil:
         """Serves at most `most` requests on the calling thread; returns how many.
@@ -326,7 +312,7 @@ cdef class Dispatcher:
             if inbox != NULL:
                 (<Inbox>inbox).ring_and_go()
             num_served += 1
-        self.leave_group(group, True, True)
+        self.leave_group(group, FEEDING)
         return num_served
 
     cdef bint pop(self, RequestState** request) noexcept nogil:
@@ -354,7 +340,7 @@ cdef class Dispatcher:
                 if self.backlog.has_items():
                     # Pushers each wake one worker, but may find none free while we hold on to a
                     # group that we then leave: whoever takes a request passes the word on.
-                    self.kick_if_worth_it(False, is_short_run)
+                    self.kick(SPARE_FEEDER if is_short_run else NOT_FEEDING)
                 typical_ns = request.model.typical_ns.load(memory_order_relaxed)
                 if begin(request):
                     self.run(request, group)

@@ -3,7 +3,9 @@
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from deepsched.runtime.dispatch cimport ACCEPTED, CLOSED, FULL, Dispatcher, Submitted, is_short
+from deepsched.runtime.dispatch cimport (
+    ACCEPTED, CLOSED, FULL, NOT_FEEDING, Dispatcher, Submitted, is_short,
+)
 from deepsched.runtime.futex cimport WAKE_ALL, futex_wait, now_ns
 from deepsched.runtime.inbox cimport Inbox
 from deepsched.runtime.ort cimport OrtSession
@@ -87,59 +89,74 @@ cdef class Model:
         # relaxed: a statistic. 0, not yet known, counts as long.
         cdef uint64_t typical_ns = self.state.typical_ns.load(memory_order_relaxed)
         cdef bint may_inline = 0 < typical_ns < INLINE_IN_MAIN_NS or not is_main_thread()
-        try:
-            while True:
-                with nogil:
-                    submitted = dispatcher.submit(
-                        &request.state, may_inline, _patience(request.state.deadline_ns)
-                    )
-                if submitted != FULL:
-                    break
-                PyErr_CheckSignals()
-                self.check_deadline(request)
-        finally:
-            if submitted == FULL or submitted == CLOSED:
-                leave(&self.state)
+        while True:
+            with nogil:
+                submitted = dispatcher.submit(
+                    &request.state, may_inline, _patience(request.state.deadline_ns)
+                )
+            if submitted != FULL:
+                break
+            self.look_around(request)
         if submitted == CLOSED:
+            leave(&self.state)
             request.state.stage.store(REFUSED, memory_order_relaxed)
         elif submitted == ACCEPTED:
             dispatcher.wait(request)
 
+    cdef look_around(self, Request request):
+        """While a request that is counted in waits for room: signals, its deadline, the model's end.
+
+        Not counted in meanwhile, nor if this raises: a signal's handler may close the model, which
+        waits for all that is counted in.
+        """
+        leave(&self.state)
+        PyErr_CheckSignals()
+        if request.state.deadline_ns != NO_DEADLINE and request.state.deadline_ns <= now_ns():
+            # relaxed: a statistic.
+            self.state.unrun.num_expired.fetch_add(1, memory_order_relaxed)
+            raise DeadlineExceeded("the request's timeout passed before the queue had room for it")
+        if not enter(&self.state):
+            raise _closed()
+
     def start(
         self, list inputs, Inbox inbox not None, tag=None, timeout=None, priority=0,
-        bint check_inputs=True, bint block=True,
+        bint check_inputs=True, bint block=True, bint feeds=False,
     ) -> Request | None:
         """Queues a request, which will arrive in `inbox` with its `tag` when it has ended.
 
-        None: there is no room, and `block` is False.
+        None: there is no room, and `block` is False. `feeds`: the caller is busy with queuing and
+        taking, will `help` or `wake_workers` before it waits, and had rather not share its core.
         """
         cdef Dispatcher dispatcher = self.dispatcher
         cdef Request request = self.prepare(inputs, timeout, priority, check_inputs)
         cdef Submitted submitted = FULL
         request.tag = tag
+        request.state.feeds = feeds
         request.inbox = inbox
         request.state.inbox = <void*>inbox
         request.state.letter.owner = <void*>request
         if not enter(&self.state):
             raise _closed()
         Py_INCREF(request)  # the letter's; Inbox.take gives it back
-        try:
-            # Without waiting there is nothing to let go of the GIL for.
-            submitted = dispatcher.submit(&request.state, False, 0)
-            while submitted == FULL and block:
-                PyErr_CheckSignals()
-                self.check_deadline(request)
-                with nogil:
-                    submitted = dispatcher.submit(
-                        &request.state, False, _patience(request.state.deadline_ns)
-                    )
-        finally:
-            if submitted != ACCEPTED:
-                leave(&self.state)
+        # Without waiting there is nothing to let go of the GIL for.
+        submitted = dispatcher.submit(&request.state, False, 0)
+        while submitted == FULL and block:
+            try:
+                self.look_around(request)
+            except BaseException:
                 Py_DECREF(request)
+                raise
+            with nogil:
+                submitted = dispatcher.submit(
+                    &request.state, False, _patience(request.state.deadline_ns)
+                )
+        if submitted == ACCEPTED:
+            return request
+        leave(&self.state)
+        Py_DECREF(request)
         if submitted == CLOSED:
             raise _closed()
-        return None if submitted == FULL else request
+        return None
 
     def reject(self) -> None:
         """Counts a request that found no room, and raises QueueFull."""
@@ -165,27 +182,32 @@ cdef class Model:
 
         Returns how many; 0 says that there is nothing to do but wait.
         """
-        cdef int num_served
+        cdef int num_served = 0
+        self.check_fork()
         if not is_short(&self.state):
-            return 0
-        with nogil:
-            num_served = self.dispatcher.help(most)
+            self.wake_workers()
+        elif enter(&self.state):  # what we serve may be another model's; its end waits for ours
+            with nogil:
+                num_served = self.dispatcher.help(most)
+            leave(&self.state)
         return num_served
+
+    def wake_workers(self) -> None:
+        """Sees to it that somebody works at the backlog, if a group is free."""
+        if self.dispatcher.generation == fork_generation():
+            self.dispatcher.kick(NOT_FEEDING)
 
     def orphan(self, Inbox inbox, int num_left) -> None:
         """Nobody will take the `num_left` requests that still are to arrive in `inbox`."""
-        if num_left:
+        if num_left and self.dispatcher.generation == fork_generation():
             self.dispatcher.orphans.append((inbox, num_left))
+            self.dispatcher.reap()
 
     cdef Request prepare(self, list inputs, object timeout, object priority, bint check_inputs):
         cdef Dispatcher dispatcher = self.dispatcher
         cdef Request request
         cdef double seconds
-        if dispatcher.generation != fork_generation():
-            raise ForkError(
-                "this engine was made before os.fork() and its threads exist only in the parent; "
-                "make a new engine in the child, or start workers with the 'spawn' method"
-            )
+        self.check_fork()
         if self.state.closing.load(memory_order_relaxed):  # relaxed: enter() looks again
             raise _closed()
         if len(inputs) != len(self.inputs):
@@ -206,11 +228,12 @@ cdef class Model:
             dispatcher.reap()
         return request
 
-    cdef check_deadline(self, Request request):
-        if request.state.deadline_ns != NO_DEADLINE and request.state.deadline_ns <= now_ns():
-            # relaxed: a statistic.
-            self.state.unrun.num_expired.fetch_add(1, memory_order_relaxed)
-            raise DeadlineExceeded("the request's timeout passed before the queue had room for it")
+    cdef check_fork(self):
+        if self.dispatcher.generation != fork_generation():
+            raise ForkError(
+                "this engine was made before os.fork() and its threads exist only in the parent; "
+                "make a new engine in the child, or start workers with the 'spawn' method"
+            )
 
     # --- Numbers ------------------------------------------------------------------------------
 

@@ -48,6 +48,7 @@ cdef struct RequestState:
     int priority
     bint is_stoppable  # another thread may want to stop it
     bint by_worker
+    bint feeds  # see Model.start
     uint64_t deadline_ns  # NO_DEADLINE: none
     uint64_t expected_ns  # what the backlog counts it for
     uint64_t submitted_ns  # 0 until it is queued or, in a call that need not wait, begun
