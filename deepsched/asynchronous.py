@@ -55,10 +55,10 @@ class LoopInbox:
         ended = self.inbox.take()
         self.num_under_way -= len(ended)
         for request in ended:
-            future: asyncio.Future[list[Any]] = request.tag
+            future: asyncio.Future[list[Any]] | None = request.tag
             request.tag = None
-            if future.done():
-                continue  # cancelled, or late
+            if future is None or future.done():
+                continue  # nobody waits, or it is late
             try:
                 future.set_result(request.outputs())
             except Exception as error:
@@ -68,9 +68,10 @@ class LoopInbox:
 _inboxes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopInbox] = (
     weakref.WeakKeyDictionary()
 )
-_latest: tuple[
-    Callable[[], asyncio.AbstractEventLoop | None], Callable[[], LoopInbox | None]
-] = (lambda: None), (lambda: None)
+_latest: tuple[Callable[[], asyncio.AbstractEventLoop | None], Callable[[], LoopInbox | None]] = (
+    (lambda: None),
+    (lambda: None),
+)
 _orphans: list[tuple[Inbox, int]] = []
 
 
@@ -89,6 +90,11 @@ def _inbox_of(loop: asyncio.AbstractEventLoop) -> LoopInbox:
 
 def _reap() -> None:
     """Frees requests that ended after their loop did."""
+    for reference in _inboxes.keyrefs():  # a copy: other threads' loops may come and go
+        loop = reference()
+        if loop is not None and loop.is_closed() and (ended := _inboxes.pop(loop, None)):
+            _orphans.append((ended.inbox, ended.num_under_way))
+            ended.num_under_way = 0
     waiting = _orphans.copy()
     _orphans.clear()
     for inbox, num_left in waiting:
@@ -115,8 +121,9 @@ async def run_on_loop(
         timer = loop.call_later(timeout, _expire, model, request, future)
     try:
         return await future
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, GeneratorExit):
         model.cancel(request)
+        request.tag = None  # else it holds the loop until somebody takes it
         raise
     finally:
         if timer is not None:

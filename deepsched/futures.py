@@ -11,6 +11,7 @@ import heapq
 import itertools
 import threading
 import time
+import weakref
 from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
@@ -55,7 +56,7 @@ class FutureResolver:
     def __init__(self, name: str) -> None:
         self._name = name
         self._inbox = Inbox()
-        self._deadlines: list[tuple[float, int, RequestFuture]] = []
+        self._deadlines: list[tuple[float, int, weakref.ref[RequestFuture]]] = []
         self._order = itertools.count()  # breaks ties: futures do not compare
         # Reentrant: the garbage collector may run anything while we hold it.
         self._lock = threading.RLock()
@@ -74,8 +75,9 @@ class FutureResolver:
         """See Engine.submit."""
         future = RequestFuture()
         future._model = model
+        began = time.monotonic()  # the timeout covers the wait for room
         with self._lock:
-            if self._thread is None:
+            if self._thread is None and not self._is_closing:
                 self._start_thread()
         accepted = model.start(inputs, self._inbox, future, timeout, priority, check_inputs, block)
         if accepted is None:
@@ -85,8 +87,8 @@ class FutureResolver:
             model.cancel(accepted)
         if timeout is not None:
             with self._lock:
-                deadline = time.monotonic() + timeout
-                heapq.heappush(self._deadlines, (deadline, next(self._order), future))
+                entry = began + timeout, next(self._order), weakref.ref(future)
+                heapq.heappush(self._deadlines, entry)
             self._inbox.poke()
         return future
 
@@ -124,12 +126,14 @@ class FutureResolver:
             with self._lock:
                 if not self._deadlines:
                     return -1.0
-                deadline, _, future = self._deadlines[0]
+                deadline, _, reference = self._deadlines[0]
+                future = reference()
+                is_pending = future is not None and not future.done()
                 left = deadline - time.monotonic()
-                if left > 0 and not future.done():
+                if left > 0 and is_pending:
                     return left
                 heapq.heappop(self._deadlines)
-            if not future.done():
+            if future is not None and is_pending:
                 if future._request is not None:
                     future._model.cancel(future._request, as_expired=True)
                 _fail(future, DeadlineExceeded("the request's timeout passed before it was done"))

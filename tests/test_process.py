@@ -191,6 +191,35 @@ def in_child(work):
     return message
 
 
+def test_a_signal_handler_may_close_the_engine_under_a_call_that_waits_for_room():
+    process = start_python(
+        """
+        import signal, numpy as np
+        from deepsched import Context, Engine
+        from deepsched.errors import ClosedError
+        from tests import models
+        from tests.test_ways_in import LONG, SQUARE, STEPS, run_until_busy
+
+        with Context(num_streams=1, queue_capacity=1) as context:
+            engine = Engine(models.spin(), None, context=context)
+            futures = [run_until_busy(engine), engine.submit([STEPS, SQUARE])]
+
+            def close(*_):
+                futures[0].cancel()
+                engine.close()
+
+            signal.signal(signal.SIGALRM, close)
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            try:
+                engine.run([STEPS, SQUARE])
+            except ClosedError:
+                print("closed")
+        """
+    )
+    out, err = finish(process)
+    assert out.strip() == "closed", err
+
+
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.parametrize("scheduler", ["single_stream", "multi_stream"])
 def test_a_forked_child_is_told_and_the_parent_goes_on(scheduler):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import gc
 import itertools
+import os
 import threading
 
 import numpy as np
 import pytest
 
-from deepsched import Context, Engine, compile_model
+from deepsched import Context, Engine, Topology, compile_model
 from deepsched.errors import (
     ClosedError,
     InferenceError,
@@ -121,6 +123,21 @@ def test_a_running_request_can_be_cancelled(spin):
     assert spin.run([STEPS, SQUARE])[0].shape == (64, 64)
 
 
+def test_callbacks_may_cancel_each_others_futures(spin):
+    running = run_until_busy(spin)
+    one, other = spin.submit(LONG), spin.submit(LONG)
+    both_called = threading.Barrier(2, timeout=20)
+    for mine, its in ((one, other), (other, one)):
+        mine.add_done_callback(lambda _, its=its: (both_called.wait(), its.cancel()))
+    threads = [threading.Thread(target=future.cancel) for future in (one, other)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert one.cancelled() and other.cancelled() and not both_called.broken
+    running.cancel()
+
+
 def test_closing_resolves_every_future():
     engine = compile_model(models.spin(), None)
     futures = [engine.submit([STEPS, SQUARE]) for _ in range(50)]
@@ -223,6 +240,25 @@ def test_a_loop_may_end_with_requests_under_way(spin):
     assert spin.run([STEPS, SQUARE])[0].shape == (64, 64)
 
 
+def test_a_loop_that_is_gone_leaves_no_file_open(spin):
+    async def main():
+        task = asyncio.ensure_future(spin.run_async(LONG))
+        await asyncio.sleep(0)
+        task.cancel()
+
+    async def once():
+        await spin.run_async([STEPS, SQUARE])
+
+    asyncio.run(once())
+    num_before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        asyncio.run(main())
+    spin.run([STEPS, SQUARE])  # one stream: what was cancelled has ended
+    asyncio.run(once())
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= num_before
+
+
 def test_coroutines_wait_for_room_in_a_full_queue():
     async def main(engine):
         calls = [engine.run_async([STEPS, SQUARE]) for _ in range(30)]
@@ -251,6 +287,53 @@ def test_loops_of_several_threads_share_an_engine(gather):
     for thread in threads:
         thread.join()
     assert results == {i: [1000 * i + n for n in range(100)] for i in range(4)}
+
+
+# --- Short runs beside long ones -------------------------------------------------------------
+
+
+@pytest.fixture
+def pinned():
+    """Two streams on cores of their own, if there are as many; (a short model, a long one)."""
+    with Context(num_streams=min(2, len(Topology.detect().cores))) as context:
+        short = Engine(models.gather(), None, context=context)
+        for _ in range(200):  # now the runtime knows how short
+            short.run(item(1))
+        yield short, Engine(models.spin(), None, context=context)
+
+
+WAYS = {
+    "run": lambda engine: engine.run(item(5)),
+    "submit": lambda engine: engine.submit(item(5)).result(),
+    "run_async": lambda engine: asyncio.run(engine.run_async(item(5))),
+    "map": lambda engine: next(iter(engine.map([item(5)]))),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_short_run_does_not_wait_for_a_long_one_elsewhere(pinned, way):
+    short, long = pinned
+    mask = os.sched_getaffinity(0)
+    for cpu in sorted(mask)[:2]:  # wherever the caller stands
+        running = [run_until_busy(long) for _ in range(short.num_streams - 1)]
+        os.sched_setaffinity(0, {cpu})
+        try:
+            # The long run takes minutes: this returns only if another stream serves it.
+            assert WAYS[way](short)[0] == [5]
+        finally:
+            os.sched_setaffinity(0, mask)
+            for future in running:
+                future.cancel()
+
+
+def test_a_map_of_short_runs_leaves_long_ones_to_the_workers(pinned):
+    short, long = pinned
+    queued = [long.submit(LONG) for _ in range(2 * short.num_streams)]
+    results = short.map(([np.array([i], np.float32), BAD[1] * 0] for i in range(100)), in_flight=50)
+    timer = threading.Timer(0.2, lambda: [future.cancel() for future in queued])
+    timer.start()
+    assert [int(output[0]) for (output,) in results] == list(range(100))
+    timer.join()
 
 
 # --- map ----------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ cdef class Dispatcher:
     cdef public list records
     cdef char _pad0[64]
     cdef atomic[uint64_t] backlog_ns  # how long the queued requests are expected to run
+    cdef atomic[uint32_t] num_long  # of them, those that are not short
     cdef atomic[int] feeder_group  # where the last thread stood that queues and goes on; or -1
 
     cdef bint try_inline(self, RequestState* request) noexcept nogil
@@ -49,6 +50,8 @@ cdef class Dispatcher:
     cdef void leave_group(self, int group, Sparing sparing) noexcept nogil
     cdef int help(self, int most) noexcept nogil
     cdef bint pop(self, RequestState** request) noexcept nogil
+    cdef void expect(self, RequestState* request) noexcept nogil
+    cdef void expect_no_more(self, RequestState* request) noexcept nogil
     cdef int64_t serve(self, int group) noexcept nogil
     cdef int64_t spin_time(self, uint64_t typical_ns) noexcept nogil
     cdef uint64_t wake_ns(self) noexcept nogil

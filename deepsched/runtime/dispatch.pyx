@@ -123,6 +123,7 @@ cdef class Dispatcher:
         if self.generation == fork_generation():
             self.pool.stop()
             self.slots.close()
+            self.reap()
 
     # --- Without the GIL --------------------------------------------------------------------
 
@@ -165,7 +166,7 @@ cdef class Dispatcher:
         request.is_stoppable = True
         # relaxed: a statistic.
         request.expected_ns = request.model.typical_ns.load(memory_order_relaxed) or UNKNOWN_NS
-        self.backlog_ns.fetch_add(request.expected_ns, memory_order_relaxed)
+        self.expect(request)
         while not self.backlog.try_push(request, request.priority):
             # README, "Waiting for space". seq_cst: register, then look again.
             epoch = self.backlog.space.load(memory_order_seq_cst)
@@ -179,10 +180,10 @@ cdef class Dispatcher:
             # relaxed: deregistering late only costs a wake-up too many.
             self.backlog.space_waiters.fetch_sub(1, memory_order_relaxed)
             if request.model.closing.load(memory_order_seq_cst):
-                self.backlog_ns.fetch_sub(request.expected_ns, memory_order_relaxed)
+                self.expect_no_more(request)
                 return CLOSED
             if error:
-                self.backlog_ns.fetch_sub(request.expected_ns, memory_order_relaxed)
+                self.expect_no_more(request)
                 return FULL
         # From here on the request may end, and be freed by nobody but its caller, any time.
         self.kick(sparing)
@@ -302,12 +303,21 @@ cdef class Dispatcher:
         cdef RequestState* request = NULL
         cdef int num_served = 0
         cdef void* inbox
-        cdef int group = self.groups.claim(self.here())
+        cdef int cpu = self.cpu()
+        cdef int group = self.groups.claim(self.group_of_cpu[cpu] if cpu >= 0 else -1)
+        cdef bint is_there
         if group < 0:
             return 0
-        while num_served < most and self.pop(&request):
+        is_there = cpu == self.first_cpu[group]
+        # Never a long run, another model's: its caller came to wait for short ones. relaxed: the
+        # count may be late, and one such run be served here then.
+        while (
+            num_served < most
+            and not self.num_long.load(memory_order_relaxed)
+            and self.pop(&request)
+        ):
             if begin(request):
-                self.run(request, group)
+                self.run_inline(request, group, is_there)
             inbox = finish(request)
             if inbox != NULL:
                 (<Inbox>inbox).ring_and_go()
@@ -318,9 +328,19 @@ cdef class Dispatcher:
     cdef bint pop(self, RequestState** request) noexcept nogil:
         if not self.backlog.try_pop(<void**>request):
             return False
-        # relaxed: a statistic.
-        self.backlog_ns.fetch_sub(request[0].expected_ns, memory_order_relaxed)
+        self.expect_no_more(request[0])
         return True
+
+    cdef void expect(self, RequestState* request) noexcept nogil:
+        # relaxed, here and below: how much waits is a guess, nothing is read through it.
+        self.backlog_ns.fetch_add(request.expected_ns, memory_order_relaxed)
+        if request.expected_ns >= SHORT_RUN_NS:
+            self.num_long.fetch_add(1, memory_order_relaxed)
+
+    cdef void expect_no_more(self, RequestState* request) noexcept nogil:
+        self.backlog_ns.fetch_sub(request.expected_ns, memory_order_relaxed)
+        if request.expected_ns >= SHORT_RUN_NS:
+            self.num_long.fetch_sub(1, memory_order_relaxed)
 
     cdef int64_t serve(self, int group) noexcept nogil:
         """A worker's turn: owns `group` on entry, has given it up on return.
@@ -337,6 +357,9 @@ cdef class Dispatcher:
         while True:
             while self.pop(&request):
                 is_short_run = is_short(request.model)
+                if owed != NULL and not is_short_run:
+                    (<Inbox>owed).ring_and_go()
+                    owed = NULL
                 if self.backlog.has_items():
                     # Pushers each wake one worker, but may find none free while we hold on to a
                     # group that we then leave: whoever takes a request passes the word on.
@@ -443,10 +466,12 @@ cdef class Dispatcher:
                 Py_DECREF(request)
             else:
                 self.abandoned.append(request)
-        self.orphans = [
-            (inbox, left) for inbox, left in
-            [(inbox, left - len(inbox.take())) for inbox, left in self.orphans] if left
-        ]
+        # What take() frees may run anything, this function included.
+        orphans, self.orphans = self.orphans, []
+        for inbox, num_left in orphans:
+            num_left -= len(inbox.take())
+            if num_left:
+                self.orphans.append((inbox, num_left))
 
 
 cdef void note_length(ModelState* model, uint64_t length) noexcept nogil:

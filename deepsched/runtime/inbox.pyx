@@ -7,7 +7,7 @@ woken by an eventfd, or a thread of ours, that sleeps in `wait`.
 cimport cython
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF
-from deepsched.runtime.futex cimport futex_wait, futex_wake, pause
+from deepsched.runtime.futex cimport futex_wait, futex_wake
 from deepsched.runtime.pool cimport fork_generation
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp.atomic cimport (
@@ -15,6 +15,9 @@ from libcpp.atomic cimport (
 )
 
 import os
+
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
 
 cdef extern from "<unistd.h>" nogil:
     ssize_t write(int fd, const void* data, size_t num_bytes)
@@ -34,11 +37,10 @@ cdef class Inbox:
     def __dealloc__(self):
         # acquire: pairs with the release in post(). The letter that woke our consumer may be gone,
         # but its poster still has to ring.
-        while (
-            self.generation == fork_generation()
-            and self.num_posting.load(memory_order_acquire) != 0
-        ):
-            pause()
+        if self.generation == fork_generation():
+            while self.num_posting.load(memory_order_acquire) != 0:
+                with nogil:  # the poster may need the core, and others the GIL
+                    sched_yield()
         if self.eventfd >= 0:
             os.close(self.eventfd)
 

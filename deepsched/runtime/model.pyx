@@ -190,6 +190,8 @@ cdef class Model:
             with nogil:
                 num_served = self.dispatcher.help(most)
             leave(&self.state)
+            if not num_served:
+                self.wake_workers()
         return num_served
 
     def wake_workers(self) -> None:
