@@ -24,8 +24,8 @@ from deepsched.stats import Counts, Stats
 from deepsched.topology import Topology
 
 if TYPE_CHECKING:
+    from deepsched.compiled import Source
     from deepsched.engine import Engine
-    from deepsched.model import PreparedModel
 
 logger = logging.getLogger("deepsched")
 
@@ -261,36 +261,25 @@ class Context:
         if hasattr(self, "_counts_of_closed") and not self._is_closed:
             self.close()
 
-    def _open_model(self, prepared: PreparedModel) -> Model:
-        """A session for each stream."""
-        config = dict(prepared.config)
+    def _open_session(self, source: Source, stream: Stream, save_to: str | None) -> Session:
+        """A session whose threads stand on the cores of `stream`."""
+        config = dict(source.config)
         if not self._may_spin:
             config["session.intra_op.allow_spinning"] = "0"
         elif self._is_shared and self._spin == "auto":
             # The next request may be another engine's, on the same cores but in another session,
             # whose threads must not compete with ours looking for work.
             config["session.force_spinning_stop"] = "1"
-        sessions: list[Session] = []
-        shared: dict[tuple[int, ...], Session] = {}
-        for stream in self._streams:
-            # A session of one thread has no threads of its own, so streams of one core can all run
-            # in the same one, each on its own core, with one copy of the weights (for each NUMA
-            # node). Two streams of models that do not fit the cache twice: 1.2 to 1.5 times the
-            # rate.
-            session = shared.get(stream.numa_nodes) if len(stream.cpus) == 1 else None
-            if session is None:
-                session = open_session(
-                    prepared.source,
-                    num_threads=len(stream.cpus),
-                    cpus=list(stream.cpus) if self._pin == "core" else None,
-                    thread_prefix=f"{self._name}-s{stream.index}",
-                    config=config,
-                    name=prepared.path,
-                )
-                if len(stream.cpus) == 1:
-                    shared[stream.numa_nodes] = session
-            sessions.append(session)
-        return Model(self._dispatcher, sessions)
+        return open_session(
+            source.model,
+            num_threads=len(stream.cpus),
+            cpus=list(stream.cpus) if self._pin == "core" else None,
+            thread_prefix=f"{self._name}-s{stream.index}",
+            config=config,
+            name=source.name,
+            is_optimized=source.is_optimized,
+            save_to=save_to,
+        )
 
     def _retire(self, model: Model) -> None:
         """Keeps what a model has counted, which is being closed."""

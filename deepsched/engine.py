@@ -10,18 +10,19 @@ import numpy as np
 
 from deepsched.asynchronous import run_on_loop
 from deepsched.batches import cut_batch, join_batch
+from deepsched.compiled import DEFAULT, CacheDir, Compiled, open_model
 from deepsched.context import Context
 from deepsched.errors import (
     ClosedError,
     InferenceError,
     InputError,
     InputTypeError,
-    ModelError,
     OptionError,
 )
 from deepsched.futures import RequestFuture
 from deepsched.mapping import RequestMap
-from deepsched.model import ModelLike, Shapes, explain_override, prepare_model
+from deepsched.memory import Memory, arenas, measure
+from deepsched.model import ModelLike, Shapes, explain_override
 from deepsched.partition import Stream
 from deepsched.runtime.model import Model
 from deepsched.scheduler import Scheduler
@@ -45,6 +46,8 @@ class Engine:
         input_shapes: a shape for each input in the graph's order, such as [[1, 3, 320, 320]], in
             place of the model's; `batch_size`, unless it is 1, must agree with them.
         context: the streams to share with other engines.
+        cache_dir: the folder to keep compiled models in; None keeps this one in memory, for this
+            process only. By default DEEPSCHED_CACHE_DIR, or `deepsched` in the user's cache folder.
 
     Raises:
         ModelNotFoundError, InvalidModelError, UnsupportedModelError: the model cannot be used.
@@ -72,8 +75,8 @@ class Engine:
         *,
         pin: str | None = None,
         context: Context | None = None,
+        cache_dir: CacheDir = DEFAULT,
     ) -> None:
-        prepared = prepare_model(model, batch_size, input_shapes)
         self._owns_context = context is None
         if context is None:
             context = Context(
@@ -89,23 +92,26 @@ class Engine:
                 "Context(...) when engines share one"
             )
         self._context = context
-        self._path = prepared.path
-        self._batch_size = prepared.batch_size
         try:
-            try:
-                self._model: Model = context._open_model(prepared)
-                self._born = time.monotonic()
-                self._is_closed = False
-                context._adopt(self)
-                if prepared.changed_fixed_sizes:
-                    self.run(self.generate_random_inputs())
-            except (ModelError, InputError, InferenceError) as error:
-                if not prepared.changed_fixed_sizes:
-                    raise
-                raise explain_override(error, prepared.batch_size, input_shapes) from error
+            self._opened = open_model(
+                model, batch_size, input_shapes, cache_dir, context.streams, context._open_session
+            )
+            self._model: Model = Model(context._dispatcher, self._opened.sessions)
+            self._arenas = arenas(self._opened.sessions)
+            self._born = time.monotonic()
+            self._is_closed = False
+            context._adopt(self)
+            if self._opened.changed_fixed_sizes:
+                self._try_out(input_shapes)
         except BaseException:
             self._abort_init()
             raise
+
+    def _try_out(self, input_shapes: Shapes | None) -> None:
+        try:
+            self.run(self.generate_random_inputs())
+        except (InputError, InferenceError) as error:
+            raise explain_override(error, self.batch_size, input_shapes) from error
 
     def _abort_init(self) -> None:
         if self._owns_context:
@@ -118,12 +124,12 @@ class Engine:
     @property
     def model_path(self) -> str | None:
         """The file that the model came from; None if it was given as bytes or as a ModelProto."""
-        return self._path
+        return self._opened.path
 
     @property
     def batch_size(self) -> int | None:
         """The batch that it was compiled for; None for what the model's file takes."""
-        return self._batch_size
+        return self._opened.batch_size
 
     @property
     def input_names(self) -> list[str]:
@@ -182,9 +188,18 @@ class Engine:
         """The slices of the machine that requests run on."""
         return self._context.streams
 
+    @property
+    def compiled(self) -> Compiled:
+        """Whether its sessions share one copy of the weights, and where that is kept."""
+        return self._opened.compiled
+
+    def memory(self) -> Memory:
+        """What its memory goes into, read from the process's own maps; takes milliseconds."""
+        return measure(self._opened.sessions, self._arenas, self._opened.inodes)
+
     def __repr__(self) -> str:
         return (
-            f"<{type(self).__name__} {self._path or 'model'}: batch_size={self._batch_size}, "
+            f"<{type(self).__name__} {self.model_path or 'model'}: batch_size={self.batch_size}, "
             f"{self.scheduler}, {self.num_cores} cores in {self.num_streams} streams"
             f"{', closed' if self._is_closed else ''}>"
         )
@@ -343,7 +358,7 @@ class Engine:
             InputError: the batch cannot be cut so, or an output has no first dimension.
             What `run` raises.
         """
-        parts = cut_batch(self._in_order(inputs), self._batch_size, self.num_streams)
+        parts = cut_batch(self._in_order(inputs), self.batch_size, self.num_streams)
         return join_batch(list(self.map(parts)), self.output_names)
 
     def stats(self) -> Stats:
@@ -376,7 +391,7 @@ class Engine:
     def generate_random_inputs(self) -> list[Any]:
         """An array for each input that fits it; sizes that may be any are batch_size, then 1."""
         rng = np.random.default_rng(0)
-        return [_random_value(rng, info, self._batch_size or 1) for info in self._model.inputs]
+        return [_random_value(rng, info, self.batch_size or 1) for info in self._model.inputs]
 
     # --- Its end ----------------------------------------------------------------------------
 
@@ -400,6 +415,8 @@ class Engine:
         self._model.close()
         if not was_closed:
             self._context._retire(self._model)
+            if self._opened.entry is not None:
+                self._opened.entry.close()
 
     def __enter__(self) -> Engine:
         if self._is_closed:
@@ -442,6 +459,7 @@ def compile_model(
     *,
     pin: str | None = None,
     context: Context | None = None,
+    cache_dir: CacheDir = DEFAULT,
 ) -> Engine:
     """Compiles `model`; see Engine for the parameters and errors.
 
@@ -452,7 +470,15 @@ def compile_model(
         <Scheduler.multi_stream: 'multi_stream'>
     """
     return Engine(
-        model, batch_size, num_cores, num_streams, scheduler, input_shapes, pin=pin, context=context
+        model,
+        batch_size,
+        num_cores,
+        num_streams,
+        scheduler,
+        input_shapes,
+        pin=pin,
+        context=context,
+        cache_dir=cache_dir,
     )
 
 

@@ -34,6 +34,8 @@ class PreparedModel(NamedTuple):
     """The first dimension of its inputs; None where the model decides."""
     changed_fixed_sizes: bool
     """Whether a size that the model states was replaced, which its nodes may not allow."""
+    external_files: tuple[str, ...]
+    """The files of external data that it names, relative to its folder."""
 
 
 def prepare_model(
@@ -57,22 +59,77 @@ def prepare_model(
     path = None
     if isinstance(model, (str, os.PathLike)):
         path = _check_path(os.fspath(model))
-        if batch_size is None and input_shapes is None:
-            return PreparedModel(path, path, {}, None, False)
     proto = _parse(path if path is not None else model)
     names = [value.name for value in _inputs_of(proto)]
     shapes = _check_shapes(input_shapes, names)
     batch_size = _reconcile(batch_size, shapes)
     changed, changed_fixed = _fix_shapes(proto, _wanted_shapes(proto, batch_size, shapes))
+    changed |= _drop_inputs_that_are_initializers(proto)
+    files = tuple(sorted(_external_files(proto)))
     if not changed and path is not None:
-        return PreparedModel(path, path, {}, batch_size, False)
+        return PreparedModel(path, path, {}, batch_size, False, files)
     config = {}
     if path is not None:
         # External data is looked up beside the model, which ORT does not know of bytes.
         config["session.model_external_initializers_file_folder_path"] = os.path.dirname(
             os.path.abspath(path)
         )
-    return PreparedModel(path, proto.SerializeToString(), config, batch_size, changed_fixed)
+    return PreparedModel(path, serialize(proto), config, batch_size, changed_fixed, files)
+
+
+def serialize(model: bytes | onnx.ModelProto) -> bytes:
+    """The bytes of a model that is not a file.
+
+    Raises:
+        InvalidModelError: above 2 GB, which protobuf cannot hold.
+    """
+    if isinstance(model, (bytes, bytearray, memoryview)):
+        return bytes(model)
+    try:
+        return bytes(model.SerializeToString(deterministic=True))
+    except ValueError as error:
+        raise InvalidModelError(
+            f"this ModelProto cannot be serialized ({error}); above 2 GB, save it with external "
+            "data (onnx.save_model(..., save_as_external_data=True)) and give its path"
+        ) from error
+
+
+def _drop_inputs_that_are_initializers(proto: onnx.ModelProto) -> bool:
+    """Models of IR version 3 list their initializers among the inputs, where they are constant
+    nevertheless. As ONNX Runtime saves such a model, it would ask the caller for them."""
+    if proto.ir_version >= 4:
+        return False
+    wanted = _inputs_of(proto)
+    has_dropped = len(wanted) < len(proto.graph.input)
+    if has_dropped:
+        kept = [*wanted]
+        del proto.graph.input[:]
+        proto.graph.input.extend(kept)
+        proto.ir_version = 4  # the first in which an initializer need not be an input
+    return has_dropped
+
+
+def _external_files(proto: onnx.ModelProto) -> set[str]:
+    graphs = [proto.graph]
+    functions = [node for function in proto.functions for node in function.node]
+    tensors: list[onnx.TensorProto] = []
+    nodes: list[onnx.NodeProto] = functions
+    while graphs or nodes:
+        while graphs:
+            graph = graphs.pop()
+            tensors += graph.initializer
+            for sparse in graph.sparse_initializer:
+                tensors += [sparse.values, sparse.indices]
+            nodes.extend(graph.node)
+        for attribute in nodes.pop().attribute if nodes else ():
+            graphs += [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+            tensors += [*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors]
+    return {
+        entry.value
+        for tensor in tensors
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
 
 
 def _check_batch_size(batch_size: int | None) -> None:

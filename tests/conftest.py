@@ -9,6 +9,15 @@ import pytest
 from deepsched import context as context_module
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _cache_of_its_own(tmp_path_factory):
+    """The user's cache stays as it is; subprocesses inherit ours."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("DEEPSCHED_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+    yield
+    patch.undo()
+
+
 @pytest.fixture(autouse=True)
 def _no_context_is_left_open():
     yield

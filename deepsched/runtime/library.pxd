@@ -5,6 +5,7 @@ cdef struct Library:
     OrtEnv* env
     OrtAllocator* allocator
     OrtMemoryInfo* cpu_memory  # for tensors that borrow a caller's buffer
+    bint has_allocator_stats  # AllocatorGetStats may be called
     bint has_shape_reference  # GetTensorElementTypeAndShapeDataReference may be called
 
 cdef Library* library() except NULL

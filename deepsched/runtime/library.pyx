@@ -5,8 +5,8 @@ shared: its extension module carries a library of its own.
 """
 
 from deepsched.runtime.ort cimport (
-    ALLOCATOR_DEVICE, LOG_FATAL, MAX_API_VERSION, MEMORY_DEFAULT, MIN_API_VERSION, OrtApiBase,
-    SHAPE_REFERENCE_VERSION,
+    ALLOCATOR_DEVICE, ALLOCATOR_STATS_VERSION, LOG_FATAL, MAX_API_VERSION, MEMORY_DEFAULT,
+    MIN_API_VERSION, OrtApiBase, SHAPE_REFERENCE_VERSION,
 )
 from deepsched.runtime.posix cimport pthread_atfork
 from libc.stdint cimport uint32_t
@@ -115,6 +115,7 @@ cdef _load(str path):
     pthread_atfork(NULL, NULL, _on_fork_in_child)
     cdef Library loaded
     loaded.api = api
+    loaded.has_allocator_stats = minor >= ALLOCATOR_STATS_VERSION
     loaded.has_shape_reference = minor >= SHAPE_REFERENCE_VERSION
     # Errors reach the caller as exceptions, so ORT need not write them to stderr as well.
     _check(api, api.CreateEnv(LOG_FATAL, b"deepsched", &loaded.env))

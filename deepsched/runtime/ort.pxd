@@ -12,11 +12,13 @@ from libc.stdint cimport int64_t, uint32_t
 cdef enum:
     MIN_API_VERSION = 20
     MAX_API_VERSION = 29  # the newest whose entries we have checked
+    ALLOCATOR_STATS_VERSION = 23  # of AllocatorGetStats, and of what it returns
     SHAPE_REFERENCE_VERSION = 24  # of GetTensorElementTypeAndShapeDataReference
 
 # Opaque.
 ctypedef void OrtAllocator
 ctypedef void OrtEnv
+ctypedef void OrtKeyValuePairs
 ctypedef void OrtMapTypeInfo
 ctypedef void OrtMemoryInfo
 ctypedef void OrtOptionalTypeInfo
@@ -53,7 +55,8 @@ ctypedef struct OrtApi:
         size_t num_outputs, OrtValue** outputs
     ) noexcept nogil  # 9
     OrtStatus* (*CreateSessionOptions)(OrtSessionOptions** out) noexcept nogil  # 10
-    void* _before_22[11]
+    OrtStatus* (*SetOptimizedModelFilePath)(OrtSessionOptions*, const char* path) noexcept nogil  # 11
+    void* _before_22[10]
     OrtStatus* (*SetSessionLogSeverityLevel)(OrtSessionOptions*, int level) noexcept nogil  # 22
     OrtStatus* (*SetSessionGraphOptimizationLevel)(OrtSessionOptions*, int level) noexcept nogil  # 23
     OrtStatus* (*SetIntraOpNumThreads)(OrtSessionOptions*, int num_threads) noexcept nogil  # 24
@@ -152,7 +155,11 @@ ctypedef struct OrtApi:
     OrtStatus* (*AddSessionConfigEntry)(
         OrtSessionOptions*, const char* key, const char* value
     ) noexcept nogil  # 130
-    void* _before_192[61]
+    OrtStatus* (*CreateAllocator)(
+        const OrtSession*, const OrtMemoryInfo*, OrtAllocator** out
+    ) noexcept nogil  # 131
+    void (*ReleaseAllocator)(OrtAllocator*) noexcept nogil  # 132
+    void* _before_192[59]
     OrtStatus* (*HasValue)(const OrtValue*, int* out) noexcept nogil  # 192
     void* _before_196[3]
     OrtStatus* (*SessionOptionsSetCustomCreateThreadFn)(
@@ -171,7 +178,15 @@ ctypedef struct OrtApi:
     OrtStatus* (*GetOptionalContainedTypeInfo)(
         const OrtOptionalTypeInfo*, OrtTypeInfo** out
     ) noexcept nogil  # 251
-    void* _before_414[162]
+    void* _before_297[45]
+    const char* (*GetKeyValue)(const OrtKeyValuePairs*, const char* key) noexcept nogil  # 297
+    void* _before_300[2]
+    void (*ReleaseKeyValuePairs)(OrtKeyValuePairs*) noexcept nogil  # 300
+    void* _before_319[18]
+    OrtStatus* (*AllocatorGetStats)(
+        const OrtAllocator*, OrtKeyValuePairs** out
+    ) noexcept nogil  # 319
+    void* _before_414[94]
     OrtStatus* (*GetTensorElementTypeAndShapeDataReference)(
         const OrtValue*, int* element_type, const int64_t** shape, size_t* rank
     ) noexcept nogil  # 414
@@ -207,4 +222,5 @@ cdef enum:
     LOG_FATAL = 4
     ALLOCATOR_DEVICE = 0
     MEMORY_DEFAULT = 0
+    OPTIMIZE_NOTHING = 0
     OPTIMIZE_ALL = 99

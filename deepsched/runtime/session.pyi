@@ -7,6 +7,7 @@ class Session:
 
     def describe_inputs(self) -> list[ValueInfo]: ...
     def describe_outputs(self) -> list[ValueInfo]: ...
+    def arena_bytes(self) -> int | None: ...
 
 def open_session(
     model: str | bytes,
@@ -16,4 +17,6 @@ def open_session(
     thread_prefix: str,
     config: dict[str, str],
     name: str | None = None,
+    is_optimized: bool = False,
+    save_to: str | None = None,
 ) -> Session: ...

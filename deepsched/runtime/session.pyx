@@ -3,9 +3,9 @@
 cimport cython
 from deepsched.runtime.library cimport Library, check, library, loaded_library, take_message
 from deepsched.runtime.ort cimport (
-    LOG_FATAL, OPTIMIZE_ALL, ORT_INVALID_ARGUMENT, ORT_INVALID_GRAPH, ORT_INVALID_PROTOBUF,
-    ORT_NO_SUCHFILE, ORT_NOT_IMPLEMENTED, OrtApi, OrtSession, OrtSessionOptions, OrtStatus,
-    OrtTypeInfo, ThreadBodyFn,
+    LOG_FATAL, OPTIMIZE_ALL, OPTIMIZE_NOTHING, ORT_INVALID_ARGUMENT, ORT_INVALID_GRAPH,
+    ORT_INVALID_PROTOBUF, ORT_NO_SUCHFILE, ORT_NOT_IMPLEMENTED, OrtAllocator, OrtApi,
+    OrtKeyValuePairs, OrtSession, OrtSessionOptions, OrtStatus, OrtTypeInfo, ThreadBodyFn,
 )
 from deepsched.runtime.pool cimport fork_generation, one_cpu, thread_name
 from deepsched.runtime.posix cimport CpuMask, pthread_join, pthread_t, start_thread
@@ -124,8 +124,29 @@ cdef class Session:
         return described
 
 
+    def arena_bytes(self) -> int | None:
+        """How much its arena has taken from the system, in bytes: activations, and weights unless
+        they are mapped from a file. None: this onnxruntime does not say."""
+        cdef Library* lib = library()
+        cdef OrtAllocator* allocator = NULL
+        cdef OrtKeyValuePairs* stats = NULL
+        cdef const char* total
+        if not lib.has_allocator_stats or self.handle == NULL:
+            return None
+        check(lib.api.CreateAllocator(self.handle, lib.cpu_memory, &allocator))
+        try:
+            check(lib.api.AllocatorGetStats(allocator, &stats))
+            total = lib.api.GetKeyValue(stats, b"TotalAllocated")
+            found = None if total == NULL else int(total)
+            lib.api.ReleaseKeyValuePairs(stats)
+        finally:
+            lib.api.ReleaseAllocator(allocator)
+        return found
+
+
 def open_session(
-    model, *, int num_threads, cpus, str thread_prefix, dict config, str name=None
+    model, *, int num_threads, cpus, str thread_prefix, dict config, str name=None,
+    bint is_optimized=False, save_to=None,
 ) -> Session:
     """Opens `model`, a path (str) or a serialized ModelProto (bytes); the GIL is released.
 
@@ -135,6 +156,8 @@ def open_session(
         thread_prefix: their names are "<thread_prefix>-op1" and so on.
         config: ORT's session config entries.
         name: what errors call it; by default the path, or the number of bytes.
+        is_optimized: ORT saved the model after optimising it, so it is taken as it is.
+        save_to: a path that ORT writes the optimised model to.
 
     Raises:
         ModelNotFoundError, InvalidModelError, UnsupportedModelError, ModelError.
@@ -159,7 +182,10 @@ def open_session(
     try:
         check(api.CreateSessionOptions(&options))
         check(api.SetSessionLogSeverityLevel(options, LOG_FATAL))
-        check(api.SetSessionGraphOptimizationLevel(options, OPTIMIZE_ALL))
+        level = OPTIMIZE_NOTHING if is_optimized else OPTIMIZE_ALL
+        check(api.SetSessionGraphOptimizationLevel(options, level))
+        if save_to is not None:
+            check(api.SetOptimizedModelFilePath(options, os.fsencode(save_to)))
         check(api.SetIntraOpNumThreads(options, num_threads))
         check(api.SetInterOpNumThreads(options, 1))
         check(api.SessionOptionsSetCustomCreateThreadFn(options, _on_create_thread))
