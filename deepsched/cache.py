@@ -3,6 +3,7 @@
     <cache>/v1/<key>/               an entry; its key says what it was made of
         about.json                  what is in it, with checksums; its second line is its own
         model.onnx, weights         what ONNX Runtime opens
+        checked.json                as which files the checksums were found to be right
     <cache>/v1/.staging-*/          an entry in the making, or on its way out
     <cache>/v1/external/<key>.json  the external data files that a model names
 
@@ -35,6 +36,8 @@ logger = logging.getLogger("deepsched")
 _VERSION = "v1"
 _STAGING = ".staging-"
 _ABOUT = "about.json"
+_CHECKED = "checked.json"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 _MOST_BYTES = 10 * 2**30
 _MOST_ENTRIES = 1000
@@ -53,6 +56,7 @@ class Entry:
     def __init__(self, folder: Path, lock_fd: int) -> None:
         self.folder = folder
         self.about: dict[str, Any] = {}
+        """What whoever compiled it wants its finder to know; JSON."""
         self._lock_fd = lock_fd
 
     @property
@@ -69,21 +73,23 @@ class Entry:
         """What ONNX Runtime wrote: a model of small tensors has no weights file."""
         return [path for path in (self.model, self.weights) if path.exists()]
 
-    def seal(self, about: dict[str, Any]) -> None:
-        """Writes down what is in the folder; `about` is what its finder wants to know."""
+    def seal(self) -> None:
+        """Writes down what is in the folder, and `about`, for those who find it."""
         sums = {}
         for path in self.files():
             path.chmod(0o600)
             sums[path.name] = [path.stat().st_size, hash_file(path)]
-        text = json.dumps({**about, "files": sums}, sort_keys=True)
+        text = json.dumps({**self.about, "files": sums}, sort_keys=True)
         line = f"{text}\n{blake3.blake3(text.encode()).hexdigest()}\n"
         path = self.folder / _ABOUT
         path.write_text(line, encoding="utf-8")
         path.chmod(0o600)
-        self.about = about
 
     def check(self) -> None:
-        """Compares every byte with what was sealed.
+        """Compares the files with what was sealed.
+
+        Every byte of them, unless that has been done since the machine started (what was written
+        before may not have reached the disk) and nobody has written to them since.
 
         Raises:
             Damaged: something differs, or is missing.
@@ -93,12 +99,35 @@ class Entry:
             if blake3.blake3(text.encode()).hexdigest() != checksum:
                 raise Damaged(f"{_ABOUT} does not match its checksum")
             self.about = json.loads(text)
-            for name, (size, checksum) in self.about.pop("files").items():
+            sums = self.about.pop("files")
+            states = [_BOOT_ID, *([name, *_state(self.folder / name)] for name in sorted(sums))]
+            if self._was_checked(states):
+                return
+            for name, (size, checksum) in sums.items():
                 path = self.folder / name
                 if path.stat().st_size != size or hash_file(path) != checksum:
                     raise Damaged(f"{name} does not match its checksum")
+            self._note_checked(states)
         except (OSError, ValueError) as error:
             raise Damaged(str(error)) from error
+
+    def _was_checked(self, states: list[Any]) -> bool:
+        try:
+            return bool(json.loads((self.folder / _CHECKED).read_text("utf-8")) == states)
+        except (OSError, ValueError):
+            return False
+
+    def _note_checked(self, states: list[Any]) -> None:
+        # A write soon after the one before may leave the times as they are: the kernel's clock
+        # for files ticks every 10 ms or faster.
+        newest = max(state[-1] for state in states[1:])
+        if time.time_ns() - newest < 100_000_000:
+            return
+        with contextlib.suppress(OSError):
+            fd, path = tempfile.mkstemp(dir=self.folder)
+            with os.fdopen(fd, "w", encoding="utf-8") as file:
+                json.dump(states, file)
+            os.replace(path, self.folder / _CHECKED)
 
     def close(self) -> None:
         """Lets go of the folder. May be called again."""
@@ -361,6 +390,12 @@ def _is_held(folder: Path) -> bool:
         return True
     entry.close()
     return False
+
+
+def _state(path: Path) -> list[int]:
+    """Changes whenever the file is replaced or written to."""
+    found = path.stat()
+    return [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 
 
 def _size_of(folder: Path) -> int:

@@ -185,15 +185,16 @@ def _compile(
     session = open_one(source, widest, str(entry.model))
     interface = _interface(session)
     del session  # and its copy of the weights
-    entry.seal(
-        {
-            "model": prepared.path or f"{len(prepared.source)} bytes",
-            "path": prepared.path,
-            "batch_size": prepared.batch_size,
-            "changed_fixed_sizes": prepared.changed_fixed_sizes,
-        }
-    )
-    opened = _open_compiled(entry, streams, open_one, was_cached=False)
+    entry.about = {
+        "model": prepared.path or f"{len(prepared.source)} bytes",
+        "path": prepared.path,
+        "batch_size": prepared.batch_size,
+        "changed_fixed_sizes": prepared.changed_fixed_sizes,
+    }
+    with ThreadPoolExecutor(1) as pool:
+        sealing = pool.submit(entry.seal)
+        opened = _open_compiled(entry, streams, open_one, was_cached=False)
+    sealing.result()
     if _interface(opened.sessions[0]) != interface:
         raise ModelError("as ONNX Runtime saves it, the model has other inputs or outputs")
     return opened
