@@ -122,13 +122,14 @@ def open_model(
         ModelError: see prepare_model, and what ONNX Runtime says of the model.
         OptionError: cache_dir is not a folder.
     """
+    path = os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
     cache, trouble = _open_cache(cache_dir)
     raw = _RawModel.of(model, batch_size, input_shapes) if cache is not None else None
     if cache is not None and raw is not None:
         entry = raw.find(cache)
         if entry is not None:
             try:
-                return _open_compiled(entry, streams, open_one, was_cached=True)
+                return _open_compiled(entry, path, streams, open_one, was_cached=True)
             except ModelError as error:
                 logger.warning("%s cannot be opened, and is made anew: %s", entry.folder, error)
                 cache.discard(entry)
@@ -187,13 +188,12 @@ def _compile(
     del session  # and its copy of the weights
     entry.about = {
         "model": prepared.path or f"{len(prepared.source)} bytes",
-        "path": prepared.path,
         "batch_size": prepared.batch_size,
         "changed_fixed_sizes": prepared.changed_fixed_sizes,
     }
     with ThreadPoolExecutor(1) as pool:
         sealing = pool.submit(entry.seal)
-        opened = _open_compiled(entry, streams, open_one, was_cached=False)
+        opened = _open_compiled(entry, prepared.path, streams, open_one, was_cached=False)
     sealing.result()
     if _interface(opened.sessions[0]) != interface:
         raise ModelError("as ONNX Runtime saves it, the model has other inputs or outputs")
@@ -206,13 +206,13 @@ def _interface(session: Session) -> list[tuple[str, object]]:
 
 
 def _open_compiled(
-    entry: Entry, streams: Sequence[Stream], open_one: OpenOne, was_cached: bool
+    entry: Entry, path: str | None, streams: Sequence[Stream], open_one: OpenOne, was_cached: bool
 ) -> OpenedModel:
     with _copies(entry, streams) as copies:
 
         def open_for(stream: Stream) -> Session:
             model = copies.get(home_node(stream), entry.model)
-            return open_one(Source(str(model), {}, True, entry.about["path"]), stream, None)
+            return open_one(Source(str(model), {}, True, path), stream, None)
 
         sessions = _open_all(open_for, streams)
         files = [path.with_name("weights") for path in copies.values()] or [entry.weights]
@@ -224,7 +224,7 @@ def _open_compiled(
     return OpenedModel(
         sessions,
         compiled,
-        about["path"],
+        path,
         about["batch_size"],
         about["changed_fixed_sizes"],
         entry,
