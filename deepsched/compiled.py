@@ -219,7 +219,7 @@ def _open_compiled(
         mapped = [path.stat() for path in files if path.exists()]
     about = entry.about
     compiled = Compiled(
-        True, was_cached, str(entry.folder), mapped[0].st_size if mapped else 0, len(files), ""
+        True, was_cached, str(entry.folder), mapped[0].st_size if mapped else 0, len(mapped), ""
     )
     return OpenedModel(
         sessions,

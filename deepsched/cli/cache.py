@@ -1,0 +1,66 @@
+"""`deepsched cache`: the compiled models that are kept for the next start."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from deepsched.cache import Cache, default_folder
+from deepsched.errors import OptionError
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the subcommand."""
+    parser = commands.add_parser(
+        "cache",
+        help="list or clear the compiled models on disk",
+        description="The compiled models that are kept for the next start. DEEPSCHED_CACHE_DIR "
+        "chooses the folder, DEEPSCHED_CACHE_BYTES its size (10 GiB unless set; what was used "
+        "least lately goes first).",
+    )
+    actions = parser.add_subparsers(required=True, metavar="{list,clear,path}")
+    listing = actions.add_parser("list", help="what is in it, the model used last first")
+    listing.add_argument("--json", action="store_true", help="print it as JSON; sizes in bytes")
+    listing.set_defaults(run=_list)
+    clear = actions.add_parser("clear", help="remove all that no process uses")
+    clear.set_defaults(run=_clear)
+    actions.add_parser("path", help="print the folder").set_defaults(run=_path)
+
+
+def _cache() -> Cache:
+    try:
+        return Cache(default_folder())
+    except OSError as error:
+        raise OptionError(
+            f"the cache cannot be used: {error}; DEEPSCHED_CACHE_DIR chooses another folder"
+        ) from error
+
+
+def _list(args: argparse.Namespace) -> None:
+    infos = _cache().list()
+    if args.json:
+        print(json.dumps([info._asdict() for info in infos], indent=2))
+        return
+    table = Table("model", "MB", "last used", "in use", "entry")
+    for info in infos:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(info.used))
+        in_use = "yes" if info.is_in_use else ""
+        table.add_row(info.model, f"{info.num_bytes / 1e6:.1f}", used, in_use, info.key)
+    Console(highlight=False).print(table)
+
+
+def _clear(args: argparse.Namespace) -> None:
+    cache = _cache()
+    num_before = len(cache.list())
+    num_removed = cache.clear()
+    in_use = num_before - num_removed
+    print(f"removed {num_removed}" + (f"; {in_use} in use" if in_use > 0 else ""))
+
+
+def _path(args: argparse.Namespace) -> None:
+    print(default_folder())

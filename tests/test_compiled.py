@@ -1,0 +1,453 @@
+"""The compiled form: right whatever happens to the cache, shared, and never in the way."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import shutil
+import tempfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from deepsched import Context, Engine, Topology
+from deepsched.cache import Cache
+from deepsched.cli import main
+from deepsched.errors import OptionError
+from deepsched.runtime.numa import copy_to_node
+from tests import models
+from tests.test_process import finish, start_python
+
+F = TensorProto.FLOAT
+SHM = Path("/dev/shm")
+
+
+def gemm(seed=0, size=256, ir_version=8, also_inputs=()):
+    """y = relu(x @ w + b), with weights that are worth sharing."""
+    rng = np.random.default_rng(seed)
+    weights = {"w": rng.standard_normal((size, size)), "b": rng.standard_normal(size)}
+    inputs = {"x": ["n", size], **{name: weights[name].shape for name in also_inputs}}
+    graph = helper.make_graph(
+        [helper.make_node("Gemm", ["x", "w", "b"], ["h"]), helper.make_node("Relu", ["h"], ["y"])],
+        "gemm",
+        [helper.make_tensor_value_info(name, F, shape) for name, shape in inputs.items()],
+        [helper.make_tensor_value_info("y", F, ["n", size])],
+        [numpy_helper.from_array(w.astype(np.float32), name) for name, w in weights.items()],
+    )
+    opset = 9 if ir_version < 4 else 17
+    opsets = [helper.make_opsetid("", opset)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=ir_version)
+
+
+def branches(seed=0):
+    """An If with weights in both of its subgraphs."""
+    rng = np.random.default_rng(seed)
+
+    def branch(name):
+        weights = rng.standard_normal((256, 256)).astype(np.float32)
+        return helper.make_graph(
+            [helper.make_node("MatMul", ["x", name], [f"{name}_out"])],
+            name,
+            [],
+            [helper.make_tensor_value_info(f"{name}_out", F, ["n", 256])],
+            [numpy_helper.from_array(weights, name)],
+        )
+
+    graph = helper.make_graph(
+        [
+            helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0),
+            helper.make_node("Greater", ["sum", "zero"], ["is_positive"]),
+            helper.make_node(
+                "If", ["is_positive"], ["y"], then_branch=branch("a"), else_branch=branch("b")
+            ),
+        ],
+        "branches",
+        [helper.make_tensor_value_info("x", F, ["n", 256])],
+        [helper.make_tensor_value_info("y", F, ["n", 256])],
+        [numpy_helper.from_array(np.float32(0), "zero")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def quantized(seed=0):
+    """MatMul between QuantizeLinear and DequantizeLinear, which ONNX Runtime fuses."""
+    weights = np.random.default_rng(seed).integers(-127, 127, (256, 256)).astype(np.int8)
+    constants = {
+        "w": weights,
+        "sx": np.float32(0.05),
+        "zx": np.uint8(128),
+        "sw": np.float32(0.01),
+        "zw": np.int8(0),
+        "sy": np.float32(0.5),
+    }
+    graph = helper.make_graph(
+        [
+            helper.make_node("QuantizeLinear", ["x", "sx", "zx"], ["xq"]),
+            helper.make_node("DequantizeLinear", ["xq", "sx", "zx"], ["xd"]),
+            helper.make_node("DequantizeLinear", ["w", "sw", "zw"], ["wd"]),
+            helper.make_node("MatMul", ["xd", "wd"], ["product"]),
+            helper.make_node("QuantizeLinear", ["product", "sy", "zx"], ["yq"]),
+            helper.make_node("DequantizeLinear", ["yq", "sy", "zx"], ["y"]),
+        ],
+        "quantized",
+        [helper.make_tensor_value_info("x", F, ["n", 256])],
+        [helper.make_tensor_value_info("y", F, ["n", 256])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+KINDS = {
+    "weights inside": gemm(),
+    "IR version 3": gemm(ir_version=3, also_inputs=("w", "b")),
+    "overridable": gemm(also_inputs=("w",)),
+    "subgraphs": branches(),
+    "quantized": quantized(),
+    "no weights": models.make(
+        [helper.make_node("Relu", ["x"], ["y"])],
+        [models.tensor("x", ["n"])],
+        [models.tensor("y", ["n"])],
+    ),
+}
+
+
+def plain(model):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    source = model if isinstance(model, str) else model.SerializeToString()
+    return onnxruntime.InferenceSession(source, options)
+
+
+def assert_equals_plain(engine, model):
+    """Bit for bit, what onnxruntime computes."""
+    inputs = engine.generate_random_inputs()
+    expected = plain(model).run(None, dict(zip(engine.input_names, inputs, strict=True)))
+    for mine, its in zip(engine.run(inputs), expected, strict=True):
+        np.testing.assert_array_equal(mine, its)
+
+
+@pytest.fixture
+def cache_dir(tmp_path):
+    return tmp_path / "cache"
+
+
+# --- It is right --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_and_cached_models_give_what_onnxruntime_gives(kind, cache_dir):
+    model = KINDS[kind]
+    for was_cached in (False, True):
+        with Engine(model, None, cache_dir=cache_dir) as engine:
+            assert engine.compiled.was_cached is was_cached
+            assert engine.compiled.is_shared and engine.compiled.why_not == ""
+            assert engine.input_names == [info.name for info in plain(model).get_inputs()]
+            assert_equals_plain(engine, model)
+
+
+def test_shapes_and_batches_have_entries_of_their_own(cache_dir):
+    model = gemm()
+    for batch in (1, 4, None):
+        with Engine(model, batch, cache_dir=cache_dir) as engine:
+            assert not engine.compiled.was_cached
+            assert_equals_plain(engine, model)
+    with Engine(model, 1, input_shapes=[[4, 256]], cache_dir=cache_dir) as engine:
+        assert engine.batch_size == 4
+    with Engine(model, 4, cache_dir=cache_dir) as engine:
+        assert engine.compiled.was_cached and engine.batch_size == 4
+
+
+def test_a_model_file_that_changes_is_compiled_again(tmp_path, cache_dir):
+    path = tmp_path / "model.onnx"
+    for seed in (0, 1, 0):
+        onnx.save(gemm(seed), path)
+        with Engine(path, cache_dir=cache_dir) as engine:
+            assert_equals_plain(engine, str(path))
+    assert len(Cache(cache_dir).list()) == 2
+
+
+def test_external_data_counts_as_content(tmp_path, cache_dir):
+    path = tmp_path / "model.onnx"
+    for seed, was_cached in ((0, False), (1, False), (0, True)):
+        (tmp_path / "weights.bin").unlink(missing_ok=True)
+        onnx.save(
+            gemm(seed), path, save_as_external_data=True, location="weights.bin", size_threshold=0
+        )
+        for batch in (None, 2):
+            with Engine(path, batch, cache_dir=cache_dir) as engine:
+                assert engine.compiled.was_cached is was_cached
+                assert_equals_plain(engine, str(path))
+
+
+# --- It is shared -------------------------------------------------------------------------------
+
+
+def test_eight_streams_map_the_weights_once(cache_dir):
+    machine = Topology.synthetic(packages=1, cores_per_l3=16)
+    memories = []
+    for num_streams in (1, 8):  # of 16 and of 2 cores
+        with Context(topology=machine, num_streams=num_streams, pin="none") as context:
+            engine = Engine(gemm(size=1024), None, context=context, cache_dir=cache_dir)
+            assert_equals_plain(engine, gemm(size=1024))
+            list(engine.map([engine.generate_random_inputs()] * 100))
+            memories.append(engine.memory())
+            assert len(engine.memory().activations) == num_streams
+    one, eight = memories
+    assert one.weights_shared >= 4 * 1024 * 1024
+    assert eight.weights_shared <= 1.25 * one.weights_shared
+    assert eight.weights_private < 0.1 * one.weights_shared
+
+
+def test_each_numa_node_has_a_copy(cache_dir):
+    machine = Topology.synthetic(packages=2, cores_per_l3=4)
+    left_before = set(SHM.glob("deepsched-*"))
+    with Context(topology=machine, num_streams=4, pin="none") as context:
+        for _ in range(2):
+            engine = Engine(gemm(), None, context=context, cache_dir=cache_dir)
+            assert engine.compiled.num_copies == 2
+            for _ in range(8):
+                assert_equals_plain(engine, gemm())
+            assert engine.memory().weights_shared > 256 * 1024
+    assert set(SHM.glob("deepsched-*")) == left_before
+
+
+@pytest.mark.parametrize(("node", "is_there"), [(0, True), (1000, False)])
+def test_a_copy_is_made_whether_or_not_its_node_can_be_chosen(tmp_path, node, is_there):
+    content = random.Random(0).randbytes(300_000)
+    (tmp_path / "source").write_bytes(content)
+    with open(tmp_path / "source", "rb") as source, tempfile.TemporaryFile(dir=SHM) as copy:
+        placed = copy_to_node(source.fileno(), copy.fileno(), node)
+        assert copy.read() == content
+    assert is_there or not placed  # a container may forbid mbind, also for a node that is there
+
+
+def test_without_a_cache_nothing_is_left_on_disk():
+    left_before = {*SHM.glob("deepsched-*"), *Path(tempfile.gettempdir()).glob("deepsched-*")}
+    with Engine(gemm(), cache_dir=None) as engine:
+        assert engine.compiled.is_shared and engine.compiled.folder is None
+        assert engine.compiled.why_not == ""
+        assert {*SHM.glob("deepsched-*"), *Path(tempfile.gettempdir()).glob("deepsched-*")} == (
+            left_before
+        )
+        assert_equals_plain(engine, gemm())
+
+
+# --- Whatever happens to the cache ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def good_entry(tmp_path_factory):
+    """A cache folder with one entry; to be copied, not used."""
+    folder = tmp_path_factory.mktemp("good")
+    with Engine(gemm(), None, cache_dir=folder):
+        pass
+    return folder
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_a_damaged_entry_is_rebuilt(good_entry, data):
+    with tempfile.TemporaryDirectory() as name:
+        folder = shutil.copytree(good_entry, Path(name, "cache"))
+        (info,) = Cache(folder).list()
+        files = sorted((folder / "v1" / info.key).iterdir())
+        file = data.draw(st.sampled_from(files))
+        content = bytearray(file.read_bytes())
+        position = data.draw(st.integers(0, len(content) - 1))
+        if data.draw(st.booleans()):
+            content[position] ^= data.draw(st.integers(1, 255))
+        else:
+            del content[position:]
+        file.write_bytes(content)
+        with Engine(gemm(), None, cache_dir=folder) as engine:
+            assert_equals_plain(engine, gemm())
+            assert engine.compiled.was_cached is (file.name == "checked.json")
+        with Engine(gemm(), None, cache_dir=folder) as engine:
+            assert engine.compiled.was_cached
+            assert_equals_plain(engine, gemm())
+
+
+def test_damage_after_the_first_use_is_noticed(cache_dir):
+    for _ in range(3):
+        with Engine(gemm(), None, cache_dir=cache_dir) as engine:
+            folder = Path(engine.compiled.folder)
+        threading.Event().wait(0.2)  # files this young are not taken as checked
+    assert (folder / "checked.json").exists()
+    weights = bytearray((folder / "weights").read_bytes())
+    weights[12345] ^= 64
+    (folder / "weights").write_bytes(weights)
+    with Engine(gemm(), None, cache_dir=cache_dir) as engine:
+        assert not engine.compiled.was_cached
+        assert_equals_plain(engine, gemm())
+
+
+COMPILE = """
+    from deepsched import Engine
+    from tests.test_compiled import assert_equals_plain, gemm
+    with Engine(gemm(), None, cache_dir={folder!r}) as engine:
+        assert_equals_plain(engine, gemm())
+"""
+
+
+def test_several_processes_may_compile_at_once(cache_dir):
+    code = COMPILE.format(folder=str(cache_dir))
+    processes = [start_python(code) for _ in range(4)]
+    for process in processes:
+        _, err = finish(process)
+        assert process.returncode == 0, err
+    assert len(Cache(cache_dir).list()) == 1
+    assert not list((cache_dir / "v1").glob(".staging-*"))
+
+
+def test_a_process_killed_at_any_moment_leaves_no_wrong_entry(cache_dir):
+    # In one process: forked children compile again and again, each killed at another moment.
+    code = f"""
+        import os, random, signal, time
+        from pathlib import Path
+        from deepsched import Engine
+        from deepsched.cache import Cache
+        from tests.test_compiled import assert_equals_plain, gemm
+        rng = random.Random(0)
+        num_killed = 0
+        for _ in range(40):
+            pid = os.fork()
+            if pid == 0:
+                while True:
+                    with Engine(gemm(), None, cache_dir={str(cache_dir)!r}):
+                        pass
+                    Cache(Path({str(cache_dir)!r})).clear()
+            time.sleep(rng.uniform(0, 0.2))
+            os.kill(pid, signal.SIGKILL)
+            _, status = os.waitpid(pid, 0)
+            num_killed += os.WTERMSIG(status) == signal.SIGKILL
+            with Engine(gemm(), None, cache_dir={str(cache_dir)!r}) as engine:
+                assert_equals_plain(engine, gemm())
+        print(num_killed)
+    """
+    out, err = finish(start_python(code.replace("\n        ", "\n")), timeout=110)
+    assert out.strip() == "40", err
+    cache = Cache(cache_dir)
+    cache.clear()
+    assert not list(cache.folder.iterdir())  # what they left is swept
+
+
+def test_entries_in_use_stay_and_the_others_go_least_lately_used_first(cache_dir, monkeypatch):
+    with Engine(gemm(0), None, cache_dir=cache_dir) as engine:
+        size = Cache(cache_dir).list()[0].num_bytes
+        monkeypatch.setenv("DEEPSCHED_CACHE_BYTES", str(int(2.5 * size)))
+        for seed in (1, 2, 3):
+            with Engine(gemm(seed), None, cache_dir=cache_dir):
+                pass
+        # 0 was used first, and is in use: 1 and 2 went.
+        assert_equals_plain(engine, gemm(0))
+        seeds = [seed for seed in range(4) if is_cached(gemm(seed), cache_dir)]
+        assert seeds[0] == 0 and len(seeds) <= 3
+    with Engine(gemm(5), None, cache_dir=cache_dir):
+        assert len(Cache(cache_dir).list()) == 2
+
+
+def is_cached(model, cache_dir):
+    """Looks, and compiles nothing."""
+    from deepsched.compiled import _RawModel
+
+    raw = _RawModel.of(model, None, None)
+    entry = raw.find(Cache(cache_dir))
+    if entry is not None:
+        entry.close()
+    return entry is not None
+
+
+def test_an_engine_outlives_its_entry(cache_dir):
+    with Engine(gemm(), None, cache_dir=cache_dir) as engine:
+        assert Cache(cache_dir).clear() == 0
+        shutil.rmtree(cache_dir)  # by force
+        assert_equals_plain(engine, gemm())
+
+
+@pytest.mark.parametrize("trouble", ["not a folder", "others may write"])
+def test_a_cache_that_cannot_be_used_costs_a_warning_only(tmp_path, trouble, caplog):
+    folder = tmp_path / "cache"
+    if trouble == "not a folder":
+        folder.write_text("")
+    else:
+        (folder / "v1").mkdir(parents=True)
+        (folder / "v1").chmod(0o777)
+    with caplog.at_level(logging.WARNING, "deepsched"), Engine(gemm(), cache_dir=folder) as engine:
+        assert engine.compiled.is_shared and engine.compiled.folder is None
+        assert str(folder) in engine.compiled.why_not
+        assert_equals_plain(engine, gemm())
+    assert len(caplog.records) == 1 and str(folder) in caplog.text
+
+
+def test_where_nothing_can_be_written_each_stream_has_its_own_weights(cache_dir):
+    out, err = finish(
+        start_python(
+            f"""
+            import logging, resource
+            logging.basicConfig()
+            from deepsched import Engine
+            from tests.test_compiled import assert_equals_plain, gemm
+            # As a full disk: every file ends after so many bytes, in memory too.
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+            with Engine(gemm(), None, cache_dir={str(cache_dir)!r}) as engine:
+                assert_equals_plain(engine, gemm())
+                compiled = engine.compiled
+                assert not compiled.is_shared and compiled.why_not, compiled
+            print("fine")
+            """
+        )
+    )
+    assert out.strip() == "fine", err
+    assert err.count("WARNING") == 1 and "weights of its own" in err
+    assert Cache(cache_dir).list() == []
+
+
+def test_the_files_are_the_users_alone(cache_dir):
+    old = os.umask(0)
+    try:
+        with Engine(gemm(), None, cache_dir=cache_dir) as engine:
+            folder = Path(engine.compiled.folder)
+            for path in (folder, folder.parent):
+                assert path.stat().st_mode & 0o077 == 0
+            for path in folder.iterdir():
+                assert path.stat().st_mode & 0o077 == 0
+    finally:
+        os.umask(old)
+
+
+@pytest.mark.parametrize("wrong", ["", 3, b""])
+def test_a_cache_dir_is_a_path_or_none(wrong):
+    with pytest.raises(OptionError, match="cache_dir"):
+        Engine(gemm(), cache_dir=wrong)
+
+
+# --- On the command line --------------------------------------------------------------------------
+
+
+def test_the_cache_command(cache_dir, monkeypatch, capsys):
+    monkeypatch.setenv("DEEPSCHED_CACHE_DIR", str(cache_dir))
+    assert main(["cache", "path"]) == 0
+    assert capsys.readouterr().out.strip() == str(cache_dir)
+    with Engine(gemm(), None):
+        assert main(["cache", "list", "--json"]) == 0
+        (info,) = json.loads(capsys.readouterr().out)
+        assert info["is_in_use"] and info["num_bytes"] > 256 * 1024
+        assert main(["cache", "clear"]) == 0
+        assert capsys.readouterr().out == "removed 0; 1 in use\n"
+    assert main(["cache", "list"]) == 0
+    assert info["key"][:8] in capsys.readouterr().out
+    assert main(["cache", "clear"]) == 0
+    assert capsys.readouterr().out == "removed 1\n"
+    monkeypatch.setenv("DEEPSCHED_CACHE_BYTES", "plenty")
+    assert main(["cache", "list"]) == 2
+    assert "plenty" in capsys.readouterr().err
