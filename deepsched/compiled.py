@@ -41,7 +41,7 @@ from deepsched.model import (
 from deepsched.partition import Stream
 from deepsched.runtime.library import describe_library
 from deepsched.runtime.numa import copy_to_node
-from deepsched.runtime.session import Session
+from deepsched.runtime.session import Session, trim_heap
 
 logger = logging.getLogger("deepsched")
 
@@ -215,6 +215,7 @@ def _open_compiled(
             return open_one(Source(str(model), {}, True, path), stream, None)
 
         sessions = _open_all(open_for, streams)
+        trim_heap()
         files = [path.with_name("weights") for path in copies.values()] or [entry.weights]
         mapped = [path.stat() for path in files if path.exists()]
     about = entry.about

@@ -20,6 +20,9 @@ from deepsched.errors import (
     InvalidModelError, ModelError, ModelNotFoundError, UnsupportedModelError,
 )
 
+cdef extern from "<malloc.h>" nogil:
+    int malloc_trim(size_t pad)
+
 # --- ORT's threads ------------------------------------------------------------------------------
 
 cdef struct OpThread:
@@ -206,6 +209,16 @@ def open_session(
         if options != NULL:
             api.ReleaseSessionOptions(options)
     return session
+
+
+def trim_heap() -> None:
+    """Gives freed memory back to the system.
+
+    Opening a session packs every weight before it takes the packed form from the file, and glibc
+    keeps what was freed: 10 to 15 MB for each session of a model with 4 MB matrices.
+    """
+    with nogil:
+        malloc_trim(0)
 
 
 cdef _raise_for_load(OrtStatus* status, model, str name):
