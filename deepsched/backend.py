@@ -47,6 +47,7 @@ class DeepschedBackend(Backend):
         """Compiles `model`; `kwargs` are Engine's."""
         super().prepare(model, device, **kwargs)
         kwargs.setdefault("batch_size", None)
+        kwargs.setdefault("cache_dir", None)  # such models are made on the spot, and not kept
         return DeepschedBackendRep(Engine(model, **kwargs))
 
     @classmethod
@@ -77,7 +78,7 @@ class DeepschedBackend(Backend):
         outputs = [onnx.ValueInfoProto(name=name) for name in node.output]
         graph = onnx.helper.make_graph([node], node.op_type, values, outputs)
         # Straight to the engine: the checker asks for the outputs' types, which ORT infers.
-        with Engine(onnx.helper.make_model(graph, ir_version=10), None) as engine:
+        with Engine(onnx.helper.make_model(graph, ir_version=10), None, cache_dir=None) as engine:
             return DeepschedBackendRep(engine).run(arrays)
 
     @classmethod

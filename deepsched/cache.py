@@ -268,14 +268,17 @@ class Cache:
     def make_room(self) -> None:
         """Removes the entries used least lately until the bound holds; none that is in use."""
         self._sweep(_GRACE_S)
-        newest_first = self.list()
-        num_bytes = sum(info.num_bytes for info in newest_first)
-        num_left = len(newest_first)
-        for info in reversed(newest_first):
+        found = []
+        for folder in self._entries():
+            with contextlib.suppress(FileNotFoundError):  # another process takes it away
+                found.append((folder.stat().st_mtime, _size_of(folder), folder))
+        num_bytes = sum(size for _, size, _ in found)
+        num_left = len(found)
+        for _, size, folder in sorted(found):
             if num_bytes <= self._most_bytes and num_left <= _MOST_ENTRIES:
                 return
-            if self._take_away_if_free(self.folder / info.key):
-                num_bytes -= info.num_bytes
+            if self._take_away_if_free(folder):
+                num_bytes -= size
                 num_left -= 1
 
     def _entries(self) -> Iterator[Path]:
@@ -399,4 +402,5 @@ def _state(path: Path) -> list[int]:
 
 
 def _size_of(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir())
+    with os.scandir(folder) as files:
+        return sum(file.stat().st_size for file in files)
