@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import atexit
 import copy
+import hashlib
 import itertools
+import json
 import logging
 import threading
 import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deepsched.errors import ClosedError, OptionError, StreamConfigError
 from deepsched.futures import FutureResolver
+from deepsched.groups import GroupTree, tree_of
 from deepsched.partition import PartitionWarning, Stream, WarningKind, partition
 from deepsched.runtime.dispatch import Dispatcher
 from deepsched.runtime.model import Model
+from deepsched.runtime.policy import GroupTree as NativeTree
 from deepsched.runtime.session import Session, open_session
 from deepsched.scheduler import Scheduler
+from deepsched.speed import run_lengths
 from deepsched.stats import Counts, Stats
 from deepsched.topology import Topology
 
@@ -31,6 +36,9 @@ logger = logging.getLogger("deepsched")
 
 # How long a worker whose queue ran dry looks for more, in ns. -1: as long as a wake-up takes here.
 _SPIN_NS = {"auto": -1, "latency": 1_000_000, "power": 0}
+
+# Streams of an elastic context: they are claimed several at a time, in one word.
+_MOST_ELASTIC = 64
 
 _numbers = itertools.count()
 _open_contexts: weakref.WeakSet[Context] = weakref.WeakSet()
@@ -55,9 +63,11 @@ class Context:
     Args:
         num_cores: how many physical cores to use; None for all that this process may use: the
             affinity mask, the cgroup's cpuset and CPU quota count, not the machine.
-        num_streams: how many requests run side by side; None for one per L3 cache.
+        num_streams: how many requests run side by side; None for one per L3 cache (elastic: one
+            per core, at most 64).
         scheduler: "single_stream" (one request at a time, on all cores), "multi_stream" (one per
-            stream) or "elastic" (multi_stream, for now); DeepSparse's words are taken too.
+            stream) or "elastic" (each takes one stream or several neighbours, as the load allows);
+            DeepSparse's words are taken too.
         pin: "core" pins threads to their stream's cores; "none" leaves them to the kernel.
         topology: the machine; None detects this one. Another one needs pin="none".
         queue_capacity: how many requests may wait; calls beyond it wait for room or raise
@@ -111,7 +121,7 @@ class Context:
         self._streams, self._warnings = self._partition(num_cores, num_streams)
         for warning in self._warnings:
             # A single stream is as wide as the user asked for, whatever it straddles.
-            costly = self._scheduler != Scheduler.single_stream and warning.kind not in (
+            costly = self._scheduler == Scheduler.multi_stream and warning.kind not in (
                 WarningKind.shares_l3,
                 WarningKind.uneven_sizes,
             )
@@ -123,20 +133,34 @@ class Context:
         self._engines: weakref.WeakSet[Engine] = weakref.WeakSet()
         self._name = f"ds{next(_numbers)}"
         cpus = [stream.cpus for stream in self._streams]
+        self._tree: GroupTree | None = None
+        if self._scheduler == Scheduler.elastic:
+            self._tree = tree_of(self._streams)
         self._dispatcher = Dispatcher(
             [list(group) if pin == "core" else None for group in cpus],
             queue_capacity=queue_capacity,
             spin_ns=_SPIN_NS[spin] if self._may_spin else 0,
             thread_prefix=self._name,
+            tree=None if self._tree is None else NativeTree(self._tree.leaves, self._tree.parents),
         )
         self._resolver = FutureResolver(f"{self._name}-futures")
         self._born = time.monotonic()
-        self._counts_of_closed = Counts(len(self._streams))
+        self._counts_of_closed = self._new_counts()
         _open_contexts.add(self)
 
     def _partition(
         self, num_cores: int | None, num_streams: int | None
     ) -> tuple[tuple[Stream, ...], tuple[PartitionWarning, ...]]:
+        if self._scheduler == Scheduler.elastic:
+            if num_streams is None:
+                whole = partition(self._topology, num_cores, 1).streams[0]
+                num_streams = min(len(whole.cores), _MOST_ELASTIC)
+            elif num_streams > _MOST_ELASTIC:
+                raise StreamConfigError(
+                    f"an elastic context has at most {_MOST_ELASTIC} streams, got "
+                    f"{num_streams}; leave num_streams out, and they have several cores each"
+                )
+            return partition(self._topology, num_cores, num_streams)
         if self._scheduler != Scheduler.single_stream:
             return partition(self._topology, num_cores, num_streams)
         if num_streams is not None:
@@ -261,12 +285,45 @@ class Context:
         if hasattr(self, "_counts_of_closed") and not self._is_closed:
             self.close()
 
+    def _new_counts(self) -> Counts:
+        return Counts(len(self._streams), None if self._tree is None else self._tree.leaves)
+
+    @property
+    def _groups(self) -> list[Stream]:
+        """What a session is opened for: the streams, and where they may be taken together, the
+        wider core groups."""
+        if self._tree is None:
+            return list(self._streams)
+        return [
+            Stream(
+                group,
+                tuple(core for stream in self._streams[low:high] for core in stream.cores),
+                self._tree.cpus(group),
+            )
+            for group, (low, high) in enumerate(self._tree.leaves)
+        ]
+
+    def _measure_speed(self, model: Model, inputs: list[Any], folder: str | None) -> None:
+        """Tells an elastic context's model how long its runs take on groups of each width."""
+        if self._tree is None:
+            return
+        layout = json.dumps(
+            [self._pin, self._spin, self._topology.cpu_quota, [s.cpus for s in self._streams]]
+        )
+        lengths = run_lengths(
+            self._tree,
+            lambda group, seconds: model.measure(group, inputs, seconds),
+            folder,
+            hashlib.sha256(layout.encode()).hexdigest()[:16],
+        )
+        model.set_run_ns(lengths)
+
     def _open_session(self, source: Source, stream: Stream, save_to: str | None) -> Session:
         """A session whose threads stand on the cores of `stream`."""
         config = dict(source.config)
         if not self._may_spin:
             config["session.intra_op.allow_spinning"] = "0"
-        elif self._is_shared and self._spin == "auto":
+        elif self._tree is not None or (self._is_shared and self._spin == "auto"):
             # The next request may be another engine's, on the same cores but in another session,
             # whose threads must not compete with ours looking for work.
             config["session.force_spinning_stop"] = "1"

@@ -26,7 +26,7 @@ from deepsched.model import ModelLike, Shapes, explain_override
 from deepsched.partition import Stream
 from deepsched.runtime.model import Model
 from deepsched.scheduler import Scheduler
-from deepsched.stats import Counts, Stats
+from deepsched.stats import Stats
 
 Shape = tuple[int | str | None, ...]
 Inputs = Sequence[Any] | Mapping[str, Any]
@@ -94,10 +94,12 @@ class Engine:
         self._context = context
         try:
             self._opened = open_model(
-                model, batch_size, input_shapes, cache_dir, context.streams, context._open_session
+                model, batch_size, input_shapes, cache_dir, context._groups, context._open_session
             )
             self._model: Model = Model(context._dispatcher, self._opened.sessions)
             self._arenas = arenas(self._opened.sessions)
+            if context.scheduler == Scheduler.elastic:
+                self._measure_speed()
             self._born = time.monotonic()
             self._is_closed = False
             context._adopt(self)
@@ -106,6 +108,10 @@ class Engine:
         except BaseException:
             self._abort_init()
             raise
+
+    def _measure_speed(self) -> None:
+        inputs = self.generate_random_inputs()
+        self._context._measure_speed(self._model, inputs, self._opened.compiled.folder)
 
     def _try_out(self, input_shapes: Shapes | None) -> None:
         try:
@@ -363,7 +369,7 @@ class Engine:
 
     def stats(self) -> Stats:
         """What happened to its requests so far; queue figures are the context's."""
-        counts = Counts(self.num_streams)
+        counts = self._context._new_counts()
         counts.add(self._model.counts())
         return self._context._summary(counts, self._born)
 

@@ -36,7 +36,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class StreamStats:
-    """What one stream did."""
+    """What one stream did. A run that took several streams counts for the first of them."""
 
     index: int
     done: int
@@ -50,7 +50,7 @@ class StreamStats:
     by_worker: int
     """Ran on the stream's worker."""
     busy_fraction: float
-    """The share of the time since the start that it was running requests."""
+    """The share of the time since the start that it was running requests, alone or with others."""
     waiting: Latency
     running: Latency
 
@@ -78,6 +78,8 @@ class Stats:
     by_worker: int
     busy_fraction: float
     """Mean of the streams'."""
+    by_width: dict[int, int]
+    """How many runs took so many streams: more than one only with the elastic scheduler."""
     seconds: float
     """Since the engine or the context was made."""
     waiting: Latency
@@ -90,7 +92,11 @@ class Stats:
 class Counts:
     """Sums of what models count, by stream."""
 
-    def __init__(self, num_streams: int) -> None:
+    def __init__(self, num_streams: int, ranges: Sequence[tuple[int, int]] | None = None) -> None:
+        """`ranges`: the streams that each core group consists of; None: each is one stream."""
+        self._ranges = ranges or [(index, index + 1) for index in range(num_streams)]
+        self._by_width: dict[int, int] = {}
+        self._busy_ns = np.zeros(num_streams, np.int64)
         self._numbers = np.zeros((num_streams, 5), np.int64)
         num_buckets = len(_bounds())
         self._buckets = np.zeros((num_streams, 2, num_buckets), np.uint64)
@@ -101,8 +107,12 @@ class Counts:
     def add(self, counts: tuple[list[GroupCounts], tuple[int, int, int]]) -> None:
         """Adds what a model has counted."""
         groups, unrun = counts
-        for stream, (*numbers, waiting, running) in enumerate(groups):
+        for (stream, end), (*numbers, waiting, running) in zip(self._ranges, groups, strict=True):
             self._numbers[stream] += numbers
+            self._busy_ns[stream:end] += running[1]
+            ended = sum(numbers[:4])
+            if ended:
+                self._by_width[end - stream] = self._by_width.get(end - stream, 0) + ended
             for which, snapshot in enumerate((waiting, running)):
                 self._add_snapshot(stream, which, snapshot)
         self._unrun += unrun
@@ -133,6 +143,7 @@ class Counts:
             inline=inline,
             by_worker=sum(stream.by_worker for stream in streams),
             busy_fraction=float(np.mean([stream.busy_fraction for stream in streams])),
+            by_width=dict(sorted(self._by_width.items())),
             seconds=seconds,
             waiting=self._latency(every, 0),
             running=self._latency(every, 1),
@@ -141,7 +152,7 @@ class Counts:
 
     def _stream(self, index: int, seconds: float) -> StreamStats:
         done, failed, expired, cancelled, inline = (int(n) for n in self._numbers[index])
-        busy_s = self._totals_ns[index, 1] / 1e9
+        busy_s = self._busy_ns[index] / 1e9
         return StreamStats(
             index=index,
             done=done,

@@ -1,4 +1,5 @@
 from deepsched.runtime.backlog cimport Backlog
+from deepsched.runtime.elastic cimport Elastic
 from deepsched.runtime.groups cimport CoreGroups
 from deepsched.runtime.pool cimport WorkerPool
 from deepsched.runtime.posix cimport CpuMask
@@ -22,6 +23,9 @@ cdef enum Submitted:
 cdef class Dispatcher:
     cdef readonly Backlog backlog
     cdef CoreGroups groups
+    cdef Elastic elastic  # None: every request takes one stream
+    cdef bint is_elastic
+    cdef readonly int num_groups  # the streams, and the wider groups of an elastic context
     cdef WorkerPool pool
     cdef RunSlots slots
     cdef CpuMask* masks  # by group: where the thread that calls Run stands; empty for anywhere
@@ -42,14 +46,20 @@ cdef class Dispatcher:
     cdef Submitted submit(
         self, RequestState* request, bint may_inline, int64_t patience_ns
     ) noexcept nogil
-    cdef void run(self, RequestState* request, int group) noexcept nogil
-    cdef void run_inline(self, RequestState* request, int group, bint is_there) noexcept nogil
+    cdef void run(self, RequestState* request, int group, int leaf) noexcept nogil
+    cdef void run_inline(
+        self, RequestState* request, int group, int leaf, bint is_there
+    ) noexcept nogil
     cdef int cpu(self) noexcept nogil
     cdef int here(self) noexcept nogil
     cdef void kick(self, Sparing sparing) noexcept nogil
     cdef void leave_group(self, int group, Sparing sparing) noexcept nogil
     cdef int help(self, int most) noexcept nogil
     cdef bint pop(self, RequestState** request) noexcept nogil
+    cdef int claim_for(self, ModelState* model, int preferred) noexcept nogil
+    cdef void run_on_worker(self, RequestState* request, int group, int leaf) noexcept nogil
+    cdef int64_t hold(self, int leaf) noexcept nogil
+    cdef void retry(self) noexcept nogil
     cdef void expect(self, RequestState* request) noexcept nogil
     cdef void expect_no_more(self, RequestState* request) noexcept nogil
     cdef int64_t serve(self, int group) noexcept nogil

@@ -1,4 +1,5 @@
 from deepsched.runtime.backlog import Backlog
+from deepsched.runtime.policy import GroupTree
 
 class Dispatcher:
     """The queue, the core groups and the workers of one context."""
@@ -11,6 +12,7 @@ class Dispatcher:
         queue_capacity: int,
         spin_ns: int,
         thread_prefix: str,
+        tree: GroupTree | None = None,
     ) -> None: ...
     @property
     def is_forked(self) -> bool: ...

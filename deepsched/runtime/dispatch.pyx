@@ -12,6 +12,7 @@ from deepsched.runtime.histogram cimport add_one, record
 from deepsched.runtime.inbox cimport Inbox
 from deepsched.runtime.library cimport loaded_library
 from deepsched.runtime.ort cimport OrtRunOptions
+from deepsched.runtime.policy cimport GroupTree
 from deepsched.runtime.pool cimport fork_generation, one_cpu
 from deepsched.runtime.posix cimport (
     MAX_CPUS, CpuMask, get_mask, is_main_thread, sched_getcpu, set_mask,
@@ -62,39 +63,48 @@ cdef class Dispatcher:
         spin_ns: how long a worker looks for another request before it gives up its group; -1: as
             long as a wake-up takes, where that matters for the model's runs.
         thread_prefix: the workers' names are "<thread_prefix>-s0" and so on.
+        tree: for an elastic context, whose leaves are the groups: they may be taken together.
     """
 
     def __cinit__(
-        self, list cpus_by_group, *, size_t queue_capacity, int64_t spin_ns, str thread_prefix
+        self, list cpus_by_group, *, size_t queue_capacity, int64_t spin_ns, str thread_prefix,
+        GroupTree tree=None,
     ):
-        cdef int group, num_groups = len(cpus_by_group)
+        cdef int group, num_streams = len(cpus_by_group)
         self.generation = fork_generation()
         self.backlog = Backlog(queue_capacity)
-        self.groups = CoreGroups(num_groups)
-        self.pool = WorkerPool(num_groups)
-        self.slots = RunSlots(num_groups, thread_prefix)
+        self.groups = CoreGroups(num_streams)
+        self.num_groups = num_streams
+        if tree is not None:
+            self.elastic = Elastic(tree, self.groups)
+            self.is_elastic = True
+            self.num_groups = tree.tree.num_groups
+        self.pool = WorkerPool(num_streams)
+        self.slots = RunSlots(self.num_groups, thread_prefix)
         self.abandoned = []
         self.orphans = []
         self.is_pinned = cpus_by_group[0] is not None
         self.spin_ns = spin_ns
         self.feeder_group.store(-1, memory_order_relaxed)  # relaxed: not shared yet
-        self.masks = <CpuMask*>calloc(num_groups, sizeof(CpuMask))
+        self.masks = <CpuMask*>calloc(self.num_groups, sizeof(CpuMask))
         self.group_of_cpu = <int*>calloc(MAX_CPUS, sizeof(int))
-        self.first_cpu = <int*>calloc(num_groups, sizeof(int))
+        self.first_cpu = <int*>calloc(self.num_groups, sizeof(int))
         if self.masks == NULL or self.group_of_cpu == NULL or self.first_cpu == NULL:
-            raise MemoryError(f"no memory for {num_groups} core groups")
+            raise MemoryError(f"no memory for {self.num_groups} core groups")
         for cpu in range(MAX_CPUS):
             self.group_of_cpu[cpu] = -1
-        for group in range(num_groups):
-            self.first_cpu[group] = cpus_by_group[group][0] if self.is_pinned else -1
+        for group in range(self.num_groups):
+            leaf = group if tree is None else tree.tree.low[group]
+            self.first_cpu[group] = cpus_by_group[leaf][0] if self.is_pinned else -1
         if self.is_pinned:
-            for group in range(num_groups):
+            for group in range(num_streams):
                 for cpu in cpus_by_group[group]:
                     if cpu >= MAX_CPUS:
                         raise StreamConfigError(f"CPU {cpu} is beyond the {MAX_CPUS} of Linux")
                     self.group_of_cpu[cpu] = group
-                one_cpu(&self.masks[group], cpus_by_group[group][0])
-        self.pool.start(_serve, <void*>self, self.masks, thread_prefix)
+            for group in range(self.num_groups):
+                one_cpu(&self.masks[group], self.first_cpu[group])
+        self.pool.start(_serve, _retry, <void*>self, self.masks, thread_prefix)
 
     def __dealloc__(self):
         if self.generation == fork_generation() and self.pool is not None:
@@ -129,19 +139,28 @@ cdef class Dispatcher:
 
     cdef bint try_inline(self, RequestState* request) noexcept nogil:
         """Runs `request` here if nobody waits and a group is free."""
-        cdef int cpu, group
+        cdef int cpu, leaf, group
         # First come, first served: nobody overtakes a request that waits.
         if self.backlog.places.load(memory_order_relaxed):
             return False
         cpu = self.cpu()
-        group = self.groups.claim(self.group_of_cpu[cpu] if cpu >= 0 else -1)
-        if group < 0:
+        leaf = self.claim_for(request.model, self.group_of_cpu[cpu] if cpu >= 0 else -1)
+        if leaf < 0:
             return False
+        group = leaf
+        if self.is_elastic:
+            group = self.elastic.choose(leaf, request.model.run_ns, 1)
+            if group != leaf:
+                if self.elastic.busy_ns(group, leaf):
+                    # It had better wait, which is a worker's business.
+                    self.leave_group(leaf, NOT_FEEDING)
+                    return False
+                group = self.elastic.widen(leaf, request.model.run_ns, 1)
         # relaxed: no other thread knows this request.
         request.stage.store(RUNNING, memory_order_relaxed)
         request.by_worker = False
-        self.run_inline(request, group, cpu == self.first_cpu[group])
-        self.leave_group(group, NOT_FEEDING)
+        self.run_inline(request, group, leaf, cpu == self.first_cpu[group])
+        self.leave_group(leaf, NOT_FEEDING)
         return True
 
     cdef Submitted submit(
@@ -157,6 +176,11 @@ cdef class Dispatcher:
         cdef Sparing sparing = (
             FEEDING if request.feeds and is_short(request.model) else NOT_FEEDING
         )
+        if self.is_elastic:
+            self.elastic.arrives(
+                <uintptr_t>request.model, request.model.run_ns,
+                self.backlog.places.load(memory_order_relaxed),  # relaxed: a guess
+            )
         if may_inline and self.try_inline(request):
             leave(request.model)
             return SERVED
@@ -189,8 +213,11 @@ cdef class Dispatcher:
         self.kick(sparing)
         return ACCEPTED
 
-    cdef void run(self, RequestState* request, int group) noexcept nogil:
-        """Runs a request that has begun, on the calling thread, with the session of `group`."""
+    cdef void run(self, RequestState* request, int group, int leaf) noexcept nogil:
+        """Runs a request that has begun, on the calling thread, with the session of `group`.
+
+        The caller owns the group, and keeps `leaf` of it. They differ in elastic contexts only.
+        """
         cdef ModelState* model = request.model
         cdef GroupStats* stats = &model.stats[group]
         # Always: without any, ORT makes and frees some for each run.
@@ -199,6 +226,8 @@ cdef class Dispatcher:
         cdef uint32_t reason = 0
         cdef bint has_run
         cdef Stage end = DONE
+        if self.is_elastic:
+            self.elastic.begins(group, model.run_ns)
         # seq_cst, both: README, "Stopping a run".
         request.group.store(group, memory_order_seq_cst)
         if request.is_stoppable:
@@ -237,8 +266,12 @@ cdef class Dispatcher:
         record(&stats.running, length)
         # relaxed: published by the completion, or seen by the same thread.
         request.stage.store(end, memory_order_relaxed)
+        if self.is_elastic:
+            self.elastic.ends(group, leaf)
 
-    cdef void run_inline(self, RequestState* request, int group, bint is_there) noexcept nogil:
+    cdef void run_inline(
+        self, RequestState* request, int group, int leaf, bint is_there
+    ) noexcept nogil:
         """Runs on the calling thread, on the group's first core, and puts its affinity back.
 
         ORT's threads stand on the others. Left to itself inside the group, the kernel lets the
@@ -253,7 +286,7 @@ cdef class Dispatcher:
             and get_mask(&own) >= 0
             and set_mask(&self.masks[group]) == 0
         )
-        self.run(request, group)
+        self.run(request, group, leaf)
         if moved:
             set_mask(&own)
 
@@ -283,9 +316,20 @@ cdef class Dispatcher:
             or not self.groups.num_claimed()
         ):
             feeder_group = -1  # too much waits, or nobody would look at the backlog again
-        group = self.groups.claim_other_than(feeder_group)
+        if self.is_elastic and feeder_group < 0:
+            group = self.elastic.claim_leaf()
+        else:
+            group = self.groups.claim_other_than(feeder_group)
         if group >= 0:
             self.pool.wake(group)
+
+    cdef int claim_for(self, ModelState* model, int preferred) noexcept nogil:
+        """A free stream, now the caller's: `preferred`, or with room around it where that helps."""
+        if self.is_elastic and self.num_groups > self.groups.num_groups and (
+            model.run_ns[self.groups.num_groups]
+        ):
+            return self.elastic.claim_leaf()
+        return self.groups.claim(preferred)
 
     cdef void leave_group(self, int group, Sparing sparing) noexcept nogil:
         """Gives up a group that a caller owned."""
@@ -317,7 +361,7 @@ cdef class Dispatcher:
             and self.pop(&request)
         ):
             if begin(request):
-                self.run_inline(request, group, is_there)
+                self.run_inline(request, group, group, is_there)
             inbox = finish(request)
             if inbox != NULL:
                 (<Inbox>inbox).ring_and_go()
@@ -343,30 +387,50 @@ cdef class Dispatcher:
             self.num_long.fetch_sub(1, memory_order_relaxed)
 
     cdef int64_t serve(self, int group) noexcept nogil:
-        """A worker's turn: owns `group` on entry, has given it up on return.
+        """A worker's turn: owns the stream `group` on entry, has given it up on return.
 
         Returns how long the worker should look for its next turn before it sleeps, in ns. It does
-        that without the group, so that a caller may run inline meanwhile.
+        that without the group, so that a caller may run inline meanwhile. Negative: after how long
+        it should look at the backlog again, where the next request waits for a wider group.
         """
         cdef RequestState* request = NULL
         cdef uint64_t typical_ns = 0, owed_since = 0
         cdef void* inbox
         cdef void* owed = NULL  # an inbox to ring
         cdef bint goes_on, is_short_run
-        cdef int mine
+        cdef int mine, wide
+        cdef int64_t held_ns
         while True:
-            while self.pop(&request):
+            while True:
+                held_ns = self.hold(group) if self.is_elastic else 0
+                if held_ns:
+                    if owed != NULL:
+                        (<Inbox>owed).ring_and_go()
+                    return -held_ns
+                if not self.pop(&request):
+                    break
                 is_short_run = is_short(request.model)
                 if owed != NULL and not is_short_run:
                     (<Inbox>owed).ring_and_go()
                     owed = NULL
+                wide = group
+                if self.is_elastic:
+                    # What waits, and the one that we have popped. relaxed: a guess.
+                    wide = self.elastic.widen(
+                        group, request.model.run_ns,
+                        self.backlog.places.load(memory_order_relaxed) + 1,
+                    )
                 if self.backlog.has_items():
                     # Pushers each wake one worker, but may find none free while we hold on to a
                     # group that we then leave: whoever takes a request passes the word on.
                     self.kick(SPARE_FEEDER if is_short_run else NOT_FEEDING)
                 typical_ns = request.model.typical_ns.load(memory_order_relaxed)
                 if begin(request):
-                    self.run(request, group)
+                    self.run_on_worker(request, wide, group)
+                elif wide != group:
+                    self.groups.release_all(
+                        self.elastic.tree.mask[wide] & ~self.elastic.tree.mask[group]
+                    )
                 inbox = finish(request)  # its caller may free it from here on
                 # README, "Inboxes": rings are put off while short runs go on.
                 if inbox == owed and inbox != NULL:
@@ -393,6 +457,42 @@ cdef class Dispatcher:
                     self.pool.wake(mine)
                 # Else every group has an owner, and each looks at the queue when it leaves.
                 return self.spin_time(typical_ns)
+
+    cdef void run_on_worker(self, RequestState* request, int group, int leaf) noexcept nogil:
+        """Runs on the worker of `leaf`, which moves to where `group` begins and comes back: one of
+        ORT's threads stands on its own core then."""
+        cdef bint moves = (
+            self.is_pinned and group != leaf and self.first_cpu[group] != self.first_cpu[leaf]
+        )
+        if moves:
+            set_mask(&self.masks[group])
+        self.run(request, group, leaf)
+        if moves:
+            set_mask(&self.masks[leaf])
+
+    cdef int64_t hold(self, int leaf) noexcept nogil:
+        """Whether the next request had better wait for a wider group than `leaf`, and how long, ns.
+
+        If so, `leaf`, which the caller owns, has been given up. README, "How wide".
+        """
+        cdef size_t num_waiting = self.backlog.places.load(memory_order_relaxed)  # a guess
+        cdef uint64_t held_ns
+        if not num_waiting:
+            return 0
+        held_ns = self.elastic.hold_ns(leaf, num_waiting)
+        if not held_ns:
+            return 0
+        self.groups.release(leaf)
+        # Release, then look whether somebody runs who will look at the backlog after that. seq_cst.
+        if self.elastic.num_running.load(memory_order_seq_cst) > 0:
+            return held_ns
+        # If another has the leaf, it looks.
+        return 0 if self.groups.claim_all(self.elastic.tree.mask[leaf]) else held_ns
+
+    cdef void retry(self) noexcept nogil:
+        """What was held has waited for long enough to look again."""
+        if self.backlog.has_items():
+            self.kick(NOT_FEEDING)
 
     cdef int64_t spin_time(self, uint64_t typical_ns) noexcept nogil:
         """How long to look for the next request: README, "Spinning"."""
@@ -489,6 +589,10 @@ cdef void note_length(ModelState* model, uint64_t length) noexcept nogil:
 cdef bint is_short(ModelState* model) noexcept nogil:
     # relaxed: a statistic; 0 until the first run.
     return 0 < model.typical_ns.load(memory_order_relaxed) < SHORT_RUN_NS
+
+
+cdef void _retry(void* dispatcher) noexcept nogil:
+    (<Dispatcher>dispatcher).retry()
 
 
 cdef int64_t _serve(void* dispatcher, int group) noexcept nogil:

@@ -15,4 +15,7 @@ cdef class CoreGroups:
     cdef int claim(self, int preferred) noexcept nogil
     cdef int claim_other_than(self, int avoided) noexcept nogil
     cdef int num_claimed(self) noexcept nogil
+    cdef uint64_t free_groups(self) noexcept nogil
+    cdef bint claim_all(self, uint64_t groups) noexcept nogil
+    cdef void release_all(self, uint64_t groups) noexcept nogil
     cdef void release(self, int group) noexcept nogil

@@ -103,6 +103,23 @@ cdef class CoreGroups:
         """
         self.words[group >> 6].bits.fetch_or(<uint64_t>1 << (group & 63), memory_order_seq_cst)
 
+    # Of the first 64 groups, which are all that an elastic context has: they lie in one word, so
+    # several are claimed by one compare-and-swap, all or none. seq_cst as in claim and release.
+
+    cdef uint64_t free_groups(self) noexcept nogil:
+        return self.words[0].bits.load(memory_order_seq_cst)
+
+    cdef bint claim_all(self, uint64_t groups) noexcept nogil:
+        """Claims all of `groups`, a bit for each, or none."""
+        cdef uint64_t bits = self.words[0].bits.load(memory_order_seq_cst)
+        while bits & groups == groups:
+            if self.words[0].bits.compare_exchange_weak(bits, bits & ~groups, memory_order_seq_cst):
+                return True
+        return False
+
+    cdef void release_all(self, uint64_t groups) noexcept nogil:
+        self.words[0].bits.fetch_or(groups, memory_order_seq_cst)
+
     cdef int num_claimed(self) noexcept nogil:
         """How many groups have an owner; no snapshot of all words.
 

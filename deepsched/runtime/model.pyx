@@ -8,11 +8,12 @@ from deepsched.runtime.dispatch cimport (
 )
 from deepsched.runtime.futex cimport WAKE_ALL, futex_wait, now_ns
 from deepsched.runtime.inbox cimport Inbox
-from deepsched.runtime.ort cimport OrtSession
+from deepsched.runtime.library cimport loaded_library
+from deepsched.runtime.ort cimport OrtSession, OrtStatus
 from deepsched.runtime.pool cimport fork_generation
-from deepsched.runtime.posix cimport is_main_thread
+from deepsched.runtime.posix cimport CpuMask, get_mask, is_main_thread, set_mask
 from deepsched.runtime.request cimport (
-    CANCELLED, EXPIRED, REFUSED, Request, Stage, enter, leave, new_request, withdraw,
+    CANCELLED, DONE, EXPIRED, FAILED, REFUSED, Request, Stage, enter, leave, new_request, withdraw,
 )
 from deepsched.runtime.session cimport Session
 from deepsched.runtime.statistics cimport GroupStats, snapshot_group, snapshot_unrun
@@ -20,6 +21,8 @@ from deepsched.runtime.stopping cimport NO_DEADLINE
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
+
+import time
 
 from deepsched.errors import (
     ClosedError, DeadlineExceeded, ForkError, InputError, OptionError, QueueFull,
@@ -51,8 +54,9 @@ cdef class Model:
         self.state.stats = <GroupStats*>calloc(len(sessions), sizeof(GroupStats))
         self.state.input_names = <const char**>calloc(len(self.inputs) + 1, sizeof(char*))
         self.state.output_names = <const char**>calloc(len(self.outputs) + 1, sizeof(char*))
+        self.state.run_ns = <uint64_t*>calloc(len(sessions), sizeof(uint64_t))
         if (
-            self.state.sessions == NULL or self.state.stats == NULL
+            self.state.run_ns == NULL or self.state.sessions == NULL or self.state.stats == NULL
             or self.state.input_names == NULL or self.state.output_names == NULL
         ):
             raise MemoryError("no memory for a model")
@@ -66,6 +70,7 @@ cdef class Model:
     def __dealloc__(self):
         free(self.state.sessions)
         free(self.state.stats)
+        free(self.state.run_ns)
         free(self.state.input_names)
         free(self.state.output_names)
 
@@ -249,6 +254,59 @@ cdef class Model:
     def typical_ns(self) -> int:
         """The smoothed length of a run; 0 before the first."""
         return self.state.typical_ns.load(memory_order_relaxed)
+
+    # --- How it scales ------------------------------------------------------------------------
+
+    def measure(self, int group, list inputs, double seconds) -> int:
+        """How long a run takes on a core group, in ns: the least of several, in about `seconds`.
+
+        Waits until the group is free. Not counted, and not part of any statistics.
+        """
+        cdef Dispatcher dispatcher = self.dispatcher
+        cdef Request request
+        cdef CpuMask own
+        cdef bint moved
+        cdef uint64_t begun, took, least = 0, first = now_ns()
+        cdef int num_runs = 0
+        cdef OrtStatus* status
+        cdef uint64_t mask = dispatcher.elastic.tree.mask[group]
+        while not dispatcher.groups.claim_all(mask):
+            time.sleep(0.0005)
+        try:
+            # The first fills the arena, and does not count.
+            while least == 0 or now_ns() - first < <uint64_t>(seconds * 1e9):
+                request = self.prepare(inputs, None, 0, True)
+                with nogil:
+                    moved = (
+                        dispatcher.is_pinned
+                        and get_mask(&own) >= 0 and set_mask(&dispatcher.masks[group]) == 0
+                    )
+                    begun = now_ns()
+                    status = loaded_library().api.Run(
+                        self.state.sessions[group], dispatcher.slots.slots[group].options,
+                        request.state.input_names, request.state.inputs,
+                        request.state.num_inputs, self.state.output_names,
+                        self.state.num_outputs, request.state.outputs,
+                    )
+                    took = now_ns() - begun
+                    if moved:
+                        set_mask(&own)
+                request.state.status = status
+                request.state.stage.store(FAILED if status != NULL else DONE, memory_order_relaxed)
+                request.take_outputs()  # raises what went wrong
+                if num_runs and (least == 0 or took < least):
+                    least = took
+                num_runs += 1
+        finally:
+            dispatcher.groups.release_all(mask)
+            dispatcher.kick(NOT_FEEDING)
+        return least
+
+    def set_run_ns(self, list run_ns) -> None:
+        """By core group, what a run takes; 0 for groups that are wider than helps. Once, before
+        anybody else knows this model."""
+        for group, ns in enumerate(run_ns):
+            self.state.run_ns[group] = ns
 
     # --- Its end ------------------------------------------------------------------------------
 

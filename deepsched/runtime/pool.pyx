@@ -70,6 +70,7 @@ cdef void* _worker_main(void* argument) noexcept nogil:
     cdef Worker* worker = <Worker*>argument
     cdef uint32_t signal
     cdef int64_t sleeps_at = 0
+    cdef uint64_t retries_at = 0, now
     while True:
         # acquire: pairs with wake(); the group's last owner is behind us.
         signal = worker.signal.load(memory_order_acquire)
@@ -81,9 +82,19 @@ cdef void* _worker_main(void* argument) noexcept nogil:
             if worker.signal.compare_exchange_strong(signal, AWAKE, memory_order_acq_rel):
                 if worker.granted_ns:
                     note_wake_up(worker.pool, now_ns() - worker.granted_ns)
+                retries_at = 0
                 sleeps_at = worker.serve(worker.server, worker.group)
                 if sleeps_at > 0:
                     sleeps_at += now_ns()
+                elif sleeps_at < 0:
+                    retries_at = now_ns() - sleeps_at
+        elif signal == PARKED and retries_at:
+            now = now_ns()
+            if now >= retries_at:
+                retries_at = 0
+                worker.retry(worker.server)  # may grant us our group
+            else:
+                futex_wait(&worker.signal, PARKED, retries_at - now)
         elif signal == PARKED:
             futex_wait(&worker.signal, PARKED, -1)
         elif sleeps_at > 0 and <int64_t>now_ns() < sleeps_at:
@@ -116,7 +127,7 @@ cdef class WorkerPool:
             self.stop()
             free(self.workers)  # else: the parent's threads use its copy; leave ours alone
 
-    cdef start(self, ServeFn serve, void* server, CpuMask* masks, str prefix):
+    cdef start(self, ServeFn serve, RetryFn retry, void* server, CpuMask* masks, str prefix):
         """Starts the threads. `masks[g]`: where worker g runs."""
         cdef int group, error
         cdef Worker* worker
@@ -125,6 +136,7 @@ cdef class WorkerPool:
             worker.group = group
             worker.pool = &self.state
             worker.serve = serve
+            worker.retry = retry
             worker.server = server
             name = thread_name(f"{prefix}-s{group}")
             error = start_thread(&worker.thread, name, &masks[group], _worker_main, worker)

@@ -19,6 +19,7 @@ cdef enum Stage:
 cdef struct ModelState:
     # What threads without the GIL see of a model. `closing` is set once.
     OrtSession** sessions  # by core group
+    uint64_t* run_ns  # by core group, what a run is expected to take; 0: not known, or not used
     GroupStats* stats  # by core group
     UnrunStats unrun
     const char** input_names

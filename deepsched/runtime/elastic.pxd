@@ -1,0 +1,25 @@
+from deepsched.runtime.groups cimport CoreGroups
+from deepsched.runtime.policy cimport MOST_GROUPS, MOST_LEAVES, Tree
+from libc.stdint cimport int32_t, uint32_t, uint64_t, uintptr_t
+from libcpp.atomic cimport atomic
+
+cdef class Elastic:
+    cdef Tree tree
+    cdef CoreGroups groups
+    cdef atomic[uint64_t] until_ns[MOST_LEAVES]  # when what runs there is expected to end
+    cdef char _pad0[64]
+    cdef atomic[int32_t] num_running
+    cdef atomic[uint32_t] seen  # smoothed: how many requests an arriving one finds; in 1/1024
+    # Of the model that a request arrived for last.
+    cdef atomic[uintptr_t] latest
+    cdef atomic[uint64_t] latest_run_ns[MOST_GROUPS]
+
+    cdef void arrives(self, uintptr_t model, const uint64_t* run_ns, size_t num_waiting) noexcept nogil
+    cdef int choose(self, int leaf, const uint64_t* run_ns, size_t num_waiting) noexcept nogil
+    cdef uint64_t remaining_ns(self, int leaf, uint64_t now) noexcept nogil
+    cdef uint64_t busy_ns(self, int group, int leaf) noexcept nogil
+    cdef uint64_t hold_ns(self, int leaf, size_t num_waiting) noexcept nogil
+    cdef int claim_leaf(self) noexcept nogil
+    cdef int widen(self, int leaf, const uint64_t* run_ns, size_t num_waiting) noexcept nogil
+    cdef void begins(self, int group, const uint64_t* run_ns) noexcept nogil
+    cdef void ends(self, int group, int leaf) noexcept nogil

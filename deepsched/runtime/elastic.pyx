@@ -1,0 +1,122 @@
+"""The elastic scheduler's state: what runs where and for how long yet, and how busy it has been.
+
+README.md, "How wide". policy.pyx decides; this is what it is told. Everything read here is a hint:
+whatever it says, a group is used only after it has been claimed.
+"""
+
+cimport cython
+from deepsched.runtime.futex cimport now_ns
+from deepsched.runtime.policy cimport GroupTree, choose_group, roomiest_leaf
+from libc.stdint cimport int32_t, uint32_t, uint64_t, uintptr_t
+from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
+
+# All relaxed orders here: guesses, nothing is read through them.
+
+# What a group that is taken for no known time counts for: its owner is about to begin or to leave.
+cdef uint64_t BRIEFLY_NS = 10_000
+
+
+@cython.final
+cdef class Elastic:
+    """Of one dispatcher; `groups` are its streams, the leaves of `tree`."""
+
+    def __cinit__(self, GroupTree tree not None, CoreGroups groups not None):
+        self.tree = tree.tree
+        self.groups = groups
+
+    cdef void arrives(
+        self, uintptr_t model, const uint64_t* run_ns, size_t num_waiting
+    ) noexcept nogil:
+        """A request of `model` comes, and finds `num_waiting` others in the backlog."""
+        cdef int group
+        cdef uint32_t seen = self.seen.load(memory_order_relaxed)
+        cdef uint32_t now = 1024 * <uint32_t>(
+            <uint32_t>min(num_waiting, <size_t>1024) + self.num_running.load(memory_order_relaxed)
+        )
+        self.seen.store(seen - seen // 16 + now // 16, memory_order_relaxed)
+        if self.latest.load(memory_order_relaxed) != model:
+            self.latest.store(model, memory_order_relaxed)
+            for group in range(self.tree.num_groups):
+                self.latest_run_ns[group].store(run_ns[group], memory_order_relaxed)
+
+    cdef int choose(self, int leaf, const uint64_t* run_ns, size_t num_waiting) noexcept nogil:
+        """The group around `leaf`, which the caller owns, for the first of `num_waiting`."""
+        cdef uint64_t busy[MOST_LEAVES]
+        cdef uint64_t free = self.groups.free_groups() | (<uint64_t>1 << leaf)
+        cdef uint64_t now = now_ns()
+        cdef int other
+        cdef double waiting = <double>max(num_waiting, <size_t>1)
+        cdef double seen = self.seen.load(memory_order_relaxed) / 1024.0
+        for other in range(self.tree.num_leaves):
+            busy[other] = 0 if free >> other & 1 else self.remaining_ns(other, now)
+        # README, "How wide": a queue announces more than itself.
+        return choose_group(&self.tree, run_ns, busy, leaf, waiting * waiting + seen)
+
+    cdef uint64_t remaining_ns(self, int leaf, uint64_t now) noexcept nogil:
+        cdef uint64_t until = self.until_ns[leaf].load(memory_order_relaxed)
+        if until == 0:
+            return BRIEFLY_NS
+        # As long overdue as it is, it may yet be late.
+        return max(BRIEFLY_NS, until - now if until > now else now - until)
+
+    cdef uint64_t busy_ns(self, int group, int leaf) noexcept nogil:
+        """How long others are expected to use a part of `group`; 0: all but `leaf` is free."""
+        cdef uint64_t taken = self.tree.mask[group] & ~(
+            self.groups.free_groups() | (<uint64_t>1 << leaf)
+        )
+        cdef uint64_t longest = 0, now = now_ns()
+        cdef int other
+        for other in range(self.tree.low[group], self.tree.high[group]):
+            if taken >> other & 1:
+                longest = max(longest, self.remaining_ns(other, now))
+        return longest
+
+    cdef uint64_t hold_ns(self, int leaf, size_t num_waiting) noexcept nogil:
+        """How long the first of `num_waiting` had better wait for a wider group than `leaf`; 0: it
+        should run now. The caller owns the leaf."""
+        cdef uint64_t run_ns[MOST_GROUPS]
+        cdef int group
+        for group in range(self.tree.num_groups):
+            run_ns[group] = self.latest_run_ns[group].load(memory_order_relaxed)
+        if not run_ns[leaf]:
+            return 0
+        return self.busy_ns(self.choose(leaf, run_ns, num_waiting), leaf)
+
+    cdef int claim_leaf(self) noexcept nogil:
+        """The free leaf with the most room around it, now the caller's; -1: none is free."""
+        cdef int leaf
+        while True:
+            leaf = roomiest_leaf(&self.tree, self.groups.free_groups())
+            if leaf < 0 or self.groups.claim_all(self.tree.mask[leaf]):
+                return leaf
+
+    cdef int widen(self, int leaf, const uint64_t* run_ns, size_t num_waiting) noexcept nogil:
+        """Claims the group to run on around `leaf`, which the caller owns; returns it."""
+        cdef int group
+        if not run_ns[leaf]:
+            return leaf
+        group = self.choose(leaf, run_ns, num_waiting)
+        if group != leaf and self.groups.claim_all(
+            self.tree.mask[group] & ~self.tree.mask[leaf]
+        ):
+            return group
+        return leaf
+
+    cdef void begins(self, int group, const uint64_t* run_ns) noexcept nogil:
+        """The caller, who owns `group`, runs a request there."""
+        cdef uint64_t until = now_ns() + run_ns[group] if run_ns[group] else 0
+        cdef int leaf
+        for leaf in range(self.tree.low[group], self.tree.high[group]):
+            self.until_ns[leaf].store(until, memory_order_relaxed)
+        # seq_cst: README, "How wide".
+        self.num_running.fetch_add(1, memory_order_seq_cst)
+
+    cdef void ends(self, int group, int leaf) noexcept nogil:
+        """The run is over; of the group, `leaf` stays the caller's."""
+        cdef int other
+        for other in range(self.tree.low[group], self.tree.high[group]):
+            self.until_ns[other].store(0, memory_order_relaxed)
+        # seq_cst, before the look at the backlog: README, "How wide".
+        self.num_running.fetch_sub(1, memory_order_seq_cst)
+        if group != leaf:
+            self.groups.release_all(self.tree.mask[group] & ~self.tree.mask[leaf])

@@ -1,0 +1,10 @@
+from collections.abc import Sequence
+
+class GroupTree:
+    """The tree of core groups, natively."""
+
+    def __init__(self, leaves: Sequence[tuple[int, int]], parents: Sequence[int]) -> None: ...
+    def roomiest_leaf(self, busy_ns: Sequence[int]) -> int: ...
+    def choose(
+        self, run_ns: Sequence[int], busy_ns: Sequence[int], leaf: int, num_requests: float
+    ) -> int: ...
