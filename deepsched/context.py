@@ -20,6 +20,7 @@ from deepsched.futures import FutureResolver
 from deepsched.groups import GroupTree, tree_of
 from deepsched.partition import PartitionWarning, Stream, WarningKind, partition
 from deepsched.runtime.dispatch import Dispatcher
+from deepsched.runtime.library import has_bounded_spinning
 from deepsched.runtime.model import Model
 from deepsched.runtime.policy import GroupTree as NativeTree
 from deepsched.runtime.session import Session, open_session
@@ -36,6 +37,8 @@ logger = logging.getLogger("deepsched")
 
 # How long a worker whose queue ran dry looks for more, in ns. -1: as long as a wake-up takes here.
 _SPIN_NS = {"auto": -1, "latency": 1_000_000, "power": 0}
+
+_ELASTIC_SPIN_US = 100
 
 # Streams of an elastic context: they are claimed several at a time, in one word.
 _MOST_ELASTIC = 64
@@ -285,6 +288,20 @@ class Context:
         if hasattr(self, "_counts_of_closed") and not self._is_closed:
             self.close()
 
+    def _spin_config(self) -> dict[str, str]:
+        """What ONNX Runtime's threads do between two runs."""
+        if not self._may_spin:
+            return {"session.intra_op.allow_spinning": "0"}
+        if self._tree is not None and has_bounded_spinning():
+            # The next run may be in a session on a part of the same cores. This long does not hurt
+            # it; and a caller that comes again at once finds the threads awake.
+            return {"session.intra_op.spin_duration_us": str(_ELASTIC_SPIN_US)}
+        if self._tree is not None or (self._is_shared and self._spin == "auto"):
+            # The next request may be another engine's, on the same cores but in another session,
+            # whose threads must not compete with ours looking for work.
+            return {"session.force_spinning_stop": "1"}
+        return {}
+
     def _new_counts(self) -> Counts:
         return Counts(len(self._streams), None if self._tree is None else self._tree.leaves)
 
@@ -320,13 +337,7 @@ class Context:
 
     def _open_session(self, source: Source, stream: Stream, save_to: str | None) -> Session:
         """A session whose threads stand on the cores of `stream`."""
-        config = dict(source.config)
-        if not self._may_spin:
-            config["session.intra_op.allow_spinning"] = "0"
-        elif self._tree is not None or (self._is_shared and self._spin == "auto"):
-            # The next request may be another engine's, on the same cores but in another session,
-            # whose threads must not compete with ours looking for work.
-            config["session.force_spinning_stop"] = "1"
+        config = {**source.config, **self._spin_config()}
         return open_session(
             source.model,
             num_threads=len(stream.cpus),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
@@ -27,6 +28,8 @@ from deepsched.partition import Stream
 from deepsched.runtime.model import Model
 from deepsched.scheduler import Scheduler
 from deepsched.stats import Stats
+
+logger = logging.getLogger("deepsched")
 
 Shape = tuple[int | str | None, ...]
 Inputs = Sequence[Any] | Mapping[str, Any]
@@ -110,8 +113,15 @@ class Engine:
             raise
 
     def _measure_speed(self) -> None:
-        inputs = self.generate_random_inputs()
-        self._context._measure_speed(self._model, inputs, self._opened.compiled.folder)
+        try:
+            inputs = self.generate_random_inputs()
+            self._context._measure_speed(self._model, inputs, self._opened.compiled.folder)
+        except (OptionError, InputError, InferenceError) as error:
+            logger.warning(
+                "requests take one stream each, since how the model scales cannot be measured with "
+                "made-up inputs: %s",
+                error,
+            )
 
     def _try_out(self, input_shapes: Shapes | None) -> None:
         try:

@@ -66,9 +66,10 @@ def tree_of(streams: Sequence[Stream]) -> GroupTree:
     ranges: list[Range] = [(index, index + 1) for index in range(len(streams))]
     for level in ("l3", "numa_node", "package", None):
 
-        def place(group: Range, level: str | None = level) -> int:
+        def place(group: Range, level: str | None = level) -> int | None:
             # A stream that straddles two counts as where it begins.
-            return 0 if level is None else int(getattr(streams[group[0]].cores[0], level))
+            found: int | None = getattr(streams[group[0]].cores[0], level) if level else None
+            return found
 
         merged: list[Range] = []
         for _, found in groupby(ranges, place):

@@ -149,8 +149,10 @@ def test_every_way_to_spin_serves(spin):
         assert engine.stats().done == 200
 
 
-@pytest.mark.parametrize("num_streams", [1, 3])
-def test_everything_at_once(num_streams):
+@pytest.mark.parametrize(
+    ("num_streams", "scheduler"), [(1, "multi_stream"), (3, "multi_stream"), (5, "elastic")]
+)
+def test_everything_at_once(num_streams, scheduler):
     """Threads, futures, loops and maps; failures, timeouts, cancels, rejections, two engines, and
     a close under load. Every request ends once; every result is its caller's own."""
     topology_options = {"queue_capacity": 8}
@@ -249,9 +251,13 @@ def test_everything_at_once(num_streams):
                     note("closed")
                     break
 
-    with unpinned(num_streams, **topology_options) as context:
+    with unpinned(num_streams, scheduler, **topology_options) as context:
         engine = Engine(models.gather(), None, context=context)
         doomed = MultiModelEngine(models.gather(), None, context)
+        if scheduler == "elastic":  # as if the model scaled well
+            for one in (engine, doomed):
+                widths = [high - low for low, high in context._tree.leaves]
+                one._model.set_run_ns([60_000 // width for width in widths])
         work = [by_run, by_run, by_future, by_future, by_loop, by_loop, by_map]
 
         def body(i):

@@ -477,12 +477,17 @@ cdef class Dispatcher:
         """
         cdef size_t num_waiting = self.backlog.places.load(memory_order_relaxed)  # a guess
         cdef uint64_t held_ns
+        cdef int group
         if not num_waiting:
             return 0
-        held_ns = self.elastic.hold_ns(leaf, num_waiting)
+        group = self.elastic.wanted(leaf, num_waiting)
+        held_ns = self.elastic.busy_ns(group, leaf)
         if not held_ns:
             return 0
         self.groups.release(leaf)
+        if self.elastic.has_room_for(group):  # elsewhere: the worker there shall have it
+            self.kick(NOT_FEEDING)
+            return held_ns
         # Release, then look whether somebody runs who will look at the backlog after that. seq_cst.
         if self.elastic.num_running.load(memory_order_seq_cst) > 0:
             return held_ns

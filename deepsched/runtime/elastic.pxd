@@ -18,7 +18,8 @@ cdef class Elastic:
     cdef int choose(self, int leaf, const uint64_t* run_ns, size_t num_waiting) noexcept nogil
     cdef uint64_t remaining_ns(self, int leaf, uint64_t now) noexcept nogil
     cdef uint64_t busy_ns(self, int group, int leaf) noexcept nogil
-    cdef uint64_t hold_ns(self, int leaf, size_t num_waiting) noexcept nogil
+    cdef int wanted(self, int leaf, size_t num_waiting) noexcept nogil
+    cdef bint has_room_for(self, int group) noexcept nogil
     cdef int claim_leaf(self) noexcept nogil
     cdef int widen(self, int leaf, const uint64_t* run_ns, size_t num_waiting) noexcept nogil
     cdef void begins(self, int group, const uint64_t* run_ns) noexcept nogil

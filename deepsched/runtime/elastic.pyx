@@ -71,16 +71,25 @@ cdef class Elastic:
                 longest = max(longest, self.remaining_ns(other, now))
         return longest
 
-    cdef uint64_t hold_ns(self, int leaf, size_t num_waiting) noexcept nogil:
-        """How long the first of `num_waiting` had better wait for a wider group than `leaf`; 0: it
-        should run now. The caller owns the leaf."""
+    cdef int wanted(self, int leaf, size_t num_waiting) noexcept nogil:
+        """The group that the first of `num_waiting` had better run on, or wait for one as wide. The
+        caller owns the leaf."""
         cdef uint64_t run_ns[MOST_GROUPS]
         cdef int group
         for group in range(self.tree.num_groups):
             run_ns[group] = self.latest_run_ns[group].load(memory_order_relaxed)
-        if not run_ns[leaf]:
-            return 0
-        return self.busy_ns(self.choose(leaf, run_ns, num_waiting), leaf)
+        return self.choose(leaf, run_ns, num_waiting) if run_ns[leaf] else leaf
+
+    cdef bint has_room_for(self, int group) noexcept nogil:
+        """Whether some group that wide is free."""
+        cdef uint64_t free = self.groups.free_groups()
+        cdef int other, width = self.tree.high[group] - self.tree.low[group]
+        for other in range(self.tree.num_groups - 1, -1, -1):
+            if self.tree.high[other] - self.tree.low[other] < width:
+                return False
+            if free & self.tree.mask[other] == self.tree.mask[other]:
+                return True
+        return False
 
     cdef int claim_leaf(self) noexcept nogil:
         """The free leaf with the most room around it, now the caller's; -1: none is free."""

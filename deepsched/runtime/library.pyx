@@ -66,6 +66,13 @@ def describe_library() -> dict[str, str]:
     return {"path": _path, "version": _version}
 
 
+def has_bounded_spinning() -> bool:
+    """Whether `session.intra_op.spin_duration_us` works here: since onnxruntime 1.26, #27916."""
+    library()
+    match = re.match(r"1\.(\d+)\b", _version)
+    return match is not None and int(match[1]) >= 26
+
+
 cdef Library* library() except NULL:
     """The library, loaded at the first call."""
     if _library.api == NULL:
