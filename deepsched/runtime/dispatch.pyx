@@ -149,13 +149,13 @@ cdef class Dispatcher:
             return False
         group = leaf
         if self.is_elastic:
-            group = self.elastic.choose(leaf, request.model.run_ns, 1)
+            group = self.elastic.choose(leaf, request.model.lengths, 1)
             if group != leaf:
                 if self.elastic.busy_ns(group, leaf):
                     # It had better wait, which is a worker's business.
                     self.leave_group(leaf, NOT_FEEDING)
                     return False
-                group = self.elastic.widen(leaf, request.model.run_ns, 1)
+                group = self.elastic.widen(leaf, request.model.lengths, 1)
         # relaxed: no other thread knows this request.
         request.stage.store(RUNNING, memory_order_relaxed)
         request.by_worker = False
@@ -178,7 +178,7 @@ cdef class Dispatcher:
         )
         if self.is_elastic:
             self.elastic.arrives(
-                <uintptr_t>request.model, request.model.run_ns,
+                request.model.lengths,
                 self.backlog.places.load(memory_order_relaxed),  # relaxed: a guess
             )
         if may_inline and self.try_inline(request):
@@ -227,7 +227,7 @@ cdef class Dispatcher:
         cdef bint has_run
         cdef Stage end = DONE
         if self.is_elastic:
-            self.elastic.begins(group, model.run_ns)
+            self.elastic.begins(group, model.lengths)
         # seq_cst, both: README, "Stopping a run".
         request.group.store(group, memory_order_seq_cst)
         if request.is_stoppable:
@@ -254,6 +254,8 @@ cdef class Dispatcher:
         if end == DONE:
             add_one(&stats.num_done, 1)
             note_length(model, length)
+            if self.is_elastic:
+                self.elastic.learn(group, model.lengths, length)
         elif end == FAILED:
             add_one(&stats.num_failed, 1)
         elif end == EXPIRED:
@@ -326,7 +328,8 @@ cdef class Dispatcher:
     cdef int claim_for(self, ModelState* model, int preferred) noexcept nogil:
         """A free stream, now the caller's: `preferred`, or with room around it where that helps."""
         if self.is_elastic and self.num_groups > self.groups.num_groups and (
-            model.run_ns[self.groups.num_groups]
+            # relaxed: a guess.
+            model.lengths[self.groups.num_groups].expected_ns.load(memory_order_relaxed)
         ):
             return self.elastic.claim_leaf()
         return self.groups.claim(preferred)
@@ -417,7 +420,7 @@ cdef class Dispatcher:
                 if self.is_elastic:
                     # What waits, and the one that we have popped. relaxed: a guess.
                     wide = self.elastic.widen(
-                        group, request.model.run_ns,
+                        group, request.model.lengths,
                         self.backlog.places.load(memory_order_relaxed) + 1,
                     )
                 if self.backlog.has_items():

@@ -1,7 +1,12 @@
 from deepsched.runtime.groups cimport CoreGroups
 from deepsched.runtime.policy cimport MOST_GROUPS, MOST_LEAVES, Tree
-from libc.stdint cimport int32_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libcpp.atomic cimport atomic
+
+cdef struct RunLength:
+    # How long a model's runs take on one core group.
+    atomic[uint64_t] expected_ns  # as of lately; 0: not known, or wider than helps
+    uint64_t alone_ns  # as measured when nothing else ran
 
 cdef class Elastic:
     cdef Tree tree
@@ -11,16 +16,17 @@ cdef class Elastic:
     cdef atomic[int32_t] num_running
     cdef atomic[uint32_t] seen  # smoothed: how many requests an arriving one finds; in 1/1024
     # Of the model that a request arrived for last.
-    cdef atomic[uintptr_t] latest
     cdef atomic[uint64_t] latest_run_ns[MOST_GROUPS]
 
-    cdef void arrives(self, uintptr_t model, const uint64_t* run_ns, size_t num_waiting) noexcept nogil
-    cdef int choose(self, int leaf, const uint64_t* run_ns, size_t num_waiting) noexcept nogil
+    cdef void arrives(self, RunLength* lengths, size_t num_waiting) noexcept nogil
+    cdef int choose(self, int leaf, RunLength* lengths, size_t num_waiting) noexcept nogil
+    cdef int choose_by(self, int leaf, uint64_t* run_ns, size_t num_waiting) noexcept nogil
     cdef uint64_t remaining_ns(self, int leaf, uint64_t now) noexcept nogil
     cdef uint64_t busy_ns(self, int group, int leaf) noexcept nogil
     cdef int wanted(self, int leaf, size_t num_waiting) noexcept nogil
     cdef bint has_room_for(self, int group) noexcept nogil
     cdef int claim_leaf(self) noexcept nogil
-    cdef int widen(self, int leaf, const uint64_t* run_ns, size_t num_waiting) noexcept nogil
-    cdef void begins(self, int group, const uint64_t* run_ns) noexcept nogil
+    cdef int widen(self, int leaf, RunLength* lengths, size_t num_waiting) noexcept nogil
+    cdef void begins(self, int group, RunLength* lengths) noexcept nogil
+    cdef void learn(self, int group, RunLength* lengths, uint64_t length_ns) noexcept nogil
     cdef void ends(self, int group, int leaf) noexcept nogil

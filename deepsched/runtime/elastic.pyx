@@ -7,7 +7,7 @@ whatever it says, a group is used only after it has been claimed.
 cimport cython
 from deepsched.runtime.futex cimport now_ns
 from deepsched.runtime.policy cimport GroupTree, choose_group, roomiest_leaf
-from libc.stdint cimport int32_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 
 # All relaxed orders here: guesses, nothing is read through them.
@@ -25,26 +25,36 @@ cdef class Elastic:
         self.groups = groups
 
     cdef void arrives(
-        self, uintptr_t model, const uint64_t* run_ns, size_t num_waiting
+        self, RunLength* lengths, size_t num_waiting
     ) noexcept nogil:
-        """A request of `model` comes, and finds `num_waiting` others in the backlog."""
+        """A request comes, and finds `num_waiting` others in the backlog."""
         cdef int group
         cdef uint32_t seen = self.seen.load(memory_order_relaxed)
         cdef uint32_t now = 1024 * <uint32_t>(
             <uint32_t>min(num_waiting, <size_t>1024) + self.num_running.load(memory_order_relaxed)
         )
         self.seen.store(seen - seen // 16 + now // 16, memory_order_relaxed)
-        if self.latest.load(memory_order_relaxed) != model:
-            self.latest.store(model, memory_order_relaxed)
-            for group in range(self.tree.num_groups):
-                self.latest_run_ns[group].store(run_ns[group], memory_order_relaxed)
+        for group in range(self.tree.num_groups):
+            self.latest_run_ns[group].store(
+                lengths[group].expected_ns.load(memory_order_relaxed), memory_order_relaxed
+            )
 
-    cdef int choose(self, int leaf, const uint64_t* run_ns, size_t num_waiting) noexcept nogil:
+    cdef int choose(self, int leaf, RunLength* lengths, size_t num_waiting) noexcept nogil:
+        """The group around `leaf`, which the caller owns, for the first of `num_waiting`."""
+        cdef uint64_t run_ns[MOST_GROUPS]
+        cdef int group
+        for group in range(self.tree.num_groups):
+            run_ns[group] = lengths[group].expected_ns.load(memory_order_relaxed)
+        return self.choose_by(leaf, run_ns, num_waiting)
+
+    cdef int choose_by(self, int leaf, uint64_t* run_ns, size_t num_waiting) noexcept nogil:
         """The group around `leaf`, which the caller owns, for the first of `num_waiting`."""
         cdef uint64_t busy[MOST_LEAVES]
         cdef uint64_t free = self.groups.free_groups() | (<uint64_t>1 << leaf)
         cdef uint64_t now = now_ns()
         cdef int other
+        if not run_ns[leaf]:
+            return leaf
         cdef double waiting = <double>max(num_waiting, <size_t>1)
         cdef double seen = self.seen.load(memory_order_relaxed) / 1024.0
         for other in range(self.tree.num_leaves):
@@ -78,7 +88,7 @@ cdef class Elastic:
         cdef int group
         for group in range(self.tree.num_groups):
             run_ns[group] = self.latest_run_ns[group].load(memory_order_relaxed)
-        return self.choose(leaf, run_ns, num_waiting) if run_ns[leaf] else leaf
+        return self.choose_by(leaf, run_ns, num_waiting)
 
     cdef bint has_room_for(self, int group) noexcept nogil:
         """Whether some group that wide is free."""
@@ -99,26 +109,52 @@ cdef class Elastic:
             if leaf < 0 or self.groups.claim_all(self.tree.mask[leaf]):
                 return leaf
 
-    cdef int widen(self, int leaf, const uint64_t* run_ns, size_t num_waiting) noexcept nogil:
+    cdef int widen(self, int leaf, RunLength* lengths, size_t num_waiting) noexcept nogil:
         """Claims the group to run on around `leaf`, which the caller owns; returns it."""
-        cdef int group
-        if not run_ns[leaf]:
-            return leaf
-        group = self.choose(leaf, run_ns, num_waiting)
+        cdef int group = self.choose(leaf, lengths, num_waiting)
         if group != leaf and self.groups.claim_all(
             self.tree.mask[group] & ~self.tree.mask[leaf]
         ):
             return group
         return leaf
 
-    cdef void begins(self, int group, const uint64_t* run_ns) noexcept nogil:
+    cdef void begins(self, int group, RunLength* lengths) noexcept nogil:
         """The caller, who owns `group`, runs a request there."""
-        cdef uint64_t until = now_ns() + run_ns[group] if run_ns[group] else 0
+        cdef uint64_t expected_ns = lengths[group].expected_ns.load(memory_order_relaxed)
+        cdef uint64_t until = now_ns() + expected_ns if expected_ns else 0
         cdef int leaf
         for leaf in range(self.tree.low[group], self.tree.high[group]):
             self.until_ns[leaf].store(until, memory_order_relaxed)
         # seq_cst: README, "How wide".
         self.num_running.fetch_add(1, memory_order_seq_cst)
+
+    cdef void learn(self, int group, RunLength* lengths, uint64_t length_ns) noexcept nogil:
+        """A run on `group` took so long. An update lost to another thread does no harm.
+
+        README, "How wide": under load, wide runs may suffer more than narrow ones.
+        """
+        cdef uint64_t known = lengths[group].expected_ns.load(memory_order_relaxed)
+        cdef uint64_t target, length
+        cdef int other, level = self.tree.level_of[group]
+        if not known:
+            return
+        # None counts for more than twice what is known: it may have lost its core for a while.
+        known = known - known // 8 + min(length_ns, 2 * known) // 8 + 1
+        for other in range(self.tree.num_groups):
+            if self.tree.level_of[other] == level:
+                if lengths[other].expected_ns.load(memory_order_relaxed):
+                    lengths[other].expected_ns.store(known, memory_order_relaxed)
+            elif level == 0:
+                # Nobody may use the wide ones now: they are forgiven slowly, up to what they gain
+                # when nothing else runs.
+                length = lengths[other].expected_ns.load(memory_order_relaxed)
+                if length:
+                    target = <uint64_t>(
+                        <double>known * lengths[other].alone_ns / lengths[group].alone_ns
+                    )
+                    lengths[other].expected_ns.store(
+                        length - length // 32 + target // 32 + 1, memory_order_relaxed
+                    )
 
     cdef void ends(self, int group, int leaf) noexcept nogil:
         """The run is over; of the group, `leaf` stays the caller's."""

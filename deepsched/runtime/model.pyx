@@ -6,6 +6,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from deepsched.runtime.dispatch cimport (
     ACCEPTED, CLOSED, FULL, NOT_FEEDING, Dispatcher, Submitted, is_short,
 )
+from deepsched.runtime.elastic cimport RunLength
 from deepsched.runtime.futex cimport WAKE_ALL, futex_wait, now_ns
 from deepsched.runtime.inbox cimport Inbox
 from deepsched.runtime.library cimport loaded_library
@@ -54,9 +55,9 @@ cdef class Model:
         self.state.stats = <GroupStats*>calloc(len(sessions), sizeof(GroupStats))
         self.state.input_names = <const char**>calloc(len(self.inputs) + 1, sizeof(char*))
         self.state.output_names = <const char**>calloc(len(self.outputs) + 1, sizeof(char*))
-        self.state.run_ns = <uint64_t*>calloc(len(sessions), sizeof(uint64_t))
+        self.state.lengths = <RunLength*>calloc(len(sessions), sizeof(RunLength))
         if (
-            self.state.run_ns == NULL or self.state.sessions == NULL or self.state.stats == NULL
+            self.state.lengths == NULL or self.state.sessions == NULL or self.state.stats == NULL
             or self.state.input_names == NULL or self.state.output_names == NULL
         ):
             raise MemoryError("no memory for a model")
@@ -70,7 +71,7 @@ cdef class Model:
     def __dealloc__(self):
         free(self.state.sessions)
         free(self.state.stats)
-        free(self.state.run_ns)
+        free(self.state.lengths)
         free(self.state.input_names)
         free(self.state.output_names)
 
@@ -303,10 +304,11 @@ cdef class Model:
         return least
 
     def set_run_ns(self, list run_ns) -> None:
-        """By core group, what a run takes; 0 for groups that are wider than helps. Once, before
-        anybody else knows this model."""
+        """By core group, what a run takes when nothing else runs; 0 for groups that are wider than
+        helps. Before anybody else uses this model."""
         for group, ns in enumerate(run_ns):
-            self.state.run_ns[group] = ns
+            self.state.lengths[group].alone_ns = ns
+            self.state.lengths[group].expected_ns.store(ns, memory_order_relaxed)
 
     # --- Its end ------------------------------------------------------------------------------
 

@@ -1,4 +1,5 @@
 from deepsched.runtime.completion cimport Completion
+from deepsched.runtime.elastic cimport RunLength
 from deepsched.runtime.inbox cimport Inbox, Letter
 from deepsched.runtime.ort cimport OrtSession, OrtStatus, OrtValue
 from deepsched.runtime.statistics cimport GroupStats, UnrunStats
@@ -19,7 +20,7 @@ cdef enum Stage:
 cdef struct ModelState:
     # What threads without the GIL see of a model. `closing` is set once.
     OrtSession** sessions  # by core group
-    uint64_t* run_ns  # by core group, what a run is expected to take; 0: not known, or not used
+    RunLength* lengths  # by core group; of elastic contexts
     GroupStats* stats  # by core group
     UnrunStats unrun
     const char** input_names
