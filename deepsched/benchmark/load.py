@@ -18,13 +18,14 @@ import time
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from deepsched.benchmark.arrivals import arrival_times_ns
 from deepsched.errors import OptionError
 
+T = TypeVar("T")
 Run = Callable[[Any], Any]
 Tick = Callable[[int], None]
 Times = np.ndarray[Any, np.dtype[np.int64]]
@@ -147,7 +148,7 @@ def open_loop(
     Returns:
         All requests that were due within the time. It ends with the last answer, if that is later.
     """
-    arrivals = arrival_times_ns(rate, seconds, poisson=poisson, seed=seed)
+    arrivals = enumerate(arrival_times_ns(rate, seconds, poisson=poisson, seed=seed))
     lock = threading.Lock()
     notes = [array("q") for _ in range(callers)]
     dropped = [0] * callers
@@ -158,11 +159,12 @@ def open_loop(
 
     def call(caller: int, stop: threading.Event) -> None:
         note = notes[caller].extend
-        for due in _take_turns(arrivals, lock):
-            due += begin
-            if due - now_ns() > 0:
+        for number, offset in _take_turns(arrivals, lock):
+            due = begin + offset
+            late = now_ns() - due
+            if late < 0:
                 clock.wait_until(due, stop)
-            elif now_ns() - due > max_late:
+            elif late > max_late and number > 0:  # the first is sent: there is always a latency
                 dropped[caller] += 1
                 continue
             if stop.is_set():
@@ -186,13 +188,14 @@ def open_loop(
     return Spans(due, sent, ended, begin, end, ended, sum(dropped), is_interrupted)
 
 
-def _take_turns(arrivals: Iterator[int], lock: threading.Lock) -> Iterator[int]:
+def _take_turns(items: Iterator[T], lock: threading.Lock) -> Iterator[T]:
     while True:
-        with lock:  # a generator does not let two threads in
-            due = next(arrivals, None)
-        if due is None:
+        try:
+            with lock:  # a generator does not let two threads in
+                item = next(items)
+        except StopIteration:
             return
-        yield due
+        yield item
 
 
 def _joined(notes: list[array[int]], width: int) -> Times:
