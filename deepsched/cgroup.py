@@ -1,4 +1,5 @@
-"""What the process's control group lets it use: CPUs (cpuset) and time (CPU quota).
+"""What the process's control group lets it use: CPUs (cpuset) and time (CPU quota), and how much
+time the quota has cost.
 
 Version 2 (Documentation/admin-guide/cgroup-v2.rst), version 1 (Documentation/admin-guide/cgroup-v1/
 cpusets.rst, Documentation/scheduler/sched-bwc.rst), the "cpuset" file system from before both, and
@@ -62,6 +63,25 @@ def _quota(folder: Path) -> float | None:
     if not all(word.isdigit() and int(word) > 0 for word in words):
         return None
     return int(words[0]) / int(words[1])
+
+
+def throttled_seconds(root: Path) -> tuple[float, ...]:
+    """For how long each group was kept from running because its quota was used up, so far.
+
+    The process's own group first, then those above it, whose quotas stop it as well. Summed over
+    CPUs, so it may grow faster than the clock. Empty: the kernel does not tell.
+    """
+    folders = [folder for _, folder in _group_folders(root, "cpu")]
+    times = [_throttled(read_text(folder / "cpu.stat") or "") for folder in folders]
+    return tuple(seconds for seconds in times if seconds is not None)
+
+
+def _throttled(stat: str) -> float | None:
+    fields = dict(line.split(" ", 1) for line in stat.splitlines() if " " in line)
+    for name, unit in (("throttled_usec", 1e-6), ("throttled_time", 1e-9)):  # version 2, version 1
+        if fields.get(name, "").isdigit():
+            return int(fields[name]) * unit
+    return None
 
 
 def _group_folders(root: Path, controller: str) -> Iterator[tuple[_Mount, Path]]:

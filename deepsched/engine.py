@@ -26,8 +26,9 @@ from deepsched.memory import Memory, arenas, measure
 from deepsched.model import ModelLike, Shapes, explain_override
 from deepsched.partition import Stream
 from deepsched.runtime.model import Model
+from deepsched.samples import random_value
 from deepsched.scheduler import Scheduler
-from deepsched.stats import Stats
+from deepsched.stats import Counts, Stats
 
 logger = logging.getLogger("deepsched")
 
@@ -379,9 +380,12 @@ class Engine:
 
     def stats(self) -> Stats:
         """What happened to its requests so far; queue figures are the context's."""
+        return self._context._summary(self._counts(), self._born)
+
+    def _counts(self) -> Counts:
         counts = self._context._new_counts()
         counts.add(self._model.counts())
-        return self._context._summary(counts, self._born)
+        return counts
 
     def _in_order(self, inputs: Inputs) -> list[Any]:
         if isinstance(inputs, Mapping):
@@ -407,7 +411,7 @@ class Engine:
     def generate_random_inputs(self) -> list[Any]:
         """An array for each input that fits it; sizes that may be any are batch_size, then 1."""
         rng = np.random.default_rng(0)
-        return [_random_value(rng, info, self.batch_size or 1) for info in self._model.inputs]
+        return [random_value(rng, info, self.batch_size or 1) for info in self._model.inputs]
 
     # --- Its end ----------------------------------------------------------------------------
 
@@ -504,21 +508,3 @@ def _with_progress(results: Iterator[list[Any]], items: Iterable[Any]) -> Iterat
 
     total = len(items) if isinstance(items, Sized) else None
     return iter(track(results, description="requests", total=total, console=Console(stderr=True)))
-
-
-def _random_value(rng: np.random.Generator, info: Any, batch_size: int) -> Any:
-    if info.kind == "optional":
-        return _random_value(rng, info.content, batch_size)
-    if info.kind == "sequence":
-        return [_random_value(rng, info.content, batch_size)]
-    if info.kind == "map":
-        raise OptionError(f"input {info.name!r} is a map; random ones cannot be made up")
-    shape = [
-        size if isinstance(size, int) else (batch_size if position == 0 else 1)
-        for position, size in enumerate(info.shape)
-    ]
-    if info.dtype == object:
-        return np.full(shape, "a", dtype=object)
-    if info.dtype.kind in "iub":
-        return rng.integers(0, 2, shape).astype(info.dtype)  # valid as an index almost anywhere
-    return rng.standard_normal(shape).astype(info.dtype)

@@ -123,6 +123,23 @@ class Counts:
         self._totals_ns[stream, which] += total_ns
         self._longest_ns[stream, which] = max(self._longest_ns[stream, which], longest_ns)
 
+    def since(self, earlier: Counts) -> Counts:
+        """What was counted after `earlier`, which holds the same models' counts."""
+        counts = Counts(len(self._numbers), self._ranges)
+        counts._busy_ns = self._busy_ns - earlier._busy_ns
+        counts._by_width = {
+            width: count - earlier._by_width.get(width, 0)
+            for width, count in self._by_width.items()
+        }
+        counts._numbers = self._numbers - earlier._numbers
+        counts._buckets = self._buckets - earlier._buckets
+        counts._totals_ns = self._totals_ns - earlier._totals_ns
+        counts._unrun = self._unrun - earlier._unrun
+        # The longest may have been before: exact to its bucket.
+        highest = np.where(counts._buckets > 0, _bounds()[:, 1] - 1, 0).max(axis=-1)
+        counts._longest_ns = np.minimum(highest, self._longest_ns).astype(np.int64)
+        return counts
+
     def summary(
         self, seconds: float, queue_depth: int, queue_depth_max: int, queue_capacity: int
     ) -> Stats:

@@ -1,138 +1,260 @@
-"""Closed-loop load: callers that each send the next request when the last one is answered."""
+"""Closed and open loop: the threads that send requests, and the times they note.
+
+Closed loop: each caller sends the next request when its last one is answered, so a slow engine is
+asked less. Open loop: requests fall due at times of their own, whatever the engine does, and a
+request's latency counts from then. A stall is thereby seen by every request that fell due in it,
+not just by the one that was under way.
+
+In an open loop the callers take turns at the next request that falls due and wait for its time.
+Requests that are due while all callers are busy are not stored anywhere: they are the times that
+nobody has taken yet, so an overload takes no memory. One that is taken later than
+`max_late_seconds` after its time is dropped and counted.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-PERCENTILES = (25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9)
+from deepsched.benchmark.arrivals import arrival_times_ns
+from deepsched.errors import OptionError
+
+T = TypeVar("T")
+Run = Callable[[Any], Any]
+Tick = Callable[[int], None]
+Times = np.ndarray[Any, np.dtype[np.int64]]
+
+
+class Clock(Protocol):
+    """What a load goes by. A test may bring one that moves only when it is told to."""
+
+    def now_ns(self) -> int:
+        """Nanoseconds of a clock that never goes back."""
+
+    def wait_until(self, due_ns: int, stop: threading.Event) -> None:
+        """Returns at `due_ns`, or soon after `stop` is set."""
+
+
+class MonotonicClock:
+    """The machine's."""
+
+    now_ns = staticmethod(time.perf_counter_ns)
+
+    def wait_until(self, due_ns: int, stop: threading.Event) -> None:
+        """See Clock."""
+        while (left := due_ns - time.perf_counter_ns()) > 0 and not stop.is_set():
+            if left > _NAP_NS:
+                stop.wait((left - _NAP_NS / 2) / 1e9)
+            else:
+                time.sleep(left / 1e9)  # wakes up closer to its time than an Event
+
+
+_NAP_NS = 20_000_000
+_TICK_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """What a load measured. Latencies are of whole calls, waiting included."""
+class Spans:
+    """When each request was due, sent and answered, in ns of the clock; in a closed loop it is
+    due when it is sent."""
 
-    callers: int
-    """How many threads called at once."""
-    batch_size: int
-    """Items in a request."""
-    seconds: float
-    """The time measured, warm-up left out."""
-    latencies_ms: np.ndarray[Any, np.dtype[np.float64]]
-    """Of each request, in milliseconds, in no particular order."""
-    is_interrupted: bool = False
-    """Whether Ctrl-C ended it early."""
+    due: Times
+    sent: Times
+    ended: Times
+    begin: int
+    end: int
+    """From `begin` to `end` the load was measured."""
+    ended_in_all: Times
+    """When every request was answered, those outside of this time included."""
+    num_dropped: int
+    is_interrupted: bool
 
-    @property
-    def iterations(self) -> int:
-        """How many requests were answered in that time."""
-        return len(self.latencies_ms)
-
-    @property
-    def items_per_sec(self) -> float:
-        """Requests times batch size, a second."""
-        return self.iterations * self.batch_size / self.seconds
-
-    def percentile(self, percent: float) -> float:
-        """The latency in ms that `percent` of the requests stayed within."""
-        return float(np.percentile(self.latencies_ms, percent))
-
-    def to_dict(self) -> dict[str, float | int]:
-        """DeepSparse's keys, and `callers`. Latencies in ms."""
-        return {
-            "callers": self.callers,
-            "items_per_sec": self.items_per_sec,
-            "seconds_ran": self.seconds,
-            "iterations": self.iterations,
-            "median": self.percentile(50),
-            "mean": float(np.mean(self.latencies_ms)),
-            "std": float(np.std(self.latencies_ms)),
-            **{f"{percent}%": self.percentile(percent) for percent in PERCENTILES},
-        }
+    def __len__(self) -> int:
+        return len(self.ended)
 
 
-def measure(
-    run: Callable[[Any], Any],
+def closed_loop(
+    run: Run,
     inputs: Any,
     *,
-    callers: int = 1,
-    seconds: float = 10.0,
-    warmup_seconds: float = 2.0,
-    batch_size: int = 1,
-    on_progress: Callable[[float], None] | None = None,
-) -> Measurement:
-    """Calls `run(inputs)` from `callers` threads for `seconds`, after a warm-up.
+    callers: int,
+    seconds: float,
+    warmup_seconds: float,
+    clock: Clock,
+    on_tick: Tick,
+) -> Spans:
+    """Calls `run(inputs)` from `callers` threads until the time is over.
 
     Args:
-        run: an engine, or anything else that answers a request.
-        on_progress: called about ten times a second with the seconds that have passed, the
-            warm-up included.
+        on_tick: called about ten times a second with the time in ns, 0 at the end of the warm-up.
+
+    Returns:
+        The requests that ended within the time. If none did, all there were, and their time.
+    """
+    started_at = clock.now_ns()
+    begin = started_at + round(warmup_seconds * 1e9)
+    end = begin + round(seconds * 1e9)
+    notes = [array("q") for _ in range(callers)]
+    now_ns = clock.now_ns
+
+    def call(caller: int, stop: threading.Event) -> None:
+        note = notes[caller].append
+        ended = 0
+        while ended < end and not stop.is_set():
+            sent = now_ns()
+            run(inputs)
+            ended = now_ns()
+            note(sent)
+            note(ended)
+
+    is_interrupted = _on_threads(callers, call, lambda: on_tick(now_ns() - begin))
+    if is_interrupted:
+        end = min(end, now_ns())
+    every = _joined(notes, 2)
+    # What ended between begin and end, whenever it was sent: then neither the first requests nor
+    # the last, when fewer and fewer callers are under way, bias the rate.
+    spans = every[(every[:, 1] > begin) & (every[:, 1] <= end)]
+    if not len(spans):
+        if is_interrupted:
+            raise KeyboardInterrupt
+        spans, begin, end = every, int(every[:, 0].min()), int(every[:, 1].max())  # this long
+    return Spans(spans[:, 0], spans[:, 0], spans[:, 1], begin, end, every[:, 1], 0, is_interrupted)
+
+
+def open_loop(
+    run: Run,
+    inputs: Any,
+    *,
+    rate: float,
+    poisson: bool,
+    seed: int,
+    callers: int,
+    seconds: float,
+    max_late_seconds: float,
+    clock: Clock,
+    on_tick: Tick,
+) -> Spans:
+    """Calls `run(inputs)` at its own times; `callers` threads at most are under way at once.
+
+    Args:
+        on_tick: called about ten times a second with the time in ns, 0 when the first may be due.
+
+    Returns:
+        All requests that were due within the time. It ends with the last answer, if that is later.
+    """
+    arrivals = enumerate(arrival_times_ns(rate, seconds, poisson=poisson, seed=seed))
+    lock = threading.Lock()
+    notes = [array("q") for _ in range(callers)]
+    dropped = [0] * callers
+    max_late = round(max_late_seconds * 1e9)
+    now_ns = clock.now_ns
+    # Threads take about 0.1 ms to start; before the first request is due all should be there.
+    begin = now_ns() + 5_000_000 + callers * 200_000
+
+    def call(caller: int, stop: threading.Event) -> None:
+        note = notes[caller].extend
+        for number, offset in _take_turns(arrivals, lock):
+            due = begin + offset
+            late = now_ns() - due
+            if late < 0:
+                clock.wait_until(due, stop)
+            elif late > max_late and number > 0:  # the first is sent: there is always a latency
+                dropped[caller] += 1
+                continue
+            if stop.is_set():
+                return
+            sent = now_ns()
+            run(inputs)
+            note((due, sent, now_ns()))
+
+    is_interrupted = _on_threads(callers, call, lambda: on_tick(now_ns() - begin))
+    every = _joined(notes, 3)
+    if not len(every):
+        if is_interrupted:
+            raise KeyboardInterrupt
+        raise OptionError(
+            f"no request fell due: {rate:g} a second for {seconds:g} seconds; give a higher rate "
+            "or more time"
+        )
+    end = begin + round(seconds * 1e9)
+    end = now_ns() if is_interrupted else max(end, int(every[:, 2].max()))
+    due, sent, ended = every.T
+    return Spans(due, sent, ended, begin, end, ended, sum(dropped), is_interrupted)
+
+
+def _take_turns(items: Iterator[T], lock: threading.Lock) -> Iterator[T]:
+    while True:
+        try:
+            with lock:  # a generator does not let two threads in
+                item = next(items)
+        except StopIteration:
+            return
+        yield item
+
+
+def _joined(notes: list[array[int]], width: int) -> Times:
+    parts = [np.frombuffer(note, np.int64).reshape(-1, width) for note in notes if note]
+    return np.concatenate(parts) if parts else np.empty((0, width), np.int64)
+
+
+def _on_threads(
+    count: int, call: Callable[[int, threading.Event], None], tick: Callable[[], None]
+) -> bool:
+    """Runs `call(index, stop)` on `count` threads to their end, and `tick` on this one meanwhile.
+
+    Ctrl-C sets `stop` and waits for the requests under way; a second one does not.
+
+    Returns:
+        Whether Ctrl-C came.
 
     Raises:
-        Whatever `run` raises, the first of it. KeyboardInterrupt ends the load early, and what
-        was measured so far is returned; with nothing measured it goes up.
-
-    Example:
-        >>> result = measure(sum, [1, 2], callers=2, seconds=0.05, warmup_seconds=0.0)
-        >>> result.iterations > 0
-        True
+        What `call` raises, the first of it; `stop` is set then, too.
     """
     stop = threading.Event()
-    latencies: list[list[tuple[int, int]]] = [[] for _ in range(callers)]
     failures: list[BaseException] = []
-    begin = time.perf_counter_ns() + int(warmup_seconds * 1e9)
-    end = begin + int(seconds * 1e9)
 
-    def call_on(caller: int) -> None:
-        mine = latencies[caller]
+    def body(index: int) -> None:
         try:
-            ended = 0
-            while ended < end and not stop.is_set():
-                started = time.perf_counter_ns()
-                run(inputs)
-                ended = time.perf_counter_ns()
-                mine.append((started, ended))
+            call(index, stop)
         except BaseException as error:
             failures.append(error)
             stop.set()
 
     threads = [
-        threading.Thread(target=call_on, args=(caller,), daemon=True, name=f"caller-{caller}")
-        for caller in range(callers)
+        threading.Thread(target=body, args=(index,), daemon=True, name=f"caller-{index}")
+        for index in range(count)
     ]
-    interrupted = False
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        while thread.is_alive():
-            try:
-                thread.join(0.1)
-            except KeyboardInterrupt:
-                interrupted = True
-                stop.set()
-            if on_progress is not None:
-                on_progress(min(time.perf_counter_ns(), end) / 1e9 - begin / 1e9 + warmup_seconds)
+    is_interrupted = False
+    try:
+        _start_and_join(threads, tick)
+    except KeyboardInterrupt:
+        is_interrupted = True
+        stop.set()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
+    finally:
+        stop.set()  # nobody goes on calling behind the back of an error
     if failures:
         raise failures[0]
-    if interrupted:
-        end = time.perf_counter_ns()
-    every = np.array([span for mine in latencies for span in mine], dtype=np.int64).reshape(-1, 2)
-    # What ended between begin and end, whenever it started: then neither the first requests nor
-    # the last, when fewer and fewer callers are under way, bias the rate.
-    spans = every[(every[:, 1] > begin) & (every[:, 1] <= end)]
-    if not len(spans):
-        if interrupted:
-            raise KeyboardInterrupt
-        spans, begin, end = every, every[:, 0].min(), every[:, 1].max()  # requests this long
-    return Measurement(
-        callers=callers,
-        batch_size=batch_size,
-        seconds=float(end - begin) / 1e9,
-        latencies_ms=(spans[:, 1] - spans[:, 0]) / 1e6,
-        is_interrupted=interrupted,
-    )
+    return is_interrupted
+
+
+def _start_and_join(threads: list[threading.Thread], tick: Callable[[], None]) -> None:
+    try:
+        for thread in threads:
+            thread.start()
+    except RuntimeError as error:  # "can't start new thread"
+        raise OptionError(
+            f"the system does not start {len(threads)} threads; give fewer --callers"
+        ) from error
+    for thread in threads:
+        while thread.is_alive():
+            thread.join(_TICK_SECONDS)
+            tick()

@@ -1,230 +1,374 @@
-"""`deepsched benchmark`: one scheduler under load, or both side by side."""
+"""`deepsched benchmark`: its options, and which measurement they ask for."""
 
 from __future__ import annotations
 
 import argparse
 import itertools
 import json
+import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from typing import Any, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-
-from deepsched.benchmark import Measurement, bundled_model, measure
-from deepsched.engine import Engine, compile_model
+from deepsched.benchmark import (
+    AXES,
+    ENGINES,
+    Asked,
+    OpenedEngine,
+    Setting,
+    bundled_model,
+    combinations,
+    measure,
+    open_engine,
+    search_rate,
+    sweep,
+)
+from deepsched.benchmark.plot import check_plot, plot_sweep
+from deepsched.benchmark.report import report, report_search, report_sweep, write_csv
+from deepsched.benchmark.text import (
+    fields_help,
+    print_comparison,
+    print_report,
+    print_search,
+    print_sweep,
+)
+from deepsched.cli.progress import ProgressBar, progress_bar
 from deepsched.errors import OptionError
 from deepsched.scheduler import Scheduler
-from deepsched.version import __version__
+from deepsched.topology import Topology
+
+_DESCRIPTION = """\
+Measures throughput and latency of a model under load. Without MODEL: ResNet-50 from the onnx
+wheel; without --scenario or a load of your own as well, with both schedulers side by side.
+
+Closed loop (the default): each of --callers threads sends the next request when its last one is
+answered. Open loop (--rate): requests fall due at their own times, whatever the engine does, and
+latency counts from then, so that a stall is seen by all that it delays. A request that no caller
+could send within --time seconds of its being due is dropped and counted."""
+
+_EPILOG = f"""\
+engines:
+  deepsched               the default; deepsparse means the same
+  onnxruntime             plain onnxruntime: one session on all cores, which all callers call
+  onnxruntime:per_stream  plain onnxruntime: one session for each stream; callers take idle ones
+  openvino                OpenVINO, told the same cores and streams; pip install 'deepsched[peers]'
+  module:Class            a class of yours: Class(model_path, batch_size, num_cores, num_streams,
+                          input_shapes), called with keywords; run(inputs), called from several
+                          threads; generate_random_inputs(), or inputs = [(name, shape, dtype)]
+
+fields of the JSON, of the CSV, and of what is printed:
+{fields_help()}
+  With --sweep: `measurements`, a report for each combination with its values as `swept` (`error`
+  where it cannot be had). With --p99-limit: `search`, with the highest `rate` that held, the
+  `steps`, and `closed_loop_rate`, requests/s with a caller for each stream.
+
+exit codes:
+  0    measured
+  2    arguments or a model that cannot be used
+  130  Ctrl-C; what was measured so far is printed and written all the same
+
+examples:
+  deepsched benchmark model.onnx --rate 100 --poisson
+  deepsched benchmark model.onnx --p99-limit 20
+  deepsched benchmark model.onnx --sweep num_streams=1,2,4 --sweep batch_size=1,8 --csv out.csv
+  deepsched benchmark model.onnx -e onnxruntime:per_stream --json
+"""
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the subcommand; the flags are those of deepsparse.benchmark."""
+    """Adds the subcommand; the flags of deepsparse.benchmark are among them."""
     parser = commands.add_parser(
         "benchmark",
         help="measure throughput and latency of a model",
-        description="Measures throughput and latency of a model under closed-loop load. Without "
-        "MODEL: ResNet-50 from the onnx wheel, with both schedulers side by side.",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model_path", nargs="?", metavar="MODEL", help="path of an ONNX file")
-    parser.add_argument(
+    _add_engine_options(parser.add_argument_group("engine"))
+    _add_load_options(parser.add_argument_group("load"))
+    _add_output_options(parser.add_argument_group("output"))
+    parser.set_defaults(run=run)
+
+
+def _add_engine_options(group: Any) -> None:
+    group.add_argument(
         "-b", "--batch_size", type=int, default=1, help="items in a request (default 1)"
     )
-    parser.add_argument(
+    group.add_argument(
         "-i", "-shapes", "--input_shapes", default="", metavar="SHAPES",
         help='shapes of the inputs, such as "[1,3,320,320]" or "[1,128],[1,128]"',
     )  # fmt: skip
-    parser.add_argument(
+    group.add_argument(
         "-ncores", "--num_cores", type=int,
         help="physical cores to use (default: all that this process may use)",
     )  # fmt: skip
-    parser.add_argument(
+    group.add_argument(
         "-nstreams", "--num_streams", type=int,
         help="requests that run side by side (default: one per L3 cache; without MODEL: two at "
         "least, if there are two cores)",
     )  # fmt: skip
-    parser.add_argument(
+    group.add_argument(
         "-s", "--scenario", metavar="{sync,async,elastic}",
         help="sync: one caller on all cores; async, elastic: one caller for each stream "
         "(default async; without MODEL: both)",
     )  # fmt: skip
-    parser.add_argument(
+    group.add_argument(
+        "-pin", "--thread_pinning", choices=["core", "none"], default="core",
+        help="pin deepsched's threads to their stream's cores, or leave them to the kernel "
+        "(default core)",
+    )  # fmt: skip
+    group.add_argument(
+        "-e", "--engine", default="deepsched", metavar="ENGINE",
+        help=f"{', '.join(ENGINES)}; see below (default deepsched)",
+    )  # fmt: skip
+
+
+def _add_load_options(group: Any) -> None:
+    group.add_argument(
         "-t", "--time", type=float, default=10.0, help="seconds of each measurement (default 10)"
     )
-    parser.add_argument(
+    group.add_argument(
         "-w", "--warmup_time", type=float, default=2.0, help="seconds before it (default 2)"
     )
-    parser.add_argument(
-        "-pin", "--thread_pinning", choices=["core", "none"], default="core",
-        help="pin threads to their stream's cores, or leave them to the kernel (default core)",
+    group.add_argument(
+        "--callers", type=int, metavar="N",
+        help="threads that call; in an open loop at most so many requests are under way (default: "
+        "one for each stream; open loop: four for each, 16 at least)",
     )  # fmt: skip
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
-    parser.add_argument(
+    group.add_argument(
+        "--rate", type=float, metavar="R", help="open loop: R requests a second, evenly spaced"
+    )
+    group.add_argument(
+        "--poisson", action="store_true", help="at random times instead, as of independent users"
+    )
+    group.add_argument(
+        "--seed", type=int, default=0, help="of these times; the same seed, the same times"
+    )
+    group.add_argument(
+        "--p99-limit", type=float, metavar="MS",
+        help="search the highest rate at which 99 of 100 requests are answered within MS; each "
+        "step takes --time",
+    )  # fmt: skip
+    group.add_argument(
+        "--sweep", action="append", default=[], metavar="OPTION=V1,V2",
+        help=f"measure each of these values ({', '.join(AXES)}); again for another option: "
+        "every combination",
+    )  # fmt: skip
+
+
+def _add_output_options(group: Any) -> None:
+    group.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
+    group.add_argument("--json", action="store_true", help="print the result as JSON instead")
+    group.add_argument(
         "-x", "--export_path", metavar="FILE.json", help="write the results there as JSON"
     )
-    parser.set_defaults(run=run)
+    group.add_argument("--csv", metavar="FILE", help="write a line for each measurement there")
+    group.add_argument(
+        "--plot", metavar="FILE",
+        help="draw throughput and latency over the first --sweep; .png, .svg or .pdf; "
+        "pip install 'deepsched[plot]'",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> None:
     """Measures and reports."""
-    if args.time <= 0 or args.warmup_time < 0:
-        raise OptionError(f"--time must be positive, got {args.time}; --warmup_time at least 0")
-    shapes = _parse_shapes(args.input_shapes)
-    with _export_file(args) as file:
-        if args.model_path is None and args.scenario is None:
-            result = _compare(args, shapes)
+    axes = _parse_sweep(args.sweep)
+    _check(args, axes)
+    # Opened before anything is measured: a path that cannot be written is known at once.
+    with _file(args, "export_path") as export, _file(args, "csv") as table:
+        with progress_bar(args.quiet) as bar:
+            result, show = _measure(args, axes, bar)
+        if args.json:
+            print(json.dumps(result, indent=2))
         else:
-            result = _measure_one(args, shapes)
-        if file is not None:
-            json.dump(result, file, indent=2)
+            show(result)
+        if export is not None:
+            json.dump(result, export, indent=2)
+        if table is not None:
+            write_csv(result.get("measurements", [result]), table)
     if result["interrupted"]:
         raise KeyboardInterrupt
 
 
+def _check(args: argparse.Namespace, axes: Mapping[str, Sequence[Any]]) -> None:
+    if args.time <= 0 or args.warmup_time < 0:
+        raise OptionError(f"--time must be positive, got {args.time}; --warmup_time at least 0")
+    if args.callers is not None and args.callers < 1:
+        raise OptionError(f"--callers must be at least 1, got {args.callers}")
+    if args.rate is not None and args.rate <= 0:
+        raise OptionError(f"--rate must be positive, got {args.rate}")
+    if args.p99_limit is not None:
+        if args.p99_limit <= 0:
+            raise OptionError(f"--p99-limit must be positive, got {args.p99_limit}")
+        if args.rate is not None or axes:
+            raise OptionError(
+                "--p99-limit searches the rate itself, for one engine; give it without --rate and "
+                "--sweep"
+            )
+    if args.poisson and args.rate is None and args.p99_limit is None and "rate" not in axes:
+        raise OptionError("--poisson is for an open loop; give --rate or --p99-limit with it")
+    if args.plot:
+        if not axes:
+            raise OptionError("--plot draws a sweep; give --sweep num_streams=1,2 or the like")
+        check_plot(args.plot)
+
+
 @contextmanager
-def _export_file(args: argparse.Namespace) -> Iterator[TextIO | None]:
-    """Opened before anything is measured: a path that cannot be written is known at once."""
-    if not args.export_path:
+def _file(args: argparse.Namespace, option: str) -> Iterator[TextIO | None]:
+    path = getattr(args, option)
+    if not path:
         yield None
         return
     try:
-        file = open(args.export_path, "w")  # noqa: SIM115
+        file = open(path, "w")  # noqa: SIM115
     except OSError as error:
-        raise OptionError(f"cannot write --export_path {args.export_path!r}: {error}") from error
+        raise OptionError(f"cannot write --{option} {path!r}: {error}") from error
     with file:
         yield file
 
 
-def _measure_one(args: argparse.Namespace, shapes: list[list[int]] | None) -> dict[str, Any]:
-    model = args.model_path or bundled_model()
-    scheduler = Scheduler.from_str(args.scenario or "async")
-    with _compile(args, model, scheduler, args.num_streams, shapes) as engine:
-        measurement = _load(args, engine, engine.num_streams, str(scheduler))
-        report = _report(args, model, engine, measurement)
-    print(f"Original Model Path: {model}")
-    print(f"Batch Size: {report['batch_size']}")
-    print(f"Scenario: {str(scheduler).replace('_', '')}")
-    print(f"Cores, Streams: {report['num_cores']}, {report['num_streams']}")
-    result = report["benchmark_result"]
-    print(f"Throughput (items/sec): {result['items_per_sec']:.4f}")
-    print(f"Latency Mean (ms/batch): {result['mean']:.4f}")
-    print(f"Latency Median (ms/batch): {result['median']:.4f}")
-    print(f"Latency Std (ms/batch): {result['std']:.4f}")
-    for percent in (90.0, 95.0, 99.0):
-        print(f"Latency p{percent:g} (ms/batch): {result[f'{percent}%']:.4f}")
-    print(f"Iterations: {result['iterations']}")
-    if measurement.is_interrupted:
-        print(f"Interrupted after {measurement.seconds:.1f} of {args.time:g} seconds")
-    return report
+# --- What is measured ---------------------------------------------------------------------------
+
+Result = dict[str, Any]
+Shown = tuple[Result, Callable[[Result], None]]
 
 
-def _compare(args: argparse.Namespace, shapes: list[list[int]] | None) -> dict[str, Any]:
+def _measure(
+    args: argparse.Namespace, axes: Mapping[str, Sequence[Any]], bar: ProgressBar
+) -> Shown:
+    if axes:
+        return _sweep(args, axes, bar), print_sweep
+    if args.p99_limit is not None:
+        return _search(args, bar), print_search
+    is_plain = args.engine == "deepsched" and args.rate is None
+    if args.model_path is None and args.scenario is None and is_plain:
+        return _compare(args, bar), print_comparison
+    return _measure_one(args, bar), print_report
+
+
+def _measure_one(args: argparse.Namespace, bar: ProgressBar) -> Result:
+    with _open(args) as engine:
+        return _load(args, engine, args.callers, _title(args), bar)
+
+
+def _search(args: argparse.Namespace, bar: ProgressBar) -> Result:
+    def on_step(rate: float | None) -> None:
+        title = "closed loop" if rate is None else f"{rate:.4g} requests/sec"
+        bar.begin(title, args.time + args.warmup_time)
+
+    options = _load_options(args)
+    del options["rate"]
+    with _open(args) as engine:
+        found = search_rate(
+            engine, p99_limit_ms=args.p99_limit, on_step=on_step, on_progress=bar.update, **options
+        )
+        return report_search(_asked(args), Setting.of(engine), found)
+
+
+def _sweep(args: argparse.Namespace, axes: Mapping[str, Sequence[Any]], bar: ProgressBar) -> Result:
+    each = args.time + args.warmup_time
+    total = len(combinations(axes))
+    number = itertools.count()
+    done = 0.0
+
+    def on_point(values: Mapping[str, Any]) -> None:
+        nonlocal done
+        done = next(number) * each
+        bar.update(done)
+        bar.describe(" ".join(f"{axis}={value}" for axis, value in values.items()))
+
+    bar.begin("", total * each)
+    result = sweep(
+        _model(args), axes, engine=args.engine, on_point=on_point,
+        on_progress=lambda seconds: bar.update(done + seconds),
+        **_engine_options(args), **_load_options(args),
+    )  # fmt: skip
+    if not any(point.measurement for point in result.points):
+        raise next(point.error for point in result.points if point.error)
+    if args.plot:
+        plot_sweep(result, args.plot)
+    return report_sweep(_asked(args), result)
+
+
+def _compare(args: argparse.Namespace, bar: ProgressBar) -> Result:
     """Both schedulers, with one caller and with as many as keep every stream busy."""
-    model = bundled_model()
-    with _compile(args, model, Scheduler.single_stream, None, shapes) as single:
+    with _open(args, scheduler=Scheduler.single_stream, num_streams=None) as single:
         num_streams = args.num_streams
         if num_streams is None:
-            default = len(single.context.topology.l3_groups) or 1
+            default = len(Topology.detect().l3_groups) or 1
             num_streams = min(single.num_cores, max(2, default))
-        with _compile(args, model, Scheduler.multi_stream, num_streams, shapes) as multi:
+        with _open(args, scheduler=Scheduler.multi_stream, num_streams=num_streams) as multi:
             reports = []
-            for callers, engine in itertools.product((1, 2 * num_streams), (single, multi)):
-                title = f"{engine.scheduler}, {callers} caller{'s' if callers > 1 else ''}"
-                measurement = _load(args, engine, callers, title)
-                reports.append(_report(args, model, engine, measurement))
-                if measurement.is_interrupted:
+            loads = (1, 2 * num_streams) if args.callers is None else (args.callers,)
+            for callers, engine in itertools.product(loads, (single, multi)):
+                name = Setting.of(engine).scheduler
+                title = f"{name}, {callers} caller{'s' if callers > 1 else ''}"
+                reports.append(_load(args, engine, callers, title, bar))
+                if reports[-1]["interrupted"]:
                     break
-    _print_table(model, reports)
     interrupted = reports[-1]["interrupted"]
-    if interrupted:
-        print("Interrupted: the last line was measured for a shorter time, others are missing.")
-    return {"model_path": model, "measurements": reports, "interrupted": interrupted}
+    return {"model_path": _model(args), "measurements": reports, "interrupted": interrupted}
 
 
-def _compile(
+def _load(
     args: argparse.Namespace,
-    model: str,
-    scheduler: Scheduler,
-    num_streams: int | None,
-    shapes: list[list[int]] | None,
-) -> Engine:
-    return compile_model(
-        model, args.batch_size, args.num_cores, num_streams, scheduler, shapes,
-        pin=args.thread_pinning,
-    )  # fmt: skip
-
-
-def _load(args: argparse.Namespace, engine: Engine, callers: int, title: str) -> Measurement:
-    with _progress(args, title) as on_progress:
-        return measure(
-            engine.run,
-            engine.generate_random_inputs(),
-            callers=callers,
-            seconds=args.time,
-            warmup_seconds=args.warmup_time,
-            batch_size=engine.batch_size or 1,
-            on_progress=on_progress,
-        )
+    engine: OpenedEngine,
+    callers: int | None,
+    title: str,
+    bar: ProgressBar,
+) -> Result:
+    bar.begin(title, args.time + args.warmup_time)
+    options = {**_load_options(args), "callers": callers}
+    measurement = measure(engine, on_progress=bar.update, **options)
+    return report(_asked(args), Setting.of(engine), measurement)
 
 
 @contextmanager
-def _progress(args: argparse.Namespace, title: str) -> Iterator[Any]:
-    console = Console(stderr=True)
-    if args.quiet or not console.is_terminal:
-        yield None
-        return
-    columns = (TextColumn("{task.description:<28}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(title, total=args.warmup_time + args.time)
-        yield lambda seconds: progress.update(task, completed=seconds)
+def _open(args: argparse.Namespace, **changes: Any) -> Iterator[OpenedEngine]:
+    options = {**_engine_options(args), **changes}
+    with closing(open_engine(args.engine, _model(args), **options)) as engine:
+        yield engine
 
 
-def _report(
-    args: argparse.Namespace, model: str, engine: Engine, measurement: Measurement
-) -> dict[str, Any]:
-    """The keys of DeepSparse's export."""
-    single = engine.scheduler == Scheduler.single_stream
+# --- What the options mean ----------------------------------------------------------------------
+
+
+def _model(args: argparse.Namespace) -> str:
+    return args.model_path or bundled_model()
+
+
+def _title(args: argparse.Namespace) -> str:
+    return args.engine if args.rate is None else f"{args.engine}, {args.rate:g} requests/sec"
+
+
+def _asked(args: argparse.Namespace) -> Asked:
+    return Asked(_model(args), args.scenario, args.input_shapes, args.time)
+
+
+def _engine_options(args: argparse.Namespace) -> dict[str, Any]:
+    if ":" in args.engine and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m` does; a class of the user's lies there
     return {
-        "engine": repr(engine),
-        "version": __version__,
-        "orig_model_path": model,
-        "model_path": model,
-        "batch_size": engine.batch_size,
-        "input_shapes": args.input_shapes,
-        "num_cores": engine.num_cores,
-        "scenario": args.scenario or ("sync" if single else "async"),
-        "scheduler": str(engine.scheduler),
-        "seconds_to_run": args.time,
-        "num_streams": engine.num_streams,
-        "interrupted": measurement.is_interrupted,
-        "benchmark_result": measurement.to_dict(),
+        "batch_size": args.batch_size,
+        "num_cores": args.num_cores,
+        "num_streams": args.num_streams,
+        "scheduler": Scheduler.from_str(args.scenario or "async"),
+        "input_shapes": _parse_shapes(args.input_shapes),
+        "pin": args.thread_pinning,
     }
 
 
-def _print_table(model: str, reports: list[dict[str, Any]]) -> None:
-    cores = reports[0]["num_cores"]
-    table = Table(title=f"{model.rsplit('/', 1)[-1]} on {cores} cores")
-    for name in ("scheduler", "streams", "callers", "items/sec", "mean ms", "p50", "p90", "p99"):
-        table.add_column(name, justify="left" if name == "scheduler" else "right")
-    for report in reports:
-        result = report["benchmark_result"]
-        table.add_row(
-            report["scheduler"],
-            str(report["num_streams"]),
-            str(result["callers"]),
-            f"{result['items_per_sec']:.1f}",
-            *(f"{result[key]:.2f}" for key in ("mean", "median", "90.0%", "99.0%")),
-        )
-    width = None if sys.stdout.isatty() else 100  # into a file: whole, not cut at 80
-    Console(width=width).print(table)
-    print(
-        "Latency is of a whole call, waiting included. One caller: single_stream answers sooner.\n"
-        "More callers: multi_stream answers more of them a second, where a model does not use all\n"
-        "cores well by itself."
-    )
+def _load_options(args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "callers": args.callers,
+        "rate": args.rate,
+        "poisson": args.poisson,
+        "seed": args.seed,
+        "seconds": args.time,
+        "warmup_seconds": args.warmup_time,
+    }
 
 
 def _parse_shapes(text: str) -> list[list[int]] | None:
@@ -240,3 +384,19 @@ def _parse_shapes(text: str) -> list[list[int]] | None:
             f"({error})"
         ) from None
     return list(shapes)
+
+
+def _parse_sweep(texts: Sequence[str]) -> dict[str, list[Any]]:
+    axes: dict[str, list[Any]] = {}
+    for text in texts:
+        axis, _, values = text.partition("=")
+        try:
+            if axis not in AXES or axis in axes:
+                raise ValueError(f"expected one of {', '.join(AXES)}, each once")
+            kind = float if axis == "rate" else int
+            axes[axis] = [kind(value) for value in values.split(",")]
+        except ValueError as error:
+            raise OptionError(
+                f"--sweep must look like num_streams=1,2,4, got {text!r} ({error})"
+            ) from None
+    return axes

@@ -1,0 +1,151 @@
+"""What a benchmark prints, from its report: DeepSparse's lines, and tables."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from deepsched.benchmark.report import FIELDS
+
+Report = Mapping[str, Any]
+
+
+def fields_help() -> str:
+    """The fields and their units, for --help."""
+    width = max(map(len, FIELDS))
+    return "\n".join(
+        f"  {name:<{width}}  {unit:<10}  {meaning}" for name, (unit, meaning) in FIELDS.items()
+    )
+
+
+def print_report(report: Report) -> None:
+    """DeepSparse's lines in their order; ours between and after them."""
+    result = report["benchmark_result"]
+    scenario = {"sync": "singlestream", "async": "multistream"}
+    print(f"Original Model Path: {report['orig_model_path']}")
+    print(f"Batch Size: {report['batch_size']}")
+    print(f"Scenario: {scenario.get(report['scenario'], report['scenario'].replace('_', ''))}")
+    if report["scheduler"] is None:
+        print(f"Engine: {report['engine']}")
+    print(f"Cores, Streams: {report['num_cores']}, {report['num_streams']}")
+    if result["rate"] is not None:
+        times = "at random times" if result["poisson"] else "evenly spaced"
+        print(f"Offered Load (requests/sec): {result['rate']:.4f}, {times}")
+    print(f"Throughput (items/sec): {result['items_per_sec']:.4f}")
+    print(f"Latency Mean (ms/batch): {result['mean']:.4f}")
+    print(f"Latency Median (ms/batch): {result['median']:.4f}")
+    print(f"Latency Std (ms/batch): {result['std']:.4f}")
+    for percent in ("50.0", "90.0", "95.0", "99.0", "99.9"):
+        print(f"Latency p{float(percent):g} (ms/batch): {result[f'{percent}%']:.4f}")
+    for name, times in (("Waiting", "waiting_ms"), ("Running", "running_ms")):
+        if result[times]:
+            median, p99 = result[times]["50.0%"], result[times]["99.0%"]
+            print(f"{name} Median, p99 (ms/batch): {median:.4f}, {p99:.4f}")
+    print(f"Iterations: {result['iterations']}")
+    if result["streams"]:
+        counts = ", ".join(str(stream["requests"]) for stream in result["streams"])
+        print(f"Requests by Stream: {counts}")
+    if result["cpu_seconds_per_item"] is not None:
+        print(f"CPU Time (ms/item): {result['cpu_seconds_per_item'] * 1e3:.4f}")
+    print(f"Peak Memory (MB): {result['peak_memory_bytes'] / 1e6:.1f}")
+    if result["throttled_seconds"]:
+        print(f"Throttled by the CPU Quota (sec): {result['throttled_seconds']:.4f}")
+    if result["dropped"]:
+        print(f"Dropped: {result['dropped']} requests; the load is more than the engine can do")
+    if report["interrupted"]:
+        ran, wanted = result["seconds_ran"], report["seconds_to_run"]
+        print(f"Interrupted after {ran:.1f} of {wanted:g} seconds")
+
+
+def print_comparison(result: Report) -> None:
+    """Both schedulers side by side."""
+    reports = result["measurements"]
+    name = result["model_path"].rsplit("/", 1)[-1]
+    table = _table(
+        f"{name} on {reports[0]['num_cores']} cores",
+        ("scheduler", "streams", "callers", "items/sec", "mean ms", "p50", "p90", "p99"),
+    )
+    for report in reports:
+        numbers = report["benchmark_result"]
+        table.add_row(
+            report["scheduler"],
+            str(report["num_streams"]),
+            str(numbers["callers"]),
+            f"{numbers['items_per_sec']:.1f}",
+            *(f"{numbers[key]:.2f}" for key in ("mean", "median", "90.0%", "99.0%")),
+        )
+    _print(table)
+    print(
+        "Latency is of a whole call, waiting included. One caller: single_stream answers sooner.\n"
+        "More callers: multi_stream answers more of them a second, where a model does not use all\n"
+        "cores well by itself."
+    )
+    if result["interrupted"]:
+        print("Interrupted: the last line was measured for a shorter time, others are missing.")
+
+
+def print_sweep(result: Report) -> None:
+    """A line for each combination."""
+    axes = list(result["sweep"])
+    columns = (*axes, "items/sec", "mean ms", "p50", "p90", "p99", "CPU ms/item", "peak MB")
+    table = _table(result["model_path"].rsplit("/", 1)[-1], columns)
+    failed = []
+    for report in result["measurements"]:
+        values = [str(report["swept"][axis]) for axis in axes]
+        if "error" in report:
+            table.add_row(*values, *["-"] * (len(columns) - len(axes)))
+            named = ", ".join(f"{axis}={value}" for axis, value in report["swept"].items())
+            failed.append(f"{named}: {report['error']}")
+            continue
+        numbers = report["benchmark_result"]
+        cpu = numbers["cpu_seconds_per_item"]
+        table.add_row(
+            *values,
+            f"{numbers['items_per_sec']:.1f}",
+            *(f"{numbers[key]:.2f}" for key in ("mean", "50.0%", "90.0%", "99.0%")),
+            "-" if cpu is None else f"{cpu * 1e3:.2f}",
+            f"{numbers['peak_memory_bytes'] / 1e6:.0f}",
+        )
+    _print(table)
+    for line in failed:
+        print(line)
+    if result["interrupted"]:
+        print("Interrupted: the last line may be of a shorter time, others are missing.")
+
+
+def print_search(result: Report) -> None:
+    """The rates that were tried, and the report of the highest that held."""
+    search = result["search"]
+    table = _table("rates tried", ("requests/sec", "p99 ms", "dropped", "held"))
+    for step in search["steps"]:
+        table.add_row(
+            f"{step['rate']:.2f}",
+            "-" if step["p99_ms"] is None else f"{step['p99_ms']:.2f}",
+            str(step["dropped"]),
+            "yes" if step["is_held"] else "no",
+        )
+    _print(table)
+    if "benchmark_result" in result:
+        print_report({**result, "interrupted": False})  # that measurement was not
+    limit = f"{search['p99_limit_ms']:g} ms"
+    print(f"Highest Rate with p99 within {limit} (requests/sec): {search['rate']:.4f}")
+    if result["interrupted"]:
+        print("Interrupted: a higher rate may hold")
+    elif not search["rate"]:
+        print("No rate held; the model takes longer by itself, or --time is too short")
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=title)
+    for column in columns:
+        table.add_column(column, justify="left" if column == "scheduler" else "right")
+    return table
+
+
+def _print(table: Table) -> None:
+    width = None if sys.stdout.isatty() else 120  # into a file: whole, not cut at 80
+    Console(width=width).print(table)
