@@ -483,12 +483,28 @@ def compile_model(
 ) -> Engine:
     """Compiles `model`; see Engine for the parameters and errors.
 
+    `scheduler="auto"` takes what `deepsched advise` recommends for a load that keeps all cores
+    busy: it measures for some seconds once for each model and machine, and remembers the answer.
+
     Example:
         >>> from deepsched.benchmark import bundled_model
         >>> with compile_model(bundled_model("squeezenet"), scheduler="multi_stream") as engine:
         ...     engine.scheduler
         <Scheduler.multi_stream: 'multi_stream'>
     """
+    if scheduler == "auto":
+        from deepsched.advice import advise  # which compiles models itself
+
+        if context is not None or num_streams is not None:
+            raise OptionError(
+                'scheduler="auto" chooses num_streams and makes a context of its own; leave '
+                "num_streams and context out"
+            )
+        setting = advise(
+            model, batch_size, input_shapes, num_cores=num_cores, seconds=6, cache_dir=cache_dir
+        ).setting
+        scheduler, num_streams = setting.scheduler, setting.num_streams
+        num_cores = num_cores if setting.num_cores is None else setting.num_cores
     return Engine(
         model,
         batch_size,
