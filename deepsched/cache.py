@@ -341,8 +341,10 @@ def default_folder() -> Path:
 
 
 def hash_file(path: Path | str) -> str:
-    """Of its content. Raises OSError."""
+    """Of its content. Raises OSError, also for what is no file: a pipe or a device may never end."""
     hasher = blake3.blake3()
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(f"{os.fspath(path)!r} is not a regular file")
     with open(path, "rb", buffering=0) as file:
         # Read, not mapped: the pages of a mapping would count as this process's memory.
         buffer = memoryview(bytearray(2**20))
@@ -370,7 +372,7 @@ def _hold(folder: Path, how: int) -> Entry | None:
     """
     while True:
         try:
-            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
         try:

@@ -376,7 +376,11 @@ class _RawModel(NamedTuple):
         cache.publish(entry, key)
 
     def _key(self, names: list[str]) -> str:
-        """Raises OSError if external data cannot be read."""
+        """Raises OSError if external data cannot be read, or lies elsewhere."""
+        for name in names:
+            # A model may name anything; ONNX Runtime takes what lies beside it only.
+            if os.path.isabs(name) or ".." in Path(name).parts:
+                raise OSError(f"external data at {name!r} is outside the model's folder")
         hashes = [[name, hash_file(os.path.join(self.folder, name))] for name in names]
         return blake3.blake3(json.dumps([self.content, hashes]).encode()).hexdigest()[:32]
 

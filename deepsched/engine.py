@@ -211,7 +211,13 @@ class Engine:
         return self._opened.compiled
 
     def memory(self) -> Memory:
-        """What its memory goes into, read from the process's own maps; takes milliseconds."""
+        """What its memory goes into, read from the process's own maps; takes milliseconds.
+
+        Raises:
+            ClosedError: it has been closed.
+        """
+        if self._is_closed:
+            raise ClosedError("this engine is closed, and its memory freed")
         return measure(self._opened.sessions, self._arenas, self._opened.inodes)
 
     def __repr__(self) -> str:

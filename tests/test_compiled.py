@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from deepsched import Context, Engine, Topology
-from deepsched.cache import Cache
+from deepsched.cache import Cache, hash_file
 from deepsched.cli import main
-from deepsched.errors import OptionError
+from deepsched.errors import ModelError, OptionError
 from deepsched.runtime.numa import copy_to_node
 from tests import models
 from tests.test_process import finish, start_python
@@ -187,6 +187,29 @@ def test_external_data_counts_as_content(tmp_path, cache_dir):
             with Engine(path, batch, cache_dir=cache_dir) as engine:
                 assert engine.compiled.was_cached is was_cached
                 assert_equals_plain(engine, str(path))
+
+
+@pytest.mark.parametrize("name", ["../secret", "/dev/zero"])
+def test_external_data_elsewhere_is_not_read(tmp_path, cache_dir, name):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (tmp_path / "secret").write_bytes(bytes(4 * 256 * 256))
+    model = gemm()
+    for tensor in model.graph.initializer:
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=name)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError):
+        Engine(folder / "model.onnx", None, cache_dir=cache_dir)
+    assert Cache(cache_dir).list() == []
+
+
+def test_what_is_no_file_has_no_hash(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+        with pytest.raises(OSError):
+            hash_file(path)
 
 
 # --- It is shared -------------------------------------------------------------------------------

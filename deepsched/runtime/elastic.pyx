@@ -153,7 +153,7 @@ cdef class Elastic:
                         <double>known * lengths[other].alone_ns / lengths[group].alone_ns
                     )
                     lengths[other].expected_ns.store(
-                        length - length // 32 + target // 32 + 1, memory_order_relaxed
+                        length - length // 8 + target // 8 + 1, memory_order_relaxed
                     )
 
     cdef void ends(self, int group, int leaf) noexcept nogil:
