@@ -95,8 +95,8 @@ class Entry:
             Damaged: something differs, or is missing.
         """
         try:
-            text, checksum = (self.folder / _ABOUT).read_text(encoding="utf-8").splitlines()
-            if blake3.blake3(text.encode()).hexdigest() != checksum:
+            text, checksum, rest = (self.folder / _ABOUT).read_bytes().decode().split("\n")
+            if rest or blake3.blake3(text.encode()).hexdigest() != checksum:
                 raise Damaged(f"{_ABOUT} does not match its checksum")
             self.about = json.loads(text)
             sums = self.about.pop("files")
@@ -341,7 +341,7 @@ def default_folder() -> Path:
 
 
 def hash_file(path: Path | str) -> str:
-    """Of its content. Raises OSError, also for what is no file: a pipe or a device may never end."""
+    """Of its content. Raises OSError, also for what is no file: a pipe may never end."""
     hasher = blake3.blake3()
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(f"{os.fspath(path)!r} is not a regular file")

@@ -300,7 +300,7 @@ cdef class Model:
                 num_runs += 1
         finally:
             dispatcher.groups.release_all(mask)
-            dispatcher.kick(NOT_FEEDING)
+            dispatcher.retry()
         return least
 
     def set_run_ns(self, list run_ns) -> None:
