@@ -98,7 +98,8 @@ def simulate(
     while events and len(latencies) < num_requests:
         now, node, _, arrived = heapq.heappop(events)
         if node < 0:
-            seen += (running + len(waiting) - seen) / 16
+            found = min(running + len(waiting), 2 * machine.tree.num_leaves)
+            seen += (found - seen) / (16 if found >= seen else 4)
             waiting.append(arrived)
             for due in itertools.islice(source, 1):
                 heapq.heappush(events, (due, -1, next(order), due))

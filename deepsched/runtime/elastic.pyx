@@ -30,10 +30,15 @@ cdef class Elastic:
         """A request comes, and finds `num_waiting` others in the backlog."""
         cdef int group
         cdef uint32_t seen = self.seen.load(memory_order_relaxed)
+        cdef int32_t running = self.num_running.load(memory_order_relaxed)
+        cdef uint32_t most = 2 * self.tree.num_leaves  # more say no more
         cdef uint32_t now = 1024 * <uint32_t>(
-            <uint32_t>min(num_waiting, <size_t>1024) + self.num_running.load(memory_order_relaxed)
+            min(<size_t>max(running, 0) + num_waiting, <size_t>most)
         )
-        self.seen.store(seen - seen // 16 + now // 16, memory_order_relaxed)
+        # A crowd is believed slowly, its end soon: a lone caller after it wants all cores.
+        seen += (now - seen) // 16 if now >= seen else 0
+        seen -= (seen - now) // 4 if now < seen else 0
+        self.seen.store(seen, memory_order_relaxed)
         for group in range(self.tree.num_groups):
             self.latest_run_ns[group].store(
                 lengths[group].expected_ns.load(memory_order_relaxed), memory_order_relaxed
@@ -153,7 +158,7 @@ cdef class Elastic:
                         <double>known * lengths[other].alone_ns / lengths[group].alone_ns
                     )
                     lengths[other].expected_ns.store(
-                        length - length // 8 + target // 8 + 1, memory_order_relaxed
+                        length - length // 16 + target // 16 + 1, memory_order_relaxed
                     )
 
     cdef void ends(self, int group, int leaf) noexcept nogil:
