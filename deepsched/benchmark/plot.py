@@ -51,6 +51,7 @@ def plot_sweep(sweep: Sweep, path: str) -> None:
         latencies.plot(x, p99, "o:", color=colour, label=f"{name} p99".strip())
     for axes, label in ((rates, "items/sec"), (latencies, "latency of a request (ms)")):
         axes.set_xlabel(axis)
+        axes.set_xticks(sorted(set(sweep.axes[axis])))
         axes.set_ylabel(label)
         axes.set_ylim(bottom=0)
         if axes is latencies or others:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,10 +17,11 @@ Report = Mapping[str, Any]
 
 def fields_help() -> str:
     """The fields and their units, for --help."""
-    width = max(map(len, FIELDS))
-    return "\n".join(
-        f"  {name:<{width}}  {unit:<10}  {meaning}" for name, (unit, meaning) in FIELDS.items()
-    )
+    lines = []
+    for name, (unit, meaning) in FIELDS.items():
+        first, *rest = textwrap.wrap(meaning, 62)
+        lines += [f"  {name:<21} {unit:<11} {first}", *(" " * 36 + line for line in rest)]
+    return "\n".join(lines)
 
 
 def print_report(report: Report) -> None:
@@ -76,7 +78,7 @@ def print_comparison(result: Report) -> None:
             str(report["num_streams"]),
             str(numbers["callers"]),
             f"{numbers['items_per_sec']:.1f}",
-            *(f"{numbers[key]:.2f}" for key in ("mean", "median", "90.0%", "99.0%")),
+            *(_short(numbers[key]) for key in ("mean", "median", "90.0%", "99.0%")),
         )
     _print(table)
     print(
@@ -106,8 +108,8 @@ def print_sweep(result: Report) -> None:
         table.add_row(
             *values,
             f"{numbers['items_per_sec']:.1f}",
-            *(f"{numbers[key]:.2f}" for key in ("mean", "50.0%", "90.0%", "99.0%")),
-            "-" if cpu is None else f"{cpu * 1e3:.2f}",
+            *(_short(numbers[key]) for key in ("mean", "50.0%", "90.0%", "99.0%")),
+            "-" if cpu is None else _short(cpu * 1e3),
             f"{numbers['peak_memory_bytes'] / 1e6:.0f}",
         )
     _print(table)
@@ -124,7 +126,7 @@ def print_search(result: Report) -> None:
     for step in search["steps"]:
         table.add_row(
             f"{step['rate']:.2f}",
-            "-" if step["p99_ms"] is None else f"{step['p99_ms']:.2f}",
+            "-" if step["p99_ms"] is None else _short(step["p99_ms"]),
             str(step["dropped"]),
             "yes" if step["is_held"] else "no",
         )
@@ -137,6 +139,10 @@ def print_search(result: Report) -> None:
         print("Interrupted: a higher rate may hold")
     elif not search["rate"]:
         print("No rate held; the model takes longer by itself, or --time is too short")
+
+
+def _short(number: float) -> str:
+    return f"{number:.2f}" if number >= 1 else f"{number:.2g}"
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:

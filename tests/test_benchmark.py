@@ -1,0 +1,557 @@
+"""Measuring: loads, other engines, sweeps and searches; on a clock that moves when it is told to,
+where times matter."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import math
+import os
+import sys
+from contextlib import closing
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deepsched import Engine
+from deepsched.benchmark import (
+    FIELDS,
+    arrival_times_ns,
+    combinations,
+    measure,
+    open_engine,
+    search_rate,
+    sweep,
+)
+from deepsched.benchmark.search import highest_rate
+from deepsched.cgroup import throttled_seconds
+from deepsched.cli import main
+from deepsched.errors import OptionError, ShapeOverrideError, UnsupportedModelError
+from deepsched.runtime.histogram import RELATIVE_WIDTH, bucket_bounds, bucket_index
+from deepsched.stats import Counts
+from tests import models
+from tests.sysfs_tree import SysfsTree
+
+MS = 1_000_000
+
+
+class ManualClock:
+    """Time passes only in requests, and where somebody waits for it. For one caller."""
+
+    def __init__(self):
+        self.time_ns = 0
+
+    def now_ns(self):
+        return self.time_ns
+
+    def wait_until(self, due_ns, stop):
+        self.time_ns = max(self.time_ns, due_ns)
+
+
+class FakeEngine:
+    """Takes as long as `service_ms` says for each request, of its clock."""
+
+    batch_size = 1
+    num_streams = 1
+    num_cores = 1
+
+    def __init__(self, clock, service_ms):
+        self.clock = clock
+        self.service_ms = iter(service_ms)
+
+    def run(self, inputs):
+        self.clock.time_ns += round(next(self.service_ms) * MS)
+
+    def generate_random_inputs(self):
+        return []
+
+    def close(self):
+        pass
+
+
+def load_fake(service_ms, **options):
+    clock = ManualClock()
+    engine = FakeEngine(clock, service_ms)
+    return measure(engine, callers=1, warmup_seconds=0, clock=clock, **options)
+
+
+@pytest.fixture
+def mlp(tmp_path):
+    return models.save(models.mlp(), tmp_path)
+
+
+# --- When requests fall due ---------------------------------------------------------------------
+
+rates = st.floats(0.5, 1e5)
+
+
+@given(rates, st.floats(0.01, 0.2), st.booleans(), st.integers(0, 2**32))
+@settings(max_examples=50)
+def test_arrivals_are_in_order_and_within_the_time(rate, seconds, poisson, seed):
+    times = list(arrival_times_ns(rate, seconds, poisson=poisson, seed=seed))
+    assert times == sorted(times)
+    assert all(0 <= due < seconds * 1e9 for due in times)
+    assert times == list(arrival_times_ns(rate, seconds, poisson=poisson, seed=seed))
+
+
+@given(rates, st.floats(0.01, 0.2))
+@settings(max_examples=50)
+def test_even_arrivals_are_evenly_spaced_and_as_many_as_the_rate_says(rate, seconds):
+    times = list(arrival_times_ns(rate, seconds))
+    assert times[0] == 0
+    assert abs(len(times) - rate * seconds) <= 1
+    for due, number in zip(times, itertools.count()):
+        assert due == pytest.approx(number * 1e9 / rate, abs=1)
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=20)
+def test_poisson_arrivals_have_the_rate_and_the_spread_of_a_poisson_process(seed):
+    times = np.array(list(arrival_times_ns(1000, 10, poisson=True, seed=seed)))
+    assert abs(len(times) - 10_000) < 6 * math.sqrt(10_000)
+    gaps = np.diff(times)
+    assert np.std(gaps) == pytest.approx(np.mean(gaps), rel=0.1)
+
+
+# --- What is measured ---------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(1, 60), min_size=20, max_size=20))
+def test_open_loop_latency_counts_from_the_time_that_a_request_was_due(service_ms):
+    result = load_fake(service_ms, rate=100, seconds=0.2, max_late_seconds=10)
+    expected, free = [], 0
+    for number, service in enumerate(service_ms):
+        free = max(free, 10 * number) + service  # due every 10 ms; one caller, first in first out
+        expected.append(free - 10 * number)
+    assert sorted(result.latencies_ms) == pytest.approx(sorted(expected))
+    assert result.items_per_sec == pytest.approx(20 / (max(200, free) / 1000))
+
+
+def test_a_stall_is_seen_by_all_that_it_delays_and_by_one_in_a_closed_loop():
+    services = [500, *[1] * 100_000]
+    delayed = load_fake(services, rate=100, seconds=1)
+    assert (delayed.latencies_ms > 100).sum() > 40  # 500 ms: 50 fell due meanwhile
+    closed = load_fake(services, seconds=1)
+    assert (closed.latencies_ms > 100).sum() == 1
+    assert delayed.send_delays_ms.max() == pytest.approx(490)
+
+
+def test_an_overload_drops_what_is_too_late_and_ends():
+    result = load_fake(itertools.repeat(20), rate=100, seconds=10, max_late_seconds=0.5)
+    assert result.iterations + result.num_dropped == 1000
+    assert result.latencies_ms.max() <= 520
+    assert result.items_per_sec == pytest.approx(50, rel=0.01)
+    assert result.seconds <= 10.52
+
+
+def test_the_warm_up_of_an_open_loop_leaves_no_backlog():
+    services = [1000] * 3 + [1] * 10_000
+    clock = ManualClock()
+    result = measure(
+        FakeEngine(clock, services), rate=10, callers=1, seconds=1, warmup_seconds=3, clock=clock,
+        max_late_seconds=0,
+    )  # fmt: skip
+    assert result.latencies_ms == pytest.approx(np.ones(10))
+
+
+def test_one_caller_fewer_than_requests_under_way_is_all_that_is_needed():
+    calls = itertools.count()
+    result = measure(lambda x: next(calls), rate=2000, seconds=0.1, warmup_seconds=0, callers=4)
+    assert result.iterations + result.num_dropped == 200
+    assert next(calls) == result.iterations
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rate": 0}, {"rate": math.inf}, {"callers": 0}, {"poisson": True}, {"seconds": 0},
+        {"warmup_seconds": -1}, {"rate": 1, "max_late_seconds": -1},
+    ],
+)  # fmt: skip
+def test_a_load_that_cannot_be_is_refused(options):
+    with pytest.raises(OptionError, match=r"got|needs"):
+        measure(sum, [1], **options)
+
+
+def test_what_raises_in_an_open_loop_is_raised():
+    with pytest.raises(ZeroDivisionError):
+        measure(lambda x: 1 // x, 0, rate=1000, seconds=60, warmup_seconds=0)
+
+
+def test_the_engines_counts_are_of_the_time_measured():
+    with Engine(models.mlp(), 2) as engine:
+        measure(engine, seconds=0.05, warmup_seconds=0, rate=1000)
+        result = measure(engine, seconds=0.05, warmup_seconds=0.05, rate=1000, max_late_seconds=60)
+    assert result.iterations == 50
+    assert result.stats.done == sum(stream.done for stream in result.stats.streams) == 50
+    assert result.stats.running.count == 50
+    assert result.batch_size == 2
+    assert result.cpu_seconds_per_item == pytest.approx(result.usage.cpu_seconds / 100)
+    assert result.usage.peak_memory_bytes > 1_000_000
+
+
+values_ns = st.lists(st.integers(1, 10**10), min_size=1, max_size=50)
+
+
+@given(values_ns, values_ns)
+def test_counts_since_an_earlier_moment_are_those_of_what_came_after(before, after):
+    def counts(values):
+        buckets = np.zeros(len(bucket_bounds()), np.uint64)
+        for value in values:
+            buckets[bucket_index(value)] += 1
+        snapshot = (buckets.tobytes(), sum(values), max(values))
+        result = Counts(1)
+        result.add(([(len(values), 0, 0, 0, 0, snapshot, snapshot)], (0, 0, 0)))
+        return result
+
+    since = counts(before + after).since(counts(before)).summary(1.0, 0, 0, 1)
+    alone = counts(after).summary(1.0, 0, 0, 1)
+    assert since.done == alone.done
+    assert since.running.mean == pytest.approx(alone.running.mean)
+    assert since.running.p90 == pytest.approx(alone.running.p90, rel=RELATIVE_WIDTH)
+    assert alone.running.max <= since.running.max <= alone.running.max * (1 + RELATIVE_WIDTH) + 1e-9
+
+
+def test_throttled_time_is_read_from_version_2_and_version_1(tmp_path):
+    two = SysfsTree(tmp_path / "two")
+    two.add_mount("cgroup2", "/sys/fs/cgroup")
+    two.write("proc/self/cgroup", "0::/job/step")
+    two.write("sys/fs/cgroup/job/step/cpu.stat", "usage_usec 9\nthrottled_usec 2500000")
+    two.write("sys/fs/cgroup/job/cpu.stat", "nr_throttled 3\nthrottled_usec 1000000")
+    assert throttled_seconds(two.root) == (2.5, 1.0)
+    one = SysfsTree(tmp_path / "one")
+    one.add_mount("cgroup", "/sys/fs/cgroup/cpu", "rw,cpu,cpuacct")
+    one.write("proc/self/cgroup", "3:cpu,cpuacct:/job")
+    one.write("sys/fs/cgroup/cpu/job/cpu.stat", "nr_periods 1\nthrottled_time 1500000000")
+    assert throttled_seconds(one.root) == (1.5,)
+    assert throttled_seconds(SysfsTree(tmp_path / "none").root) == ()
+
+
+# --- The highest rate ---------------------------------------------------------------------------
+
+
+@given(st.floats(0.01, 1e6), st.floats(0.01, 1e6), st.floats(0.01, 0.5))
+def test_the_search_ends_close_below_the_capacity(capacity, first, precision):
+    tried = []
+
+    def holds(rate):
+        tried.append(rate)
+        return rate <= capacity
+
+    found = highest_rate(holds, first, lowest=0.001, precision=precision)
+    if math.ldexp(first, 23) > capacity > math.ldexp(first, -22):
+        assert capacity / (1 + precision) * 0.999 <= found <= capacity
+    assert found == max((rate for rate in tried if rate <= capacity), default=0.0)
+
+
+@pytest.mark.parametrize("service_ms", [10, 2])
+def test_search_finds_the_rate_that_an_engine_of_known_capacity_sustains(service_ms):
+    clock = ManualClock()
+    engine = FakeEngine(clock, itertools.repeat(service_ms))
+    found = search_rate(
+        engine, p99_limit_ms=3 * service_ms, precision=0.02, callers=1, seconds=20,
+        warmup_seconds=0, clock=clock,
+    )  # fmt: skip
+    capacity = 1000 / service_ms
+    assert found.rate == pytest.approx(capacity, rel=0.03)
+    assert found.closed_loop_rate == pytest.approx(capacity, rel=0.01)
+    assert found.measurement.rate == found.rate
+    assert found.measurement.percentile(99) <= 3 * service_ms
+    assert {step.is_held for step in found.steps} == {True, False}
+
+
+def test_search_reports_none_where_no_rate_holds():
+    clock = ManualClock()
+    engine = FakeEngine(clock, itertools.repeat(10))
+    found = search_rate(engine, p99_limit_ms=5, callers=1, seconds=1, clock=clock)
+    assert found.rate == 0.0
+    assert found.measurement is None
+    assert not any(step.is_held for step in found.steps)
+
+
+# --- Sweeps -------------------------------------------------------------------------------------
+
+axis_values = st.lists(st.integers(1, 9), min_size=1, max_size=4)
+
+
+@given(st.dictionaries(st.sampled_from(["num_streams", "batch_size", "callers"]), axis_values))
+def test_combinations_have_each_once(axes):
+    every = [tuple(each.items()) for each in combinations(axes)]
+    assert len(every) == len(set(every)) == math.prod(len(set(v)) for v in axes.values())
+
+
+def fakes(opened, failing=()):
+    """Stands for `open_engine`; notes what it was asked for."""
+
+    def open_fake(name, path, **options):
+        opened.append(options)
+        if options in failing:
+            raise OptionError("cannot be had")
+        return FakeEngine(ManualClock(), itertools.repeat(1))
+
+    return open_fake
+
+
+def test_a_sweep_measures_each_combination_once_and_goes_on_after_one_that_cannot_be_had():
+    opened = []
+    result = sweep(
+        "model", {"num_streams": [1, 2, 2], "batch_size": [1, 8]},
+        open_with=fakes(opened, failing=[{"num_streams": 2, "batch_size": 1}]),
+        callers=1, seconds=0.01, warmup_seconds=0,
+    )  # fmt: skip
+    expected = [{"num_streams": s, "batch_size": b} for s in (1, 2) for b in (1, 8)]
+    assert opened == [point.values for point in result.points] == expected
+    assert [point.error is None for point in result.points] == [True, True, False, True]
+    assert all((point.measurement is None) != (point.error is None) for point in result.points)
+    assert not result.is_interrupted
+
+
+# --- Engines ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "onnxruntime:per_stream"])
+def test_plain_onnxruntime_gets_the_same_inputs_and_gives_the_same_outputs(mlp, name):
+    with Engine(mlp, 3) as ours, closing(open_engine(name, mlp, batch_size=3)) as theirs:
+        inputs = theirs.generate_random_inputs()
+        np.testing.assert_array_equal(inputs[0], ours.generate_random_inputs()[0])
+        np.testing.assert_allclose(theirs.run(inputs)[0], ours.run(inputs)[0], rtol=1e-4)
+        assert (theirs.batch_size, theirs.num_cores) == (3, ours.num_cores)
+        result = measure(theirs, callers=3, seconds=0.05, warmup_seconds=0)
+    assert result.stats is None
+    assert result.iterations > 0
+
+
+def test_openvino_gives_the_same_outputs(mlp):
+    pytest.importorskip("openvino")
+    with Engine(mlp, 3) as ours, closing(open_engine("openvino", mlp, batch_size=3)) as theirs:
+        inputs = theirs.generate_random_inputs()
+        np.testing.assert_allclose(theirs.run(inputs)[0], ours.run(inputs)[0], rtol=1e-3, atol=1e-5)
+
+
+CLASSES = """
+import os, signal
+import numpy as np
+
+class Described:
+    inputs = [("x", (2, None), "float32")]
+    def __init__(self, model_path, batch_size, num_cores, num_streams, input_shapes):
+        assert (batch_size, num_streams) == (2, 1)
+        self.closed = []
+        closed_lists.append(self.closed)
+    def run(self, inputs):
+        assert inputs[0].shape == (2, 1) and inputs[0].dtype == np.float32
+    def close(self):
+        self.closed.append(True)
+
+closed_lists = []
+
+class Interrupts:
+    '''Ctrl-C comes while the tenth request of the second of these runs.'''
+    made = 0
+    def __init__(self, **options):
+        Interrupts.made += 1
+        self.runs = 0
+    def run(self, inputs):
+        self.runs += 1
+        if self.runs == 10 and self.made == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+    def generate_random_inputs(self):
+        return []
+
+class InterruptsAtOnce(Interrupts):
+    made = 1
+    def __init__(self, **options):
+        self.runs, self.made = 0, 2
+
+class Search:
+    '''Ctrl-C comes at the 40th request, in the first step.'''
+    def __init__(self, **options):
+        self.runs = 0
+    def run(self, inputs):
+        self.runs += 1
+        if self.runs == 40:
+            os.kill(os.getpid(), signal.SIGINT)
+    def generate_random_inputs(self):
+        return []
+
+class NoRun:
+    def __init__(self, **options): pass
+
+class NoInputs(NoRun):
+    def run(self, inputs): pass
+
+class Fails:
+    def __init__(self, **options):
+        raise RuntimeError("out of order")
+"""
+
+
+@pytest.fixture
+def classes(tmp_path, monkeypatch):
+    """The name of a module with classes of a user's, in the working folder."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    (folder / "my_engines.py").write_text(CLASSES)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield "my_engines"
+    sys.modules.pop("my_engines", None)
+
+
+def test_a_class_of_the_users_is_measured_and_closed(classes, mlp, capsys):
+    options = ["-b", "2", "-nstreams", "1", "-t", "0.05", "-w", "0", "--json"]
+    assert main(["benchmark", mlp, "-e", f"{classes}:Described", *options]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert "my_engines:Described" in result["engine"]
+    assert result["scheduler"] is None
+    assert result["benchmark_result"]["iterations"] > 0
+    assert sys.modules[classes].closed_lists == [[True]]
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        ("tensorrt", "engine must be one of deepsched, onnxruntime"),
+        ("no_such_module:Class", "cannot import 'no_such_module'"),
+        ("my_engines:Nothing", "has no class 'Nothing'"),
+        ("my_engines:NoRun", "needs run"),
+        ("my_engines:NoInputs", "needs generate_random_inputs"),
+        ("my_engines:Fails", "raised RuntimeError: out of order"),
+        ("openvino", r"pip install 'deepsched\[peers\]'"),
+    ],
+)
+def test_an_engine_that_cannot_be_had_says_what_to_do(classes, mlp, monkeypatch, engine, message):
+    monkeypatch.syspath_prepend(os.getcwd())
+    monkeypatch.setitem(sys.modules, "openvino", None)  # not installed
+    with pytest.raises(OptionError, match=message):
+        open_engine(engine, mlp)
+
+
+def test_other_engines_refuse_what_does_not_fit_the_model(mlp, tmp_path):
+    with pytest.raises(ShapeOverrideError):
+        open_engine("onnxruntime", mlp, input_shapes=[[1, 64], [1, 64]])
+    with pytest.raises(UnsupportedModelError, match="onnxruntime"):
+        open_engine("onnxruntime", mlp, input_shapes=[[1, 65]])
+    strings = models.save(models.sequence_insert(), tmp_path, "sequence.onnx")
+    with pytest.raises(OptionError, match=r"seq\(tensor\(float\)\)"):
+        open_engine("onnxruntime", strings)
+
+
+# --- The command --------------------------------------------------------------------------------
+
+DEEPSPARSE_KEYS = {
+    "engine", "version", "orig_model_path", "model_path", "batch_size", "input_shapes",
+    "num_cores", "scenario", "scheduler", "seconds_to_run", "num_streams", "benchmark_result",
+}  # fmt: skip
+DEEPSPARSE_RESULTS = {
+    "items_per_sec", "seconds_ran", "iterations", "median", "mean", "std", "25.0%", "50.0%",
+    "75.0%", "90.0%", "95.0%", "99.0%", "99.9%",
+}  # fmt: skip
+QUICK = ["-t", "0.05", "-w", "0", "-q"]
+
+
+@pytest.mark.parametrize("load", [[], ["--callers", "3"], ["--rate", "200", "--poisson"]])
+def test_the_json_keeps_deepsparses_keys_and_the_help_defines_all(mlp, capsys, load):
+    assert main(["benchmark", mlp, "--json", "-t", "0.2", "-w", "0", *load]) == 0
+    result = json.loads(capsys.readouterr().out)
+    numbers = result["benchmark_result"]
+    assert set(result) >= DEEPSPARSE_KEYS | {"interrupted"}
+    assert set(numbers) >= DEEPSPARSE_RESULTS | {"callers"}
+    defined = {name for field in FIELDS for name in field.replace(" ... ", ", ").split(", ")}
+    defined |= DEEPSPARSE_RESULTS  # "25.0% ... 99.9%"
+    assert set(result) - {"benchmark_result"} | set(numbers) == defined
+    assert numbers["waiting_ms"]["50.0%"] <= numbers["waiting_ms"]["99.9%"]
+    assert len(numbers["streams"]) == result["num_streams"]
+    with pytest.raises(SystemExit):
+        main(["benchmark", "--help"])
+    text = capsys.readouterr().out
+    assert all(f"  {field}" in text for field in FIELDS)
+    assert "130  Ctrl-C" in text
+
+
+def test_a_sweep_prints_a_table_and_writes_a_csv(mlp, tmp_path, capsys):
+    file, export = tmp_path / "out.csv", tmp_path / "out.json"
+    axes = ["--sweep", "callers=1,2", "--sweep", "batch_size=1,4", "--sweep", "num_streams=1,999"]
+    assert main(["benchmark", mlp, *QUICK, *axes, "--csv", str(file), "-x", str(export)]) == 0
+    assert "num_streams must be between 1 and" in capsys.readouterr().out
+    rows = list(csv.DictReader(file.read_text().splitlines()))
+    swept = [(row["callers"], row["batch_size"], row["num_streams"]) for row in rows]
+    assert sorted(swept) == sorted(itertools.product("12", "14", ("1", "999")))
+    for row in rows:
+        assert bool(row["error"]) == (row["num_streams"] == "999")
+        assert bool(row["items_per_sec"]) != bool(row["error"])
+    assert len(json.loads(export.read_text())["measurements"]) == 8
+
+
+def test_a_sweep_in_which_nothing_can_be_had_is_an_error(capsys):
+    assert main(["benchmark", "nowhere.onnx", "--sweep", "callers=1,2", *QUICK]) == 2
+    assert "no model file at 'nowhere.onnx'" in capsys.readouterr().err
+
+
+def test_a_search_prints_the_rates_tried_and_the_highest(mlp, capsys):
+    assert main(["benchmark", mlp, *QUICK, "--p99-limit", "500", "--callers", "2"]) == 0
+    assert "Highest Rate with p99 within 500 ms" in capsys.readouterr().out
+
+
+def test_ctrl_c_in_a_sweep_prints_what_was_measured(classes, mlp, tmp_path, capsys):
+    export = tmp_path / "out.json"
+    options = ["-t", "0.05", "-w", "0", "--sweep", "callers=1,2,3", "-x", str(export)]
+    # The first combination takes its time; the second is interrupted in its tenth request.
+    assert main(["benchmark", mlp, "-e", f"{classes}:Interrupts", *options]) == 130
+    assert "Interrupted" in capsys.readouterr().out
+    result = json.loads(export.read_text())
+    assert result["interrupted"]
+    assert [report["swept"]["callers"] for report in result["measurements"]] == [1, 2]
+    assert not result["measurements"][0]["interrupted"]
+
+
+def test_ctrl_c_in_an_open_loop_prints_what_was_measured(classes, mlp, capsys):
+    options = ["-t", "600", "-w", "0", "--rate", "200", "--json"]
+    assert main(["benchmark", mlp, "-e", f"{classes}:InterruptsAtOnce", *options]) == 130
+    result = json.loads(capsys.readouterr().out)
+    assert result["interrupted"]
+    assert result["benchmark_result"]["iterations"] + 1 >= 9  # one was for trying it out
+
+
+def test_ctrl_c_in_a_search_prints_what_was_found(classes, mlp, capsys):
+    options = ["-t", "600", "-w", "0", "--p99-limit", "5"]
+    assert main(["benchmark", mlp, "-e", f"{classes}:Search", *options]) == 130
+    assert "Interrupted: a higher rate may hold" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rate", "0"], "--rate must be positive, got 0"),
+        (["--callers", "0"], "--callers must be at least 1, got 0"),
+        (["--poisson"], "--poisson is for an open loop"),
+        (["--p99-limit", "0"], "--p99-limit must be positive"),
+        (["--p99-limit", "5", "--rate", "5"], "--p99-limit searches the rate itself"),
+        (["--sweep", "colour=1,2"], "--sweep must look like num_streams=1,2,4"),
+        (["--sweep", "callers=one"], "--sweep must look like"),
+        (["--sweep", "callers=1", "--sweep", "callers=2"], "each once"),
+        (["--plot", "x.png"], "--plot draws a sweep"),
+        (["--sweep", "callers=1", "--plot", "x.png"], "pip install 'deepsched[plot]'"),
+        (["--csv", "/nowhere/x.csv"], "cannot write --csv"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_in_one_line(
+    mlp, capsys, monkeypatch, arguments, message
+):
+    monkeypatch.setattr("deepsched.benchmark.plot.find_spec", lambda name: None)
+    assert main(["benchmark", mlp, *QUICK, *arguments]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_a_plot_of_a_sweep_is_drawn(mlp, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    axes = ["--sweep", "callers=1,2", "--sweep", "batch_size=1,2"]
+    assert main(["benchmark", mlp, *QUICK, *axes, "--plot", str(tmp_path / "x.gif")]) == 2
+    assert ".png" in capsys.readouterr().err
+    assert main(["benchmark", mlp, *QUICK, *axes, "--plot", str(tmp_path / "x.svg")]) == 0
+    assert "<svg" in (tmp_path / "x.svg").read_text()
