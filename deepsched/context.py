@@ -13,7 +13,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from deepsched.errors import ClosedError, OptionError, StreamConfigError
 from deepsched.futures import FutureResolver
@@ -27,6 +27,7 @@ from deepsched.runtime.session import Session, open_session
 from deepsched.scheduler import Scheduler
 from deepsched.speed import run_lengths
 from deepsched.stats import Counts, Stats
+from deepsched.timeline.trace import Trace, TracedModel
 from deepsched.topology import Topology
 
 if TYPE_CHECKING:
@@ -45,17 +46,6 @@ _MOST_ELASTIC = 64
 
 _numbers = itertools.count()
 _open_contexts: weakref.WeakSet[Context] = weakref.WeakSet()
-
-
-class RequestRecord(NamedTuple):
-    """When and where one request ran; nanoseconds of the monotonic clock."""
-
-    stream: int
-    by_worker: bool
-    """False: inline, on the thread that called."""
-    submitted_ns: int
-    started_ns: int
-    ended_ns: int
 
 
 class Context:
@@ -134,6 +124,8 @@ class Context:
         # Reentrant: the garbage collector may close an engine of ours while we hold it.
         self._lock = threading.RLock()
         self._engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+        # By number; those of a trace that is under way, closed ones included.
+        self._traced: dict[int, TracedModel] | None = None
         self._name = f"ds{next(_numbers)}"
         cpus = [stream.cpus for stream in self._streams]
         self._tree: GroupTree | None = None
@@ -231,23 +223,46 @@ class Context:
         )
 
     @contextmanager
-    def trace(self) -> Iterator[list[RequestRecord]]:
+    def trace(self, capacity: int = 1_000_000) -> Iterator[Trace]:
         """Collects a record of each request that ends within the block.
 
-        The list is filled when the block ends. One trace at a time.
+        The trace is filled when the block ends. It can then be saved for Perfetto or drawn. Takes
+        well below a microsecond and 48 bytes for each request. One trace at a time.
+
+        Args:
+            capacity: how many requests to keep; `Trace.num_dropped` counts those after them.
 
         Raises:
-            OptionError: another trace is under way.
+            OptionError: another trace is under way, or `capacity` is not between 1 and 2**30.
+
+        Example:
+            >>> from deepsched import Engine
+            >>> from deepsched.benchmark import bundled_model
+            >>> with Engine(bundled_model("squeezenet")) as engine:
+            ...     with engine.context.trace() as trace:
+            ...         outputs = engine.run(engine.generate_random_inputs())
+            >>> trace
+            <Trace of 1 requests, single_stream, 1 streams>
         """
-        if self._dispatcher.records is not None:
-            raise OptionError("this context is being traced already; one trace at a time")
-        records: list[RequestRecord] = []
-        raw = self._dispatcher.records = []
+        if type(capacity) is not int or not 1 <= capacity <= 2**30:
+            raise OptionError(f"capacity must be an int between 1 and {2**30}, got {capacity!r}")
+        tracer = self._dispatcher.tracer
+        with self._lock:
+            tracer.start(capacity)
+            models = {engine._model.number: engine._traced for engine in self._engines}
+            self._traced = models
+        trace = Trace(self._scheduler, self._streams, time.monotonic_ns())
         try:
-            yield records
+            yield trace
         finally:
-            self._dispatcher.records = None
-            records.extend(RequestRecord(*record) for record in raw)
+            ended_ns = time.monotonic_ns()
+            entries, num_dropped = tracer.stop()
+            with self._lock:
+                self._traced = None
+            ranges = [(i, i + 1) for i in range(len(self._streams))]
+            if self._tree is not None:
+                ranges = list(self._tree.leaves)
+            trace._fill(entries, num_dropped, ended_ns, models, ranges)
 
     def close(self) -> None:
         """Closes the engines of this context and ends its threads. May be called again."""
@@ -360,6 +375,8 @@ class Context:
             if self._is_closed:
                 raise ClosedError("this context is closed; make a new one")
             self._engines.add(engine)
+            if self._traced is not None:
+                self._traced[engine._model.number] = engine._traced
 
 
 def _check_topology(topology: Topology) -> Topology:

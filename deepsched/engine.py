@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence, Sized
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from deepsched.runtime.model import Model
 from deepsched.samples import random_value
 from deepsched.scheduler import Scheduler
 from deepsched.stats import Counts, Stats
+from deepsched.timeline.trace import TracedModel
 
 logger = logging.getLogger("deepsched")
 
@@ -219,6 +221,11 @@ class Engine:
         if self._is_closed:
             raise ClosedError("this engine is closed, and its memory freed")
         return measure(self._opened.sessions, self._arenas, self._opened.inodes)
+
+    @property
+    def _traced(self) -> TracedModel:
+        name = Path(self.model_path).stem if self.model_path else "model"
+        return TracedModel(name, self.batch_size)
 
     def __repr__(self) -> str:
         return (

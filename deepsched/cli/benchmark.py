@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from typing import Any, TextIO
+from typing import Any
 
 from deepsched.benchmark import (
     AXES,
@@ -33,6 +33,7 @@ from deepsched.benchmark.text import (
     print_search,
     print_sweep,
 )
+from deepsched.cli.options import output, parse_shapes
 from deepsched.cli.progress import ProgressBar, progress_bar
 from deepsched.errors import OptionError
 from deepsched.scheduler import Scheduler
@@ -177,7 +178,7 @@ def run(args: argparse.Namespace) -> None:
     axes = _parse_sweep(args.sweep)
     _check(args, axes)
     # Opened before anything is measured: a path that cannot be written is known at once.
-    with _file(args, "export_path") as export, _file(args, "csv") as table:
+    with output(args, "export_path") as export, output(args, "csv") as table:
         with progress_bar(args.quiet) as bar:
             result, show = _measure(args, axes, bar)
         if args.json:
@@ -213,20 +214,6 @@ def _check(args: argparse.Namespace, axes: Mapping[str, Sequence[Any]]) -> None:
         if not axes:
             raise OptionError("--plot draws a sweep; give --sweep num_streams=1,2 or the like")
         check_plot(args.plot)
-
-
-@contextmanager
-def _file(args: argparse.Namespace, option: str) -> Iterator[TextIO | None]:
-    path = getattr(args, option)
-    if not path:
-        yield None
-        return
-    try:
-        file = open(path, "w")  # noqa: SIM115
-    except OSError as error:
-        raise OptionError(f"cannot write --{option} {path!r}: {error}") from error
-    with file:
-        yield file
 
 
 # --- What is measured ---------------------------------------------------------------------------
@@ -355,7 +342,7 @@ def _engine_options(args: argparse.Namespace) -> dict[str, Any]:
         "num_cores": args.num_cores,
         "num_streams": args.num_streams,
         "scheduler": Scheduler.from_str(args.scenario or "async"),
-        "input_shapes": _parse_shapes(args.input_shapes),
+        "input_shapes": parse_shapes(args.input_shapes),
         "pin": args.thread_pinning,
     }
 
@@ -369,21 +356,6 @@ def _load_options(args: argparse.Namespace) -> dict[str, Any]:
         "seconds": args.time,
         "warmup_seconds": args.warmup_time,
     }
-
-
-def _parse_shapes(text: str) -> list[list[int]] | None:
-    if not text:
-        return None
-    try:
-        shapes = json.loads(f"[{text}]")
-        if not all(isinstance(shape, list) for shape in shapes):
-            raise ValueError("expected brackets around each shape")
-    except ValueError as error:
-        raise OptionError(
-            f'--input_shapes must look like "[1,3,320,320]" or "[1,128],[1,128]", got {text!r} '
-            f"({error})"
-        ) from None
-    return list(shapes)
 
 
 def _parse_sweep(texts: Sequence[str]) -> dict[str, list[Any]]:

@@ -5,6 +5,7 @@ from deepsched.runtime.pool cimport WorkerPool
 from deepsched.runtime.posix cimport CpuMask
 from deepsched.runtime.request cimport ModelState, Request, RequestState, Stage
 from deepsched.runtime.stopping cimport RunSlots
+from deepsched.runtime.tracing cimport Tracer
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp.atomic cimport atomic
 
@@ -36,7 +37,8 @@ cdef class Dispatcher:
     cdef list abandoned
     cdef list orphans  # (inbox, requests still to arrive): nobody takes them but reap()
     cdef readonly uint32_t generation
-    cdef public list records
+    cdef readonly Tracer tracer
+    cdef uint32_t num_models  # that there ever were
     cdef char _pad0[64]
     cdef atomic[uint64_t] backlog_ns  # how long the queued requests are expected to run
     cdef atomic[uint32_t] num_long  # of them, those that are not short

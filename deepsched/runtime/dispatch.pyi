@@ -1,10 +1,10 @@
 from deepsched.runtime.backlog import Backlog
 from deepsched.runtime.policy import GroupTree
+from deepsched.runtime.tracing import Tracer
 
 class Dispatcher:
     """The queue, the core groups and the workers of one context."""
 
-    records: list[tuple[int, bool, int, int, int]] | None
     def __init__(
         self,
         cpus_by_group: list[list[int] | None],
@@ -22,4 +22,6 @@ class Dispatcher:
     def wake_up_ns(self) -> int: ...
     @property
     def backlog(self) -> Backlog: ...
+    @property
+    def tracer(self) -> Tracer: ...
     def close(self) -> None: ...

@@ -18,7 +18,8 @@ from deepsched.runtime.posix cimport (
     MAX_CPUS, CpuMask, get_mask, is_main_thread, sched_getcpu, set_mask,
 )
 from deepsched.runtime.request cimport (
-    CANCELLED, DONE, EXPIRED, FAILED, RUNNING, Stage, begin, finish, leave, withdraw,
+    CANCELLED, DONE, EXPIRED, FAILED, RUNNING, Stage, begin, finish, leave, trace_end,
+    withdraw,
 )
 from deepsched.runtime.statistics cimport GroupStats
 from deepsched.runtime.stopping cimport NO_DEADLINE
@@ -80,6 +81,7 @@ cdef class Dispatcher:
             self.is_elastic = True
             self.num_groups = tree.tree.num_groups
         self.pool = WorkerPool(num_streams)
+        self.tracer = Tracer()
         self.slots = RunSlots(self.num_groups, thread_prefix)
         self.abandoned = []
         self.orphans = []
@@ -268,6 +270,7 @@ cdef class Dispatcher:
         record(&stats.running, length)
         # relaxed: published by the completion, or seen by the same thread.
         request.stage.store(end, memory_order_relaxed)
+        trace_end(request, end)
         if self.is_elastic:
             self.elastic.ends(group, leaf)
 

@@ -1,9 +1,11 @@
 from deepsched.runtime.dispatch cimport Dispatcher
 from deepsched.runtime.inbox cimport Inbox
 from deepsched.runtime.request cimport ModelState, Request
+from libc.stdint cimport uint32_t
 
 cdef class Model:
     cdef ModelState state
+    cdef readonly uint32_t number
     cdef readonly Dispatcher dispatcher
     cdef readonly list inputs
     cdef readonly list outputs

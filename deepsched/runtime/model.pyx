@@ -51,6 +51,9 @@ cdef class Model:
         self.input_names = [info.name.encode() for info in self.inputs]
         self.output_names = [info.name.encode() for info in self.outputs]
         self.state.num_outputs = len(self.outputs)
+        self.state.trace = &dispatcher.tracer.state
+        self.state.number = self.number = dispatcher.num_models
+        dispatcher.num_models += 1
         self.state.sessions = <OrtSession**>calloc(len(sessions), sizeof(OrtSession*))
         self.state.stats = <GroupStats*>calloc(len(sessions), sizeof(GroupStats))
         self.state.input_names = <const char**>calloc(len(self.inputs) + 1, sizeof(char*))
@@ -79,14 +82,11 @@ cdef class Model:
 
     def run(self, list inputs, timeout=None, priority=0, bint check_inputs=True) -> list:
         """Runs one request and returns its outputs; blocks. `inputs` in the graph's order."""
-        cdef Dispatcher dispatcher = self.dispatcher
         cdef Request request = self.prepare(inputs, timeout, priority, check_inputs)
         if not enter(&self.state):
             raise _closed()
         self.submit_and_wait(request)
-        if dispatcher.records is not None:
-            dispatcher.records.append(request.record)
-        return request.take_outputs()
+        return request.outputs()
 
     cdef submit_and_wait(self, Request request):
         """Submits `request`, which has been counted in, and waits for its end."""
@@ -294,7 +294,7 @@ cdef class Model:
                         set_mask(&own)
                 request.state.status = status
                 request.state.stage.store(FAILED if status != NULL else DONE, memory_order_relaxed)
-                request.take_outputs()  # raises what went wrong
+                request.outputs()  # raises what went wrong
                 if num_runs and (least == 0 or took < least):
                     least = took
                 num_runs += 1

@@ -3,6 +3,7 @@ from deepsched.runtime.elastic cimport RunLength
 from deepsched.runtime.inbox cimport Inbox, Letter
 from deepsched.runtime.ort cimport OrtSession, OrtStatus, OrtValue
 from deepsched.runtime.statistics cimport GroupStats, UnrunStats
+from deepsched.runtime.tracing cimport TraceState
 from libc.stdint cimport uint32_t, uint64_t
 from libcpp.atomic cimport atomic
 
@@ -29,6 +30,8 @@ cdef struct ModelState:
     atomic[uint32_t] closing
     atomic[uint32_t] in_flight  # requests between enter and leave; a futex word for close
     atomic[uint64_t] typical_ns  # smoothed length of a run; 0 until the first
+    TraceState* trace
+    uint32_t number  # what traces call it
 
 cdef enum:
     NUM_OWN_VALUES = 6  # more inputs and outputs than this cost a request an allocation
@@ -68,7 +71,7 @@ cdef class Request:
     cdef public object tag
     cdef uint32_t generation
 
-    cdef list take_outputs(self)
+    cpdef list outputs(self)
 
 cdef Request new_request(
     object owner, ModelState* model, list input_infos, list output_infos, list inputs,
@@ -77,5 +80,6 @@ cdef Request new_request(
 cdef bint begin(RequestState* request) noexcept nogil
 cdef void* finish(RequestState* request) noexcept nogil
 cdef bint withdraw(RequestState* request, Stage end) noexcept nogil
+cdef void trace_end(RequestState* request, Stage end) noexcept nogil
 cdef bint enter(ModelState* model) noexcept nogil
 cdef void leave(ModelState* model) noexcept nogil

@@ -2,6 +2,8 @@ from typing import Any
 
 from deepsched.runtime.inbox import Inbox
 
+OUTCOMES: dict[int, str]
+
 class Request:
     """One inference; made by a Model."""
 
@@ -12,6 +14,4 @@ class Request:
     def inbox(self) -> Inbox | None: ...
     @property
     def is_running(self) -> bool: ...
-    @property
-    def record(self) -> tuple[int, bool, int, int, int]: ...
     def outputs(self) -> list[Any]: ...

@@ -11,6 +11,7 @@ from deepsched.runtime.library cimport loaded_library, take_message
 from deepsched.runtime.ort cimport ORT_INVALID_ARGUMENT, OrtApi, OrtValue
 from deepsched.runtime.pool cimport fork_generation
 from deepsched.runtime.stopping cimport NO_DEADLINE
+from deepsched.runtime.tracing cimport TraceEntry, is_on, note
 from deepsched.runtime.values cimport ValueInfo, output_from
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -22,6 +23,10 @@ from concurrent.futures import CancelledError
 
 from deepsched.errors import ClosedError, DeadlineExceeded, InferenceError, InputError
 
+# What users read of how a request ended, by Stage.
+OUTCOMES = {
+    DONE: "done", FAILED: "failed", EXPIRED: "expired", CANCELLED: "cancelled", REFUSED: "closed",
+}
 
 @cython.final
 @cython.freelist(64)
@@ -50,7 +55,7 @@ cdef class Request:
             api.ReleaseStatus(self.state.status)
         free(self.arrays)
 
-    cdef list take_outputs(self):
+    cpdef list outputs(self):
         """The outputs of a request that has ended, as Python values; or its error. Once."""
         cdef int code = 0
         cdef size_t i
@@ -78,25 +83,10 @@ cdef class Request:
             outputs[i] = output_from(value, <ValueInfo>self.output_infos[i], self.borrowed)
         return outputs
 
-    def outputs(self) -> list:
-        """The outputs of a request that came out of its inbox, or its error. Once."""
-        records = self.owner.dispatcher.records
-        if records is not None:
-            records.append(self.record)
-        return self.take_outputs()
-
     @property
     def is_running(self) -> bool:
         """Whether it has begun and not ended."""
         return self.state.stage.load(memory_order_relaxed) == RUNNING
-
-    @property
-    def record(self) -> tuple:
-        """(group, by_worker, submitted_ns, started_ns, ended_ns), of the monotonic clock."""
-        return (
-            self.state.group.load(memory_order_relaxed), bool(self.state.by_worker),
-            self.state.submitted_ns, self.state.started_ns, self.state.ended_ns,
-        )
 
 
 cdef Request new_request(
@@ -184,6 +174,7 @@ cdef bint begin(RequestState* request) noexcept nogil:
         request.model.unrun.num_expired.fetch_add(1, memory_order_relaxed)
     else:
         request.model.unrun.num_cancelled.fetch_add(1, memory_order_relaxed)
+    trace_end(request, <Stage>next_stage)
     return False
 
 
@@ -198,7 +189,23 @@ cdef bint withdraw(RequestState* request, Stage end) noexcept nogil:
         request.model.unrun.num_expired.fetch_add(1, memory_order_relaxed)
     else:
         request.model.unrun.num_cancelled.fetch_add(1, memory_order_relaxed)
+    trace_end(request, end)
     return True
+
+
+cdef void trace_end(RequestState* request, Stage end) noexcept nogil:
+    """Tells whoever traces how it ended. Before its caller hears of it, who may end the trace."""
+    cdef TraceEntry entry
+    if not is_on(request.model.trace):
+        return
+    entry.model = request.model.number
+    entry.group = request.group.load(memory_order_relaxed)
+    entry.stage = end
+    entry.by_worker = request.by_worker
+    entry.submitted_ns = request.submitted_ns
+    entry.started_ns = request.started_ns
+    entry.ended_ns = request.ended_ns or now_ns()
+    note(request.model.trace, entry)
 
 
 cdef void* finish(RequestState* request) noexcept nogil:

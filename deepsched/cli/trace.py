@@ -1,0 +1,153 @@
+"""`deepsched trace`: a timeline of requests under load."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from contextlib import closing
+from typing import Any
+
+from deepsched.benchmark import bundled_model, measure
+from deepsched.cli.options import output, parse_shapes
+from deepsched.cli.progress import progress_bar
+from deepsched.engine import Engine
+from deepsched.errors import OptionError
+from deepsched.partition import partition
+from deepsched.scheduler import Scheduler
+from deepsched.timeline import Trace
+from deepsched.timeline.perfetto import to_perfetto
+from deepsched.timeline.svg import draw
+from deepsched.timeline.text import render
+from deepsched.topology import Topology
+
+_EPILOG = """\
+In the picture each box is a request, by its number, on the cores that it ran on. In the timeline
+(-o), which https://ui.perfetto.dev and chrome://tracing open:
+
+  load         requests waiting, busy cores
+  streams      a row for each stream, a slice for each run
+  core groups  a row for each group of several streams that requests took together (elastic)
+  waiting      a slice for each request, from the call until its run began
+  arguments    request: its number; batch: items in it; outcome: done, failed, expired, cancelled
+               or closed; ran: inline (on the thread that called) or on a worker; waited_ms
+
+Traces of several schedulers lie in one timeline, each beginning at 0.
+
+exit codes:
+  0    traced
+  2    arguments or a model that cannot be used
+  130  Ctrl-C; what was traced so far is printed and written all the same
+
+examples:
+  deepsched trace model.onnx --svg streams.svg
+  deepsched trace model.onnx -s elastic --rate 100 --poisson -o trace.json
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the subcommand."""
+    parser = commands.add_parser(
+        "trace",
+        help="draw which cores serve which request, from a measurement",
+        description="Puts a load on MODEL and draws which cores served which request, and when. "
+        "Without -s: single_stream and multi_stream, one below the other. In a program of yours "
+        "do the same with Context.trace().",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "model_path", nargs="?", metavar="MODEL",
+        help="path of an ONNX file (default: ResNet-50 from the onnx wheel)",
+    )  # fmt: skip
+    parser.add_argument("-o", "--output", metavar="FILE.json", help="write a timeline there")
+    parser.add_argument("--svg", metavar="FILE.svg", help="write the picture there")
+    parser.add_argument("--json", action="store_true", help="print the timeline instead")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
+    engine = parser.add_argument_group("engine")
+    engine.add_argument(
+        "-s", "--scheduler", default="single_stream,multi_stream", metavar="NAME[,NAME]",
+        help="single_stream, multi_stream, elastic (default single_stream,multi_stream)",
+    )  # fmt: skip
+    engine.add_argument("-b", "--batch_size", type=int, default=1, help="items in a request")
+    engine.add_argument(
+        "-i", "-shapes", "--input_shapes", default="", metavar="SHAPES",
+        help='shapes of the inputs, such as "[1,3,320,320]" or "[1,128],[1,128]"',
+    )  # fmt: skip
+    engine.add_argument("-ncores", "--num_cores", type=int, help="physical cores to use")
+    engine.add_argument(
+        "-nstreams", "--num_streams", type=int,
+        help="requests that run side by side with multi_stream and elastic (default: one per L3 "
+        "cache, two at least if there are two cores; elastic: one per core)",
+    )  # fmt: skip
+    load = parser.add_argument_group("load")
+    load.add_argument("-t", "--time", type=float, default=2.0, help="seconds to trace (default 2)")
+    load.add_argument(
+        "--callers", type=int, metavar="N",
+        help="threads that call (default: one more than there are streams; open loop: see "
+        "`deepsched benchmark -h`)",
+    )  # fmt: skip
+    load.add_argument("--rate", type=float, metavar="R", help="open loop: R requests a second")
+    load.add_argument("--poisson", action="store_true", help="at random times")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Traces and draws."""
+    if args.time <= 0:
+        raise OptionError(f"--time must be positive, got {args.time}")
+    if args.poisson and args.rate is None:
+        raise OptionError("--poisson is for an open loop; give --rate with it")
+    schedulers = [Scheduler.from_str(name) for name in args.scheduler.split(",")]
+    with output(args, "output") as timeline, output(args, "svg") as picture:
+        traces, is_interrupted = _traces(args, schedulers)
+        if args.json:
+            print(json.dumps(to_perfetto(traces)))
+        else:
+            print(render(traces, shutil.get_terminal_size().columns))
+        if timeline is not None:
+            json.dump(to_perfetto(traces), timeline)
+        if picture is not None:
+            picture.write(draw(traces))
+    if is_interrupted:
+        raise KeyboardInterrupt
+
+
+def _traces(args: argparse.Namespace, schedulers: list[Scheduler]) -> tuple[list[Trace], bool]:
+    """A trace for each, and whether Ctrl-C ended the last."""
+    traces: list[Trace] = []
+    with progress_bar(args.quiet) as bar:
+        for scheduler in schedulers:
+            bar.begin(str(scheduler), args.time)
+            with closing(_open(args, scheduler)) as engine:
+                inputs = engine.generate_random_inputs()
+                engine.run(inputs)
+                with engine.context.trace() as trace:
+                    result = measure(
+                        engine, inputs, callers=_callers(args, engine), rate=args.rate,
+                        poisson=args.poisson, seconds=args.time, warmup_seconds=0,
+                        on_progress=bar.update,
+                    )  # fmt: skip
+            traces.append(trace)
+            if result.is_interrupted:
+                return traces, True
+    return traces, False
+
+
+def _open(args: argparse.Namespace, scheduler: Scheduler) -> Engine:
+    num_streams = None if scheduler == Scheduler.single_stream else args.num_streams
+    if scheduler == Scheduler.multi_stream and num_streams is None:
+        topology = Topology.detect()
+        whole = partition(topology, args.num_cores, 1).streams[0]
+        num_streams = min(len(whole.cores), max(2, len(topology.l3_groups)))
+    return Engine(
+        args.model_path or bundled_model(), args.batch_size, args.num_cores, num_streams,
+        scheduler, parse_shapes(args.input_shapes),
+    )  # fmt: skip
+
+
+def _callers(args: argparse.Namespace, engine: Engine) -> int | None:
+    if args.callers is None and args.rate is None:
+        return engine.num_streams + 1
+    callers: int | None = args.callers
+    return callers

@@ -1,0 +1,113 @@
+"""A trace in Chrome's trace format, which Perfetto reads too.
+
+The format: docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from deepsched.timeline.levels import Level, busy_cores, queue_depth
+from deepsched.timeline.trace import RequestRecord, Trace
+from deepsched.version import __version__
+
+Event = dict[str, Any]
+
+# Of each trace, in this order; what the viewer shows as processes.
+_LOAD, _STREAMS, _GROUPS, _WAITING = range(4)
+_TITLES = ("load", "streams", "core groups", "waiting")
+
+
+def to_perfetto(traces: Sequence[Trace]) -> dict[str, Any]:
+    """Traces in one timeline, each beginning at 0; to be written as JSON."""
+    events = [event for i, trace in enumerate(traces) for event in _events(trace, 1 + 4 * i)]
+    return {
+        "traceEvents": events,
+        "displayTimeUnit": "ms",
+        "otherData": {
+            "producer": f"deepsched {__version__}",
+            "dropped": sum(trace.num_dropped for trace in traces),
+        },
+    }
+
+
+def _events(trace: Trace, first_pid: int) -> Iterator[Event]:
+    for which, title in enumerate(_TITLES):
+        pid = first_pid + which
+        yield _meta("process_name", pid, 0, name=f"{trace.scheduler}: {title}")
+        yield _meta("process_sort_index", pid, 0, sort_index=pid)
+    pid = first_pid + _STREAMS
+    for stream in trace.streams:
+        yield from _row(pid, stream.index, f"stream {stream.index}, CPUs {_join(stream.cpus)}")
+    groups = sorted(
+        {
+            (it.stream, it.num_streams)
+            for it in trace
+            if it.stream is not None and it.num_streams > 1
+        }
+    )
+    pid = first_pid + _GROUPS
+    for tid, (low, width) in enumerate(groups):
+        yield from _row(pid, tid, f"streams {low} to {low + width - 1}")
+    for number, it in enumerate(trace):
+        yield from _request(trace, number, it, first_pid, groups)
+    yield from _counter(trace, "requests waiting", queue_depth(trace), first_pid + _LOAD)
+    yield from _counter(trace, "busy cores", busy_cores(trace), first_pid + _LOAD)
+
+
+def _request(
+    trace: Trace, number: int, it: RequestRecord, first_pid: int, groups: list[Any]
+) -> Iterator[Event]:
+    args = {
+        "request": number,
+        "model": it.model,
+        "batch": it.batch_size,
+        "outcome": it.outcome,
+        "ran": "on a worker" if it.by_worker else "inline",
+        "waited_ms": it.waited_ns / 1e6,
+    }
+    if it.waited_ns:
+        # Many wait at a time, so these are not slices of one row but of one for each.
+        edge = {"cat": "waiting", "name": it.model, "id": number, "pid": first_pid + _WAITING}
+        until = it.submitted_ns + it.waited_ns
+        yield {"ph": "b", "ts": _us(trace, it.submitted_ns), "tid": 0, **edge, "args": args}
+        yield {"ph": "e", "ts": _us(trace, until), "tid": 0, **edge}
+    if it.started_ns is None or it.stream is None:
+        return
+    slice_ = {
+        "ph": "X",
+        "cat": "running",
+        "name": it.model,
+        "ts": _us(trace, it.started_ns),
+        "dur": it.ran_ns / 1e3,
+        "args": args,
+    }
+    for stream in range(it.stream, it.stream + it.num_streams):
+        yield {**slice_, "pid": first_pid + _STREAMS, "tid": stream}
+    if it.num_streams > 1:
+        tid = groups.index((it.stream, it.num_streams))
+        yield {**slice_, "pid": first_pid + _GROUPS, "tid": tid}
+
+
+def _counter(trace: Trace, name: str, found: list[Level], pid: int) -> Iterator[Event]:
+    for time, level in [(trace.began_ns, 0), *found]:
+        ts = max(0.0, _us(trace, time))
+        yield {"ph": "C", "name": name, "pid": pid, "ts": ts, "args": {name: level}}
+
+
+def _row(pid: int, tid: int, name: str) -> Iterator[Event]:
+    yield _meta("thread_name", pid, tid, name=name)
+    yield _meta("thread_sort_index", pid, tid, sort_index=tid)
+
+
+def _meta(what: str, pid: int, tid: int, **args: Any) -> Event:
+    return {"ph": "M", "name": what, "pid": pid, "tid": tid, "args": args}
+
+
+def _us(trace: Trace, time_ns: int) -> float:
+    return (time_ns - trace.began_ns) / 1e3
+
+
+def _join(cpus: tuple[int, ...]) -> str:
+    return ", ".join(map(str, cpus))

@@ -1,0 +1,373 @@
+"""Traces: what is in them, and the timelines and pictures that are made of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import xml.etree.ElementTree as ET
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepsched import Context, Engine, Scheduler, Topology, partition
+from deepsched.cli import main
+from deepsched.errors import ClosedError, DeadlineExceeded, InferenceError, OptionError
+from deepsched.runtime.inbox import Inbox
+from deepsched.timeline import RequestRecord, Trace
+from deepsched.timeline.levels import busy_cores, levels, queue_depth
+from deepsched.timeline.perfetto import to_perfetto
+from deepsched.timeline.svg import draw
+from deepsched.timeline.text import render
+from deepsched.timeline.window import windows
+from tests import models
+
+X = np.zeros((1, 64), np.float32)
+LONG = [np.array(10**9, np.int64), np.zeros((64, 64), np.float32)]
+MACHINE = Topology.synthetic(packages=1, cores_per_l3=4)
+STREAMS = partition(MACHINE, num_streams=4).streams
+
+
+def context_of(num_streams=2, scheduler="multi_stream", **options):
+    return Context(
+        topology=MACHINE, num_streams=num_streams, scheduler=scheduler, pin="none", **options
+    )
+
+
+def trace_of(*records, seconds=1.0, streams=STREAMS):
+    trace = Trace(Scheduler.elastic, streams, 0, int(seconds * 1e9))
+    trace._records.extend(records)
+    return trace
+
+
+def record(submitted, started, ended, stream=0, width=1, **other):
+    values = {"model": "a", "batch_size": 1, "outcome": "done", "by_worker": True, **other}
+    return RequestRecord(
+        **values, stream=stream, num_streams=width, submitted_ns=submitted, started_ns=started,
+        ended_ns=ended,
+    )  # fmt: skip
+
+
+# --- What is collected --------------------------------------------------------------------------
+
+
+def test_every_way_in_is_traced_with_its_model_and_its_times_in_order():
+    with context_of() as context:
+        a = Engine(models.mlp(), context=context)
+        b = Engine(models.mlp(), 2, context=context)
+        a.run([X])  # the main thread leaves a model's first run to a worker
+        with context.trace() as trace:
+            a.run([X])
+            a.submit([X]).result()
+            list(a.map([[X]] * 3))
+            b.run([np.zeros((2, 64), np.float32)])
+        a.run([X])  # after it
+    assert len(trace) == 6
+    assert Counter(it.batch_size for it in trace) == {1: 5, 2: 1}
+    for it in trace:
+        assert (it.model, it.outcome, it.num_streams) == ("model", "done", 1)
+        assert trace.began_ns <= it.submitted_ns <= it.started_ns <= it.ended_ns <= trace.ended_ns
+        assert it.waited_ns + it.ran_ns == it.ended_ns - it.submitted_ns
+    assert [it.submitted_ns for it in trace] == sorted(it.submitted_ns for it in trace)
+    assert not trace[0].by_worker
+
+
+def test_what_failed_and_what_never_ran_is_traced_too():
+    with context_of(1) as context:
+        gather = Engine(models.gather(), None, context=context)
+        spin = Engine(models.spin(), None, context=context)
+        with context.trace() as trace:
+            with pytest.raises(InferenceError):
+                gather.run([X[0], np.array([64], np.int64)])
+            running = spin.submit(LONG)
+            while not running.running():
+                pass
+            waiting = spin.submit(LONG)
+            with pytest.raises(DeadlineExceeded):
+                spin.run(LONG, timeout=0.01)
+            assert waiting.cancel()
+            assert running.cancel()
+            spin.submit([np.array(1, np.int64), LONG[1]]).result()  # the others have ended
+    ends = [(it.outcome, it.started_ns is not None) for it in trace]
+    assert Counter(ends) == {
+        ("failed", True): 1, ("cancelled", True): 1, ("cancelled", False): 1, ("expired", False): 1,
+        ("done", True): 1,
+    }  # fmt: skip
+    for it in trace:
+        assert (it.stream is None) == (it.num_streams == 0) == (it.started_ns is None)
+        assert it.ended_ns >= it.submitted_ns > 0
+
+
+def test_wide_runs_say_which_streams_they_took():
+    with context_of(4, "elastic") as context:
+        engine = Engine(models.mlp(), None, context=context)
+        engine._model.set_run_ns([4000] * 4 + [2000] * 2 + [1000])
+        with context.trace() as trace:
+            for _ in range(20):
+                engine.run([X])
+    for it in trace:
+        assert (it.stream, it.num_streams) in {*((i, 1) for i in range(4)), (0, 2), (2, 2), (0, 4)}
+        assert trace.num_cores(it) == it.num_streams
+    assert any(it.num_streams == 4 for it in trace)
+
+
+def test_a_full_trace_counts_what_it_has_no_room_for():
+    with context_of() as context:
+        engine = Engine(models.mlp(), None, context=context)
+        with context.trace(capacity=3) as trace:
+            for _ in range(10):
+                engine.run([X])
+    assert len(trace) == 3
+    assert trace.num_dropped == 7
+
+
+def test_one_trace_at_a_time_and_another_after_it():
+    with context_of() as context:
+        engine = Engine(models.mlp(), None, context=context)
+        with context.trace() as first:
+            with pytest.raises(OptionError, match="one trace at a time"), context.trace():
+                pass
+            engine.run([X])
+        with context.trace() as second:
+            engine.run([X])
+            engine.run([X])
+        assert (len(first), len(second)) == (1, 2)
+        with pytest.raises(OptionError, match="capacity must be"), context.trace(capacity=0):
+            pass
+
+
+def test_engines_that_come_and_go_during_a_trace_are_in_it(tmp_path):
+    path = tmp_path / "coming.onnx"
+    path.write_bytes(models.mlp().SerializeToString())
+    with context_of() as context:
+        with context.trace() as trace, Engine(str(path), context=context) as engine:
+            engine.run([X])
+        assert [it.model for it in trace] == ["coming"]
+
+
+def test_traces_that_begin_and_end_under_load_lose_nothing_in_between():
+    """Eight threads run; the main one starts and stops traces. What a thread ran wholly within a
+    trace must be in it; the trace's own count of places must add up."""
+    with context_of(2) as context:
+        engine = Engine(models.mlp(), None, context=context)
+        stop = threading.Event()
+        counts = [0] * 8
+
+        def work(i):
+            while not stop.is_set():
+                engine.run([X])
+                counts[i] += 1
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(100):
+                with context.trace(capacity=50) as trace:
+                    before = sum(counts)
+                    while sum(counts) < before + 30:
+                        pass
+                    within = sum(counts) - before
+                # Each thread may have counted one that ended before the trace began.
+                assert len(trace) + trace.num_dropped >= within - 8
+                assert len(trace) <= 50
+                assert all(it.ended_ns >= it.started_ns > 0 for it in trace)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+
+
+def test_a_child_process_leaves_its_parents_trace_alone():
+    with context_of() as context:
+        engine = Engine(models.mlp(), None, context=context)
+        with context.trace() as trace:
+            engine.run([X])
+            child = os.fork()
+            if child == 0:
+                os._exit(0 if context._dispatcher.tracer.stop() == ([], 0) else 1)
+            assert os.waitpid(child, 0)[1] == 0
+            engine.run([X])
+        assert len(trace) == 2
+
+
+def test_requests_refused_by_a_closing_engine_are_traced_as_closed():
+    with context_of(1) as context:
+        spin = Engine(models.spin(), None, context=context)
+        mlp = Engine(models.mlp(), None, context=context)
+        inbox = Inbox()
+        with context.trace() as trace:
+            running = spin.submit(LONG)
+            while not running.running():
+                pass
+            mlp._model.start([X], inbox)
+            closing = threading.Thread(target=mlp.close)
+            closing.start()
+            # The closer has said so before it waits for what is queued.
+            while not _is_closing(mlp):
+                pass
+            running.cancel()
+            closing.join()
+        assert [it.started_ns for it in trace if it.outcome == "closed"] == [None]
+
+
+def _is_closing(engine):
+    try:
+        engine.run([X], timeout=0)
+    except ClosedError:
+        return True
+    except DeadlineExceeded:
+        return False
+
+
+# --- Levels -------------------------------------------------------------------------------------
+
+spans = st.lists(
+    st.tuples(st.integers(0, 100), st.integers(0, 100), st.integers(1, 5)).map(
+        lambda it: (min(it[:2]), max(it[:2]), it[2])
+    )
+)
+
+
+@given(spans)
+def test_levels_are_the_sums_at_every_moment(given_spans):
+    found = levels(given_spans)
+    for moment in range(102):
+        level = next((level for time, level in reversed(found) if time <= moment), 0)
+        assert level == sum(weight for begin, end, weight in given_spans if begin <= moment < end)
+    assert all(a[1] != b[1] for a, b in zip(found, found[1:], strict=False))
+
+
+def test_queue_depth_and_busy_cores_of_a_trace():
+    trace = trace_of(
+        record(0, 10, 30, 0, 2),
+        record(5, 30, 40, 1),
+        record(6, None, 20, None, 0, outcome="cancelled"),
+    )
+    assert queue_depth(trace) == [(0, 1), (5, 2), (6, 3), (10, 2), (20, 1), (30, 0)]
+    assert busy_cores(trace) == [(10, 2), (30, 1), (40, 0)]
+
+
+# --- The timeline -------------------------------------------------------------------------------
+
+
+def test_the_timeline_has_a_row_for_each_stream_and_group_and_a_slice_for_each_run():
+    trace = trace_of(record(0, 10_000, 30_000, 0, 2), record(5000, 30_000, 40_000, 1))
+    timeline = json.loads(json.dumps(to_perfetto([trace, trace])))
+    events = timeline["traceEvents"]
+    rows = [e["args"]["name"] for e in events if e["name"] == "thread_name"]
+    assert rows[:5] == [*(f"stream {i}, CPUs {i}" for i in range(4)), "streams 0 to 1"]
+    slices = [(e["pid"], e["tid"], e["ts"], e["dur"]) for e in events if e["ph"] == "X"]
+    # The wide run: in both streams, and in its group.
+    assert slices[:4] == [(2, 0, 10, 20), (2, 1, 10, 20), (3, 0, 10, 20), (2, 1, 30, 10)]
+    assert {pid for pid, *_ in slices[4:]} == {6, 7}  # the second trace, beside it
+    begins = [(e["ts"], e["id"]) for e in events if e["ph"] == "b" and e["pid"] == 4]
+    ends = [(e["ts"], e["id"]) for e in events if e["ph"] == "e" and e["pid"] == 4]
+    assert (begins, ends) == ([(0, 0), (5, 1)], [(10, 0), (30, 1)])
+    depth = [e["args"] for e in events if e["ph"] == "C" and e["pid"] == 1]
+    assert max(args.get("requests waiting", 0) for args in depth) == 2
+    assert max(args.get("busy cores", 0) for args in depth) == 2
+
+
+# --- The picture --------------------------------------------------------------------------------
+
+
+def _boxes(svg):
+    return [
+        element
+        for element in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}rect")
+        if element.find("{http://www.w3.org/2000/svg}title") is not None
+    ]
+
+
+def test_the_picture_has_a_box_for_each_run_across_the_cores_that_it_took():
+    trace = trace_of(
+        record(0, 0, 10, 0, 4, model="<a&b>"), record(0, 10, 20, 0), record(0, 10, 20, 1)
+    )
+    wide, left, right = _boxes(draw([trace]))
+    assert float(wide.get("height")) > 3.5 * float(left.get("height"))
+    assert float(left.get("y")) < float(right.get("y"))
+    assert left.get("x") == right.get("x")
+    assert "<a&b>" in wide[0].text
+
+
+@pytest.mark.parametrize("num_cores", [1, 4, 128])
+def test_pictures_of_machines_of_any_size_keep_within_their_frame(num_cores):
+    streams = partition(Topology.synthetic(cores_per_l3=num_cores), num_streams=num_cores).streams
+    runs = [record(0, 10 * k, 10 * k + 10, i) for i in range(num_cores) for k in range(9)]
+    svg = draw([trace_of(*runs, streams=streams)])
+    root = ET.fromstring(svg)
+    assert float(root.get("height")) < 900
+    for element in root.iter("{http://www.w3.org/2000/svg}rect"):
+        right = float(element.get("x", 0)) + float(element.get("width"))
+        assert right <= float(root.get("width")) + 0.1
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 10**6), st.integers(0, 10**4), st.integers(1, 10**5)), max_size=30
+    ),
+    st.integers(20, 200),
+)
+def test_any_trace_can_be_drawn(times, width):
+    runs = [record(t, t + wait, t + wait + run, i % 4) for i, (t, wait, run) in enumerate(times)]
+    trace = trace_of(*sorted(runs, key=lambda it: it.submitted_ns))
+    assert len(_boxes(draw([trace]))) == len(windows([trace])[0].boxes())
+    assert bool(windows([trace])[0].boxes()) == bool(runs)
+    for line in render([trace], width).splitlines()[1:]:
+        assert len(line) <= max(width, 40)
+
+
+def test_characters_show_serial_and_side_by_side():
+    one = partition(MACHINE, num_streams=1).streams
+    serial = trace_of(*(record(0, 10 * k, 10 * k + 10) for k in range(12)), streams=one)
+    both = trace_of(*(record(0, 20 * (k // 2), 20 * (k // 2) + 20, k % 2) for k in range(12)))
+    text = render([serial, both], 80)
+    assert "[6──" in text.splitlines()[1]
+    assert "4 cores" in text.splitlines()[1]
+    rows = [line for line in text.splitlines() if line.startswith("stream")]
+    assert len(rows) == 1 + 4
+    assert rows[1].index("[6") == rows[2].index("[7")
+
+
+# --- The command --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mlp(tmp_path):
+    path = tmp_path / "mlp.onnx"
+    path.write_bytes(models.mlp().SerializeToString())
+    return str(path)
+
+
+def test_the_command_draws_both_schedulers_and_writes_the_files(mlp, tmp_path, capsys):
+    timeline, picture = tmp_path / "trace.json", tmp_path / "trace.svg"
+    args = ["trace", mlp, "-t", "0.1", "-q", "-o", str(timeline), "--svg", str(picture)]
+    assert main(args) == 0
+    out = capsys.readouterr().out
+    assert "single_stream, 1 stream:" in out and "multi_stream, " in out
+    names = [e["args"]["name"] for e in json.loads(timeline.read_text())["traceEvents"]
+             if e["name"] == "process_name"]  # fmt: skip
+    assert "single_stream: streams" in names and "multi_stream: streams" in names
+    assert _boxes(picture.read_text())
+    assert main(["trace", mlp, "-t", "0.05", "-q", "-s", "elastic", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["otherData"]["dropped"] == 0
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["-t", "0"], "--time must be positive"),
+        (["--poisson"], "give --rate"),
+        (["-s", "fastest"], "fastest"),
+        (["-o", "/nowhere/x.json"], "cannot write --output"),
+        (["--svg", "/nowhere/x.svg"], "cannot write --svg"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_in_one_line(mlp, options, message, capsys):
+    assert main(["trace", mlp, "-q", *options]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
