@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from deepsched.cli.topology import to_dict
+from deepsched.cli.topology import read_machine, to_dict
 from deepsched.errors import DeepschedError
 from deepsched.partition import partition
 from deepsched.runtime.library import describe_library
@@ -40,7 +40,8 @@ def diagnose() -> dict[str, Any]:
         report["onnxruntime_library"] = {"error": str(error)}
     try:
         topology = Topology.detect()
-        report |= to_dict(topology, partition(topology))
+        forbidden = read_machine(topology).forbidden_cpus
+        report |= to_dict(topology, partition(topology), forbidden)
     except DeepschedError as error:
         report["topology"] = {"error": str(error)}
     return report

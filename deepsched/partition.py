@@ -60,6 +60,40 @@ class WarningKind(enum.StrEnum):
     mixed_kinds = "mixed_kinds"
     """A stream has cores of several kinds: the fast ones wait for the slow ones."""
 
+    @property
+    def explanation(self) -> str:
+        """What it costs, and what to do.
+
+        >>> WarningKind.uneven_sizes.explanation.startswith("A request takes as long as")
+        True
+        """
+        return _EXPLANATIONS[self]
+
+
+_EXPLANATIONS = {
+    WarningKind.straddles_packages: "The weights of a stream lie in the memory of its first "
+    "core's node; its cores in other packages read them, and hand over what each operator made, "
+    "over the link between the packages: the longest way that the machine has, with the least "
+    "bandwidth. Choose num_streams so that each package holds whole streams (as many as there are "
+    "packages, or a multiple), or a num_cores that fits into one package.",
+    WarningKind.straddles_nodes: "The weights of a stream lie in the memory of its first core's "
+    "node; its other cores read them over the link to that node, with more latency and less "
+    "bandwidth. The nodes are in one package, so this costs less than two packages do. Choose "
+    "num_streams so that each NUMA node holds whole streams.",
+    WarningKind.shares_l3: "Streams on one L3 cache evict each other's activations and weights, so "
+    "that each may run slower than alone, the more the larger the model. It is often worth it: "
+    "small models, and those whose operators do not scale with cores, gain more from streams side "
+    "by side than the cache costs. `deepsched benchmark --sweep num_streams=1,2,4` tells; one "
+    "stream per L3 cache is the default.",
+    WarningKind.uneven_sizes: "A request takes as long as its stream has cores for: the streams "
+    "that have a core less answer later, which shows in the high percentiles, though not in the "
+    "throughput. Choose a num_streams that divides the number of cores, or a num_cores that it "
+    "divides.",
+    WarningKind.mixed_kinds: "Most operators are cut into equal parts, one for each core, and are "
+    "done when the slowest core is: the fast cores of such a stream wait for its slow ones. Choose "
+    "num_streams so that no stream has both, or a num_cores that leaves the slow ones out.",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class PartitionWarning:

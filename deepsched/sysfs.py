@@ -223,6 +223,16 @@ def _online_cpus(root: Path) -> CpuSet:
     )
 
 
+def offline_cpus(root: Path) -> CpuSet:
+    """The CPUs that are there and switched off; the kernel does not tell what core they are of.
+
+    Raises:
+        TopologyError: a file holds something else than a set of CPUs.
+    """
+    folder = root / _CPU
+    return (read_cpu_list(folder, "present") or _numbered(folder, "cpu")) - _online_cpus(root)
+
+
 def _numbered(folder: Path, prefix: str) -> CpuSet:
     """The numbers N of the entries "<prefix><N>" of a folder."""
     try:

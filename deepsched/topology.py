@@ -168,17 +168,38 @@ def distinct(ids: Iterable[int | None]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(number for number in ids if number is not None))
 
 
+def online_cores(root: str | os.PathLike[str] = "/") -> tuple[Core, ...]:
+    """The cores of all online CPUs of a machine, whoever may use them.
+
+    Caches may have other numbers than in a Topology, which numbers those that it has.
+
+    Args:
+        root: the folder that holds sys/ and proc/.
+
+    Raises:
+        TopologyError: `root` holds no machine.
+
+    Example:
+        >>> {cpu for core in online_cores() for cpu in core.cpus} >= set(Topology.detect().cpus)
+        True
+    """
+    return _cores(sysfs.read_cpus(Path(root)))
+
+
 def _read(root: Path, affinity: Iterable[int] | None, is_local: bool) -> Topology:
-    online = sysfs.read_cpus(root)
-    usable = _usable(online, affinity, cgroup.allowed_cpus(root))
+    usable = _usable(sysfs.read_cpus(root), affinity, cgroup.allowed_cpus(root))
+    return Topology(_cores(usable), cgroup.cpu_quota(root), is_local)
+
+
+def _cores(cpus: Iterable[CpuFacts]) -> tuple[Core, ...]:
     # Grouped by who says it is in the set, so that no CPU is in two cores, whatever the files say.
     by_core: dict[CpuSet, list[CpuFacts]] = {}
-    for facts in usable:
+    for facts in cpus:
         by_core.setdefault(facts.core, []).append(facts)
     groups = _in_topology_order(list(by_core.values()))
     l2 = _number_caches(group[0].l2 for group in groups)
     l3 = _number_caches(group[0].l3 for group in groups)
-    cores = tuple(
+    return tuple(
         Core(
             cpus=tuple(facts.cpu for facts in group),
             l2=l2.get(group[0].l2),
@@ -189,7 +210,6 @@ def _read(root: Path, affinity: Iterable[int] | None, is_local: bool) -> Topolog
         )
         for group in groups
     )
-    return Topology(cores, cgroup.cpu_quota(root), is_local)
 
 
 def _usable(

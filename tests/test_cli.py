@@ -15,6 +15,7 @@ from deepsched import Engine, Topology
 from deepsched.benchmark import bundled_model, measure
 from deepsched.cli import main
 from tests import models
+from tests.sysfs_tree import write_machine
 
 # DeepSparse's report lines, in its order; ours are added between and after them.
 REPORT = [
@@ -112,7 +113,7 @@ def test_topology_shows_this_machine_and_its_streams(capsys):
 def test_topology_of_a_made_up_machine_tells_what_is_unwise(capsys):
     assert main(["topology", "--synthetic", "2:1:1:8", "--num_streams", "3"]) == 0
     out = capsys.readouterr().out
-    assert "stream 1: CPUs 6, 7, 8, 9, 10" in out
+    assert "stream 1: CPUs 6-10" in out
     assert "note (straddles_packages): " in out
 
 
@@ -121,6 +122,62 @@ def test_topology_as_json(capsys):
     data = json.loads(capsys.readouterr().out)
     assert [stream["cpus"] for stream in data["streams"]] == [[0, 1], [2, 3]]
     assert data["warnings"] == []
+    assert data["forbidden_cpus"] == []
+
+
+def test_topology_as_json_explains_each_warning(capsys):
+    assert main(["topology", "--synthetic", "2:1:1:2", "--num-streams", "1", "--json"]) == 0
+    (warning,) = json.loads(capsys.readouterr().out)["warnings"]
+    assert warning["kind"] == "straddles_packages"
+    assert "Choose num_streams" in warning["explanation"]
+
+
+def test_topology_takes_flags_with_hyphens_and_with_underscores(capsys):
+    outputs = []
+    for sign in "-_":
+        flags = [
+            f"--num{sign}cores",
+            "6",
+            f"--num{sign}streams",
+            "3",
+            f"--threads{sign}per{sign}core",
+        ]
+        assert main(["topology", "--synthetic", "1:1:1:8:2", *flags, "2"]) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1]
+    assert "stream 2: CPUs 4-5, 12-13" in outputs[0]
+
+
+def test_topology_of_a_large_machine_fits_the_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["topology", "--synthetic", "2:1:1:64:2", "--num-streams", "2"]) == 0
+    picture = capsys.readouterr().out.partition("\n\n")[0].splitlines()
+    assert max(map(len, picture)) <= 80
+    assert len(picture) < 40
+    words = " ".join(picture).replace(",", " ").split()
+    assert set(words) >= {str(cpu) for cpu in range(256)}
+
+
+def test_topology_tells_forbidden_and_offline_cpus(tmp_path, capsys):
+    tree = write_machine(tmp_path, Topology.synthetic(packages=2, cores_per_l3=2))
+    tree.set_online([0, 1, 2])  # not 3
+    tree.add_mount("cgroup2", "/sys/fs/cgroup")
+    tree.write("proc/self/cgroup", "0::/job")
+    tree.write("sys/fs/cgroup/job/cpuset.cpus.effective", "1-2")
+    assert main(["topology", "--sysfs", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["forbidden_cpus"] == [0, 3]
+    assert main(["topology", "--sysfs", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "forbidden  0  s0  1" in out
+    assert "offline  3" in out
+
+
+def test_topology_draws_a_file(tmp_path, capsys):
+    file = tmp_path / "machine.svg"
+    assert main(["topology", "--synthetic", "2:1:1:4", "--svg", str(file)]) == 0
+    assert file.read_text().startswith("<svg ")
+    assert main(["topology", "--svg", str(tmp_path / "nowhere" / "x.svg")]) == 2
+    assert "cannot write --svg" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("machine", [["--synthetic", "a:b"], ["--sysfs", "/nowhere"]])

@@ -4,29 +4,71 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from rich.columns import Columns
 from rich.console import Console
-from rich.tree import Tree
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
 
+from deepsched.colours import fill_of, ink_of
 from deepsched.errors import OptionError
 from deepsched.partition import Partition, partition
-from deepsched.topology import Core, Topology
+from deepsched.picture import OFFLINE, UNUSED, Box, Cell, Picture, picture
+from deepsched.svg import draw_svg
+from deepsched.sysfs import offline_cpus
+from deepsched.topology import Core, Topology, online_cores
 
-_COLOURS = ("green", "cyan", "yellow", "magenta", "blue", "red")
+_EPILOG = """\
+the picture:
+  A line for each L3 cache (or NUMA node, or package, where the machine tells of none), below what
+  it is in. A coloured field is a core with the OS's numbers of its hardware threads, as in 0,64.
+  s0: the cores that follow are stream 0's; its threads run on the coloured numbers. unused: this
+  process may use them, the streams do not. forbidden: outside the affinity mask or the cgroup's
+  cpuset. offline: switched off. k0, k1: kinds of core, the least capable first, where there are
+  several.
+
+fields of the JSON:
+  topology        the cores that this process may use; cpu_quota in cores, null for none
+  streams         index, cpus (OS numbers), and the ids of the caches, nodes, packages they touch
+  warnings        what is unwise: kind, streams (indexes), message, and its explanation
+  forbidden_cpus  OS numbers of the machine's CPUs that are offline or may not be used
+
+exit codes:
+  0  shown
+  2  arguments that cannot be had, or a machine that cannot be read
+
+examples:
+  deepsched topology --num-streams 3
+  deepsched topology --synthetic 2:1:4:8:2 --svg machine.svg
+"""
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the subcommand."""
+    """Adds the subcommand; each flag may be written with hyphens and with underscores."""
     parser = commands.add_parser(
         "topology",
         help="show the machine and the streams it would make",
-        description="Shows the cores that this process may use, the streams that multi_stream "
-        "would make of them, and what is unwise about these.",
+        description="Shows the machine, the cores of it that this process may use, the streams "
+        "that multi_stream would make of them, and what is unwise about these.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("-ncores", "--num_cores", type=int, help="physical cores to use")
-    parser.add_argument("-nstreams", "--num_streams", type=int, help="streams to make")
-    parser.add_argument("--threads_per_core", type=int, default=1, help="hardware threads of each")
+    parser.add_argument(
+        "-ncores", "--num_cores", "--num-cores", type=int, metavar="N",
+        help="physical cores to use (default: all that this process may use)",
+    )  # fmt: skip
+    parser.add_argument(
+        "-nstreams", "--num_streams", "--num-streams", type=int, metavar="N",
+        help="streams to make (default: one per L3 cache)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--threads_per_core", "--threads-per-core", type=int, default=1, metavar="N",
+        help="hardware threads of each core to use (default 1)",
+    )  # fmt: skip
     machine = parser.add_mutually_exclusive_group()
     machine.add_argument("--sysfs", metavar="ROOT", help="folder with a machine's sys/ and proc/")
     machine.add_argument(
@@ -34,24 +76,53 @@ def add_parser(commands: Any) -> None:
         help="a made-up machine: packages, NUMA nodes in each, L3s in each, cores in each, "
         "hardware threads in each; 2:1:4:8:2 for example",
     )  # fmt: skip
+    parser.add_argument("--svg", metavar="FILE", help="draw it there as well")
     parser.add_argument("--json", action="store_true", help="print it as JSON")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     """Prints the machine and its streams."""
-    topology = _machine(args)
+    machine = _machine(args)
+    topology = machine.topology
     parts = partition(topology, args.num_cores, args.num_streams, args.threads_per_core)
+    drawn = picture(topology, parts, machine.online, machine.offline)
+    if args.svg:
+        _write(args.svg, draw_svg(drawn))
     if args.json:
-        print(json.dumps(to_dict(topology, parts), indent=2))
+        print(json.dumps(to_dict(topology, parts, machine.forbidden_cpus), indent=2))
         return
     console = Console(highlight=False)
-    console.print(_picture(topology, parts))
+    _print_picture(console, drawn)
     for line in _reasons(args, topology, parts):
         console.print(line, soft_wrap=True)
+    for title, explanation in drawn.warnings:
+        console.print(f"\n{title}", soft_wrap=True)
+        console.print(Padding(explanation, (0, 0, 0, 2), expand=False))
 
 
-def to_dict(topology: Topology, parts: Partition) -> dict[str, Any]:
+class Machine(NamedTuple):
+    """A machine, and what of it this process may use."""
+
+    topology: Topology
+    online: tuple[Core, ...]
+    offline: frozenset[int]
+
+    @property
+    def forbidden_cpus(self) -> list[int]:
+        """The CPUs that are offline, or not this process's to use; ascending."""
+        online = {cpu for core in self.online for cpu in core.cpus}
+        return sorted((online | self.offline) - set(self.topology.cpus))
+
+
+def read_machine(topology: Topology, root: str = "/") -> Machine:
+    """Adds to a topology what else is below the root that it was read from."""
+    return Machine(topology, online_cores(root), offline_cpus(Path(root)))
+
+
+def to_dict(
+    topology: Topology, parts: Partition, forbidden_cpus: Collection[int]
+) -> dict[str, Any]:
     """Machine, streams and warnings, for JSON."""
     return {
         "topology": topology.to_dict(),
@@ -65,13 +136,17 @@ def to_dict(topology: Topology, parts: Partition) -> dict[str, Any]:
             }
             for stream in parts.streams
         ],
-        "warnings": [warning.to_dict() for warning in parts.warnings],
+        "warnings": [
+            {**warning.to_dict(), "explanation": warning.kind.explanation}
+            for warning in parts.warnings
+        ],
+        "forbidden_cpus": list(forbidden_cpus),
     }
 
 
-def _machine(args: argparse.Namespace) -> Topology:
+def _machine(args: argparse.Namespace) -> Machine:
     if args.sysfs:
-        return Topology.from_sysfs(args.sysfs)
+        return read_machine(Topology.from_sysfs(args.sysfs), args.sysfs)
     if args.synthetic:
         try:
             counts = [int(part) for part in args.synthetic.split(":")]
@@ -79,45 +154,103 @@ def _machine(args: argparse.Namespace) -> Topology:
             counts = []
         if not 1 <= len(counts) <= 5:
             raise OptionError(f"--synthetic must look like 2:1:4:8:2, got {args.synthetic!r}")
-        return Topology.synthetic(*counts)
-    return Topology.detect()
+        topology = Topology.synthetic(*counts)
+        return Machine(topology, topology.cores, frozenset())
+    return read_machine(Topology.detect())
 
 
-def _picture(topology: Topology, parts: Partition) -> Tree:
-    stream_of = {core.cpus: stream.index for stream in parts.streams for core in stream.cores}
-    tree = Tree(f"{len(topology.cores)} usable cores, {len(topology.cpus)} CPUs")
-    branches: dict[tuple[int | str | None, ...], Tree] = {}
-    for core in topology.cores:
-        path: tuple[int | str | None, ...] = ()
-        parent = tree
-        for name, number in (
-            ("package", core.package),
-            ("NUMA node", core.numa_node),
-            ("L3", core.l3),
-        ):
-            path = (*path, number)
-            if number is not None:
-                if path not in branches:
-                    branches[path] = parent.add(f"{name} {number}")
-                parent = branches[path]
-        parent.add(_describe(core, stream_of.get(core.cpus)))
-    return tree
+def _write(path: str, text: str) -> None:
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OptionError(f"cannot write --svg {path!r}: {error}") from error
 
 
-def _describe(core: Core, stream: int | None) -> str:
-    cpus = ", ".join(str(cpu) for cpu in core.cpus)
-    text = f"core of CPU {cpus}" if len(core.cpus) == 1 else f"core of CPUs {cpus}"
-    if core.kind:
-        text += f", kind {core.kind}"
-    if stream is None:
-        return f"[dim]{text}, unused[/]"
-    return f"[{_COLOURS[stream % len(_COLOURS)]}]{text} → stream {stream}[/]"
+# --- The picture ------------------------------------------------------------------------------
+
+
+def _print_picture(console: Console, drawn: Picture) -> None:
+    console.print(drawn.title, style="bold")
+    for line in _lines(drawn, console.width):
+        console.print(line, soft_wrap=True)
+    console.print()
+    legend = [(_swatch(use), text) for use, text in drawn.legend]
+    num_streams = len(drawn.streams)
+    if num_streams > 8:
+        streams = (Text.assemble(swatch, " ", text) for swatch, text in legend[:num_streams])
+        console.print(Columns(streams, padding=(0, 2)))
+        legend = legend[num_streams:]
+    table = Table.grid(padding=(0, 1))
+    for swatch, text in legend:
+        table.add_row(swatch, text)
+    console.print(table)
+
+
+def _swatch(use: int | str) -> Text:
+    return Text(f" s{use} " if isinstance(use, int) else "    ", _style(use))
+
+
+def _style(use: int | str) -> str:
+    return "dim" if use == UNUSED else f"{ink_of(use)} on {fill_of(use)}"
+
+
+def _lines(drawn: Picture, width: int) -> Iterator[Text]:
+    field_width = max(len(_field(cell, 0)) for cell in drawn.cells)
+
+    def draw(boxes: Sequence[Box], indent: str) -> Iterator[Text]:
+        title_width = max(0 if box.boxes else len(box.title) for box in boxes)
+        for box in boxes:
+            if box.boxes:
+                yield Text(indent + box.title)
+                yield from draw(box.boxes, indent + "  ")
+            else:
+                start = f"{indent}{box.title.ljust(title_width)}  " if title_width else indent
+                fields = _fields(box.cells, drawn.has_kinds, field_width)
+                yield from _wrapped(start, fields, width)
+
+    yield from draw(drawn.boxes, "")
+
+
+def _wrapped(start: str, fields: Iterator[Text], width: int) -> Iterator[Text]:
+    """`start` and the fields, in as many lines as it takes."""
+    line = Text(start).append_text(next(fields))
+    for field in fields:
+        if len(line) + len(field) > width:
+            yield line
+            line = Text(" " * len(start))
+        line.append_text(field)
+    yield line
+
+
+def _fields(cells: Sequence[Cell], has_kinds: bool, width: int) -> Iterator[Text]:
+    """Each core, the first of several alike with what they are."""
+    last = ""
+    for cell in cells:
+        tag = f"s{cell.use}" if isinstance(cell.use, int) else cell.use
+        if has_kinds and cell.use != OFFLINE:
+            tag += f" k{cell.core.kind}"
+        label = "" if tag == last else f"{tag} "
+        yield Text.assemble((label, "bold"), _field(cell, width), " ")
+        last = tag
+
+
+def _field(cell: Cell, width: int) -> Text:
+    """The numbers of a core's hardware threads, each coloured as it is used."""
+    field = Text()
+    for index, (cpu, use) in enumerate(zip(cell.core.cpus, cell.uses, strict=True)):
+        field.append(f"{',' if index else ' '}{cpu}", _style(use))
+    field.append(" ", _style(cell.uses[-1]))
+    return Text(" " * (width - len(field))).append_text(field)
+
+
+# --- Why --------------------------------------------------------------------------------------
 
 
 def _reasons(args: argparse.Namespace, topology: Topology, parts: Partition) -> list[str]:
     num_cores = sum(len(stream.cores) for stream in parts.streams)
     quota = topology.cpu_quota
-    lines = [
+    return [
+        "",
         "CPU quota: " + ("none" if quota is None else f"{quota:g} cores, of the cgroup"),
         f"cores: {num_cores}, "
         + (
@@ -128,10 +261,6 @@ def _reasons(args: argparse.Namespace, topology: Topology, parts: Partition) -> 
         f"streams: {len(parts.streams)}, "
         + ("as asked for" if args.num_streams is not None else _default_reason(parts)),
     ]
-    for stream in parts.streams:
-        lines.append(f"  stream {stream.index}: CPUs {', '.join(map(str, stream.cpus))}")
-    lines += [f"note ({warning.kind}): {warning}" for warning in parts.warnings]
-    return lines
 
 
 def _default_reason(parts: Partition) -> str:

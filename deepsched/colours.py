@@ -1,0 +1,29 @@
+"""The colours of streams, on the terminal and in files; told apart by the colour-blind as well.
+
+They repeat after seven: whatever is coloured also has its stream's number written on it.
+"""
+
+from __future__ import annotations
+
+# M. Okabe and K. Ito, "Color Universal Design", without black.
+_STREAMS = ("#56b4e9", "#e69f00", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
+_DARK = "#0072b2"
+_GREY = ("#b4b4b4", "#3c3c3c")
+_OTHERS = {"unused": ("#ffffff", "#222222"), "forbidden": _GREY, "offline": _GREY}
+
+
+def fill_of(use: int | str) -> str:
+    """The colour of a stream, by its index, or of "unused", "forbidden", "offline".
+
+    Example:
+        >>> fill_of(0), fill_of(7), fill_of("unused")
+        ('#56b4e9', '#56b4e9', '#ffffff')
+    """
+    return _STREAMS[use % len(_STREAMS)] if isinstance(use, int) else _OTHERS[use][0]
+
+
+def ink_of(use: int | str) -> str:
+    """The colour of text on `fill_of(use)`, with a contrast of at least 4.5."""
+    if not isinstance(use, int):
+        return _OTHERS[use][1]
+    return "#ffffff" if fill_of(use) == _DARK else "#000000"

@@ -1,0 +1,196 @@
+"""What a picture of the machine shows: nested boxes of cores, and who uses which. Pure functions.
+
+The terminal and the SVG file are both drawn from this.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+from deepsched.partition import Partition, Stream
+from deepsched.sysfs import format_cpu_list
+from deepsched.topology import Core, Topology
+
+UNUSED = "unused"
+FORBIDDEN = "forbidden"
+OFFLINE = "offline"
+
+MEANINGS = {
+    UNUSED: "this process may use these CPUs, the streams do not: second hardware threads of "
+    "cores, cores beyond num_cores or the CPU quota",
+    FORBIDDEN: "online, but outside the affinity mask or the cgroup's cpuset",
+    OFFLINE: "switched off; the machine does not tell which cores they are of",
+}
+"""What a picture's legend says of the CPUs that are in no stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A core."""
+
+    core: Core
+    """With all its online CPUs, whoever may use them."""
+    uses: tuple[int | str, ...]
+    """For each CPU of the core: the index of its stream, UNUSED, FORBIDDEN or OFFLINE."""
+
+    @property
+    def use(self) -> int | str:
+        """What the core as a whole is for: its stream, if it is in one."""
+        streams = (use for use in self.uses if isinstance(use, int))
+        return next(streams, UNUSED if UNUSED in self.uses else self.uses[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A package, a NUMA node, an L3 cache, or several of these that are the same cores."""
+
+    title: str
+    boxes: tuple[Box, ...]
+    """What it is made of; empty for a box that holds cores."""
+    cells: tuple[Cell, ...]
+    """Its cores, if it holds no boxes."""
+
+    def leaves(self) -> Iterator[Box]:
+        """The boxes in it that hold cores, itself if it does."""
+        if not self.boxes:
+            yield self
+        for box in self.boxes:
+            yield from box.leaves()
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A machine and what is made of it."""
+
+    title: str
+    boxes: tuple[Box, ...]
+    streams: tuple[Stream, ...]
+    warnings: tuple[tuple[str, str], ...]
+    """What is unwise about the streams, and its explanation."""
+
+    @property
+    def has_kinds(self) -> bool:
+        """Whether there are several kinds of core."""
+        return len({cell.core.kind for cell in self.cells}) > 1
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """All cores."""
+        leaves = itertools.chain.from_iterable(box.leaves() for box in self.boxes)
+        return tuple(cell for leaf in leaves for cell in leaf.cells)
+
+    @property
+    def legend(self) -> tuple[tuple[int | str, str], ...]:
+        """Each use that is in the picture, and what to say of it."""
+        uses = {use for cell in self.cells for use in cell.uses}
+        streams = [(it.index, f"stream {it.index}: {_describe(it)}") for it in self.streams]
+        others = [(use, f"{use}: {text}") for use, text in MEANINGS.items() if use in uses]
+        return (*streams, *others)
+
+
+def picture(
+    topology: Topology,
+    parts: Partition,
+    online: Sequence[Core] | None = None,
+    offline: Collection[int] = (),
+) -> Picture:
+    """Arranges a machine for drawing.
+
+    Args:
+        topology: what the process may use of it.
+        parts: the streams that are made of that.
+        online: all cores of the machine (`deepsched.topology.online_cores`); None: the process
+            may use all.
+        offline: the CPUs that are switched off.
+
+    Example:
+        >>> from deepsched import Topology, partition
+        >>> machine = Topology.synthetic(packages=2, cores_per_l3=2, threads_per_core=2)
+        >>> drawn = picture(machine, partition(machine))
+        >>> [box.title for box in drawn.boxes]
+        ['package 0 · NUMA node 0 · L3 0', 'package 1 · NUMA node 1 · L3 1']
+        >>> drawn.boxes[1].cells[0].uses
+        (1, 'unused')
+    """
+    use_of: dict[int, int | str] = dict.fromkeys(topology.cpus, UNUSED)
+    use_of |= {cpu: stream.index for stream in parts.streams for cpu in stream.cpus}
+    cores = topology.cores if online is None else online
+    cells = [Cell(core, tuple(use_of.get(cpu, FORBIDDEN) for cpu in core.cpus)) for core in cores]
+    return Picture(
+        _title(topology, parts),
+        (*_nest(cells, _levels(cores), _l3_titles(topology)), *_offline_box(offline)),
+        parts.streams,
+        tuple((f"note ({it.kind}): {it}", it.kind.explanation) for it in parts.warnings),
+    )
+
+
+def _title(topology: Topology, parts: Partition) -> str:
+    names = ("core", "CPU", "stream")
+    counts = (len(topology.cores), len(topology.cpus), len(parts.streams))
+    cores, cpus, streams = (
+        f"{count} {'usable ' if name == 'core' else ''}{name}{'s' if count != 1 else ''}"
+        for name, count in zip(names, counts, strict=True)
+    )
+    return f"{cores}, {cpus}, {streams}"
+
+
+def _describe(stream: Stream) -> str:
+    cpus = format_cpu_list(stream.cpus).replace(",", ", ")
+    return f"{'CPU' if len(stream.cpus) == 1 else 'CPUs'} {cpus}"
+
+
+# --- Boxes ------------------------------------------------------------------------------------
+
+_Level = tuple[str, str]
+"""The attribute of a core, and what to call it."""
+
+_LEVELS: tuple[_Level, ...] = (("package", "package"), ("numa_node", "NUMA node"), ("l3", "L3"))
+
+
+def _levels(cores: Sequence[Core]) -> tuple[_Level, ...]:
+    """Those that the machine tells of, the coarsest first: a node may hold several packages."""
+    counts = {level: len({getattr(core, level[0]) for core in cores}) for level in _LEVELS}
+    known = [
+        level for level in _LEVELS if any(getattr(core, level[0]) is not None for core in cores)
+    ]
+    return tuple(sorted(known, key=counts.__getitem__))  # stable
+
+
+def _l3_titles(topology: Topology) -> dict[int, str]:
+    """CPU -> its L3's number in the topology, which is what streams are told by."""
+    return {
+        cpu: f"L3 {core.l3}" for core in topology.cores if core.l3 is not None for cpu in core.cpus
+    }
+
+
+def _nest(
+    cells: Sequence[Cell], levels: Sequence[_Level], l3_titles: dict[int, str]
+) -> tuple[Box, ...]:
+    if not levels:
+        return (Box("", (), tuple(cells)),)
+    (level, name), *finer = levels
+    boxes = []
+    for number, group in itertools.groupby(cells, lambda cell: getattr(cell.core, level)):
+        members = list(group)
+        title = "" if number is None else f"{name} {number}"
+        if level == "l3" and number is not None:  # one that is all forbidden has no number
+            cpus = (cpu for cell in members for cpu in cell.core.cpus)
+            title = next((l3_titles[cpu] for cpu in cpus if cpu in l3_titles), name)
+        boxes.append(_box(title, _nest(members, finer, l3_titles)))
+    return tuple(boxes)
+
+
+def _offline_box(cpus: Collection[int]) -> Iterator[Box]:
+    if cpus:
+        cores = (Core((cpu,), None, None, None, None, 0) for cpu in sorted(cpus))
+        yield Box("", (), tuple(Cell(core, (OFFLINE,)) for core in cores))
+
+
+def _box(title: str, inner: tuple[Box, ...]) -> Box:
+    """A box around others; one alone is the same cores, so the two are drawn as one."""
+    if len(inner) > 1:
+        return Box(title, inner, ())
+    (only,) = inner
+    return Box(" · ".join(filter(None, (title, only.title))), only.boxes, only.cells)
