@@ -403,11 +403,12 @@ cdef class Dispatcher:
         cdef uint64_t typical_ns = 0, owed_since = 0
         cdef void* inbox
         cdef void* owed = NULL  # an inbox to ring
-        cdef bint goes_on, is_short_run
+        cdef bint is_short_run, is_dry
         cdef int mine, wide
         cdef int64_t held_ns
         while True:
-            while True:
+            is_dry = False
+            while not is_dry:
                 held_ns = self.hold(group) if self.is_elastic else 0
                 if held_ns:
                     if owed != NULL:
@@ -437,6 +438,10 @@ cdef class Dispatcher:
                     self.groups.release_all(
                         self.elastic.tree.mask[wide] & ~self.elastic.tree.mask[group]
                     )
+                is_dry = not self.backlog.has_items()
+                if is_dry:
+                    # Before its caller hears of it: who comes again at once finds the group free.
+                    self.groups.release(group)
                 inbox = finish(request)  # its caller may free it from here on
                 # README, "Inboxes": rings are put off while short runs go on.
                 if inbox == owed and inbox != NULL:
@@ -446,14 +451,14 @@ cdef class Dispatcher:
                         (<Inbox>owed).ring_and_go()
                     owed, owed_since = inbox, now_ns()
                 if owed != NULL:
-                    goes_on = is_short_run and self.backlog.has_items()
-                    if not goes_on or now_ns() - owed_since > RING_WITHIN_NS:
+                    if is_dry or not is_short_run or now_ns() - owed_since > RING_WITHIN_NS:
                         (<Inbox>owed).ring_and_go()
                         owed = NULL
             if owed != NULL:  # what was there has been taken by others
                 (<Inbox>owed).ring_and_go()
                 owed = NULL
-            self.groups.release(group)
+            if not is_dry:
+                self.groups.release(group)
             # Release, then look again: README, "No lost wake-up".
             if not self.backlog.has_items():
                 return self.spin_time(typical_ns)
