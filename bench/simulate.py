@@ -51,11 +51,11 @@ class Machine:
         self.until = [0.0] * tree.num_leaves  # 0: free
         self.num_free = tree.num_leaves
 
-    def choose(self, now: float, num_requests: float) -> int:
+    def choose(self, now: float, num_waiting: int, num_seen: float) -> int:
         """The group to take; -1: wait for one that is busy."""
         busy = [max(1, int(1e9 * (until - now))) if until else 0 for until in self.until]
         leaf = self.policy.roomiest_leaf(busy)
-        group = self.policy.choose(self.run_ns, busy, leaf, num_requests)
+        group = self.policy.choose(self.run_ns, busy, leaf, num_waiting, num_seen)
         low, high = self.tree.leaves[group]
         return -1 if any(busy[low:high]) else group
 
@@ -112,7 +112,7 @@ def simulate(
                 continue  # the caller asks again before anybody looks
         while waiting and machine.num_free:
             if is_elastic:
-                node = machine.choose(now, len(waiting) * (len(waiting) + seen))
+                node = machine.choose(now, len(waiting), seen)
                 if node < 0:
                     break
             else:

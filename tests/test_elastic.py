@@ -91,7 +91,7 @@ def situations(draw):
 @given(situation=situations(), num_requests=st.floats(1, 1e6))
 def test_a_group_around_the_leaf_that_is_not_wider_than_helps(situation, num_requests):
     tree, native, run_ns, busy, leaf = situation
-    group = native.choose(run_ns, busy, leaf, num_requests)
+    group = native.choose(run_ns, busy, leaf, 1, num_requests - 1)
     assert group in tree.around(leaf)
     assert run_ns[group] > 0
 
@@ -99,7 +99,7 @@ def test_a_group_around_the_leaf_that_is_not_wider_than_helps(situation, num_req
 @given(situation=situations())
 def test_a_lone_request_on_an_idle_machine_takes_the_fastest_group(situation):
     tree, native, run_ns, _, leaf = situation
-    group = native.choose(run_ns, [0] * tree.num_leaves, leaf, 1.0)
+    group = native.choose(run_ns, [0] * tree.num_leaves, leaf, 1)
     assert run_ns[group] == min(run_ns[g] for g in tree.around(leaf) if run_ns[g])
 
 
@@ -107,20 +107,20 @@ def test_a_lone_request_on_an_idle_machine_takes_the_fastest_group(situation):
 def test_a_long_backlog_takes_the_width_that_serves_the_most(situation):
     """No model of this curve gains more than twice from twice the cores: single streams."""
     tree, native, run_ns, busy, leaf = situation
-    assert native.choose(run_ns, busy, leaf, 4.0 * tree.num_leaves + 1) == leaf
+    assert native.choose(run_ns, busy, leaf, 1, 4.0 * tree.num_leaves) == leaf
 
 
 def test_a_backlog_of_a_model_that_gains_more_than_its_share_runs_wide():
     native = NativeTree([(0, 1), (1, 2), (0, 2)], [2, 2, -1])
-    assert native.choose([100, 100, 40], [0, 0], 0, 100.0) == 2
-    assert native.choose([100, 100, 49], [0, 0], 0, 100.0) == 0  # hardly more
+    assert native.choose([100, 100, 40], [0, 0], 0, 10) == 2
+    assert native.choose([100, 100, 49], [0, 0], 0, 10) == 0  # hardly more
 
 
 @given(situation=situations())
 def test_waiting_for_a_group_never_costs_a_lone_request_time(situation):
     """The bound: what it waits for and runs on is expected to be done before its own stream."""
     tree, native, run_ns, busy, leaf = situation
-    group = native.choose(run_ns, busy, leaf, 1.0)
+    group = native.choose(run_ns, busy, leaf, 1)
     low, high = tree.leaves[group]
     if group != leaf and any(busy[low:high]):
         # It waits for the first group of that width, not for this one.
@@ -207,8 +207,7 @@ def test_a_lone_caller_takes_all_streams_and_a_crowd_takes_single_ones():
             scaling(engine, 10**10)
             np.testing.assert_array_equal(engine.run([STEPS, SQUARE])[0], expected[0])
         alone = engine.stats().by_width
-        # A worker may still be about to give its stream up when the next request comes.
-        assert alone[4] - before.get(4, 0) >= 15
+        assert alone[4] - before.get(4, 0) == 20
 
         def call(_):
             for _ in range(20):
@@ -301,4 +300,4 @@ def test_pinned_threads_of_wide_runs_stand_on_cores_of_their_own():
             scaling(engine, 10**10)
             engine.run([STEPS, SQUARE])
             assert os.sched_getaffinity(0) == mask
-        assert engine.stats().by_width.get(2, 0) >= 4, engine.stats()
+        assert engine.stats().by_width == {2: 8}

@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 TESTS = [
     f"tests/test_{name}.py"
-    for name in ("queue", "groups", "backlog", "dispatch", "ways_in", "limits", "elastic")
+    for name in ("queue", "groups", "backlog", "dispatch", "ways_in", "limits", "elastic", "trace")
 ]
 # ORT's library is not instrumented: TSan would see its memory change but not why that is ordered.
 # And at exit ORT 1.32 destroys a mutex and a condition variable that its own threads still use.

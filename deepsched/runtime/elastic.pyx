@@ -64,8 +64,7 @@ cdef class Elastic:
         cdef double seen = self.seen.load(memory_order_relaxed) / 1024.0
         for other in range(self.tree.num_leaves):
             busy[other] = 0 if free >> other & 1 else self.remaining_ns(other, now)
-        # README, "How wide": a queue announces more than itself.
-        return choose_group(&self.tree, run_ns, busy, leaf, waiting * waiting + seen)
+        return choose_group(&self.tree, run_ns, busy, leaf, waiting, seen)
 
     cdef uint64_t remaining_ns(self, int leaf, uint64_t now) noexcept nogil:
         cdef uint64_t until = self.until_ns[leaf].load(memory_order_relaxed)

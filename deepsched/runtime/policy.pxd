@@ -25,5 +25,5 @@ cdef class GroupTree:
 cdef int roomiest_leaf(const Tree* tree, uint64_t free) noexcept nogil
 cdef int choose_group(
     const Tree* tree, const uint64_t* run_ns, const uint64_t* busy_ns, int leaf,
-    double num_requests,
+    double num_waiting, double num_seen,
 ) noexcept nogil

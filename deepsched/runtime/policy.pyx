@@ -20,19 +20,23 @@ cdef int roomiest_leaf(const Tree* tree, uint64_t free) noexcept nogil:
 
 cdef int choose_group(
     const Tree* tree, const uint64_t* run_ns, const uint64_t* busy_ns, int leaf,
-    double num_requests,
+    double num_waiting, double num_seen,
 ) noexcept nogil:
     """The group around the free `leaf` whose width gives the least total latency.
 
-    Were `num_requests` all to take groups of that width, one after another, each the first to
-    become free. If the group that it returns is busy, the request had better wait for it.
+    Were those that wait, and those that they announce, all to take groups of that width, one after
+    another, each the first to become free. If the group that it returns is busy, the request had
+    better wait for it.
 
     Args:
         run_ns: by group, how long a run takes there; 0: wider than helps.
         busy_ns: by leaf, for how long it will be taken; 0: free.
-        num_requests: at least 1, and the last may be a part of one: what is expected counts by its
-            likelihood.
+        num_waiting: at least 1.
+        num_seen: how many others requests found on their arrival lately, on average.
     """
+    # A queue announces more than itself: README, "How wide". The last may be a part of a request:
+    # what is expected counts by its likelihood.
+    cdef double num_requests = num_waiting * num_waiting + num_seen
     cdef int group = leaf, best = leaf
     cdef double total, least = 0
     cdef bint is_backlog = num_requests > 4 * tree.num_leaves
@@ -92,7 +96,7 @@ cdef class GroupTree:
 
     >>> tree = GroupTree([(0, 1), (1, 2), (0, 2)], [2, 2, -1])
     >>> run_ns = [5_100_000, 5_100_000, 2_900_000]
-    >>> tree.choose(run_ns, [0, 0], 0, 1.0), tree.choose(run_ns, [0, 0], 0, 16.0)
+    >>> tree.choose(run_ns, [0, 0], 0, 1), tree.choose(run_ns, [0, 0], 0, 4)
     (2, 0)
     """
 
@@ -130,7 +134,7 @@ cdef class GroupTree:
         free = sum(1 << leaf for leaf, busy in enumerate(busy_ns) if not busy)
         return roomiest_leaf(&self.tree, free)
 
-    def choose(self, run_ns, busy_ns, int leaf, double num_requests) -> int:
+    def choose(self, run_ns, busy_ns, int leaf, int num_waiting, double num_seen=0.0) -> int:
         """See choose_group above."""
         cdef uint64_t runs[MOST_GROUPS]
         cdef uint64_t busy[MOST_LEAVES]
@@ -138,4 +142,4 @@ cdef class GroupTree:
             runs[group] = run_ns[group]
         for index in range(self.tree.num_leaves):
             busy[index] = busy_ns[index]
-        return choose_group(&self.tree, runs, busy, leaf, num_requests)
+        return choose_group(&self.tree, runs, busy, leaf, num_waiting, num_seen)
