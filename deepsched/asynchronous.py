@@ -132,8 +132,8 @@ async def run_on_loop(
 
 def _expire(model: Model, request: Request, future: asyncio.Future[list[Any]]) -> None:
     if not future.done():
+        future.set_exception(request.expiry())
         model.cancel(request, as_expired=True)
-        future.set_exception(DeadlineExceeded("the request's timeout passed before it was done"))
 
 
 async def _start_when_there_is_room(

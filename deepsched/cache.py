@@ -145,6 +145,8 @@ class EntryInfo(NamedTuple):
     key: str
     model: str
     """What it was compiled from: a path, or how many bytes."""
+    batch_size: int | None
+    """What it was compiled for; None: as the model has it."""
     num_bytes: int
     used: float
     """When it was last opened; seconds since the epoch."""
@@ -249,6 +251,7 @@ class Cache:
                     EntryInfo(
                         folder.name,
                         str(about.get("model", "?")),
+                        about.get("batch_size"),
                         _size_of(folder),
                         folder.stat().st_mtime,
                         _is_held(folder),

@@ -119,6 +119,8 @@ class Context:
                 WarningKind.uneven_sizes,
             )
             logger.log(logging.WARNING if costly else logging.INFO, "%s", warning)
+        if self._scheduler == Scheduler.multi_stream and num_streams is None:
+            self._warn_of_one_stream()
         self._is_shared = _is_shared
         self._is_closed = False
         # Reentrant: the garbage collector may close an engine of ours while we hold it.
@@ -142,6 +144,15 @@ class Context:
         self._born = time.monotonic()
         self._counts_of_closed = self._new_counts()
         _open_contexts.add(self)
+
+    def _warn_of_one_stream(self) -> None:
+        num_cores = self.num_cores
+        if self.num_streams == 1 and num_cores > 1:
+            logger.warning(
+                "multi_stream makes one stream of all %d cores, since they share one L3 cache: "
+                "requests do not run side by side. num_streams=2 to %d cuts it finer; deepsched "
+                "advise MODEL tells what serves most", num_cores, num_cores,
+            )  # fmt: skip
 
     def _partition(
         self, num_cores: int | None, num_streams: int | None

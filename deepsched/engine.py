@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -372,7 +373,7 @@ class Engine:
         results = requests.over(iterable)
         return _with_progress(results, iterable) if progress else results
 
-    def batched_run(self, inputs: Inputs) -> list[Any]:
+    def batched_run(self, inputs: Inputs, *, priority: int = 0, val_inp: bool = True) -> list[Any]:
         """Runs a large batch, cut along the first dimension into parts for all streams.
 
         With batch_size=None the parts are as many as there are streams; else they are of
@@ -380,6 +381,7 @@ class Engine:
 
         Args:
             inputs: as `run` takes them, with a longer first dimension, the same in all.
+            priority, val_inp: see `run`.
 
         Returns:
             The outputs, joined along their first dimension.
@@ -389,7 +391,8 @@ class Engine:
             What `run` raises.
         """
         parts = cut_batch(self._in_order(inputs), self.batch_size, self.num_streams)
-        return join_batch(list(self.map(parts)), self.output_names)
+        results = self.map(parts, priority=priority, val_inp=val_inp)
+        return join_batch(list(results), self.output_names)
 
     def stats(self) -> Stats:
         """What happened to its requests so far; queue figures are the context's."""
@@ -497,7 +500,8 @@ def compile_model(
     """Compiles `model`; see Engine for the parameters and errors.
 
     `scheduler="auto"` takes what `deepsched advise` recommends for a load that keeps all cores
-    busy: it measures for some seconds once for each model and machine, and remembers the answer.
+    busy: it measures once for each model and machine, for 10 seconds or so (a log line says so),
+    and remembers the answer in the cache folder.
 
     Example:
         >>> from deepsched.benchmark import bundled_model
@@ -514,7 +518,14 @@ def compile_model(
                 "num_streams and context out"
             )
         setting = advise(
-            model, batch_size, input_shapes, num_cores=num_cores, seconds=6, cache_dir=cache_dir
+            model,
+            batch_size,
+            input_shapes,
+            num_cores=num_cores,
+            seconds=6,
+            cache_dir=cache_dir,
+            compares_batches=False,
+            on_progress=_tell_once(),
         ).setting
         scheduler, num_streams = setting.scheduler, setting.num_streams
         num_cores = num_cores if setting.num_cores is None else setting.num_cores
@@ -529,6 +540,20 @@ def compile_model(
         context=context,
         cache_dir=cache_dir,
     )
+
+
+def _tell_once() -> Callable[[str], None]:
+    """Is called before each measurement, and not if the answer is remembered."""
+    calls = itertools.count()
+
+    def tell(_: str) -> None:
+        if next(calls) == 0:
+            logger.warning(
+                'scheduler="auto" measures this model, for about 10 s; the answer is kept for the '
+                "next time"
+            )
+
+    return tell
 
 
 def _with_progress(results: Iterator[list[Any]], items: Iterable[Any]) -> Iterator[list[Any]]:

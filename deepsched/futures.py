@@ -15,7 +15,6 @@ import weakref
 from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
-from deepsched.errors import DeadlineExceeded
 from deepsched.runtime.inbox import Inbox
 from deepsched.runtime.model import Model
 from deepsched.runtime.request import Request
@@ -133,10 +132,10 @@ class FutureResolver:
                 if left > 0 and is_pending:
                     return left
                 heapq.heappop(self._deadlines)
-            if future is not None and is_pending:
-                if future._request is not None:
-                    future._model.cancel(future._request, as_expired=True)
-                _fail(future, DeadlineExceeded("the request's timeout passed before it was done"))
+            if future is not None and is_pending and future._request is not None:
+                expiry = future._request.expiry()  # before it is stopped
+                future._model.cancel(future._request, as_expired=True)
+                _fail(future, expiry)
 
 
 def _settle(request: Request) -> None:

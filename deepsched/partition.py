@@ -288,7 +288,10 @@ def _warnings(cores: tuple[Core, ...], count: int) -> Iterator[PartitionWarning]
             subject = "stream {} has" if len(streams) == 1 else "streams {} have"
             numbers = format_cpu_list(streams).replace(",", ", ")
             better = _nearest_without(find, cores, count)
-            message = f"{subject.format(numbers)} {what}; num_streams={better} avoids it"
+            remedy = f"num_streams={better} avoids it"
+            if kind == WarningKind.shares_l3:
+                remedy = f"deepsched advise MODEL tells whether that pays, {remedy}"
+            message = f"{subject.format(numbers)} {what}; {remedy}"
             yield PartitionWarning(kind, streams, message)
 
 

@@ -50,7 +50,13 @@ class Scheduler(enum.StrEnum):
         """
         scheduler = _BY_WORD.get(word.lower()) if isinstance(word, str) else None
         if scheduler is None:
-            raise OptionError(f"scheduler must be one of {', '.join(_BY_WORD)}; got {word!r}")
+            hint = ""
+            if word == "auto":
+                hint = ". compile_model takes 'auto', where it makes a context of its own"
+            raise OptionError(
+                f"scheduler must be one of {', '.join(Scheduler)} (or DeepSparse's words sync, "
+                f"single, async, multi, default), got {word!r}{hint}"
+            )
         return scheduler
 
 

@@ -33,6 +33,14 @@ class Latency:
     p999: float
     max: float
 
+    def __str__(self) -> str:
+        """In milliseconds.
+
+        >>> print(Latency(3, 0.002, 0.0015, 0.003, 0.003, 0.003, 0.003))
+        p50 1.500, p99 3.000, mean 2.000 ms
+        """
+        return f"p50 {self.p50 * 1e3:.3f}, p99 {self.p99 * 1e3:.3f}, mean {self.mean * 1e3:.3f} ms"
+
 
 @dataclass(frozen=True)
 class StreamStats:
@@ -87,6 +95,28 @@ class Stats:
     running: Latency
     """Inside ONNX Runtime."""
     streams: tuple[StreamStats, ...]
+
+    def __str__(self) -> str:
+        """A few lines for people: what ended how, what it took, what the streams did."""
+        ends = ", ".join(
+            f"{count} {name}"
+            for name in ("done", "failed", "expired", "cancelled", "rejected")
+            if (count := getattr(self, name)) or name == "done"
+        )
+        streams = ", ".join(
+            f"{stream.index}: {stream.done} done, busy {stream.busy_fraction:.0%}"
+            for stream in self.streams
+        )
+        return "\n".join(
+            [
+                f"{ends} in {self.seconds:.1f} s",
+                f"queue: {self.queue_depth} now, {self.queue_depth_max} at most, room for "
+                f"{self.queue_capacity}",
+                f"waiting: {self.waiting}",
+                f"running: {self.running}",
+                f"streams: {streams}",
+            ]
+        )
 
 
 class Counts:

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepsched import advice as advice_module
+from deepsched import advice as advice_package
 from deepsched import compile_model
-from deepsched.advice import Figures, Setting, _choose, _Load, advise, useful_cores
+from deepsched.advice import Advice, BatchFigures, Figures, Setting, advise
+from deepsched.advice.choosing import Load, choose, explain, useful_cores
 from deepsched.cli import main
 from deepsched.errors import ModelNotFoundError, OptionError
 from tests import models
@@ -25,31 +26,76 @@ figures = st.lists(
     st.builds(
         Figures,
         st.sampled_from(SETTINGS),
+        st.integers(1, 64),
         st.floats(1, 1e4),
         st.floats(0.1, 1e3),
+        st.floats(0.1, 1e3),
         st.floats(0.1, 1e4),
+        st.sampled_from([1.0, 0.995, 0.6]),
     ),
     min_size=1,
     max_size=4,
     unique_by=lambda it: it.setting,
 )
-loads = st.sampled_from([_Load.of(1, None, 1), _Load.of(16, None, 1), _Load.of(None, 100.0, 1)])
+loads = st.sampled_from([Load(1, None), Load(16, None), Load(None, 100.0)])
 
 
 @given(figures=figures, load=loads, limit=st.none() | st.floats(0.1, 1e4))
 def test_what_is_chosen_is_near_the_best_that_is_allowed(figures, load, limit):
-    chosen, _ = _choose(figures, {1: 10.0, 2: 6.0}, load, limit)
-    allowed = [it for it in figures if limit is None or it.p99_ms <= limit]
-    if allowed:
-        assert chosen in allowed
-    best = min(load.key(it) for it in allowed or figures)
-    assert load.key(chosen) <= best + 0.031 * abs(best)
+    chosen, as_good = choose(figures, load, limit)
+    keeping_up = [it for it in figures if it.keeps_up]
+    if not keeping_up:
+        assert chosen.items_per_sec == max(it.items_per_sec for it in figures)
+        return
+    within = [it for it in keeping_up if limit is None or it.p99_ms <= limit]
+    allowed = within or keeping_up
+    best = min(load.key(it) for it in allowed)
+    for it in (chosen, *as_good):
+        assert it in allowed
+        assert load.key(it) <= best + 0.051 * abs(best)
 
 
-def test_of_equals_the_one_that_leaves_cores_free_is_chosen():
-    equal = [Figures(setting, 100.0, 5.0, 6.0) for setting in SETTINGS]
-    for load in (_Load.of(1, None, 1), _Load.of(16, None, 1)):
-        assert _choose(equal, {1: 10.0, 2: 5.0, 4: 5.0}, load, None)[0].setting == SETTINGS[1]
+def alike(**changes):
+    values = {"num_streams": 2, "items_per_sec": 100.0, "mean_ms": 5.2, "p50_ms": 5.0,
+              "p99_ms": 6.0, "answered": 1.0} | changes  # fmt: skip
+    return [Figures(setting, **values) for setting in SETTINGS]
+
+
+def test_of_equals_the_one_that_leaves_cores_free_is_chosen_and_the_others_are_named():
+    for load in (Load(1, None), Load(16, None)):
+        chosen, as_good = choose(alike(), load, None)
+        assert chosen.setting == SETTINGS[1]
+        assert {it.setting for it in as_good} == {*SETTINGS} - {SETTINGS[1]}
+        reason = explain(chosen, as_good, {1: 10.0, 2: 5.0, 4: 5.0}, load, None)
+        assert 'scheduler="elastic"' in reason and "are as good" in reason
+        assert "more cores do not help" in reason
+
+
+def test_a_rate_that_is_too_high_is_the_first_thing_to_be_said():
+    load = Load(None, 5000.0)
+    chosen, as_good = choose(alike(answered=0.05), load, 10.0)
+    reason = explain(chosen, as_good, {1: 10.0, 2: 6.0}, load, 10.0)
+    assert "No setting keeps up: 5000 requests/s are due, and 100 items/s" in reason
+    assert "latency" not in reason
+
+
+def test_a_limit_that_nothing_meets_is_told():
+    load = Load(None, 50.0)
+    chosen, as_good = choose(alike(), load, 1.0)
+    assert "no setting stays within a p99 of 1 ms" in explain(chosen, as_good, {1: 5.0}, load, 1.0)
+
+
+@given(
+    st.lists(st.floats(1, 1e4), min_size=1, max_size=5).map(
+        lambda rates: tuple(BatchFigures(4**i, rate, 1.0) for i, rate in enumerate(rates))
+    )
+)
+def test_the_best_batch_is_the_smallest_near_the_most(batches):
+    best = Advice(SETTINGS[0], 1, "", "", (), batches, {}, "", 0).best_batch_size
+    (found,) = (it for it in batches if it.batch_size == best)
+    most = max(it.items_per_sec for it in batches)
+    assert found.items_per_sec >= 0.97 * most
+    assert all(it.items_per_sec < 0.97 * most for it in batches if it.batch_size < best)
 
 
 @given(st.dictionaries(st.sampled_from([1, 2, 4, 8]), st.floats(0.1, 100), min_size=1))
@@ -91,11 +137,25 @@ def test_the_command_prints_the_line_to_paste_and_json(mlp, capsys):
     assert "50 requests/s" in capsys.readouterr().out
 
 
+def test_larger_requests_are_tried_where_all_cores_are_to_be_busy(mlp, capsys):
+    busy = advise(mlp, seconds=0.5)
+    assert [it.batch_size for it in busy.batches[:2]] == [1, 4]
+    assert advise(mlp, seconds=0.5, callers=2).batches == ()
+    assert main(["advise", mlp, "--seconds", "0.5", "-q"]) == 0
+    assert "Batches: " in capsys.readouterr().out
+
+
+def test_a_load_far_beyond_the_machine_takes_no_longer_than_another(mlp):
+    found = advise(mlp, rate=1e6, seconds=0.5)
+    assert not any(it.keeps_up for it in found.figures)
+    assert found.reason.endswith("by this one.") or "No setting keeps up" in found.reason
+
+
 def test_scheduler_auto_follows_the_advice(mlp, monkeypatch):
     told = advise(mlp, seconds=0.5)
     chosen = Setting("multi_stream", 1, 1)
     monkeypatch.setattr(
-        advice_module,
+        advice_package,
         "advise",
         lambda *_, **__: told.__class__(**{**vars(told), "setting": chosen}),
     )

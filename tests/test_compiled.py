@@ -468,7 +468,9 @@ def test_the_cache_command(cache_dir, monkeypatch, capsys):
         assert main(["cache", "clear"]) == 0
         assert capsys.readouterr().out == "removed 0; 1 in use\n"
     assert main(["cache", "list"]) == 0
-    assert info["key"][:8] in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert info["key"][:8] in out and "any" in out
+    assert out.splitlines()[-1].startswith("1 models, ")
     assert main(["cache", "clear"]) == 0
     assert capsys.readouterr().out == "removed 1\n"
     monkeypatch.setenv("DEEPSCHED_CACHE_BYTES", "plenty")

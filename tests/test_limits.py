@@ -45,7 +45,7 @@ def test_a_run_that_takes_too_long_is_stopped(spin, how, is_known):
         for _ in range(3):
             spin.run([np.array(1, np.int64), SQUARE])
     begin = time.monotonic()
-    with pytest.raises(DeadlineExceeded):
+    with pytest.raises(DeadlineExceeded, match=r"0\.1 s after it was sent"):
         call(spin, how, LONG, timeout=0.1)
     assert 0.1 <= time.monotonic() - begin < 20
     # The stream goes on.
@@ -56,7 +56,7 @@ def test_a_run_that_takes_too_long_is_stopped(spin, how, is_known):
 @HOWS
 def test_a_request_that_expires_in_the_queue_never_runs(spin, how):
     blocker = run_until_busy(spin)
-    with pytest.raises(DeadlineExceeded):
+    with pytest.raises(DeadlineExceeded, match=r"0\.05 s after .* while it waited for a stream"):
         call(spin, how, LONG, timeout=0.05)
     assert blocker.running()
     blocker.cancel()
@@ -278,7 +278,8 @@ def test_everything_at_once(num_streams, scheduler):
         # A cancel or a timeout may win against a run that was done all the same.
         assert stats.failed >= ends["failed"]
         assert stats.rejected == ends["rejected"]
-        assert context._dispatcher.num_busy == 0
+        while context._dispatcher.num_busy:  # a worker that was woken for nothing is yet to leave
+            threading.Event().wait(0.001)
         assert engine.run([np.ones(1, np.float32), np.zeros(1, np.int64)])[0].tolist() == [1]
 
 

@@ -39,8 +39,13 @@ def test_from_str_takes_deepsparse_words_any_case_and_members(word: str, member:
     assert Scheduler.from_str(word) is member
 
 
+def test_auto_is_said_to_be_compile_models() -> None:
+    with pytest.raises(OptionError, match="compile_model takes 'auto'"):
+        Scheduler.from_str("auto")
+
+
 @pytest.mark.parametrize("word", ["", "elastic_stream", 2, None, b"sync"])
 def test_from_str_names_the_wrong_value_and_the_accepted_words(word: object) -> None:
-    with pytest.raises(OptionError, match="elastic, default, single, sync, multi, async") as error:
+    with pytest.raises(OptionError, match="elastic .or DeepSparse's words sync, ") as error:
         Scheduler.from_str(word)  # type: ignore[arg-type]
     assert f"got {word!r}" in str(error.value)

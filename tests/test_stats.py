@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepsched import Context, Engine
+from deepsched import Context, Engine, Topology
 from deepsched.errors import InferenceError
 from deepsched.runtime.histogram import RELATIVE_WIDTH, bucket_bounds, bucket_index
 from deepsched.stats import Counts
@@ -89,3 +89,28 @@ def test_waiting_time_and_depth_show_a_queue():
     assert stats.queue_depth_max >= 6
     assert stats.waiting.max > 4 * stats.running.p50
     assert stats.by_worker == 8
+
+
+def test_stats_and_memory_are_readable_as_text():
+    with unpinned(2) as context:
+        engine = Engine(models.gather(), None, context=context)
+        for _ in range(3):
+            engine.run([np.ones(4, np.float32), np.array([0], np.int64)])
+        with pytest.raises(InferenceError):
+            engine.run([np.ones(4, np.float32), np.array([9], np.int64)])
+        lines = str(engine.stats()).splitlines()
+        assert lines[0].startswith("3 done, 1 failed in ")
+        assert lines[2].startswith("waiting: p50 ")
+        assert "0: " in lines[-1] and "1: " in lines[-1]
+        assert "activations" in str(engine.memory())
+
+
+def test_one_stream_where_several_were_meant_is_told(caplog):
+    machine = Topology.synthetic(packages=1, cores_per_l3=4)
+    with Context(topology=machine, pin="none") as context:
+        assert context.num_streams == 1
+    assert "num_streams=2 to 4 cuts it finer" in caplog.text
+    caplog.clear()
+    for options in ({"num_streams": 1}, {"num_cores": 1}, {"scheduler": "single_stream"}):
+        Context(topology=machine, pin="none", **options).close()
+    assert not caplog.text

@@ -34,9 +34,13 @@ def print_report(report: Report) -> None:
     if report["scheduler"] is None:
         print(f"Engine: {report['engine']}")
     print(f"Cores, Streams: {report['num_cores']}, {report['num_streams']}")
+    print(f"Callers: {result['callers']}")
+    print(f"Time (sec): {result['seconds_ran']:.1f}")
     if result["rate"] is not None:
         times = "at random times" if result["poisson"] else "evenly spaced"
         print(f"Offered Load (requests/sec): {result['rate']:.4f}, {times}")
+        due = result["iterations"] + result["dropped"]
+        print(f"Answered: {result['iterations']} of the {due} requests that fell due")
     print(f"Throughput (items/sec): {result['items_per_sec']:.4f}")
     print(f"Latency Mean (ms/batch): {result['mean']:.4f}")
     print(f"Latency Median (ms/batch): {result['median']:.4f}")

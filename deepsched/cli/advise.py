@@ -7,9 +7,9 @@ import json
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
-from deepsched.advice import Advice, advise
+from deepsched.advice import Advice, Setting, advise
 
 
 def add_parser(commands: Any) -> None:
@@ -20,9 +20,11 @@ def add_parser(commands: Any) -> None:
         description="Measures how MODEL scales with cores and with requests side by side, and "
         "recommends scheduler, num_streams and num_cores for a load, with the reason, the figures, "
         "and the line to paste. The answer is remembered for this model, machine and load.",
-        epilog="items/s: requests a second times batch size. p50, p99: what half, and 99 of 100, "
-        "of the requests stayed within, from the call (at a rate: from when it was due) to the "
-        "answer, in ms. Exit codes: 0; 2 for arguments or a model that cannot be used; 130 for "
+        epilog="streams: how many the setting makes here. items/s: requests a second times batch "
+        "size. mean, p50, p99: of the latency, and what half, and 99 of 100, of the requests "
+        "stayed within, from the call (at a rate: from when it was due) to the answer, in ms. "
+        "answered: the share of the requests due that were; a rate that is too high leaves some. "
+        "Exit codes: 0; 2 for arguments or a model that cannot be used; 130 for "
         "Ctrl-C.",
     )
     parser.add_argument("model_path", metavar="MODEL", help="path of an ONNX file")
@@ -64,19 +66,42 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _print(advice: Advice, model: str) -> None:
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(advice.compile_line(model), style="bold")
-    console.print(f"\nWhy: {advice.reason}")
-    console.print(f"Else: {advice.cost_of_ignoring}.")
+    console = Console(highlight=False)
+    console.print(advice.compile_line(model), style="bold", soft_wrap=True)  # to be copied whole
+    console.print(f"\nWhy: {advice.reason} {advice.cost_of_ignoring}")
+    if advice.batches:
+        console.print(_batches(advice))
     scaling = ", ".join(f"{cores}: {ms:.2f} ms" for cores, ms in advice.scaling_ms.items())
     console.print(f"A lone request, by cores: {scaling}\n")
-    table = Table("setting", "items/s", "p50 ms", "p99 ms", title=f"With {advice.load}")
+    table = Table(
+        Column("setting", overflow="fold"), "streams", "items/s", "mean ms", "p50 ms", "p99 ms",
+        "answered", title=f"With {advice.load}",
+    )  # fmt: skip
     for it in advice.figures:
-        style = "bold" if it.setting == advice.setting else None
         table.add_row(
-            str(it.setting), f"{it.items_per_sec:.1f}", f"{it.p50_ms:.2f}", f"{it.p99_ms:.2f}",
-            style=style,
+            _short(it.setting), str(it.num_streams), f"{it.items_per_sec:.1f}", f"{it.mean_ms:.2f}",
+            f"{it.p50_ms:.2f}", f"{it.p99_ms:.2f}",
+            "all" if it.answered == 1 else f"{it.answered:.1%}",
+            style="bold" if it.setting == advice.setting else None,
         )  # fmt: skip
     console.print(table)
     how = "remembered; --fresh measures anew" if advice.was_remembered else "measured"
     console.print(f"({how}; took {advice.seconds:.0f} s)")
+
+
+def _short(setting: Setting) -> str:
+    return str(setting).removeprefix("scheduler=").replace('"', "")
+
+
+def _batches(advice: Advice) -> str:
+    first = advice.batches[0]
+    larger = ", ".join(
+        f"{it.batch_size}: {it.items_per_sec:.1f} items/s, p50 {it.p50_ms:.1f} ms"
+        for it in advice.batches[1:]
+    )
+    if not larger:
+        return f"Batches: the model, or the limit, takes none larger than {first.batch_size}."
+    best = advice.best_batch_size
+    if best == first.batch_size:
+        return f"Batches: larger ones do not gain ({larger})."
+    return f"Batches: batch_size={best} serves most, if items can be put together ({larger})."

@@ -112,8 +112,9 @@ def _add_engine_options(group: Any) -> None:
     )  # fmt: skip
     group.add_argument(
         "-s", "--scenario", metavar="{sync,async,elastic}",
-        help="sync: one caller on all cores; async, elastic: one caller for each stream "
-        "(default async; without MODEL: both)",
+        help="sync: single_stream, one caller on all cores; async: multi_stream, one caller for "
+        "each stream; elastic: as many callers (default async; without MODEL: both). The "
+        "schedulers' names do too; the report says singlestream and multistream, as DeepSparse's",
     )  # fmt: skip
     group.add_argument(
         "-pin", "--thread_pinning", choices=["core", "none"], default="core",

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from deepsched.cache import Cache, default_folder
 from deepsched.errors import OptionError
@@ -46,12 +46,18 @@ def _list(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps([info._asdict() for info in infos], indent=2))
         return
-    table = Table("model", "MB", "last used", "in use", "entry")
+    table = Table(
+        Column("model", overflow="fold"), "batch", "MB", "last used", "in use",
+        Column("entry", overflow="fold"),
+    )  # fmt: skip
     for info in infos:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(info.used))
         in_use = "yes" if info.is_in_use else ""
-        table.add_row(info.model, f"{info.num_bytes / 1e6:.1f}", used, in_use, info.key)
+        batch = "any" if info.batch_size is None else str(info.batch_size)
+        megabytes = f"{info.num_bytes / 1e6:.1f}"
+        table.add_row(info.model, batch, megabytes, used, in_use, info.key)
     Console(highlight=False).print(table)
+    print(f"{len(infos)} models, {sum(info.num_bytes for info in infos) / 1e6:.1f} MB")
 
 
 def _clear(args: argparse.Namespace) -> None:

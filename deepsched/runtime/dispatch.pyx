@@ -27,7 +27,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 
-from deepsched.errors import DeadlineExceeded, StreamConfigError
+from deepsched.errors import StreamConfigError
 
 # A run this short is not pinned where its caller stands on the group's first CPU already. Setting
 # the affinity and putting it back costs 1.6 us, about as much as the run; the kernel hardly moves a
@@ -551,8 +551,9 @@ cdef class Dispatcher:
                 if now >= deadline_ns:
                     if is_complete(&request.state.completion):
                         return
+                    expiry = request.expiry()  # before it is stopped
                     self.abandon(request, EXPIRED)
-                    raise DeadlineExceeded("the request's timeout passed before it was done")
+                    raise expiry
                 if patience_ns < 0 or <int64_t>(deadline_ns - now) < patience_ns:
                     patience_ns = <int64_t>(deadline_ns - now)
             with nogil:

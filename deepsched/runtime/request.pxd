@@ -72,6 +72,7 @@ cdef class Request:
     cdef uint32_t generation
 
     cpdef list outputs(self)
+    cpdef object expiry(self)
 
 cdef Request new_request(
     object owner, ModelState* model, list input_infos, list output_infos, list inputs,

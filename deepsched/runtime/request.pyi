@@ -1,5 +1,6 @@
 from typing import Any
 
+from deepsched.errors import DeadlineExceeded
 from deepsched.runtime.inbox import Inbox
 
 OUTCOMES: dict[int, str]
@@ -15,3 +16,4 @@ class Request:
     @property
     def is_running(self) -> bool: ...
     def outputs(self) -> list[Any]: ...
+    def expiry(self) -> DeadlineExceeded: ...

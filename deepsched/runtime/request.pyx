@@ -65,7 +65,7 @@ cdef class Request:
         cdef uint32_t stage = self.state.stage.load(memory_order_relaxed)
         if stage != DONE:
             if stage == EXPIRED:
-                raise DeadlineExceeded("the request's timeout passed before it was done")
+                raise self.expiry()
             if stage == CANCELLED:
                 raise CancelledError("the request was cancelled")
             if stage == REFUSED:
@@ -82,6 +82,18 @@ cdef class Request:
             self.state.outputs[i] = NULL
             outputs[i] = output_from(value, <ValueInfo>self.output_infos[i], self.borrowed)
         return outputs
+
+    cpdef object expiry(self):
+        """The DeadlineExceeded of a request that had a timeout and has missed it."""
+        timeout_s = (self.state.deadline_ns - self.state.submitted_ns) / 1e9
+        # relaxed: words for a human.
+        where = (
+            "while it waited for a stream" if self.state.group.load(memory_order_relaxed) < 0
+            else "while it ran, and the run was stopped"
+        )
+        return DeadlineExceeded(
+            f"the request's timeout passed, {timeout_s:.4g} s after it was sent, {where}"
+        )
 
     @property
     def is_running(self) -> bool:

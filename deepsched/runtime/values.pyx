@@ -223,7 +223,15 @@ cdef class ValueInfo:
                     "batch_size=None for any batch that the model's file takes"
                     + (f", or batch_size={got[0]}" if got[0] else "")
                 )
-        return message
+                return message
+        if len(expected) == len(got) + 1 and expected[0] in (1, None):
+            return f"{message}. A single item needs a first dimension of 1: x[None]"
+        if len(expected) != len(got):
+            return f"{message}. Give it {len(expected)} dimensions"
+        return (
+            f"{message}. Give it that shape, or recompile with input_shapes= for another, where "
+            "the model allows it"
+        )
 
 
 def _shape_text(shape):

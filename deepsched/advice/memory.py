@@ -1,0 +1,72 @@
+"""Answers are kept for the same question: a file each, in the cache folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import blake3
+
+from deepsched.advice.settings import Advice, BatchFigures, Figures, Setting
+from deepsched.cache import Cache, default_folder, hash_file
+from deepsched.compiled import CacheDir
+from deepsched.context import Context
+from deepsched.model import ModelLike, serialize
+from deepsched.runtime.library import describe_library
+from deepsched.version import __version__
+
+
+class Memory:
+    """Of one question about one model, on this machine, with these versions."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @classmethod
+    def of(cls, model: ModelLike, cache_dir: CacheDir, question: list[Any]) -> Memory | None:
+        """None: there is no cache to remember in."""
+        if cache_dir is None:
+            return None
+        try:
+            folder = Cache(default_folder() if cache_dir == "default" else Path(cache_dir)).folder
+            if isinstance(model, (str, os.PathLike)):
+                content = hash_file(os.fspath(model))
+            else:
+                content = blake3.blake3(serialize(model)).hexdigest()
+            with Context(scheduler="single_stream") as context:
+                machine = context.topology.to_dict()
+            parts = [content, question, machine, __version__, describe_library()["version"]]
+            key = blake3.blake3(json.dumps(parts, default=str).encode()).hexdigest()[:32]
+        except (OSError, AttributeError, TypeError, ValueError):
+            return None
+        return cls(folder / f".advice-{key}.json")
+
+    def recall(self) -> Advice | None:
+        """What was kept; None if nothing was, or it is damaged or another version's."""
+        try:
+            kept = json.loads(self._path.read_text("utf-8"))
+            del kept["best_batch_size"]
+            kept |= {
+                "setting": Setting(**kept["setting"]),
+                "figures": tuple(
+                    Figures(**{**it, "setting": Setting(**it["setting"])}) for it in kept["figures"]
+                ),
+                "batches": tuple(BatchFigures(**it) for it in kept["batches"]),
+                "scaling_ms": {int(cores): ms for cores, ms in kept["scaling_ms"].items()},
+                "was_remembered": True,
+            }
+            return Advice(**kept)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    def keep(self, advice: Advice) -> None:
+        """Whole or not at all."""
+        with contextlib.suppress(OSError):  # then it is measured anew
+            fd, name = tempfile.mkstemp(dir=self._path.parent, prefix=".advice-")
+            with os.fdopen(fd, "w", encoding="utf-8") as file:
+                json.dump(advice.to_dict(), file)
+            os.replace(name, self._path)
