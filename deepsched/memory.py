@@ -32,10 +32,11 @@ class Memory(NamedTuple):
         >>> print(Memory(5_000_000, 0, (17_000_000, 1_000_000), 90_000_000))
         weights 5.0 MB shared, 0.0 MB private; activations 18.0 MB in 2 sessions; process 90.0 MB
         """
+        count = len(self.activations)
         return (
             f"weights {self.weights_shared / 1e6:.1f} MB shared, {self.weights_private / 1e6:.1f} "
-            f"MB private; activations {sum(self.activations) / 1e6:.1f} MB in "
-            f"{len(self.activations)} session{'s' * (len(self.activations) != 1)}; process {self.process / 1e6:.1f} MB"
+            f"MB private; activations {sum(self.activations) / 1e6:.1f} MB in {count} "
+            f"session{'s' * (count != 1)}; process {self.process / 1e6:.1f} MB"
         )
 
 
