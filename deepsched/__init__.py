@@ -1,7 +1,9 @@
 """deepsched decides which CPU cores serve which inference request."""
 
+from deepsched.analysis.debug import model_debug_analysis
+from deepsched.compiling import benchmark_model, compile_model
 from deepsched.context import Context
-from deepsched.engine import Engine, MultiModelEngine, compile_model
+from deepsched.engine import Engine, MultiModelEngine
 from deepsched.partition import partition
 from deepsched.scheduler import Scheduler
 from deepsched.topology import Topology
@@ -14,6 +16,8 @@ __all__ = [
     "Scheduler",
     "Topology",
     "__version__",
+    "benchmark_model",
     "compile_model",
+    "model_debug_analysis",
     "partition",
 ]

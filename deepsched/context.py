@@ -13,7 +13,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deepsched.errors import ClosedError, OptionError, StreamConfigError
 from deepsched.futures import FutureResolver
@@ -35,6 +35,16 @@ if TYPE_CHECKING:
     from deepsched.engine import Engine
 
 logger = logging.getLogger("deepsched")
+
+
+class Inspection(NamedTuple):
+    """How sessions are opened that are there to be looked into."""
+
+    profile_to: str | None
+    """Where ONNX Runtime writes their timelines: the beginning of a path; None for nowhere."""
+    optimizes: bool
+    """Whether it optimises the model, as it does for engines."""
+
 
 # How long a worker whose queue ran dry looks for more, in ns. -1: as long as a wake-up takes here.
 _SPIN_NS = {"auto": -1, "latency": 1_000_000, "power": 0}
@@ -93,6 +103,7 @@ class Context:
         queue_capacity: int = 1024,
         spin: str = "auto",
         _is_shared: bool = True,
+        _inspection: Inspection | None = None,
     ) -> None:
         self._scheduler = Scheduler.from_str(Scheduler.default if scheduler is None else scheduler)
         if pin not in ("core", "none"):
@@ -122,6 +133,7 @@ class Context:
         if self._scheduler == Scheduler.multi_stream and num_streams is None:
             self._warn_of_one_stream()
         self._is_shared = _is_shared
+        self._inspection = _inspection
         self._is_closed = False
         # Reentrant: the garbage collector may close an engine of ours while we hold it.
         self._lock = threading.RLock()
@@ -364,6 +376,11 @@ class Context:
     def _open_session(self, source: Source, stream: Stream, save_to: str | None) -> Session:
         """A session whose threads stand on the cores of `stream`."""
         config = {**source.config, **self._spin_config()}
+        is_optimized, profile_to = source.is_optimized, None
+        if self._inspection is not None:
+            is_optimized = is_optimized or not self._inspection.optimizes
+            # The session that saves the compiled form is not the one that runs.
+            profile_to = self._inspection.profile_to if save_to is None else None
         return open_session(
             source.model,
             num_threads=len(stream.cpus),
@@ -371,8 +388,9 @@ class Context:
             thread_prefix=f"{self._name}-s{stream.index}",
             config=config,
             name=source.name,
-            is_optimized=source.is_optimized,
+            is_optimized=is_optimized,
             save_to=save_to,
+            profile_to=profile_to,
         )
 
     def _retire(self, model: Model) -> None:

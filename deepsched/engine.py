@@ -1,11 +1,10 @@
-"""Engine, MultiModelEngine and compile_model: what a user holds."""
+"""Engine and MultiModelEngine: what a user holds."""
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +26,13 @@ from deepsched.mapping import RequestMap
 from deepsched.memory import Memory, arenas, measure
 from deepsched.model import ModelLike, Shapes, explain_override
 from deepsched.partition import Stream
+from deepsched.progress import tracked
 from deepsched.runtime.model import Model
 from deepsched.samples import random_value
 from deepsched.scheduler import Scheduler
 from deepsched.stats import Counts, Stats
 from deepsched.timeline.trace import TracedModel
+from deepsched.timing import BenchmarkResults, timed_requests
 
 logger = logging.getLogger("deepsched")
 
@@ -371,7 +372,10 @@ class Engine:
             self._model, self._in_order, self.num_streams, in_flight, ordered, priority, val_inp
         )
         results = requests.over(iterable)
-        return _with_progress(results, iterable) if progress else results
+        if not progress:
+            return results
+        total = len(iterable) if isinstance(iterable, Sized) else None
+        return tracked(results, "requests", total)
 
     def batched_run(self, inputs: Inputs, *, priority: int = 0, val_inp: bool = True) -> list[Any]:
         """Runs a large batch, cut along the first dimension into parts for all streams.
@@ -393,6 +397,73 @@ class Engine:
         parts = cut_batch(self._in_order(inputs), self.batch_size, self.num_streams)
         results = self.map(parts, priority=priority, val_inp=val_inp)
         return join_batch(list(results), self.output_names)
+
+    def timed_run(self, inputs: Inputs, val_inp: bool = False) -> tuple[list[Any], float]:
+        """`run`, and the seconds from the call to the answer. Inputs are not checked by default.
+
+        Example:
+            >>> from deepsched.benchmark import bundled_model
+            >>> with Engine(bundled_model("squeezenet")) as engine:
+            ...     outputs, seconds = engine.timed_run(engine.generate_random_inputs())
+            >>> seconds > 0
+            True
+        """
+        begin = time.perf_counter()
+        outputs = self.run(inputs, val_inp=val_inp)
+        return outputs, time.perf_counter() - begin
+
+    def benchmark(
+        self,
+        inputs: Inputs,
+        num_iterations: int = 20,
+        num_warmup_iterations: int = 5,
+        include_inputs: bool = False,
+        include_outputs: bool = False,
+        show_progress: bool = False,
+    ) -> BenchmarkResults:
+        """Runs the same inputs again and again, one request after the other, and times each.
+
+        `deepsched.benchmark.measure` has loads of several callers. For the rest see
+        `benchmark_loader`.
+
+        Example:
+            >>> from deepsched.benchmark import bundled_model
+            >>> with Engine(bundled_model("squeezenet")) as engine:
+            ...     results = engine.benchmark(engine.generate_random_inputs(), num_iterations=3)
+            >>> len(results), results.ms_per_batch > 0
+            (3, True)
+        """
+        return self.benchmark_loader(
+            [inputs], num_iterations, num_warmup_iterations, include_inputs, include_outputs,
+            show_progress,
+        )  # fmt: skip
+
+    def benchmark_loader(
+        self,
+        loader: Iterable[Inputs],
+        num_iterations: int = 20,
+        num_warmup_iterations: int = 5,
+        include_inputs: bool = False,
+        include_outputs: bool = False,
+        show_progress: bool = False,
+    ) -> BenchmarkResults:
+        """Runs what `loader` gives, one request after the other, and times each.
+
+        Args:
+            loader: inputs as `run` takes them; gone through again when it is used up.
+            num_iterations: how many requests to time.
+            num_warmup_iterations: how many to run before.
+            include_inputs, include_outputs: whether to keep these with the results.
+            show_progress: whether to draw a progress bar on stderr.
+
+        Raises:
+            OptionError: a number is too small, or the loader runs out of inputs for good.
+            What `run` raises.
+        """
+        return timed_requests(
+            self.run, loader, self.batch_size, num_iterations, num_warmup_iterations,
+            include_inputs, include_outputs, show_progress,
+        )  # fmt: skip
 
     def stats(self) -> Stats:
         """What happened to its requests so far; queue figures are the context's."""
@@ -483,82 +554,3 @@ class MultiModelEngine(Engine):
         input_shapes: Shapes | None = None,
     ) -> None:
         super().__init__(model, batch_size, input_shapes=input_shapes, context=context)
-
-
-def compile_model(
-    model: ModelLike,
-    batch_size: int | None = 1,
-    num_cores: int | None = None,
-    num_streams: int | None = None,
-    scheduler: Scheduler | str | None = None,
-    input_shapes: Shapes | None = None,
-    *,
-    pin: str | None = None,
-    context: Context | None = None,
-    cache_dir: CacheDir = DEFAULT,
-) -> Engine:
-    """Compiles `model`; see Engine for the parameters and errors.
-
-    `scheduler="auto"` takes what `deepsched advise` recommends for a load that keeps all cores
-    busy: it measures once for each model and machine, for 10 seconds or so (a log line says so),
-    and remembers the answer in the cache folder.
-
-    Example:
-        >>> from deepsched.benchmark import bundled_model
-        >>> with compile_model(bundled_model("squeezenet"), scheduler="multi_stream") as engine:
-        ...     engine.scheduler
-        <Scheduler.multi_stream: 'multi_stream'>
-    """
-    if scheduler == "auto":
-        from deepsched.advice import advise  # which compiles models itself
-
-        if context is not None or num_streams is not None:
-            raise OptionError(
-                'scheduler="auto" chooses num_streams and makes a context of its own; leave '
-                "num_streams and context out"
-            )
-        setting = advise(
-            model,
-            batch_size,
-            input_shapes,
-            num_cores=num_cores,
-            seconds=6,
-            cache_dir=cache_dir,
-            compares_batches=False,
-            on_progress=_tell_once(),
-        ).setting
-        scheduler, num_streams = setting.scheduler, setting.num_streams
-        num_cores = num_cores if setting.num_cores is None else setting.num_cores
-    return Engine(
-        model,
-        batch_size,
-        num_cores,
-        num_streams,
-        scheduler,
-        input_shapes,
-        pin=pin,
-        context=context,
-        cache_dir=cache_dir,
-    )
-
-
-def _tell_once() -> Callable[[str], None]:
-    """Is called before each measurement, and not if the answer is remembered."""
-    calls = itertools.count()
-
-    def tell(_: str) -> None:
-        if next(calls) == 0:
-            logger.warning(
-                'scheduler="auto" measures this model, for about 10 s; the answer is kept for the '
-                "next time"
-            )
-
-    return tell
-
-
-def _with_progress(results: Iterator[list[Any]], items: Iterable[Any]) -> Iterator[list[Any]]:
-    from rich.console import Console  # 0.1 s that others need not pay
-    from rich.progress import track
-
-    total = len(items) if isinstance(items, Sized) else None
-    return iter(track(results, description="requests", total=total, console=Console(stderr=True)))

@@ -1,5 +1,5 @@
-"""How a model's runs get shorter on wider core groups: measured once, and kept beside its cache
-entry."""
+"""How runs get shorter with more cores: which widths to look at, which of them help, and what an
+elastic context's models were measured to take, kept beside their cache entry."""
 
 from __future__ import annotations
 
@@ -7,16 +7,35 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from deepsched.groups import GroupTree
 
-# A wider group that saves less than this is not used: its cores serve others better.
+# A wider group that saves less than this of the time is not used: its cores serve others better.
 _LEAST_GAIN = 0.05
 
 _SECONDS = 0.05
 """For each width, beside a run or two."""
+
+
+def widths(most: int) -> list[int]:
+    """The numbers of cores to look at: powers of two, and all there are.
+
+    >>> widths(6)
+    [1, 2, 4, 6]
+    """
+    return sorted({most, *(2**power for power in range(most.bit_length()) if 2**power <= most)})
+
+
+def useful_cores(times: Mapping[int, float]) -> int:
+    """As many cores as still make it faster. `times`: how long it takes, by cores.
+
+    >>> useful_cores({1: 10.0, 2: 6.0, 4: 5.9, 8: 5.8})
+    2
+    """
+    best = min(times.values())
+    return next(cores for cores in sorted(times) if times[cores] <= best / (1 - _LEAST_GAIN))
 
 
 def run_lengths(

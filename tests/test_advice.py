@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepsched import advice as advice_package
 from deepsched import compile_model
 from deepsched.advice import Advice, BatchFigures, Figures, Setting, advise
-from deepsched.advice.choosing import Load, choose, explain, useful_cores
+from deepsched.advice.choosing import Load, choose, explain
 from deepsched.cli import main
 from deepsched.errors import ModelNotFoundError, OptionError
 from tests import models
@@ -98,13 +97,6 @@ def test_the_best_batch_is_the_smallest_near_the_most(batches):
     assert all(it.items_per_sec < 0.97 * most for it in batches if it.batch_size < best)
 
 
-@given(st.dictionaries(st.sampled_from([1, 2, 4, 8]), st.floats(0.1, 100), min_size=1))
-def test_useful_cores_are_the_fewest_near_the_fastest(scaling):
-    enough = useful_cores(scaling)
-    assert scaling[enough] <= min(scaling.values()) / 0.95
-    assert all(scaling[c] > scaling[enough] for c in scaling if c < enough)
-
-
 @pytest.fixture
 def mlp(tmp_path, monkeypatch):
     monkeypatch.setenv("DEEPSCHED_CACHE_DIR", str(tmp_path / "cache"))
@@ -155,8 +147,7 @@ def test_scheduler_auto_follows_the_advice(mlp, monkeypatch):
     told = advise(mlp, seconds=0.5)
     chosen = Setting("multi_stream", 1, 1)
     monkeypatch.setattr(
-        advice_package,
-        "advise",
+        "deepsched.compiling.advise",
         lambda *_, **__: told.__class__(**{**vars(told), "setting": chosen}),
     )
     with compile_model(mlp, scheduler="auto") as engine:

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deepsched.advice.settings import Figures, Setting
+from deepsched.speed import useful_cores
 
 # Settings within this of the best are as good: the simpler one is taken. Latencies at a given rate
 # differ by more from one run to the next.
 _AS_GOOD = 0.03
 _AS_GOOD_AT_RATE = 0.05
-
-# A core more that saves less than this of a lone request's time is left free.
-_LEAST_GAIN = 0.05
 
 
 @dataclass(frozen=True)
@@ -40,18 +38,6 @@ class Load:
         if self.rate is not None:
             return figures.mean_ms
         return figures.p50_ms if self.callers == 1 else -figures.items_per_sec
-
-
-def useful_cores(scaling_ms: dict[int, float]) -> int:
-    """As many cores as still make a lone request faster.
-
-    >>> useful_cores({1: 10.0, 2: 6.0, 4: 5.9, 8: 5.8})
-    2
-    """
-    best = min(scaling_ms.values())
-    return next(
-        cores for cores in sorted(scaling_ms) if scaling_ms[cores] <= best / (1 - _LEAST_GAIN)
-    )
 
 
 def choose(

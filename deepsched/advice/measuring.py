@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from deepsched.advice.choosing import Load, choose, cost, explain, useful_cores
+from deepsched.advice.choosing import Load, choose, cost, explain
 from deepsched.advice.memory import Memory
 from deepsched.advice.settings import Advice, BatchFigures, Figures, Setting
 from deepsched.benchmark.measurement import Measurement, measure
@@ -22,6 +22,7 @@ from deepsched.context import Context
 from deepsched.engine import Engine
 from deepsched.errors import ModelError, OptionError
 from deepsched.model import ModelLike, Shapes
+from deepsched.speed import useful_cores, widths
 
 _OpenEngine = Callable[[Setting], Engine]
 _Say = Callable[[str], None]
@@ -142,10 +143,9 @@ def _num_cores(num_cores: int | None) -> int:
 
 def _scaling(open_engine: _OpenEngine, most: int, seconds: float, say: _Say) -> dict[int, float]:
     """The median latency of a lone request by cores, ms; stops where more cores do not help."""
-    widths = sorted({most, *(2**power for power in range(most.bit_length()) if 2**power <= most)})
-    each = seconds / 2 / len(widths)
+    each = seconds / 2 / len(widths(most))
     scaling: dict[int, float] = {}
-    for cores in widths:
+    for cores in widths(most):
         say(f"a lone request on {cores} core{'s' * (cores > 1)}")
         scaling[cores] = _lone_ms(open_engine, cores, each)
         narrower = [value for width, value in scaling.items() if width < cores]

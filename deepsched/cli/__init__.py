@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from deepsched.cli import advise, benchmark, cache, topology, trace
+from deepsched.cli import advise, analyze, benchmark, cache, topology, trace
 from deepsched.errors import DeepschedError
 from deepsched.version import __version__
 
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"deepsched {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (benchmark, advise, topology, trace, cache):
+    for command in (benchmark, advise, analyze, topology, trace, cache):
         command.add_parser(commands)
     args = parser.parse_args(argv)
     try:

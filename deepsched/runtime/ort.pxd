@@ -56,7 +56,9 @@ ctypedef struct OrtApi:
     ) noexcept nogil  # 9
     OrtStatus* (*CreateSessionOptions)(OrtSessionOptions** out) noexcept nogil  # 10
     OrtStatus* (*SetOptimizedModelFilePath)(OrtSessionOptions*, const char* path) noexcept nogil  # 11
-    void* _before_22[10]
+    void* _before_14[2]
+    OrtStatus* (*EnableProfiling)(OrtSessionOptions*, const char* prefix) noexcept nogil  # 14
+    void* _before_22[7]
     OrtStatus* (*SetSessionLogSeverityLevel)(OrtSessionOptions*, int level) noexcept nogil  # 22
     OrtStatus* (*SetSessionGraphOptimizationLevel)(OrtSessionOptions*, int level) noexcept nogil  # 23
     OrtStatus* (*SetIntraOpNumThreads)(OrtSessionOptions*, int num_threads) noexcept nogil  # 24
@@ -151,7 +153,9 @@ ctypedef struct OrtApi:
     OrtStatus* (*GetSequenceElementType)(
         const OrtSequenceTypeInfo*, OrtTypeInfo** out
     ) noexcept nogil  # 107
-    void* _before_130[22]
+    void* _before_110[2]
+    OrtStatus* (*SessionEndProfiling)(OrtSession*, OrtAllocator*, char** out) noexcept nogil  # 110
+    void* _before_130[19]
     OrtStatus* (*AddSessionConfigEntry)(
         OrtSessionOptions*, const char* key, const char* value
     ) noexcept nogil  # 130

@@ -17,7 +17,7 @@ from libc.string cimport strcpy
 import os
 
 from deepsched.errors import (
-    InvalidModelError, ModelError, ModelNotFoundError, UnsupportedModelError,
+    ClosedError, InvalidModelError, ModelError, ModelNotFoundError, UnsupportedModelError,
 )
 
 cdef extern from "<malloc.h>" nogil:
@@ -126,6 +126,20 @@ cdef class Session:
                 check(api.AllocatorFree(library().allocator, name))
         return described
 
+    def end_profiling(self) -> str:
+        """Ends what `profile_to` began; the path of ORT's timeline, JSON in Chrome's format.
+
+        No run may be under way.
+        """
+        cdef Library* lib = library()
+        cdef char* path = NULL
+        if self.handle == NULL:
+            raise ClosedError("this session is closed, and its profile with it")
+        check(lib.api.SessionEndProfiling(self.handle, lib.allocator, &path))
+        try:
+            return os.fsdecode(<bytes>path)
+        finally:
+            check(lib.api.AllocatorFree(lib.allocator, path))
 
     def arena_bytes(self) -> int | None:
         """How much its arena has taken from the system, in bytes: activations, and weights unless
@@ -149,7 +163,7 @@ cdef class Session:
 
 def open_session(
     model, *, int num_threads, cpus, str thread_prefix, dict config, str name=None,
-    bint is_optimized=False, save_to=None,
+    bint is_optimized=False, save_to=None, profile_to=None,
 ) -> Session:
     """Opens `model`, a path (str) or a serialized ModelProto (bytes); the GIL is released.
 
@@ -161,6 +175,8 @@ def open_session(
         name: what errors call it; by default the path, or the number of bytes.
         is_optimized: ORT saved the model after optimising it, so it is taken as it is.
         save_to: a path that ORT writes the optimised model to.
+        profile_to: the beginning of a path, to which ORT adds date and time. It times every
+            operator, until `end_profiling`.
 
     Raises:
         ModelNotFoundError, InvalidModelError, UnsupportedModelError, ModelError.
@@ -189,6 +205,8 @@ def open_session(
         check(api.SetSessionGraphOptimizationLevel(options, level))
         if save_to is not None:
             check(api.SetOptimizedModelFilePath(options, os.fsencode(save_to)))
+        if profile_to is not None:
+            check(api.EnableProfiling(options, os.fsencode(profile_to)))
         check(api.SetIntraOpNumThreads(options, num_threads))
         check(api.SetInterOpNumThreads(options, 1))
         check(api.SessionOptionsSetCustomCreateThreadFn(options, _on_create_thread))

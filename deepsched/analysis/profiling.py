@@ -1,0 +1,101 @@
+"""Runs a model with ONNX Runtime's profiler, on so many cores."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from deepsched.analysis.constants import NodeConstants, read_constants
+from deepsched.analysis.reading import Key, Profile, read
+from deepsched.compiled import CacheDir
+from deepsched.context import Context, Inspection
+from deepsched.engine import Engine
+from deepsched.model import ModelLike, Shapes
+
+
+class Subject(NamedTuple):
+    """What is analysed."""
+
+    model: ModelLike
+    batch_size: int | None
+    input_shapes: Shapes | None
+    inputs: Any
+    """What `Engine.run` takes; None for random ones."""
+    cache_dir: CacheDir
+    optimizes: bool
+    """Whether ONNX Runtime may fuse and replace operators, as it does for engines."""
+
+
+class Runs(NamedTuple):
+    """As many runs as fit into `seconds`, within bounds."""
+
+    num_warmups: int
+    """Before those; they do not count."""
+    least: int
+    most: int
+    seconds: float
+
+
+def time_plain(subject: Subject, num_cores: int, runs: Runs) -> list[float]:
+    """How long requests take that nobody looks into, ms."""
+    with _open(subject, num_cores, None) as engine:
+        return _repeat(engine, subject.inputs, runs)
+
+
+class Profiled(NamedTuple):
+    """Runs that were looked into."""
+
+    profile: Profile
+    constants: dict[Key, NodeConstants]
+    """Of the graph that ran; empty where it has no file."""
+    batch_size: int | None
+
+
+def profile(subject: Subject, num_cores: int, runs: Runs) -> Profiled:
+    """What each operator took in each run."""
+    with tempfile.TemporaryDirectory(prefix="deepsched-profile-") as folder:
+        with _open(subject, num_cores, str(Path(folder, "run"))) as engine:
+            _repeat(engine, subject.inputs, runs)
+            (session,) = engine._opened.sessions
+            timeline = Path(session.end_profiling())
+            entry = engine._opened.entry
+            constants = {} if entry is None else read_constants(entry.model)
+        events = json.loads(timeline.read_bytes())
+    return Profiled(read(events, runs.num_warmups), constants, engine.batch_size)
+
+
+@contextmanager
+def _open(subject: Subject, num_cores: int, profile_to: str | None) -> Iterator[Engine]:
+    inspection = Inspection(profile_to, subject.optimizes)
+    # As an engine's own context, which spins as plain ONNX Runtime does.
+    context = Context(
+        num_cores, scheduler="single_stream", _is_shared=False, _inspection=inspection
+    )
+    with (
+        context,
+        Engine(
+            subject.model, subject.batch_size, input_shapes=subject.input_shapes, context=context,
+            cache_dir=subject.cache_dir,
+        ) as engine,
+    ):  # fmt: skip
+        yield engine
+
+
+def _repeat(engine: Engine, inputs: Any, runs: Runs) -> list[float]:
+    """Milliseconds of each run but the warm-ups."""
+    if inputs is None:
+        inputs = engine.generate_random_inputs()
+    for _ in range(runs.num_warmups):
+        engine.run(inputs)
+    times: list[float] = []
+    end = time.perf_counter() + runs.seconds
+    while len(times) < runs.least or (len(times) < runs.most and time.perf_counter() < end):
+        begin = time.perf_counter()
+        engine.run(inputs)
+        times.append(1e3 * (time.perf_counter() - begin))
+    return times

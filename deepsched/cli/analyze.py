@@ -1,0 +1,214 @@
+"""`deepsched analyze`: which operators a model's time goes into, and which stop scaling."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from deepsched.analysis import Analysis, Operator, analyze
+from deepsched.analysis.operators import Timed
+from deepsched.benchmark.report import flatten
+from deepsched.cli.options import output, parse_shapes
+from deepsched.errors import OptionError
+
+_EPILOG = """\
+What is timed are the operators that ONNX Runtime makes of the model, while one request runs alone.
+
+fields:
+  nodes         operators of the type
+  share         of the time on the most cores
+  N cores       ms of a request on so many cores, all its calls together, in the mean of the faster
+                half of the runs; ONNX Runtime rounds each call down to 0.001 ms
+  speed-up      of the most cores over one
+  good for      cores: more of them save less than 5 % of the time
+  GFLOP/s       additions and multiplications (of any type of number), 1e9 a second, on the most
+                cores; - where they are not known: most types do little beside moving memory
+  GB/s          inputs, weights and outputs, each read or written once, 1e9 bytes a second, on the
+                most cores; - where they are not known
+  shapes        of the inputs, constants too, and of the output
+  between       ONNX Runtime's own work between operators, and that of timing them
+
+In the JSON times are in ms by cores, `operations` and `bytes_moved` of a request, `calls` in a
+request; `plain_ms` is a request without the timing, from the call to the answer; `run_ms` a run
+with it.
+
+exit codes:
+  0    analysed
+  2    arguments or a model that cannot be used
+  130  Ctrl-C
+
+examples:
+  deepsched analyze model.onnx
+  deepsched analyze model.onnx -b 8 --top 40 --csv operators.csv
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the subcommand."""
+    parser = commands.add_parser(
+        "analyze",
+        help="show which operators a model's time goes into, and which stop scaling",
+        description="Times every operator of MODEL on 1, 2, 4, ... cores and on all.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model_path", metavar="MODEL", help="path of an ONNX file")
+    parser.add_argument("-b", "--batch_size", type=int, default=1, help="items in a request")
+    parser.add_argument(
+        "-i", "-shapes", "--input_shapes", default="", metavar="SHAPES",
+        help='shapes of the inputs, such as "[1,3,320,320]" or "[1,128],[1,128]"',
+    )  # fmt: skip
+    parser.add_argument("-ncores", "--num_cores", type=int, help="the most cores to use")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="how long to measure, about (default 10)"
+    )
+    parser.add_argument(
+        "--top", type=int, default=10, metavar="N", help="list so many operators (default 10)"
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="do not say what is measured")
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    parser.add_argument(
+        "-x", "--export_path", metavar="FILE.json", help="write all of it there as JSON"
+    )
+    parser.add_argument("--csv", metavar="FILE", help="write a line for each operator there")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measures and reports."""
+    if args.top < 0:
+        raise OptionError(f"--top must be 0 or more, got {args.top}")
+    with output(args, "export_path") as export, output(args, "csv") as table:
+        with Console(stderr=True).status("measuring") as status:
+            if args.quiet:
+                status.stop()
+            analysis = analyze(
+                args.model_path, args.batch_size, parse_shapes(args.input_shapes),
+                num_cores=args.num_cores, seconds=args.seconds,
+                on_progress=lambda text: status.update(f"measuring on {text}"),
+            )  # fmt: skip
+        if args.json:
+            print(json.dumps(analysis.to_dict(), indent=2))
+        else:
+            _print(analysis, args.top)
+        if export is not None:
+            json.dump(analysis.to_dict(), export, indent=2)
+        if table is not None:
+            _write_csv(analysis, table)
+
+
+def _write_csv(analysis: Analysis, file: TextIO) -> None:
+    rows = [flatten(_in_words(it)) for it in analysis.to_dict()["operators"]]
+    writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def _in_words(operator: dict[str, Any]) -> dict[str, Any]:
+    shapes = ("input_shapes", "output_shapes")
+    return {
+        **operator,
+        **{name: " ".join(map(_shape, operator[name])) for name in shapes},
+        "weight_shape": _shape(operator["weight_shape"]),
+    }
+
+
+def _shape(shape: Sequence[int] | None) -> str:
+    return "?" if shape is None else "x".join(map(str, shape)) or "scalar"
+
+
+# --- On the terminal ------------------------------------------------------------------------------
+
+
+def _print(analysis: Analysis, top: int) -> None:
+    # Into a file: whole, not cut at 80.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    console.print(_summary(analysis), soft_wrap=True)
+    console.print()
+    is_wide = console.width >= 110 + 9 * len(analysis.run_ms)
+    types = _table("By type", ("type", "nodes"), analysis, is_wide)
+    for it in analysis.types:
+        types.add_row(it.op_type, str(it.count), *_figures(analysis, it, is_wide))
+    console.print(types)
+    between = ", ".join(f"{cores}: {ms:.3f} ms" for cores, ms in analysis.between_ms.items())
+    console.print(f"Between operators, by cores: {between}\n")
+    slowest = analysis.slowest[:top]
+    title = f"The {len(slowest)} slowest of {len(analysis.operators)} operators"
+    names = ("operator", "type", "shapes") if is_wide else ("operator", "type")
+    operators = _table(title, names, analysis, is_wide)
+    for operator in slowest:
+        described = (operator.name, operator.op_type, _shapes(operator))[: len(names)]
+        operators.add_row(*described, *_figures(analysis, operator, is_wide))
+    console.print(operators)
+
+
+def _shapes(operator: Operator) -> str:
+    inputs = " ".join(map(_shape, operator.input_shapes))
+    return f"{inputs} > {' '.join(map(_shape, operator.output_shapes[:1]))}"
+
+
+def _table(title: str, names: Sequence[str], analysis: Analysis, is_wide: bool) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in names:
+        table.add_column(name, overflow="fold")
+    cores = [f"{count} core{'s' * (count > 1)}" for count in _shown(analysis, is_wide)]
+    rates = ["GFLOP/s", "GB/s"] if is_wide else ["GFLOP/s"]
+    for name in ("share", *cores, "speed-up", "good for", *rates):
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _figures(analysis: Analysis, it: Timed, is_wide: bool) -> list[str]:
+    most = analysis.most_cores
+    figures = [f"{analysis.share(it):.1%}"]
+    figures += [f"{it.ms[cores]:.3f}" for cores in _shown(analysis, is_wide)]
+    figures += [f"{it.speedup:.2f}", str(it.useful_cores), _rate(it.gflops(most))]
+    return [*figures, _rate(it.gigabytes_per_second(most))] if is_wide else figures
+
+
+def _shown(analysis: Analysis, is_wide: bool) -> list[int]:
+    """The numbers of cores that there is room for."""
+    cores = sorted(analysis.run_ms)
+    return cores if is_wide else sorted({cores[0], cores[-1]})
+
+
+def _rate(number: float | None) -> str:
+    return "-" if number is None else f"{number:.1f}"
+
+
+def _summary(analysis: Analysis) -> str:
+    most = analysis.most_cores
+    times = ", ".join(
+        f"{ms:.2f} ms on {cores} core{'s' * (cores > 1)}" for cores, ms in analysis.plain_ms.items()
+    )
+    slowest = analysis.types[0]
+    lines = [
+        f"A lone request takes {times}.",
+        f"On {most} {analysis.share(slowest):.0%} of that is in {slowest.op_type} "
+        f"({slowest.count} of {len(analysis.operators)} operators).",
+    ]
+    if most > 1:
+        lines.append(_stuck(analysis))
+    return " ".join(lines)
+
+
+def _stuck(analysis: Analysis) -> str:
+    most = analysis.most_cores
+    stuck = [it for it in analysis.stuck if analysis.share(it) >= 0.01]
+    if not stuck:
+        return f"All types of operators that matter get faster up to {most} cores."
+    share = sum(analysis.share(it) for it in stuck)
+    named = ", ".join(f"{it.op_type} ({analysis.share(it):.0%}, {it.useful_cores})" for it in stuck)
+    return (
+        f"{share:.0%} is in types that fewer than {most} cores serve as well: {named} (share, "
+        "cores). While those run, the other cores help little; more streams give them work, and "
+        "`deepsched advise` tells how many."
+    )
