@@ -67,7 +67,7 @@ def gather():
     )
 
 
-def spin(steps="steps"):
+def spin(steps="steps", rows=64):
     """Runs as long as it is told to: a loop of `steps` small matrix products."""
     body = helper.make_graph(
         [
@@ -79,9 +79,9 @@ def spin(steps="steps"):
         [
             tensor("i", [], TensorProto.INT64),
             tensor("go_on", [], TensorProto.BOOL),
-            tensor("state", [64, 64]),
+            tensor("state", [rows, 64]),
         ],
-        [tensor("again", [], TensorProto.BOOL), tensor("next", [64, 64])],
+        [tensor("again", [], TensorProto.BOOL), tensor("next", [rows, 64])],
     )
     matrix = np.eye(64, dtype=np.float32)
     return make(
@@ -90,8 +90,8 @@ def spin(steps="steps"):
                 "t", TensorProto.BOOL, [], [True])),
             helper.make_node("Loop", ["steps", "true", "x"], ["y"], body=body),
         ],
-        [tensor("steps", [], TensorProto.INT64), tensor("x", [64, 64])],
-        [tensor("y", [64, 64])],
+        [tensor("steps", [], TensorProto.INT64), tensor("x", [rows, 64])],
+        [tensor("y", [rows, 64])],
         [onnx.numpy_helper.from_array(matrix, "w")],
     )  # fmt: skip
 
