@@ -87,6 +87,7 @@ class Worker:
     def stop(self) -> None:
         """Takes no more jobs. The second call cancels those under way."""
         if self._stopping.is_set():
+            self._grace = 0.0  # also for a job that is being taken this moment
             for task in self._under_way:
                 task.cancel()
         self._stopping.set()

@@ -18,6 +18,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 
 from deepsched import Engine, Topology
 from examples import batch_folder, fastapi_app
@@ -369,7 +370,7 @@ def test_a_stopped_worker_takes_no_more_and_cancels_what_does_not_end(ending):
             for name in ("a", "b", "c"):
                 jobs.put(name, forever)
             working = asyncio.ensure_future(jobs.worker.work())
-            await until(lambda: engine.stats().queue_depth)  # one runs, one waits
+            await until(lambda: jobs.queue.qsize() == 1)  # the third's; two are taken
             jobs.worker.stop()
             if ending != "grace":
                 jobs.worker.stop()
@@ -544,19 +545,40 @@ def test_the_batch_program_does_its_demo_and_finds_nothing_left_to_do(tmp_path):
             assert (job.returncode, out) == (0, said), err
 
 
-def test_images_are_taken_where_pillow_is(mlp, tmp_path):
-    pillow = pytest.importorskip("PIL.Image")
-    pillow.new("RGB", (30, 20), (255, 0, 0)).save(tmp_path / "red.png")
+@pytest.fixture
+def colour(tmp_path):
+    """A model that says how red, green and blue a picture is."""
+    mean = models.helper.make_node("ReduceMean", ["x"], ["y"], axes=[2, 3], keepdims=0)
+    model = models.make([mean], [models.tensor("x", [1, 3, 8, 8])], [models.tensor("y", [1, 3])])
+    return models.save(model, tmp_path)
+
+
+def test_a_batch_job_takes_images(colour, tmp_path):
+    Image.new("RGB", (30, 20), (255, 0, 0)).save(tmp_path / "red.png")
     (tmp_path / "damaged.jpg").write_bytes(b"no image")
-    model = models.make(
-        [models.helper.make_node("ReduceMean", ["x"], ["y"], axes=[2, 3], keepdims=0)],
-        [models.tensor("x", [1, 3, 8, 8])],
-        [models.tensor("y", [1, 3])],
-    )
     reports = {}
-    with Engine(model) as engine:
+    with Engine(colour) as engine:
         files = batch_folder.find_work(tmp_path, tmp_path)
-        batch_folder.process(engine, files, tmp_path, lambda path, error: reports.update(
-            {path.name: error}))  # fmt: skip
+        batch_folder.process(
+            engine, files, tmp_path, lambda path, error: reports.update({path.name: error})
+        )
     assert np.load(tmp_path / "red.png.npy").tolist() == [[1, 0, 0]]
     assert {name for name, error in reports.items() if error} == {"damaged.jpg"}
+
+
+def test_the_application_takes_images_where_pillow_is(colour, monkeypatch):
+    file = io.BytesIO()
+    Image.new("L", (30, 20), 255).save(file, "png")
+    headers = {"content-type": "image/png"}
+
+    async def main():
+        async with client_of(fastapi_app.create_app(colour, timeout=60)) as client:
+            answer = await client.post("/predict", content=file.getvalue(), headers=headers)
+            assert answer.json() == {"outputs": {"y": [[1, 1, 1]]}}
+            answer = await client.post("/predict", content=b"no image", headers=headers)
+            assert answer.status_code == 422
+            monkeypatch.setitem(sys.modules, "PIL", None)
+            answer = await client.post("/predict", content=file.getvalue(), headers=headers)
+            assert (answer.status_code, "Pillow" in answer.text) == (415, True)
+
+    asyncio.run(main())
