@@ -42,6 +42,28 @@ def mlp(width=64, layers=3, batch="batch"):
     return make(nodes, [tensor("x", [batch, width])], [tensor("y", [batch, width])], weights)
 
 
+def classifier():
+    """input, pictures -> scores; takes a millisecond."""
+    rng = np.random.default_rng(1)
+    nodes = [
+        helper.make_node("Conv", ["input", "filters"], ["parts"], strides=[4, 4]),
+        helper.make_node("Relu", ["parts"], ["positive"]),
+        helper.make_node("GlobalAveragePool", ["positive"], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["features"]),
+        helper.make_node("MatMul", ["features", "classes"], ["scores"]),
+    ]
+    weights = [("filters", (32, 3, 7, 7)), ("classes", (32, 10))]
+    return make(
+        nodes,
+        [tensor("input", ["batch", 3, 224, 224])],
+        [tensor("scores", ["batch", 10])],
+        [
+            onnx.numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
+            for name, shape in weights
+        ],
+    )
+
+
 def add_two_inputs():
     """sum = a + b, and their shapes; int64 beside float, sizes that may be any."""
     return make(
