@@ -31,7 +31,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from deepsched import Engine, Topology, compile_model
+from deepsched import Context, Engine, Topology, compile_model
 from tests import models, reference
 
 ROOT = Path(__file__).parent.parent
@@ -275,3 +275,12 @@ def test_compile_model_and_run_async_take_what_the_reference_says():
 
     assert arguments(compile_model) == arguments(Engine)
     assert arguments(Engine.run_async) == arguments(Engine.run)
+
+
+@pytest.mark.parametrize("kind", [Engine, Context])
+def test_the_reference_names_everything_that_is_public(kind):
+    text = reference.PAGE.read_text()
+    names = [name for name in vars(kind) if not name.startswith("_")]
+    assert len(names) > 5
+    for name in names:
+        assert re.search(rf"`(?:\w+\.)?{name}[`(]", text), f"{kind.__name__}.{name}"
