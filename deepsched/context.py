@@ -162,8 +162,9 @@ class Context:
         if self.num_streams == 1 and num_cores > 1:
             logger.warning(
                 "multi_stream makes one stream of all %d cores, since they share one L3 cache: "
-                "requests do not run side by side. num_streams=2 to %d cuts it finer; deepsched "
-                "advise MODEL tells what serves most", num_cores, num_cores,
+                "requests do not run side by side. %s cuts it finer; deepsched advise MODEL tells "
+                "what serves most", num_cores,
+                "num_streams=2" if num_cores == 2 else f"num_streams=2 to {num_cores}",
             )  # fmt: skip
 
     def _partition(
