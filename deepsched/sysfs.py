@@ -65,7 +65,7 @@ def read_cpus(root: Path) -> list[CpuFacts]:
     online = _online_cpus(root)
     # proc/cpuinfo is slow to read: the kernel asks every CPU. Only where sysfs tells too little.
     has_sysfs = all((root / _CPU / f"cpu{cpu}/topology").is_dir() for cpu in online)
-    cpuinfo = {} if online and has_sysfs else _read_cpuinfo(root)
+    cpuinfo = {} if online and has_sysfs else read_cpuinfo(root)
     online = online or frozenset(cpuinfo)
     if not online:
         raise TopologyError(
@@ -260,7 +260,7 @@ def _own_core(topology: Path) -> CpuSet:
     )
 
 
-def _read_cpuinfo(root: Path) -> _CpuInfo:
+def read_cpuinfo(root: Path) -> _CpuInfo:
     blocks = (read_text(root / "proc/cpuinfo") or "").split("\n\n")
     cpus = {}
     for block in blocks:

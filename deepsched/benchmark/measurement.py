@@ -91,6 +91,10 @@ class Measurement:
         """Requests times batch size, a second."""
         return self.iterations * self.batch_size / self.seconds
 
+    @property
+    def keeps_up(self) -> bool:
+        return self.num_dropped <= 0.01 * (self.num_dropped + self.iterations)
+
     def percentile(self, percent: float) -> float:
         """The latency in ms that `percent` of the requests stayed within."""
         return float(np.percentile(self.latencies_ms, percent))
