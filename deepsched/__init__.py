@@ -1,6 +1,7 @@
 """deepsched decides which CPU cores serve which inference request."""
 
 from deepsched.context import Context
+from deepsched.doctor import check_hardware
 from deepsched.engine import Engine, MultiModelEngine, compile_model
 from deepsched.partition import partition
 from deepsched.scheduler import Scheduler
@@ -14,6 +15,7 @@ __all__ = [
     "Scheduler",
     "Topology",
     "__version__",
+    "check_hardware",
     "compile_model",
     "partition",
 ]
