@@ -101,10 +101,17 @@ def _x86_int8(name: str, flags: _Flags, sets: list[str]) -> Check:
             name, f"{width} VNNI", "One instruction multiplies and adds four int8 values a lane; "
             "sums are exact.", flags=sets,
         )  # fmt: skip
+    slow = "Quantised models are often no faster than fp32"
+    if not {"avx2", "fma"} <= flags:  # the kernels of SSE widen to 16 bits first: exact, and slow
+        return warn(
+            name, "neither VNNI nor AVX2", f"{slow}.",
+            "Serve fp32, or compare the two on this machine: deepsched benchmark MODEL.",
+            flags=sets,
+        )  # fmt: skip
     return warn(
         name, "no VNNI",
-        "Quantised models are often no faster than fp32, and products of uint8 activations with "
-        "int8 weights are summed in 16 bits, which may saturate and cost accuracy.",
+        f"{slow}, and pairs of products of uint8 activations with int8 weights are summed in 16 "
+        "bits, which may saturate and cost accuracy.",
         "Serve fp32, or quantise with reduce_range=True (7-bit weights) or to uint8 weights, and "
         "compare speed and accuracy on this machine.",
         flags=sets,

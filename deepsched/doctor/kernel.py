@@ -97,12 +97,21 @@ def boost(host: Host) -> Check:
             continue
         if text != off:
             return ok(name, "on: cores may exceed their base frequency", is_on=True)
-        command = f"echo {1 - int(off)} | sudo tee /sys/devices/system/cpu/{path}"
+        drivers = {policy.driver for policy in _policies(host).values()}
+        if not all(driver.startswith(_BOOSTING) for driver in drivers):
+            # Others show a switch, off, for CPUs without boost as well (cppc_cpufreq does).
+            return unknown(name, "off; whether these CPUs have it is not told", is_on=False)
         return warn(
             name, "off", "Cores stay at or below their base frequency: steady, and slower than "
-            "they could be.", f"{command}, unless it is meant.", is_on=False,
+            "they could be.",
+            f"echo {1 - int(off)} | sudo tee /sys/devices/system/cpu/{path}, unless it is meant; "
+            "if that is refused, it is off in the firmware.",
+            is_on=False,
         )  # fmt: skip
     return unknown(name, "the kernel shows no switch for it", is_on=None)
+
+
+_BOOSTING = ("intel_", "amd-pstate", "acpi-cpufreq")
 
 
 def huge_pages(host: Host) -> Check:
@@ -142,7 +151,6 @@ def steal(host: Host) -> Check:
         name, found,
         "The hypervisor ran others when this machine had work to do. All threads of a stream then "
         "wait for the one that was taken off its CPU.",
-        "Move to a host that is not overcommitted, or to an instance type with dedicated CPUs; "
-        "num_cores= below the number of CPUs lessens the waiting.",
+        "Move to a host that is not overcommitted, or to an instance type with dedicated CPUs.",
         share=share,
     )  # fmt: skip

@@ -25,8 +25,8 @@ def affinity(host: Host) -> Check:
     if not left_out:
         return ok(name, f"all {len(mask)} CPUs ({format_cpu_list(mask)}) that may be used", **data)
     found = (
-        f"{len(mask)} CPUs ({format_cpu_list(mask)}) of the {len(allowed)} "
-        f"({format_cpu_list(allowed)}) that are online and in the cpuset"
+        f"{len(mask)} of the {len(allowed)} CPUs that are online and in the cpuset "
+        f"({format_cpu_list(mask)} of {format_cpu_list(allowed)})"
     )
     if left_out <= (host.read_list("sys/devices/system/cpu/isolated") or frozenset()):
         return ok(name, f"{found}; the others are isolated",
@@ -37,7 +37,7 @@ def affinity(host: Host) -> Check:
     return warn(
         name, found, "deepsched makes its streams of the CPUs in the mask and of no others.",
         "If that is not meant, look for taskset, numactl, CPUAffinity= of systemd and --cpuset-cpus"
-        f"{_binding(host)}; taskset -cp {format_cpu_list(allowed)} PID widens the mask of a "
+        f"{_binding(host)}; taskset -acp {format_cpu_list(allowed)} PID widens the mask of a "
         "running process, before it makes its first engine.",
         **data,
     )  # fmt: skip

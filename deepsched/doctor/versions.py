@@ -54,7 +54,13 @@ def onnxruntime(host: Host) -> Check:
     try:
         library = describe_library()
     except DeepschedError as error:
-        return warn(name, str(error), "No model can be run.", INSTALL_HINT, wheels=wheels)
+        return warn(
+            name,
+            str(error).removesuffix(f"; {INSTALL_HINT}"),
+            "No model can be run.",
+            INSTALL_HINT,
+            wheels=wheels,
+        )
     found, data = f"{library['version']}, {library['path']}", {**library, "wheels": wheels}
     if len(wheels) > 1:
         return warn(
