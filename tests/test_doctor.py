@@ -503,7 +503,7 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> SysfsTree:
     return machine
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(contents=st.dictionaries(st.sampled_from(_FILES), _GARBAGE, min_size=1))
 def test_damaged_files_never_raise(contents: dict[str, bytes], damaged: SysfsTree) -> None:
     for path in _FILES:

@@ -16,38 +16,46 @@ from deepsched.doctor import Check, Diagnosis, Status, check_hardware
 _EPILOG = """\
 statuses:
   ok       nothing to do
-  warn     it costs speed, accuracy or memory; the line after the arrow says what to do
+  warn     it costs speed, accuracy or memory; after the arrow: what to do
   unknown  the machine does not tell
 
 checks:
   instructions_fp32, _int8, _fp16, _bf16
-                  what the CPUs that may be used all have, and what ONNX Runtime makes of it
-  affinity        the affinity mask, against what is online and in the cpuset
+                  what all CPUs that may be used have, and what ONNX Runtime
+                  makes of it
+  affinity        the affinity mask, against the online CPUs of the cpuset
   cpuset          the CPUs that the cgroup allows
-  cpu_quota       the CPU time that the cgroup grants, in cores, against the usable cores
-  throttling      the share of the quota's periods in which it was used up, since the cgroup was
-                  made, and for how long that stopped threads, in s summed over CPUs
-  smt             hardware threads of a core, and whether the process has all of each core
+  cpu_quota       the CPU time that the cgroup grants, in cores, against the
+                  usable cores
+  throttling      the share of the quota's periods in which it was used up,
+                  since the cgroup was made, and for how long that stopped
+                  threads, in s summed over CPUs
+  smt             hardware threads of a core, and whether the process has all
+                  those of its cores
   core_kinds      fast and slow cores (hybrid CPUs) side by side
   numa            the NUMA nodes that the cores in use lie in
   numa_balancing  whether the kernel moves memory between nodes
   memory_nodes    whether memory may come from the nodes of the cores in use
-  memory          the machine's, the cgroup's limit, and what was killed because of it; in GiB
-  shared_memory   room in /dev/shm, in GiB
+  memory          the machine's, the cgroup's limit (GiB), and how many
+                  processes were killed at that limit
+  shared_memory   room in /dev/shm (GiB)
   huge_pages      transparent huge pages
   governor        who sets the frequency, and how
   boost           whether cores may exceed their base frequency
-  steal           the share of its busy time that the machine waited for the hypervisor
-  thread_pools    BLAS and OpenMP libraries in this process, and their threads; a program that loads
-                  more than deepsched does calls deepsched.check_hardware()
+  steal           the share of its busy time that a virtual machine waited for
+                  its host
+  thread_pools    BLAS and OpenMP libraries in this process, and how many
+                  threads each has; call deepsched.check_hardware() in a
+                  program to see the program's
   packages        versions
-  onnxruntime     the library that the kernels come from, and whether others are in its way
+  onnxruntime     the library of the kernels, and packages that overwrite it
 
 fields of the JSON:
   num_warnings    how many checks have the status warn
-  checks          of each: name, status, found (what is there), meaning (what that does to
-                  inference), advice (what to do), data (what is there, for programs; sizes in
-                  bytes, shares from 0 to 1, CPUs and nodes by the OS's numbers)
+  checks          of each: name, status, found (what is there), meaning (what
+                  that does to inference), advice (what to do), data (what is
+                  there, for programs: sizes in bytes, shares from 0 to 1, CPUs
+                  and nodes by the OS's numbers)
 
 exit codes:
   0  nothing to do

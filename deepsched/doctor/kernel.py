@@ -98,7 +98,7 @@ def boost(host: Host) -> Check:
         if text != off:
             return ok(name, "on: cores may exceed their base frequency", is_on=True)
         drivers = {policy.driver for policy in _policies(host).values()}
-        if not all(driver.startswith(_BOOSTING) for driver in drivers):
+        if not drivers or not all(driver.startswith(_BOOSTING) for driver in drivers):
             # Others show a switch, off, for CPUs without boost as well (cppc_cpufreq does).
             return unknown(name, "off; whether these CPUs have it is not told", is_on=False)
         return warn(

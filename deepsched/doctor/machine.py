@@ -27,7 +27,8 @@ def smt(host: Host) -> Check:
         return warn(
             name, f"on; of {len(halves)} of the {num_cores} usable cores the process has only some "
             "of the threads",
-            f"What runs on CPUs {format_cpu_list(others)} takes half of these cores away.",
+            f"What runs on CPUs {format_cpu_list(others)} shares the arithmetic units and the "
+            "first caches of these cores.",
             "Have whole cores in the mask and the cpuset: docker run --cpuset-cpus="
             f"{format_cpu_list([*usable, *others])}, or taskset -c with the same list.",
             **data,
@@ -96,7 +97,7 @@ def numa_balancing(host: Host) -> Check:
     return warn(
         name, f"on (kernel.numa_balancing = {text})",
         "The kernel unmaps pages from time to time, to learn by page faults who uses them. Threads "
-        "and weights are bound to their nodes already, so the faults cost time and gain nothing.",
+        "and weights are bound to their nodes already, so the faults cost time and gain little.",
         "sysctl -w kernel.numa_balancing=0, on the host, if it serves nothing but such programs.",
         **data,
     )  # fmt: skip
@@ -117,7 +118,7 @@ def memory_nodes(host: Host) -> Check:
     return warn(
         name, f"memory may come from nodes {format_cpu_list(allowed)}; cores in use are also in "
         f"nodes {format_cpu_list(forbidden)}",
-        "Cores read all their memory from another node, with more latency and less bandwidth.",
+        "These cores read all their memory from another node: more latency, less bandwidth.",
         "Let CPUs and memory be of the same nodes: docker run --cpuset-mems="
         f"{format_cpu_list(nodes)}, or numactl --cpunodebind and --membind with the same nodes.",
         **data,
