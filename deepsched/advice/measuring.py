@@ -61,8 +61,8 @@ def advise(
         rate: the load instead: requests a second, at random times.
         p99_limit_ms: settings whose 99th percentile is above that are out, if any is not.
         seconds: about how long to measure.
-        compares_batches: with neither callers, a rate nor input_shapes (which have a batch in them),
-            try larger requests as well.
+        compares_batches: without callers, a rate, and input_shapes (which have a batch in them), try
+            larger requests as well.
         remembers: look for, and keep, the result for this model, machine, load and these versions
             in the cache folder.
         on_progress: is told what is measured next.
