@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import deepsched
-from deepsched import advice, benchmark, cli, compiled, errors, memory, stats
+from deepsched import advice, analysis, benchmark, cli, compiled, errors, memory, stats, timing
 from deepsched.timeline import trace
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
@@ -125,7 +125,7 @@ _MAKERS: dict[str, Callable[[str], str]] = {
 COMMANDS = {name: module for name, module in vars(cli).items() if hasattr(module, "add_parser")}
 """The subcommands, by name."""
 
-_MODULES = (deepsched, advice, benchmark, compiled, memory, stats, trace)
+_MODULES = (deepsched, advice, analysis, benchmark, compiled, memory, stats, timing, trace)
 
 
 def actions_of(command: str) -> list[argparse.Action]:

@@ -8,8 +8,6 @@ The rules, by what stands behind the three backticks:
   Docker or a cluster.
 * `python`: the blocks of a page run one after another, in that folder, in one namespace, which has
   `x`, an input of the model.
-* `sh not-yet`: what is being built, like what a table says is "being built". When it is there, a
-  test fails, and the mark goes.
 * `text`, `yaml`: shown only.
 
 Any other word is an error. `deepsched ...` in running text must name a subcommand and options that
@@ -21,7 +19,6 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import os
-import pydoc
 import re
 import subprocess
 import sys
@@ -39,7 +36,10 @@ PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted(ROOT.glob(
 
 NOT_RUN = ("pip", "python3 -m venv", "docker", "kubectl")
 SHOWN_ONLY = ("text", "yaml")
-SHORTER = {"benchmark": "-t 0.1 -w 0", "trace": "-t 0.1", "advise": "--seconds 0.5"}
+SHORTER = {
+    "benchmark": "-t 0.1 -w 0", "trace": "-t 0.1", "advise": "--seconds 0.5",
+    "analyze": "--seconds 0.5",
+}  # fmt: skip
 
 
 class Block(NamedTuple):
@@ -126,7 +126,7 @@ def run(command, folder):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_block_is_of_a_kind_that_has_a_rule(page):
-    known = {"sh", "python", "sh not-yet", *SHOWN_ONLY}
+    known = {"sh", "python", *SHOWN_ONLY}
     for block in blocks_of(page):
         assert block.language in known, f"{block.place}: ```{block.language}"
 
@@ -140,7 +140,7 @@ def test_there_is_something_to_run():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_command_runs(command, folder):
     ended = run(command, folder)
-    assert ended.returncode == 0, ended.stderr
+    assert ended.returncode in ((0, 1) if " doctor" in command else (0,)), ended.stderr
     assert "Traceback" not in ended.stderr
 
 
@@ -162,45 +162,6 @@ def test_the_python_of_the_page_runs(page, tmp_path, monkeypatch):
             exec(code, namespace)
 
 
-def told_as_unbuilt():
-    """(where, name) of what the pages say is being built: a subcommand, or an attribute."""
-    for block in BLOCKS:
-        if block.language == "sh not-yet":
-            for found in re.finditer(r"deepsched (\w+)", block.text):
-                yield block.place, f"deepsched {found[1]}"
-    for page in PAGES:
-        for number, line in enumerate(page.read_text().splitlines(), 1):
-            place = f"{page.relative_to(ROOT)}:{number}"
-            for found in re.finditer(r"`(deepsched[ .]\w+)(?:\(\))?`, being built", line):
-                yield place, found[1]
-            if "the same, being built" in line:
-                for name in re.findall(r"`(\w+)\(", line.split("|")[1]):
-                    yield place, f"deepsched.Engine.{name}"
-
-
-def is_there(name):
-    if " " in name:
-        return name.split()[1] in reference.COMMANDS
-    try:
-        pydoc.locate(name)
-    except pydoc.ErrorDuringImport:
-        return False
-    return pydoc.locate(name) is not None
-
-
-def test_what_is_said_to_be_built_is_not_there_yet():
-    for place, name in told_as_unbuilt():
-        assert not is_there(name), (
-            f"{place}: {name} works now; take not-yet and 'being built' away, and let it be run"
-        )
-
-
-def test_being_there_is_noticed():
-    assert is_there("deepsched topology")
-    assert is_there("deepsched.Engine.run")
-    assert not is_there("deepsched.Engine.walk")
-
-
 # --- Commands in running text -------------------------------------------------------------------
 
 
@@ -216,17 +177,12 @@ def options_that(command):
     return {text for action in reference.actions_of(command) for text in action.option_strings}
 
 
-UNBUILT = {name.split()[1] for _, name in told_as_unbuilt() if " " in name}
-
-
 def test_commands_in_running_text_exist_and_have_these_options():
     seen = set()
     for page, code in spans():
         if not (found := re.match(r"deepsched ([a-z]\w*)(.*)", code)):
             continue
         command, rest = found[1], found[2]
-        if command in UNBUILT:
-            continue
         assert command in reference.COMMANDS, f"{page}: {code}"
         seen.add(command)
         for option in re.findall(r"(?<!\S)-[-\w]+", rest):

@@ -61,7 +61,7 @@ def advise(
         rate: the load instead: requests a second, at random times.
         p99_limit_ms: settings whose 99th percentile is above that are out, if any is not.
         seconds: about how long to measure.
-        compares_batches: without callers, a rate, and input_shapes (which have a batch in them), try
+        compares_batches: without callers, a rate, or input_shapes (there is a batch in these), try
             larger requests as well.
         remembers: look for, and keep, the result for this model, machine, load and these versions
             in the cache folder.
@@ -162,8 +162,7 @@ def _scaling(open_engine: _OpenEngine, most: int, seconds: float, say: _Say) -> 
 
 def _lone_ms(open_engine: _OpenEngine, cores: int, seconds: float) -> float:
     with open_engine(Setting("single_stream", None, cores)) as engine:
-        inputs = engine.generate_random_inputs()
-        engine.run(inputs)
+        inputs = engine._tried_inputs()
         times: list[float] = []
         end = time.perf_counter() + seconds
         while len(times) < 3 or time.perf_counter() < end:
