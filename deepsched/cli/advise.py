@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deepsched.advice import Advice, Setting, advise
+from deepsched.benchmark import bundled_model
 from deepsched.cli.options import parse_shapes
 from deepsched.words import short
 
@@ -48,6 +49,7 @@ exit codes:
 
 examples:
   deepsched advise model.onnx
+  deepsched advise model.onnx --callers 1
   deepsched advise model.onnx --rate 100 --p99-limit 20
 """
 
@@ -63,7 +65,10 @@ def add_parser(commands: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model_path", metavar="MODEL", help="path of an ONNX file")
+    parser.add_argument(
+        "model_path", nargs="?", metavar="MODEL",
+        help="path of an ONNX file (default: ResNet-50 from the onnx wheel)",
+    )  # fmt: skip
     parser.add_argument("-b", "--batch_size", type=int, default=1, help="items in a request")
     parser.add_argument(
         "-i", "-shapes", "--input_shapes", default="", metavar="SHAPES",
@@ -90,20 +95,21 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measures and reports."""
+    model = args.model_path or bundled_model()
     with Console(stderr=True).status("measuring") as status:
         if args.quiet:
             status.stop()
         advice = advise(
-            args.model_path, args.batch_size, parse_shapes(args.input_shapes),
+            model, args.batch_size, parse_shapes(args.input_shapes),
             num_cores=args.num_cores, callers=args.callers, rate=args.rate,
             p99_limit_ms=args.p99_limit, seconds=args.seconds, remembers=not args.fresh,
             on_progress=lambda text: status.update(f"measuring {text}"),
         )  # fmt: skip
     if args.json:
-        line = {"compile_line": advice.compile_line(args.model_path)}
+        line = {"compile_line": advice.compile_line(model)}
         print(json.dumps({**advice.to_dict(), **line}, indent=2, allow_nan=False))
         return
-    _print(advice, args.model_path)
+    _print(advice, model)
 
 
 def _print(advice: Advice, model: str) -> None:
