@@ -136,14 +136,14 @@ def cost(chosen: Figures, as_good: Sequence[Figures], default: Figures, load: Lo
     if chosen.setting == default.setting:
         return "It is the default: single_stream on all cores."
     if default in as_good:
-        instead = "The default, single_stream on all cores, is as good, within the noise:"
+        instead, against = "The default, single_stream on all cores, is as good here:", "against"
     else:
-        instead = "With the default, single_stream on all cores, instead:"
+        instead, against = "With the default, single_stream on all cores, instead:", "not"
     if not default.keeps_up:
         return f"{instead} {default.answered:.0%} of the requests answered."
     if load.rate is not None or load.callers == 1:
         return (
-            f"{instead} p50 {short(default.p50_ms)} ms, not {short(chosen.p50_ms)}; "
-            f"p99 {short(default.p99_ms)} ms, not {short(chosen.p99_ms)}."
+            f"{instead} p50 {short(default.p50_ms)} ms, {against} {short(chosen.p50_ms)}; "
+            f"p99 {short(default.p99_ms)} ms, {against} {short(chosen.p99_ms)}."
         )
-    return f"{instead} {default.items_per_sec:.1f} items/s, not {chosen.items_per_sec:.1f}."
+    return f"{instead} {default.items_per_sec:.1f} items/s, {against} {chosen.items_per_sec:.1f}."

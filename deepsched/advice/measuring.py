@@ -252,6 +252,9 @@ def _batches(
         batch_size *= _BATCH_STEP
         say(f"{chosen.setting}, batches of {batch_size}")
         try:
+            # Tried alone first: an elastic engine would log that it cannot be measured.
+            with open_batched(batch_size, Setting("single_stream", None, 1)) as engine:
+                engine._tried_inputs()
             with open_batched(batch_size, chosen.setting) as engine:
                 measured = _put_on(engine, load, max(_LEAST_SECONDS, seconds))
         except (ModelError, InputError, InferenceError):
