@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import copy
 import hashlib
 import itertools
 import json
@@ -15,10 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from deepsched.errors import ClosedError, OptionError, StreamConfigError
+from deepsched.errors import ClosedError, ForkError, OptionError, StreamConfigError
 from deepsched.futures import FutureResolver
 from deepsched.groups import GroupTree, tree_of
 from deepsched.partition import PartitionWarning, Stream, WarningKind, partition
+from deepsched.roster import Roster
 from deepsched.runtime.dispatch import Dispatcher
 from deepsched.runtime.library import has_bounded_spinning
 from deepsched.runtime.model import Model
@@ -27,13 +27,12 @@ from deepsched.runtime.session import Session, open_session
 from deepsched.scheduler import Scheduler
 from deepsched.speed import run_lengths
 from deepsched.stats import Counts, Stats
-from deepsched.timeline.trace import Trace, TracedModel
+from deepsched.timeline.trace import Trace
 from deepsched.topology import Topology
 
 if TYPE_CHECKING:
     from deepsched.compiled import Source
     from deepsched.engine import Engine
-    from deepsched.runtime.tracing import Entry
 
 logger = logging.getLogger("deepsched")
 
@@ -139,11 +138,6 @@ class Context:
         # Reentrant: the garbage collector may close an engine of ours while we hold it.
         self._lock = threading.RLock()
         self._engines: weakref.WeakSet[Engine] = weakref.WeakSet()
-        # What traces call models, by number. Closed ones go when no trace is under way.
-        self._model_names: dict[int, TracedModel] = {}
-        self._closed_models: list[int] = []
-        self._num_traces = 0
-        self._trace_lock = threading.Lock()  # while a trace begins or ends
         self._name = f"ds{next(_numbers)}"
         cpus = [stream.cpus for stream in self._streams]
         self._tree: GroupTree | None = None
@@ -158,7 +152,7 @@ class Context:
         )
         self._resolver = FutureResolver(f"{self._name}-futures")
         self._born = time.monotonic()
-        self._counts_of_closed = self._new_counts()
+        self._roster = Roster(self._new_counts)
         _open_contexts.add(self)
 
     def _warn_of_one_stream(self) -> None:
@@ -275,40 +269,21 @@ class Context:
         if type(capacity) is not int or not 1 <= capacity <= 2**30:
             raise OptionError(f"capacity must be an int between 1 and {2**30}, got {capacity!r}")
         tracer = self._dispatcher.tracer
-        with self._lock:
-            self._num_traces += 1
+        trace = Trace(self._scheduler, self._streams, time.monotonic_ns())
+        self._roster.keep_names()
         try:
-            with self._trace_lock:
-                tracer.start(capacity)
-            trace = Trace(self._scheduler, self._streams, time.monotonic_ns())
-            try:
-                yield trace
-            finally:
-                with self._trace_lock:
-                    ended_ns, num_waiting = time.monotonic_ns(), self._dispatcher.backlog.depth
-                    entries, num_dropped = tracer.stop()
-                self._fill(trace, entries, num_dropped, num_waiting, ended_ns)
+            # Within the block that stops it: Ctrl-C may come at any moment.
+            tracer.start(capacity, trace)
+            trace.began_ns = time.monotonic_ns()
+            yield trace
         finally:
-            with self._lock:
-                self._num_traces -= 1
-                self._forget_closed_models()
-
-    def _fill(
-        self, trace: Trace, entries: list[Entry], num_dropped: int, num_waiting: int, ended_ns: int
-    ) -> None:
-        with self._lock:
-            models = dict(self._model_names)
-        ranges = [(i, i + 1) for i in range(len(self._streams))]
-        if self._tree is not None:
-            ranges = list(self._tree.leaves)
-        trace._fill(entries, num_dropped, num_waiting, ended_ns, models, ranges)
-
-    def _forget_closed_models(self) -> None:
-        """With the lock."""
-        if not self._num_traces:
-            for number in self._closed_models:
-                self._model_names.pop(number, None)
-            self._closed_models.clear()
+            if not self._dispatcher.is_forked:  # else all is the parent's, its locks too
+                entries, num_dropped = tracer.stop(trace)
+                ranges = [(i, i + 1) for i in range(len(self._streams))]
+                if self._tree is not None:
+                    ranges = list(self._tree.leaves)
+                depth = self._dispatcher.backlog.depth
+                trace._fill(entries, num_dropped, depth, self._roster.let_names_go(), ranges)
 
     def close(self) -> None:
         """Closes the engines of this context and ends its threads. May be called again."""
@@ -316,21 +291,23 @@ class Context:
             return  # all of it is the parent's
         with self._lock:
             self._is_closed = True
-            engines = list(self._engines)
-        for engine in engines:
+        for engine in list(self._engines):  # no more come
             engine._close_model()
         self._dispatcher.close()
         self._resolver.close()
         _open_contexts.discard(self)
 
     def stats(self) -> Stats:
-        """What happened to the requests of all its engines, closed ones included."""
-        with self._lock:
-            counts = copy.deepcopy(self._counts_of_closed)
-            models = [engine._model for engine in self._engines if not engine.is_closed]
-        for model in models:
-            counts.add(model.counts())
-        return self._summary(counts, self._born)
+        """What happened to the requests of all its engines, closed ones included.
+
+        Raises:
+            ForkError: it belongs to a parent process.
+        """
+        if self._dispatcher.is_forked:
+            raise ForkError(
+                "this context was made before os.fork() and is the parent's; make a new one here"
+            )
+        return self._summary(self._roster.counts(), self._born)
 
     def _summary(self, counts: Counts, born: float) -> Stats:
         backlog = self._dispatcher.backlog
@@ -346,7 +323,7 @@ class Context:
 
     def __del__(self) -> None:
         # Engines keep their context: there are none any more. Not made in full: no dispatcher.
-        if hasattr(self, "_counts_of_closed") and not self._is_closed:
+        if hasattr(self, "_roster") and not self._is_closed:
             self.close()
 
     def _spin_config(self) -> dict[str, str]:
@@ -416,20 +393,13 @@ class Context:
             profile_to=profile_to,
         )
 
-    def _retire(self, model: Model) -> None:
-        """Keeps what a model has counted, which is being closed."""
-        with self._lock:
-            self._counts_of_closed.add(model.counts())
-            self._closed_models.append(model.number)
-            self._forget_closed_models()
-
     def _adopt(self, engine: Engine) -> None:
         """From here on, closing the context closes `engine`, which has its model."""
         with self._lock:
             if self._is_closed:
                 raise ClosedError("this context is closed; make a new one")
             self._engines.add(engine)
-            self._model_names[engine._model.number] = engine._traced
+        self._roster.add(engine._model, engine._traced)
 
 
 def _check_topology(topology: Topology) -> Topology:

@@ -532,7 +532,7 @@ class Engine:
         was_closed, self._is_closed = self._is_closed, True
         self._model.close()
         if not was_closed:
-            self._context._retire(self._model)
+            self._context._roster.retire(self._model)
             if self._opened.entry is not None:
                 self._opened.entry.close()
 

@@ -173,6 +173,17 @@ class Counts:
         self._totals_ns[stream, which] += total_ns
         self._longest_ns[stream, which] = max(self._longest_ns[stream, which], longest_ns)
 
+    def add_all(self, other: Counts) -> None:
+        """Adds what `other`, of the same streams, holds."""
+        for width, count in other._by_width.items():
+            self._by_width[width] = self._by_width.get(width, 0) + count
+        self._busy_ns += other._busy_ns
+        self._numbers += other._numbers
+        self._buckets += other._buckets
+        self._totals_ns += other._totals_ns
+        np.maximum(self._longest_ns, other._longest_ns, out=self._longest_ns)
+        self._unrun += other._unrun
+
     def since(self, earlier: Counts) -> Counts:
         """What was counted after `earlier`, which holds the same models' counts."""
         counts = Counts(len(self._numbers), self._ranges)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import os
 import sys
@@ -17,7 +18,13 @@ from hypothesis import strategies as st
 
 from deepsched import Context, Engine, Scheduler, Topology, partition
 from deepsched.cli import main
-from deepsched.errors import ClosedError, DeadlineExceeded, InferenceError, OptionError
+from deepsched.errors import (
+    ClosedError,
+    DeadlineExceeded,
+    ForkError,
+    InferenceError,
+    OptionError,
+)
 from deepsched.runtime.inbox import Inbox
 from deepsched.timeline import RequestRecord, Trace
 from deepsched.timeline.levels import busy_cores, levels, queue_depth
@@ -218,7 +225,8 @@ def test_traces_that_end_as_others_begin_know_every_engine(tmp_path):
             for thread in threads:
                 thread.join()
             sys.setswitchinterval(interval)
-        assert context._model_names == {}  # nothing is kept of closed engines
+        context._roster.keep_names()
+        assert context._roster.let_names_go() == {}  # nothing is kept of closed engines
     assert failures == []
 
 
@@ -250,6 +258,87 @@ def test_an_engine_that_is_being_collected_is_known_by_name():
     assert len(trace) >= 1
 
 
+def test_a_trace_that_was_left_open_ends_with_the_garbage_at_whatever_moment():
+    """The collector may end it while another begins."""
+    with context_of() as context:
+        engine = Engine(models.mlp(), None, context=context)
+        threshold = gc.get_threshold()
+        try:
+            gc.set_threshold(3)
+            for _ in range(200):
+                left = [context.trace()]
+                left[0].__enter__()
+                left.append(left)
+                del left
+                for _ in range(50):  # as soon as the collector has been here
+                    try:
+                        with context.trace() as trace:
+                            engine.run([X])
+                    except OptionError:
+                        [[] for _ in range(10)]
+                        continue
+                    assert len(trace) == 1
+                    break
+                else:
+                    raise AssertionError("the trace that was left open did not end")
+        finally:
+            gc.set_threshold(*threshold)
+
+
+def test_ctrl_c_as_a_trace_begins_leaves_none_under_way(monkeypatch):
+    with context_of() as context:
+        engine = Engine(models.mlp(), None, context=context)
+        with monkeypatch.context() as patch:
+            patch.setattr("deepsched.context.time.monotonic_ns", interrupted_at(2))
+            with pytest.raises(KeyboardInterrupt), context.trace():
+                pass
+        with context.trace() as trace:
+            engine.run([X])
+        assert len(trace) == 1
+
+
+def interrupted_at(call):
+    calls = itertools.count(1)
+
+    def monotonic_ns():
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return 0
+
+    return monotonic_ns
+
+
+def test_a_child_that_leaves_a_trace_waits_for_nobody():
+    """Another thread of the parent may hold any lock when it forks."""
+    held, done = threading.Event(), threading.Event()
+    with context_of() as context:
+        engine = Engine(models.mlp(), None, context=context)
+
+        def hold():
+            with context._lock, context._roster._lock:
+                held.set()
+                done.wait()
+
+        with context.trace() as trace:
+            engine.run([X])
+            holder = threading.Thread(target=hold)
+            holder.start()
+            held.wait()
+            child = os.fork()
+            if child:
+                status = os.waitpid(child, 0)[1]
+                done.set()
+                holder.join()
+        if child == 0:
+            try:
+                context.stats()
+            except ForkError:
+                os._exit(len(trace))
+            os._exit(1)
+        assert status == 0
+        assert len(trace) == 1
+
+
 def test_requests_that_still_wait_when_a_trace_ends_are_counted():
     with context_of(1) as context:
         engine = Engine(models.spin(), None, context=context)
@@ -270,7 +359,7 @@ def test_a_child_process_leaves_its_parents_trace_alone():
             engine.run([X])
             child = os.fork()
             if child == 0:
-                os._exit(0 if context._dispatcher.tracer.stop() == ([], 0) else 1)
+                os._exit(0 if context._dispatcher.tracer.stop(trace) == (b"", 0) else 1)
             assert os.waitpid(child, 0)[1] == 0
             engine.run([X])
         assert len(trace) == 2

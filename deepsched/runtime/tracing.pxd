@@ -25,6 +25,7 @@ cdef struct TraceState:
 
 cdef class Tracer:
     cdef TraceState state
+    cdef object owner  # of the trace that is under way; None: there is none
     cdef uint32_t generation
 
 cdef inline bint is_on(TraceState* trace) noexcept nogil:

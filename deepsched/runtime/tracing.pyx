@@ -1,12 +1,15 @@
 """What became of each request, for as long as somebody wants to know. README.md, "Tracing"."""
 
 cimport cython
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from deepsched.runtime.pool cimport fork_generation
 from deepsched.runtime.posix cimport sched_yield
 from libc.stdlib cimport calloc, free
 from libcpp.atomic cimport (
     memory_order_relaxed, memory_order_release, memory_order_seq_cst,
 )
+
+import numpy as np
 
 from deepsched.errors import OptionError
 
@@ -15,7 +18,8 @@ from deepsched.errors import OptionError
 cdef class Tracer:
     """Collects an entry for each request that ends between `start` and `stop`.
 
-    Its owner sees to it that no two threads are in these at once.
+    The GIL orders these: one trace at a time, from its start until its stop is over. They take no
+    lock, since the garbage collector may end an abandoned trace at any moment.
     """
 
     def __cinit__(self):
@@ -25,49 +29,55 @@ cdef class Tracer:
         # Whoever could write keeps the dispatcher, which keeps us.
         free(self.state.buffer.load(memory_order_relaxed))
 
-    def start(self, size_t capacity) -> None:
-        """Keeps the first `capacity` entries.
+    def start(self, size_t capacity, owner) -> None:
+        """Keeps the first `capacity` entries, for `owner`.
 
         Raises:
             OptionError: it has been started already.
         """
         cdef TraceBuffer* buffer
-        if is_on(&self.state):
+        if self.owner is not None:
             raise OptionError("this context is being traced already; one trace at a time")
         # Pages that are not written to take no memory.
         buffer = <TraceBuffer*>calloc(1, sizeof(TraceBuffer) + capacity * sizeof(TraceEntry))
         if buffer == NULL:
             raise MemoryError(f"no memory for a trace of {capacity} requests")
         buffer.capacity = capacity
+        self.owner = owner
         # Also releases: publishes the capacity, pairs with note().
         self.state.buffer.store(buffer, memory_order_seq_cst)
 
-    def stop(self) -> tuple:
-        """([(model, group, stage, by_worker, submitted_ns, started_ns, ended_ns), ...], how many
-        more there were), in the order in which they ended. Nothing in a forked child."""
-        cdef TraceBuffer* buffer = self.state.buffer.exchange(NULL, memory_order_seq_cst)
-        cdef TraceEntry* entry
-        cdef size_t i, num_taken, num_kept
-        if self.generation != fork_generation():
-            # The parent's writers will never come to their end here: let it leak.
-            return [], 0
-        # Also acquires: pairs with the release of the last writer. A writer never waits for anything.
+    def stop(self, owner) -> tuple:
+        """(the entries as the bytes of ENTRY, in the order in which they ended; how many more there
+        were). Nothing in a forked child, or if what is under way is not the trace of `owner`."""
+        cdef TraceBuffer* buffer
+        cdef size_t num_taken, num_kept
+        if self.owner is not owner or self.generation != fork_generation():
+            # In a child the parent's writers never come to their end: let it leak.
+            return b"", 0
+        buffer = self.state.buffer.exchange(NULL, memory_order_seq_cst)
+        # Also acquires: pairs with the release of the last writer. A writer never waits for anything,
+        # and none is added: until we are done, nobody starts.
         while self.state.num_writers.load(memory_order_seq_cst):
             with nogil:
                 sched_yield()
         num_taken = buffer.num_taken.load(memory_order_relaxed)  # relaxed: nobody writes any more
         num_kept = min(num_taken, buffer.capacity)
         try:
-            found = []
-            for i in range(num_kept):
-                entry = &entries_of(buffer)[i]
-                found.append((
-                    entry.model, entry.group, entry.stage, bool(entry.by_worker),
-                    entry.submitted_ns, entry.started_ns, entry.ended_ns,
-                ))
+            return (
+                PyBytes_FromStringAndSize(<char*>entries_of(buffer), num_kept * sizeof(TraceEntry)),
+                num_taken - num_kept,
+            )
         finally:
             free(buffer)
-        return found, num_taken - num_kept
+            self.owner = None
+
+
+ENTRY = np.dtype([
+    ("submitted_ns", np.uint64), ("started_ns", np.uint64), ("ended_ns", np.uint64),
+    ("model", np.uint32), ("group", np.int32), ("stage", np.uint32), ("by_worker", np.int32),
+])
+assert ENTRY.itemsize == sizeof(TraceEntry)
 
 
 cdef inline TraceEntry* entries_of(TraceBuffer* buffer) noexcept nogil:

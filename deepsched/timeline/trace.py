@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, overload
+from typing import NamedTuple, overload
+
+import numpy as np
 
 from deepsched.partition import Stream
 from deepsched.runtime.request import OUTCOMES
+from deepsched.runtime.tracing import ENTRY
 from deepsched.scheduler import Scheduler
 
-if TYPE_CHECKING:
-    from deepsched.runtime.tracing import Entry
+_CHUNK = 4096
 
 
 class TracedModel(NamedTuple):
@@ -82,7 +86,9 @@ class Trace(Sequence[RequestRecord]):
         """Requests that ended after the trace was full."""
         self.num_waiting = 0
         """Requests that still waited when the trace ended. They are not in it."""
-        self._records: list[RequestRecord] = []
+        self._entries = np.zeros(0, ENTRY)
+        self._models: Mapping[int, TracedModel] = {}
+        self._ranges: Sequence[tuple[int, int]] = ()
 
     @overload
     def __getitem__(self, index: int) -> RequestRecord: ...
@@ -139,25 +145,38 @@ class Trace(Sequence[RequestRecord]):
 
     def _fill(
         self,
-        entries: Iterable[Entry],
+        entries: bytes,
         num_dropped: int,
         num_waiting: int,
-        ended_ns: int,
         models: Mapping[int, TracedModel],
         ranges: Sequence[tuple[int, int]],
     ) -> None:
-        """`ranges`: of each core group, the first of its streams and the one after the last."""
-        for number, group, stage, by_worker, submitted_ns, started_ns, ended in entries:
-            model = models[number]
-            low, high = ranges[group] if started_ns else (0, 0)
-            self._records.append(
-                RequestRecord(
-                    model.name, model.batch_size, OUTCOMES[stage], by_worker,
-                    low if started_ns else None, high - low,
-                    submitted_ns, started_ns or None, ended,
-                )
-            )  # fmt: skip
-        self._records.sort(key=lambda record: record.submitted_ns)
+        """`entries`: of tracing.ENTRY. `ranges`: of each core group, the first of its streams and
+        the one after the last."""
+        self.ended_ns = time.monotonic_ns()
         self.num_dropped = num_dropped
         self.num_waiting = num_waiting
-        self.ended_ns = ended_ns
+        self._entries, self._models, self._ranges = np.frombuffer(entries, ENTRY), models, ranges
+
+    @cached_property
+    def _records(self) -> list[RequestRecord]:
+        """Made when they are first asked for: a trace that ends keeps nobody waiting."""
+        entries = self._entries
+        ordered = entries[np.argsort(entries["submitted_ns"], kind="stable")]
+        return [
+            self._record(*entry)
+            # In chunks: each is made of Python objects in one go, with the GIL held.
+            for start in range(0, len(ordered), _CHUNK)
+            for entry in ordered[start : start + _CHUNK].tolist()
+        ]
+
+    def _record(
+        self, submitted_ns: int, started_ns: int, ended_ns: int, number: int, group: int,
+        stage: int, by_worker: int,
+    ) -> RequestRecord:  # fmt: skip
+        model = self._models[number]
+        low, high = self._ranges[group] if started_ns else (0, 0)
+        return RequestRecord(
+            model.name, model.batch_size, OUTCOMES[stage], bool(by_worker),
+            low if started_ns else None, high - low, submitted_ns, started_ns or None, ended_ns,
+        )  # fmt: skip
