@@ -116,7 +116,7 @@ class Trace(Sequence[RequestRecord]):
         """
         from deepsched.timeline.perfetto import to_perfetto
 
-        Path(path).write_text(json.dumps(to_perfetto([self])))
+        Path(path).write_text(json.dumps(to_perfetto([self])), encoding="utf-8")
 
     def save_svg(self, path: str | Path) -> None:
         """Draws cores over time, for a part of the trace in which requests can be told apart.
@@ -126,7 +126,7 @@ class Trace(Sequence[RequestRecord]):
         """
         from deepsched.timeline.svg import draw
 
-        Path(path).write_text(draw([self]))
+        Path(path).write_text(draw([self]), encoding="utf-8")
 
     def text(self, width: int = 100) -> str:
         """The same picture in characters, `width` to a line."""
