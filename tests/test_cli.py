@@ -336,6 +336,14 @@ def test_topology_refuses_machines_that_cannot_be(capsys, machine, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.timeout(30)
+def test_topology_of_the_largest_machine_takes_seconds(tmp_path, capsys):
+    """Each core was asked for the kinds of all: a minute."""
+    file = tmp_path / "machine.svg"
+    assert main(["topology", "--synthetic", "8192:1:1:1:1", "--svg", str(file)]) == 0
+    assert "8192 usable cores" in capsys.readouterr().out
+
+
 def test_topology_draws_a_file(tmp_path, capsys):
     file = tmp_path / "machine.svg"
     assert main(["topology", "--synthetic", "2:1:1:4", "--svg", str(file)]) == 0
