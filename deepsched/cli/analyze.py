@@ -43,6 +43,7 @@ exit codes:
   0    analysed
   2    arguments or a model that cannot be used
   130  Ctrl-C
+  141  nobody reads the output to its end, as with `| head`
 
 examples:
   deepsched analyze model.onnx

@@ -41,8 +41,9 @@ fields of the JSON:
   forbidden_cpus  OS numbers of the machine's CPUs that are offline or may not be used
 
 exit codes:
-  0  shown
-  2  arguments that cannot be had, or a machine that cannot be read
+  0    shown
+  2    arguments that cannot be had, or a machine that cannot be read
+  141  nobody reads the output to its end, as with `| head`
 
 examples:
   deepsched topology --num-streams 3

@@ -42,6 +42,7 @@ exit codes:
   0    traced
   2    arguments or a model that cannot be used
   130  Ctrl-C; what was traced so far is printed and written all the same
+  141  nobody reads the output to its end, as with `| head`; files are written all the same
 
 examples:
   deepsched trace model.onnx --svg streams.svg
