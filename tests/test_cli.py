@@ -162,8 +162,9 @@ def test_dev_stdout_is_what_the_report_is_printed_to(mlp, tmp_path):
     assert "Throughput" in printed
 
 
-def test_one_file_for_two_results_is_refused(mlp, tmp_path, capsys):
-    for options in (["-x", "a", "--csv", f"{os.getcwd()}/a"], ["--csv", "b.svg", "-x", "b.svg"]):
+def test_one_file_for_two_results_is_refused(mlp, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for options in (["-x", "a", "--csv", f"{tmp_path}/a"], ["--csv", "b", "-x", "./b"]):
         assert main(["benchmark", mlp, *QUICK, *options]) == 2
         assert "both name" in capsys.readouterr().err
     assert main(["trace", mlp, "-o", "a", "--svg", "a"]) == 2
