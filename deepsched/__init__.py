@@ -3,6 +3,7 @@
 from deepsched.analysis.debug import model_debug_analysis
 from deepsched.compiling import benchmark_model, compile_model
 from deepsched.context import Context
+from deepsched.doctor import check_hardware
 from deepsched.engine import Engine, MultiModelEngine
 from deepsched.partition import partition
 from deepsched.scheduler import Scheduler
@@ -17,6 +18,7 @@ __all__ = [
     "Topology",
     "__version__",
     "benchmark_model",
+    "check_hardware",
     "compile_model",
     "model_debug_analysis",
     "partition",

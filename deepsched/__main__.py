@@ -1,16 +1,17 @@
-"""`python -m deepsched`: the machine, the budget and the versions as JSON, for bug reports."""
+"""`python -m deepsched`: machine, budget, versions and diagnosis as JSON, for bug reports."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import psutil
 
 from deepsched.cli.topology import read_machine, to_dict
+from deepsched.doctor import check_hardware
+from deepsched.doctor.versions import installed_packages
 from deepsched.errors import DeepschedError
 from deepsched.partition import partition
 from deepsched.runtime.library import describe_library
@@ -27,13 +28,8 @@ def diagnose() -> dict[str, Any]:
         "machine": platform.machine(),
         "memory_bytes": psutil.virtual_memory().total,
         "affinity": sorted(os.sched_getaffinity(0)),
-        "packages": {},
+        "packages": installed_packages(),
     }
-    for package in ("numpy", "onnx", "onnxruntime", "ml_dtypes", "psutil"):
-        try:
-            report["packages"][package] = version(package)
-        except PackageNotFoundError:
-            report["packages"][package] = None
     try:
         report["onnxruntime_library"] = describe_library()
     except DeepschedError as error:
@@ -42,6 +38,7 @@ def diagnose() -> dict[str, Any]:
         topology = Topology.detect()
         forbidden = read_machine(topology).forbidden_cpus
         report |= to_dict(topology, partition(topology), forbidden)
+        report["diagnosis"] = check_hardware().to_dict()
     except DeepschedError as error:
         report["topology"] = {"error": str(error)}
     return report

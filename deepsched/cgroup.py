@@ -1,5 +1,5 @@
-"""What the process's control group lets it use: CPUs (cpuset) and time (CPU quota), and how much
-time the quota has cost.
+"""What the process's control group lets it use: CPUs (cpuset), CPU time (quota) and memory; and
+what these limits have cost.
 
 Version 2 (Documentation/admin-guide/cgroup-v2.rst), version 1 (Documentation/admin-guide/cgroup-v1/
 cpusets.rst, Documentation/scheduler/sched-bwc.rst), the "cpuset" file system from before both, and
@@ -13,8 +13,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
-from deepsched.sysfs import CpuSet, read_cpu_list, read_text
+from deepsched.sysfs import CpuSet, read_cpu_list, read_int, read_text
 
 
 def allowed_cpus(root: Path) -> CpuSet | None:
@@ -60,28 +61,80 @@ def _quota(folder: Path) -> float | None:
     if len(words) != 2:
         names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")  # version 1: -1 is no limit
         words = [read_text(folder / name) or "" for name in names]
-    if not all(word.isdigit() and int(word) > 0 for word in words):
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
         return None
     return int(words[0]) / int(words[1])
 
 
-def throttled_seconds(root: Path) -> tuple[float, ...]:
-    """For how long each group was kept from running because its quota was used up, so far.
+class Throttling(NamedTuple):
+    """What a group's CPU quota has cost since the group was made."""
 
-    The process's own group first, then those above it, whose quotas stop it as well. Summed over
-    CPUs, so it may grow faster than the clock. Empty: the kernel does not tell.
+    seconds: float
+    """For how long it was kept from running; summed over CPUs, so it may outrun the clock."""
+    num_throttled: int
+    """In how many periods the quota was used up."""
+    num_periods: int
+    """How many periods it ran in."""
+
+
+def throttling(root: Path) -> tuple[Throttling, ...]:
+    """The process's own group first, then those above it, whose quotas stop it as well.
+
+    Groups of which the kernel does not tell are left out.
     """
-    folders = [folder for _, folder in _group_folders(root, "cpu")]
-    times = [_throttled(read_text(folder / "cpu.stat") or "") for folder in folders]
-    return tuple(seconds for seconds in times if seconds is not None)
+    stats = [_numbers(read_text(folder / "cpu.stat")) for _, folder in _group_folders(root, "cpu")]
+    return tuple(
+        Throttling(stat[name] * unit, stat.get("nr_throttled", 0), stat.get("nr_periods", 0))
+        for stat in stats
+        for name, unit in (("throttled_usec", 1e-6), ("throttled_time", 1e-9))  # version 2, 1
+        if name in stat
+    )
 
 
-def _throttled(stat: str) -> float | None:
-    fields = dict(line.split(" ", 1) for line in stat.splitlines() if " " in line)
-    for name, unit in (("throttled_usec", 1e-6), ("throttled_time", 1e-9)):  # version 2, version 1
-        if fields.get(name, "").isdigit():
-            return int(fields[name]) * unit
+def throttled_seconds(root: Path) -> tuple[float, ...]:
+    """The seconds of `throttling` alone."""
+    return tuple(group.seconds for group in throttling(root))
+
+
+def _numbers(text: str | None) -> dict[str, int]:
+    """Lines of a name and a number."""
+    pairs = (line.split(" ", 1) for line in (text or "").splitlines() if " " in line)
+    return {name: int(number) for name, number in pairs if number.isdecimal()}
+
+
+def memory_limit(root: Path) -> int | None:
+    """How many bytes the process and its group may hold; None if there is no limit.
+
+    The smallest limit on the way from the process's own group to the root.
+    """
+    limits = [_memory_limit(folder) for _, folder in _group_folders(root, "memory")]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def oom_kills(root: Path) -> int | None:
+    """How many processes were killed because the memory limit was reached.
+
+    In the nearest group that has a limit, and in those below it; None: there is none, or the
+    kernel does not tell.
+    """
+    for _, folder in _group_folders(root, "memory"):
+        if _memory_limit(folder) is not None:
+            for name in ("memory.events", "memory.oom_control"):  # version 2, version 1
+                events = _numbers(read_text(folder / name))
+                if "oom_kill" in events:
+                    return events["oom_kill"]
     return None
+
+
+def _memory_limit(folder: Path) -> int | None:
+    limit = read_int(folder / "memory.max")  # version 2: "max" is no limit
+    if limit is None:
+        limit = read_int(folder / "memory.limit_in_bytes")
+    return limit if limit is not None and 0 <= limit < _NO_LIMIT else None
+
+
+_NO_LIMIT = 1 << 60
+"""Version 1 has no word for "no limit": it shows the largest multiple of a page in 63 bits."""
 
 
 def _group_folders(root: Path, controller: str) -> Iterator[tuple[_Mount, Path]]:

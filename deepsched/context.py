@@ -33,6 +33,7 @@ from deepsched.topology import Topology
 if TYPE_CHECKING:
     from deepsched.compiled import Source
     from deepsched.engine import Engine
+    from deepsched.runtime.tracing import Entry
 
 logger = logging.getLogger("deepsched")
 
@@ -138,8 +139,11 @@ class Context:
         # Reentrant: the garbage collector may close an engine of ours while we hold it.
         self._lock = threading.RLock()
         self._engines: weakref.WeakSet[Engine] = weakref.WeakSet()
-        # By number; those of a trace that is under way, closed ones included.
-        self._traced: dict[int, TracedModel] | None = None
+        # What traces call models, by number. Closed ones go when no trace is under way.
+        self._model_names: dict[int, TracedModel] = {}
+        self._closed_models: list[int] = []
+        self._num_traces = 0
+        self._trace_lock = threading.Lock()  # while a trace begins or ends
         self._name = f"ds{next(_numbers)}"
         cpus = [stream.cpus for stream in self._streams]
         self._tree: GroupTree | None = None
@@ -162,8 +166,9 @@ class Context:
         if self.num_streams == 1 and num_cores > 1:
             logger.warning(
                 "multi_stream makes one stream of all %d cores, since they share one L3 cache: "
-                "requests do not run side by side. num_streams=2 to %d cuts it finer; deepsched "
-                "advise MODEL tells what serves most", num_cores, num_cores,
+                "requests do not run side by side. %s cuts it finer; deepsched advise MODEL tells "
+                "what serves most", num_cores,
+                "num_streams=2" if num_cores == 2 else f"num_streams=2 to {num_cores}",
             )  # fmt: skip
 
     def _partition(
@@ -250,7 +255,7 @@ class Context:
         """Collects a record of each request that ends within the block.
 
         The trace is filled when the block ends. It can then be saved for Perfetto or drawn. Takes
-        well below a microsecond and 48 bytes for each request. One trace at a time.
+        well below a microsecond and 40 bytes for each request. One trace at a time.
 
         Args:
             capacity: how many requests to keep; `Trace.num_dropped` counts those after them.
@@ -271,21 +276,39 @@ class Context:
             raise OptionError(f"capacity must be an int between 1 and {2**30}, got {capacity!r}")
         tracer = self._dispatcher.tracer
         with self._lock:
-            tracer.start(capacity)
-            models = {engine._model.number: engine._traced for engine in self._engines}
-            self._traced = models
-        trace = Trace(self._scheduler, self._streams, time.monotonic_ns())
+            self._num_traces += 1
         try:
-            yield trace
+            with self._trace_lock:
+                tracer.start(capacity)
+            trace = Trace(self._scheduler, self._streams, time.monotonic_ns())
+            try:
+                yield trace
+            finally:
+                with self._trace_lock:
+                    ended_ns, num_waiting = time.monotonic_ns(), self._dispatcher.backlog.depth
+                    entries, num_dropped = tracer.stop()
+                self._fill(trace, entries, num_dropped, num_waiting, ended_ns)
         finally:
-            ended_ns = time.monotonic_ns()
-            entries, num_dropped = tracer.stop()
             with self._lock:
-                self._traced = None
-            ranges = [(i, i + 1) for i in range(len(self._streams))]
-            if self._tree is not None:
-                ranges = list(self._tree.leaves)
-            trace._fill(entries, num_dropped, ended_ns, models, ranges)
+                self._num_traces -= 1
+                self._forget_closed_models()
+
+    def _fill(
+        self, trace: Trace, entries: list[Entry], num_dropped: int, num_waiting: int, ended_ns: int
+    ) -> None:
+        with self._lock:
+            models = dict(self._model_names)
+        ranges = [(i, i + 1) for i in range(len(self._streams))]
+        if self._tree is not None:
+            ranges = list(self._tree.leaves)
+        trace._fill(entries, num_dropped, num_waiting, ended_ns, models, ranges)
+
+    def _forget_closed_models(self) -> None:
+        """With the lock."""
+        if not self._num_traces:
+            for number in self._closed_models:
+                self._model_names.pop(number, None)
+            self._closed_models.clear()
 
     def close(self) -> None:
         """Closes the engines of this context and ends its threads. May be called again."""
@@ -397,6 +420,8 @@ class Context:
         """Keeps what a model has counted, which is being closed."""
         with self._lock:
             self._counts_of_closed.add(model.counts())
+            self._closed_models.append(model.number)
+            self._forget_closed_models()
 
     def _adopt(self, engine: Engine) -> None:
         """From here on, closing the context closes `engine`, which has its model."""
@@ -404,8 +429,7 @@ class Context:
             if self._is_closed:
                 raise ClosedError("this context is closed; make a new one")
             self._engines.add(engine)
-            if self._traced is not None:
-                self._traced[engine._model.number] = engine._traced
+            self._model_names[engine._model.number] = engine._traced
 
 
 def _check_topology(topology: Topology) -> Topology:

@@ -28,7 +28,7 @@ from deepsched.model import ModelLike, Shapes, explain_override
 from deepsched.partition import Stream
 from deepsched.progress import tracked
 from deepsched.runtime.model import Model
-from deepsched.samples import random_value
+from deepsched.samples import explain_made_up, random_value
 from deepsched.scheduler import Scheduler
 from deepsched.stats import Counts, Stats
 from deepsched.timeline.trace import TracedModel
@@ -240,16 +240,16 @@ class Engine:
 
     def run(
         self,
-        inputs: Inputs,
+        inp: Inputs,
+        val_inp: bool = True,
         *,
         timeout: float | None = None,
         priority: int = 0,
-        val_inp: bool = True,
     ) -> list[Any]:
         """Runs one request and returns its outputs; blocks until they are there.
 
         Args:
-            inputs: an array for each input in the graph's order, or a mapping by input name. A
+            inp: an array for each input in the graph's order, or a mapping by input name. A
                 C-contiguous array of the input's dtype is not copied and must not be changed
                 during the call. Sequences are lists, maps are dicts, an optional may be None.
             timeout: seconds for waiting and running together. A request whose time passes in the
@@ -270,25 +270,25 @@ class Engine:
             DeadlineExceeded: the timeout passed.
             ClosedError, ForkError: the engine is closed, or belongs to a parent process.
         """
-        if type(inputs) is not list:
-            inputs = self._in_order(inputs)
-        return self._model.run(inputs, timeout, priority, val_inp)
+        if type(inp) is not list:
+            inp = self._in_order(inp)
+        return self._model.run(inp, timeout, priority, val_inp)
 
-    def __call__(self, inputs: Inputs, **options: Any) -> list[Any]:
+    def __call__(self, inp: Inputs, val_inp: bool = True, **options: Any) -> list[Any]:
         """The same as `run`."""
-        return self.run(inputs, **options)
+        return self.run(inp, val_inp, **options)
 
-    def mapped_run(self, inputs: Inputs, **options: Any) -> dict[str, Any]:
+    def mapped_run(self, inp: Inputs, val_inp: bool = True, **options: Any) -> dict[str, Any]:
         """`run`, with the outputs by name."""
-        return dict(zip(self.output_names, self.run(inputs, **options), strict=True))
+        return dict(zip(self.output_names, self.run(inp, val_inp, **options), strict=True))
 
     def submit(
         self,
-        inputs: Inputs,
+        inp: Inputs,
+        val_inp: bool = True,
         *,
         timeout: float | None = None,
         priority: int = 0,
-        val_inp: bool = True,
         block: bool = True,
     ) -> RequestFuture:
         """Queues a request and returns its future, a concurrent.futures.Future.
@@ -297,7 +297,7 @@ class Engine:
         the context's own Python thread. The arrays must not be changed until it is done.
 
         Args:
-            inputs, timeout, priority, val_inp: see `run`.
+            inp, timeout, priority, val_inp: see `run`.
             block: whether to wait if `queue_capacity` requests wait already.
 
         Raises:
@@ -311,19 +311,17 @@ class Engine:
             ...     [output.shape for output in future.result()]
             [(1, 1000, 1, 1)]
         """
-        if type(inputs) is not list:
-            inputs = self._in_order(inputs)
-        return self._context._resolver.submit(
-            self._model, inputs, timeout, priority, val_inp, block
-        )
+        if type(inp) is not list:
+            inp = self._in_order(inp)
+        return self._context._resolver.submit(self._model, inp, timeout, priority, val_inp, block)
 
     def run_async(
         self,
-        inputs: Inputs,
+        inp: Inputs,
+        val_inp: bool = True,
         *,
         timeout: float | None = None,
         priority: int = 0,
-        val_inp: bool = True,
     ) -> Coroutine[Any, Any, list[Any]]:
         """`run` for asyncio, to be awaited: it neither blocks the event loop nor makes a thread.
 
@@ -331,9 +329,9 @@ class Engine:
         full it waits for room. For arguments and errors see `run`; the arrays must not be changed
         until it is done.
         """
-        if type(inputs) is not list:
-            inputs = self._in_order(inputs)
-        return run_on_loop(self._model, inputs, timeout, priority, val_inp)
+        if type(inp) is not list:
+            inp = self._in_order(inp)
+        return run_on_loop(self._model, inp, timeout, priority, val_inp)
 
     def map(
         self,
@@ -377,14 +375,14 @@ class Engine:
         total = len(iterable) if isinstance(iterable, Sized) else None
         return tracked(results, "requests", total)
 
-    def batched_run(self, inputs: Inputs, *, priority: int = 0, val_inp: bool = True) -> list[Any]:
+    def batched_run(self, inp: Inputs, *, priority: int = 0, val_inp: bool = True) -> list[Any]:
         """Runs a large batch, cut along the first dimension into parts for all streams.
 
         With batch_size=None the parts are as many as there are streams; else they are of
         batch_size, which must divide the batch.
 
         Args:
-            inputs: as `run` takes them, with a longer first dimension, the same in all.
+            inp: as `run` takes them, with a longer first dimension, the same in all.
             priority, val_inp: see `run`.
 
         Returns:
@@ -394,11 +392,11 @@ class Engine:
             InputError: the batch cannot be cut so, or an output has no first dimension.
             What `run` raises.
         """
-        parts = cut_batch(self._in_order(inputs), self.batch_size, self.num_streams)
+        parts = cut_batch(self._in_order(inp), self.batch_size, self.num_streams)
         results = self.map(parts, priority=priority, val_inp=val_inp)
         return join_batch(list(results), self.output_names)
 
-    def timed_run(self, inputs: Inputs, val_inp: bool = False) -> tuple[list[Any], float]:
+    def timed_run(self, inp: Inputs, val_inp: bool = False) -> tuple[list[Any], float]:
         """`run`, and the seconds from the call to the answer. Inputs are not checked by default.
 
         Example:
@@ -409,12 +407,12 @@ class Engine:
             True
         """
         begin = time.perf_counter()
-        outputs = self.run(inputs, val_inp=val_inp)
+        outputs = self.run(inp, val_inp=val_inp)
         return outputs, time.perf_counter() - begin
 
     def benchmark(
         self,
-        inputs: Inputs,
+        inp: Inputs,
         num_iterations: int = 20,
         num_warmup_iterations: int = 5,
         include_inputs: bool = False,
@@ -434,7 +432,7 @@ class Engine:
             (3, True)
         """
         return self.benchmark_loader(
-            [inputs], num_iterations, num_warmup_iterations, include_inputs, include_outputs,
+            [inp], num_iterations, num_warmup_iterations, include_inputs, include_outputs,
             show_progress,
         )  # fmt: skip
 
@@ -499,6 +497,19 @@ class Engine:
         """An array for each input that fits it; sizes that may be any are batch_size, then 1."""
         rng = np.random.default_rng(0)
         return [random_value(rng, info, self.batch_size or 1) for info in self._model.inputs]
+
+    def _tried_inputs(self) -> list[Any]:
+        """Random inputs that it has answered once.
+
+        Raises:
+            InferenceError: it fails; says so if made-up sizes may be the reason.
+        """
+        inputs = self.generate_random_inputs()
+        try:
+            self.run(inputs)
+        except InferenceError as error:
+            raise InferenceError(explain_made_up(error, self._model.inputs, inputs)) from error
+        return inputs
 
     # --- Its end ----------------------------------------------------------------------------
 

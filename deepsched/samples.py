@@ -1,12 +1,13 @@
-"""Made-up inputs that fit a model."""
+"""Made-up inputs that fit a model, as far as it says what fits."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from deepsched.errors import OptionError
+from deepsched.errors import InferenceError, OptionError
 
 
 def random_value(rng: np.random.Generator, info: Any, batch_size: int) -> Any:
@@ -31,3 +32,19 @@ def random_value(rng: np.random.Generator, info: Any, batch_size: int) -> Any:
     if info.dtype.kind in "iub":
         return rng.integers(0, 2, shape).astype(info.dtype)  # valid as an index almost anywhere
     return rng.standard_normal(shape).astype(info.dtype)
+
+
+def explain_made_up(error: InferenceError, infos: Sequence[Any], inputs: Sequence[Any]) -> str:
+    """What `error` says, and which sizes of the inputs were made up: perhaps it fails for them."""
+    open_shapes = [
+        f"{info.name}: {'x'.join(map(str, value.shape))}"
+        for info, value in zip(infos, inputs, strict=True)
+        if info.kind == "tensor" and not all(isinstance(size, int) for size in info.shape[1:])
+    ]
+    if not open_shapes:
+        return str(error)
+    return (
+        f"{error}. The inputs were made up, with size 1 where the model leaves a size open "
+        f"({', '.join(open_shapes)}); if it needs others, give input_shapes (on the command line "
+        "--input_shapes)"
+    )

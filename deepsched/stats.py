@@ -26,12 +26,19 @@ class Latency:
     """
 
     count: int
+    """Of requests."""
     mean: float
+    """s"""
     p50: float
+    """s; half of them took no longer."""
     p90: float
+    """s"""
     p99: float
+    """s"""
     p999: float
+    """s; 999 of 1000 took no longer."""
     max: float
+    """s"""
 
     def __str__(self) -> str:
         """In milliseconds.
@@ -47,8 +54,11 @@ class StreamStats:
     """What one stream did. A run that took several streams counts for the first of them."""
 
     index: int
+    """As in `Engine.streams`."""
     done: int
+    """Answered."""
     failed: int
+    """Ended by an error of a kernel."""
     expired: int
     """Stopped by their timeout while they ran."""
     cancelled: int
@@ -60,7 +70,9 @@ class StreamStats:
     busy_fraction: float
     """The share of the time since the start that it was running requests, alone or with others."""
     waiting: Latency
+    """From the call until the run began."""
     running: Latency
+    """Inside ONNX Runtime."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +84,13 @@ class Stats:
     """
 
     done: int
+    """Answered."""
     failed: int
+    """Ended by an error of a kernel."""
     expired: int
+    """Ended by their timeout, in the queue or while they ran."""
     cancelled: int
+    """Withdrawn from the queue, or stopped while they ran."""
     rejected: int
     """Calls that raised QueueFull."""
     queue_depth: int
@@ -82,8 +98,11 @@ class Stats:
     queue_depth_max: int
     """The most that ever waited, in the context."""
     queue_capacity: int
+    """How many may wait."""
     inline: int
+    """Ran on the thread that called."""
     by_worker: int
+    """Ran on a stream's worker."""
     busy_fraction: float
     """Mean of the streams'."""
     by_width: dict[int, int]
@@ -95,6 +114,7 @@ class Stats:
     running: Latency
     """Inside ONNX Runtime."""
     streams: tuple[StreamStats, ...]
+    """By stream."""
 
     def __str__(self) -> str:
         """A few lines for people: what ended how, what it took, what the streams did."""

@@ -25,6 +25,8 @@ _KIND_HEIGHT = 13
 _LINE = 18
 _LETTER = 6.6
 """The width of a letter of 12 px, about."""
+_BOLD = 1.2
+"""How much wider a bold one is."""
 
 
 def draw_svg(picture: Picture) -> str:
@@ -108,7 +110,8 @@ def _text_block(lines: Sequence[str], size: float = 12, weight: str = "normal") 
     height = size * 1.5
     style = f'font-size="{size:g}" font-weight="{weight}"'
     markup = (_text(0, index * height + size, line, style) for index, line in enumerate(lines))
-    width = max(len(line) for line in lines) * _LETTER * size / 12
+    letter = _LETTER * (_BOLD if weight == "bold" else 1) * size / 12
+    width = max(len(line) for line in lines) * letter
     return _Piece(width, height * len(lines), "".join(markup))
 
 
@@ -200,7 +203,7 @@ def _warning(title: str, text: str) -> _Piece:
     letters = int(_WIDTH / _LETTER)
     return _stack(
         [
-            _text_block(textwrap.wrap(title, letters), weight="bold"),
+            _text_block(textwrap.wrap(title, int(letters / _BOLD)), weight="bold"),
             _text_block(textwrap.wrap(text, letters)),
         ],
         gap=0,

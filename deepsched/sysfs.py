@@ -22,7 +22,7 @@ CpuSet = frozenset[int]
 
 _NONE: CpuSet = frozenset()
 
-_CpuInfo = Mapping[int, Mapping[str, str]]
+CpuInfo = Mapping[int, Mapping[str, str]]
 """proc/cpuinfo: the fields of each CPU, by its number."""
 
 _SAME_KIND = 1.15
@@ -65,7 +65,7 @@ def read_cpus(root: Path) -> list[CpuFacts]:
     online = _online_cpus(root)
     # proc/cpuinfo is slow to read: the kernel asks every CPU. Only where sysfs tells too little.
     has_sysfs = all((root / _CPU / f"cpu{cpu}/topology").is_dir() for cpu in online)
-    cpuinfo = {} if online and has_sysfs else _read_cpuinfo(root)
+    cpuinfo = {} if online and has_sysfs else read_cpuinfo(root)
     online = online or frozenset(cpuinfo)
     if not online:
         raise TopologyError(
@@ -84,13 +84,13 @@ def _read_cpu(
     folder: Path,
     cpu: int,
     online: CpuSet,
-    cpuinfo: _CpuInfo,
+    cpuinfo: CpuInfo,
     numa_node: int | None,
     kind: int,
 ) -> CpuFacts:
     topology = folder / "topology"
     if topology.is_dir():
-        core, package = _own_core(topology), _read_int(topology / "physical_package_id")
+        core, package = _own_core(topology), read_int(topology / "physical_package_id")
     else:  # old kernels, some containers
         core, package = _core_by_cpuinfo(cpu, cpuinfo)
     core = core & online | {cpu}
@@ -199,7 +199,8 @@ def _parse_mask(text: str) -> CpuSet:
     return frozenset(cpu for cpu in range(bits.bit_length()) if bits >> cpu & 1)
 
 
-def _read_int(path: Path) -> int | None:
+def read_int(path: Path) -> int | None:
+    """The number that the file holds; None where it cannot be read or holds something else."""
     try:
         return int(read_text(path) or "")
     except ValueError:
@@ -252,33 +253,34 @@ def _own_core(topology: Path) -> CpuSet:
     AMD's families 15h and 16h pair two cores in a "compute unit", and the kernel calls the pair
     siblings (Documentation/arch/x86/topology.rst); their core_id tells them apart.
     """
-    core_id = _read_int(topology / "core_id")
+    core_id = read_int(topology / "core_id")
     return frozenset(
         sibling
         for sibling in _read_siblings(topology, "core_cpus", "thread_siblings")
-        if _read_int(topology / f"../../cpu{sibling}/topology/core_id") == core_id
+        if read_int(topology / f"../../cpu{sibling}/topology/core_id") == core_id
     )
 
 
-def _read_cpuinfo(root: Path) -> _CpuInfo:
+def read_cpuinfo(root: Path) -> CpuInfo:
+    """What proc/cpuinfo says of each CPU; empty where it cannot be read."""
     blocks = (read_text(root / "proc/cpuinfo") or "").split("\n\n")
     cpus = {}
     for block in blocks:
         pairs = (line.partition(":") for line in block.splitlines())
         fields = {name.strip(): value.strip() for name, _, value in pairs}
-        if fields.get("processor", "").isdigit():
+        if fields.get("processor", "").isdecimal():
             cpus[int(fields["processor"])] = fields
     return cpus
 
 
-def _core_by_cpuinfo(cpu: int, cpuinfo: _CpuInfo) -> tuple[CpuSet, int | None]:
+def _core_by_cpuinfo(cpu: int, cpuinfo: CpuInfo) -> tuple[CpuSet, int | None]:
     """The core's CPUs and its package; "physical id" and "core id" are x86's and ia64's."""
 
     def place(fields: Mapping[str, str]) -> tuple[str | None, str | None]:
         return fields.get("physical id"), fields.get("core id")
 
     package, core_id = place(cpuinfo.get(cpu, {}))
-    number = int(package) if package and package.isdigit() else None
+    number = int(package) if package and package.isdecimal() else None
     if number is None or core_id is None:
         return frozenset({cpu}), number
     same = (other for other, fields in cpuinfo.items() if place(fields) == (package, core_id))
@@ -293,7 +295,7 @@ def _read_caches(folder: Path, core: CpuSet) -> dict[int, CpuSet]:
     caches: dict[int, CpuSet] = {}
     for index in sorted(_numbered(folder, "index")):
         cache = folder / f"index{index}"
-        level = _read_int(cache / "level")
+        level = read_int(cache / "level")
         if level in (2, 3) and read_text(cache / "type") != "Instruction":
             # ia64 leaves the set empty for caches that one core has to itself.
             caches[level] = (
@@ -347,25 +349,25 @@ def _read_kinds(root: Path, online: CpuSet) -> dict[int, int]:
     by_type = [cpus for cpus in by_type if cpus]
     if len(by_type) > 1 and frozenset().union(*by_type) == online:
         return {cpu: kind for kind, cpus in enumerate(by_type) for cpu in cpus}
-    frequency = _frequency_folders(root, online)
+    frequency = frequency_folders(root, online)
     for files in (
         {cpu: root / _CPU / f"cpu{cpu}/cpu_capacity" for cpu in online},
         {cpu: folder / "base_frequency" for cpu, folder in frequency.items()},
         {cpu: folder / "cpuinfo_max_freq" for cpu, folder in frequency.items()},
     ):
-        kinds = _split_kinds({cpu: _read_int(path) or 0 for cpu, path in files.items()})
+        kinds = _split_kinds({cpu: read_int(path) or 0 for cpu, path in files.items()})
         if any(kinds.values()):
             return kinds
     return dict.fromkeys(online, 0)
 
 
-def _frequency_folders(root: Path, online: CpuSet) -> dict[int, Path]:
+def frequency_folders(root: Path, online: CpuSet) -> dict[int, Path]:
     """CPU -> its cpufreq policy; cpu<N>/cpufreq is a link to it, or is missing from a capture."""
     folders = {cpu: root / _CPU / f"cpu{cpu}/cpufreq" for cpu in online}
     for number in _numbered(root / _CPU / "cpufreq", "policy"):
         policy = root / _CPU / f"cpufreq/policy{number}"
         cpus = (read_text(policy / "related_cpus") or "").split()
-        folders.update((int(cpu), policy) for cpu in cpus if cpu.isdigit() and int(cpu) in online)
+        folders.update((int(cpu), policy) for cpu in cpus if cpu.isdecimal() and int(cpu) in online)
     return folders
 
 

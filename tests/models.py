@@ -42,6 +42,28 @@ def mlp(width=64, layers=3, batch="batch"):
     return make(nodes, [tensor("x", [batch, width])], [tensor("y", [batch, width])], weights)
 
 
+def classifier():
+    """input, pictures -> scores; takes a millisecond."""
+    rng = np.random.default_rng(1)
+    nodes = [
+        helper.make_node("Conv", ["input", "filters"], ["parts"], strides=[4, 4]),
+        helper.make_node("Relu", ["parts"], ["positive"]),
+        helper.make_node("GlobalAveragePool", ["positive"], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["features"]),
+        helper.make_node("MatMul", ["features", "classes"], ["scores"]),
+    ]
+    weights = [("filters", (32, 3, 7, 7)), ("classes", (32, 10))]
+    return make(
+        nodes,
+        [tensor("input", ["batch", 3, 224, 224])],
+        [tensor("scores", ["batch", 10])],
+        [
+            onnx.numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
+            for name, shape in weights
+        ],
+    )
+
+
 def add_two_inputs():
     """sum = a + b, and their shapes; int64 beside float, sizes that may be any."""
     return make(
@@ -67,7 +89,7 @@ def gather():
     )
 
 
-def spin(steps="steps"):
+def spin(steps="steps", rows=64):
     """Runs as long as it is told to: a loop of `steps` small matrix products."""
     body = helper.make_graph(
         [
@@ -79,9 +101,9 @@ def spin(steps="steps"):
         [
             tensor("i", [], TensorProto.INT64),
             tensor("go_on", [], TensorProto.BOOL),
-            tensor("state", [64, 64]),
+            tensor("state", [rows, 64]),
         ],
-        [tensor("again", [], TensorProto.BOOL), tensor("next", [64, 64])],
+        [tensor("again", [], TensorProto.BOOL), tensor("next", [rows, 64])],
     )
     matrix = np.eye(64, dtype=np.float32)
     return make(
@@ -90,8 +112,8 @@ def spin(steps="steps"):
                 "t", TensorProto.BOOL, [], [True])),
             helper.make_node("Loop", ["steps", "true", "x"], ["y"], body=body),
         ],
-        [tensor("steps", [], TensorProto.INT64), tensor("x", [64, 64])],
-        [tensor("y", [64, 64])],
+        [tensor("steps", [], TensorProto.INT64), tensor("x", [rows, 64])],
+        [tensor("y", [rows, 64])],
         [onnx.numpy_helper.from_array(matrix, "w")],
     )  # fmt: skip
 

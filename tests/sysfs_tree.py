@@ -62,6 +62,20 @@ class SysfsTree:
         else:
             self.write(f"{folder}/cpulist", format_cpu_list(cpus))
 
+    def add_flags(self, flags: str, cpus: Iterable[int], field: str = "flags") -> None:
+        """Instruction sets in proc/cpuinfo; `field` is "Features" on Arm."""
+        for cpu in cpus:
+            self._append("proc/cpuinfo", f"processor\t: {cpu}\n{field}\t: {flags}\n")
+
+    def add_frequency(
+        self, cpus: Iterable[int], driver: str, governor: str, preference: str | None = None
+    ) -> None:
+        for cpu in cpus:
+            self.write_cpu_file(cpu, "cpufreq/scaling_driver", driver)
+            self.write_cpu_file(cpu, "cpufreq/scaling_governor", governor)
+            if preference is not None:
+                self.write_cpu_file(cpu, "cpufreq/energy_performance_preference", preference)
+
     def set_online(self, cpus: Iterable[int]) -> None:
         self.write("sys/devices/system/cpu/online", format_cpu_list(cpus))
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import json
 
+import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deepsched import compile_model
 from deepsched.advice import Advice, BatchFigures, Figures, Setting, advise
-from deepsched.advice.choosing import Load, choose, explain
+from deepsched.advice.choosing import Load, choose, cost, explain
+from deepsched.advice.measuring import _candidates
+from deepsched.benchmark import measure
 from deepsched.cli import main
 from deepsched.errors import ModelNotFoundError, OptionError
 from tests import models
@@ -31,6 +37,7 @@ figures = st.lists(
         st.floats(0.1, 1e3),
         st.floats(0.1, 1e4),
         st.sampled_from([1.0, 0.995, 0.6]),
+        st.booleans(),
     ),
     min_size=1,
     max_size=4,
@@ -56,7 +63,7 @@ def test_what_is_chosen_is_near_the_best_that_is_allowed(figures, load, limit):
 
 def alike(**changes):
     values = {"num_streams": 2, "items_per_sec": 100.0, "mean_ms": 5.2, "p50_ms": 5.0,
-              "p99_ms": 6.0, "answered": 1.0} | changes  # fmt: skip
+              "p99_ms": 6.0, "answered": 1.0, "keeps_up": True} | changes  # fmt: skip
     return [Figures(setting, **values) for setting in SETTINGS]
 
 
@@ -72,7 +79,7 @@ def test_of_equals_the_one_that_leaves_cores_free_is_chosen_and_the_others_are_n
 
 def test_a_rate_that_is_too_high_is_the_first_thing_to_be_said():
     load = Load(None, 5000.0)
-    chosen, as_good = choose(alike(answered=0.05), load, 10.0)
+    chosen, as_good = choose(alike(answered=0.05, keeps_up=False), load, 10.0)
     reason = explain(chosen, as_good, {1: 10.0, 2: 6.0}, load, 10.0)
     assert "No setting keeps up: 5000 requests/s are due, and 100 items/s" in reason
     assert "latency" not in reason
@@ -90,11 +97,37 @@ def test_a_limit_that_nothing_meets_is_told():
     )
 )
 def test_the_best_batch_is_the_smallest_near_the_most(batches):
-    best = Advice(SETTINGS[0], 1, "", "", (), batches, {}, "", 0).best_batch_size
+    best = Advice(SETTINGS[0], 1, None, "", "", (), batches, {}, "", 0).best_batch_size
     (found,) = (it for it in batches if it.batch_size == best)
     most = max(it.items_per_sec for it in batches)
     assert found.items_per_sec >= 0.97 * most
     assert all(it.items_per_sec < 0.97 * most for it in batches if it.batch_size < best)
+
+
+def test_streams_are_tried_up_to_as_many_as_there_are_requests():
+    ideal = {cores: 64.0 / cores for cores in (1, 2, 4, 8, 16, 32, 64)}
+    serial = dict.fromkeys(ideal, 64.0)
+
+    def streams(scaling, load, most=64):
+        found = _candidates(scaling, most, None, load)
+        return [it.num_streams for it in found if it.scheduler == "multi_stream"]
+
+    assert 2 in streams(serial, Load(2, None))
+    assert 3 in streams(serial, Load(3, None))
+    assert streams(serial, Load(128, None))[0] == 64
+    assert streams(ideal, Load(1, None)) == []
+    # 15 requests/s of 64 ms each: about two at a time.
+    assert min(streams(serial, Load(None, 15.0))) == 2
+    # The promise of 6 streams, of 2 cores each, is that of the pairs.
+    assert 6 in streams({1: 12.0, 2: 5.0, 4: 4.9, 8: 4.9, 12: 4.9}, Load(24, None), 12)
+
+
+def test_the_default_is_not_called_worse_where_it_is_as_good():
+    load = Load(16, None)
+    chosen, as_good = choose(alike(), load, None)
+    default = next(it for it in as_good if it.setting == SETTINGS[0])
+    assert "is as good here" in cost(chosen, as_good, default, load)
+    assert "instead" in cost(chosen, [], default, load)
 
 
 @pytest.fixture
@@ -115,6 +148,61 @@ def test_advice_is_remembered_for_the_same_question_only(mlp):
     assert not advise(mlp, seconds=0.5, callers=1).was_remembered
     assert not advise(mlp, seconds=0.5, remembers=False).was_remembered
     assert str(first.setting) in first.compile_line(mlp)
+
+
+def test_an_answer_is_good_for_less_time_and_for_fewer_questions_but_not_for_more(mlp):
+    advise(mlp, seconds=0.5, compares_batches=False)
+    assert advise(mlp, seconds=0.4, compares_batches=False).was_remembered
+    assert not advise(mlp, seconds=0.4).was_remembered  # nothing was known of batches
+    assert advise(mlp, seconds=0.4, compares_batches=False).was_remembered
+    assert not advise(mlp, seconds=0.6).was_remembered
+    assert advise(mlp, seconds=0.6, compares_batches=False).was_remembered
+
+
+def test_ctrl_c_ends_it_and_nothing_is_remembered(mlp, monkeypatch):
+    def measure_interrupted(*args, **kwargs):
+        return dataclasses.replace(measure(*args, **kwargs), is_interrupted=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("deepsched.advice.measuring.measure", measure_interrupted)
+        assert main(["advise", mlp, "--seconds", "0.5", "-q"]) == 130
+        with pytest.raises(KeyboardInterrupt):
+            compile_model(mlp, scheduler="auto")
+    assert not advise(mlp, seconds=0.5).was_remembered
+
+
+def test_one_core_has_but_one_setting(mlp):
+    found = advise(mlp, seconds=0.3, num_cores=1)
+    assert found.setting == Setting("single_stream", None, 1)
+    assert [it.setting for it in found.figures] == [found.setting]
+    assert found.cost_of_ignoring.startswith("It is the default")
+
+
+def test_a_model_that_fails_with_larger_batches_is_advised_without_them(tmp_path, caplog):
+    shape = onnx.numpy_helper.from_array(np.array([1, 64], np.int64), "shape")
+    fixed = models.make(
+        [onnx.helper.make_node("Reshape", ["x", "shape"], ["y"])],
+        [models.tensor("x", ["batch", 64])], [models.tensor("y", None)], [shape],
+    )  # fmt: skip
+    found = advise(fixed, seconds=0.3, cache_dir=tmp_path)
+    assert [it.batch_size for it in found.batches] == [1]
+    assert caplog.messages == []  # of what was only tried
+
+
+@pytest.mark.parametrize("name", ["m[b].onnx", "[red]m.onnx", 'a "b".onnx', "o'clock.onnx"])
+def test_the_line_to_paste_names_the_file_whatever_it_is_called(
+    tmp_path, monkeypatch, capsys, name
+):
+    monkeypatch.setenv("DEEPSCHED_CACHE_DIR", str(tmp_path / "cache"))
+    path = models.save(models.mlp(), tmp_path, name)
+    assert main(["advise", path, "--seconds", "0.3", "-q", "-ncores", "1", "-i", "[1,64]"]) == 0
+    line = capsys.readouterr().out.splitlines()[0]
+    call = ast.parse(line).body[0].value
+    assert ast.literal_eval(call.args[0]) == path
+    keywords = {it.arg: ast.literal_eval(it.value) for it in call.keywords}
+    assert keywords["input_shapes"] == [[1, 64]]
+    with compile_model(path, **keywords) as engine:
+        assert engine.num_cores == 1
 
 
 def test_the_command_prints_the_line_to_paste_and_json(mlp, capsys):

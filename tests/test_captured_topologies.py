@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from deepsched.doctor import check_hardware
+from deepsched.partition import partition
 from deepsched.topology import Core, Topology
 
 FOLDER = Path(
@@ -33,7 +35,7 @@ EXPECTED: dict[str, Any] = json.loads((FOLDER / "expected.json").read_text())
 
 
 @pytest.fixture(scope="session")
-def captured() -> Iterator[dict[str, Topology]]:
+def folders() -> Iterator[dict[str, Path]]:
     # 18,000 files: in memory where there is room, not in pytest's folder, which it keeps a while.
     memory = Path("/dev/shm")
     has_room = memory.is_dir() and shutil.disk_usage(memory).free > 200 << 20
@@ -42,7 +44,12 @@ def captured() -> Iterator[dict[str, Topology]]:
         tarfile.open(FOLDER / "topologies.tar.xz") as archive,
     ):
         archive.extractall(folder, filter="data")
-        yield {name: Topology.from_sysfs(Path(folder, name)) for name in EXPECTED}
+        yield {name: Path(folder, name) for name in EXPECTED}
+
+
+@pytest.fixture(scope="session")
+def captured(folders: dict[str, Path]) -> dict[str, Topology]:
+    return {name: Topology.from_sysfs(folder) for name, folder in folders.items()}
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -79,6 +86,24 @@ def test_hybrid_machine_has_two_kinds(
     cores = captured[name].cores
     assert {cpu for core in cores for cpu in core.cpus if core.kind == 0} == set(least)
     assert {cpu for core in cores for cpu in core.cpus if core.kind == 1} == set(most_capable)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_doctor_reads_a_machine(name: str, folders: dict[str, Path]) -> None:
+    diagnosis = check_hardware(folders[name])
+    assert json.loads(json.dumps(diagnosis.to_dict())) == diagnosis.to_dict()
+    assert all(check.found for check in diagnosis.checks)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_fast"), [("20em64t-hybrid-1p6c2t+2ca4co1t", 6), ("nvidia-dgx-gb10", 10)]
+)
+def test_doctor_tells_how_many_fast_cores_there_are(
+    name: str, num_fast: int, folders: dict[str, Path], captured: dict[str, Topology]
+) -> None:
+    assert f"num_cores={num_fast} " in check_hardware(folders[name])["core_kinds"].advice
+    streams = partition(captured[name], num_cores=num_fast).streams
+    assert len({core.kind for stream in streams for core in stream.cores}) == 1
 
 
 def _reading(cpu: int, core_of: dict[int, Core]) -> dict[str, Any]:

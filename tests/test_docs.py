@@ -54,14 +54,37 @@ def test_the_public_names_are_the_contract():
         assert getattr(deepsched, name).__doc__
 
 
-@pytest.mark.parametrize(
-    "name", ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"]
-)
+DOCUMENTS = [
+    "README.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE",
+    "examples/README.md", "deepsched/runtime/README.md",
+    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+]  # fmt: skip
+
+
+def anchors_of(document):
+    """Of its headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_the_documents_are_there_and_their_links_lead_somewhere(name):
-    text = (ROOT / name).read_text()
-    for target in re.findall(r"\]\(([^)#]+)\)", text):
+    document = ROOT / name
+    for target, _, anchor in re.findall(r"\]\(([^)#]*)(#([^)]+))?\)", document.read_text()):
         if "://" not in target:
-            assert (ROOT / target).exists(), target
+            found = document.parent / target if target else document
+            assert found.exists(), target
+            assert not anchor or anchor in anchors_of(found), f"{target}#{anchor}"
+
+
+def test_every_page_and_picture_of_the_guide_is_linked():
+    linked = {
+        (ROOT / name).parent.joinpath(target).resolve()
+        for name in DOCUMENTS
+        for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / name).read_text())
+    }
+    for path in (ROOT / "docs").iterdir():
+        assert path.resolve() in linked, path.name
 
 
 def test_the_modules_in_architecture_exist():

@@ -79,6 +79,15 @@ def test_a_file_is_as_large_as_what_is_in_it() -> None:
     assert large.get("viewBox") == f"0 0 {large.get('width')} {large.get('height')}"
 
 
+def test_every_line_of_a_file_ends_inside_it() -> None:
+    machine = Topology.synthetic(packages=2, cores_per_l3=8)
+    root = ElementTree.fromstring(draw_svg(picture(machine, partition(machine, num_streams=3))))
+    bold = [text for text in root.iter(f"{SVG}text") if text.get("font-weight") == "bold"]
+    longest = max(len(text.text or "") for text in bold if text.get("font-size") == "12")
+    # A bold letter of 12 px is 7.6 px wide in DejaVu Sans, on average.
+    assert 7.6 * longest < float(root.get("width", 0))
+
+
 def test_levels_nest_as_the_machine_has_them() -> None:
     cores = tuple(
         replace(core, numa_node=core.package // 2)  # a node holds two packages

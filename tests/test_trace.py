@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import sys
 import threading
 import xml.etree.ElementTree as ET
 from collections import Counter
@@ -181,6 +183,86 @@ def test_traces_that_begin_and_end_under_load_lose_nothing_in_between():
                 thread.join()
 
 
+def test_traces_that_end_as_others_begin_know_every_engine(tmp_path):
+    """Two threads trace in turn, as a third opens, uses and closes engines."""
+    path = tmp_path / "mlp.onnx"
+    path.write_bytes(models.mlp().SerializeToString())
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    failures = []
+    with context_of() as context:
+        stop = threading.Event()
+
+        def trace():
+            while not stop.is_set():
+                try:
+                    with context.trace(capacity=1000) as found:
+                        context.stats()
+                except OptionError:  # the other one traces
+                    continue
+                except Exception as error:
+                    failures.append(error)
+                    return
+                failures.extend(it for it in found if it.model != "mlp")
+
+        threads = [threading.Thread(target=trace) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(100):
+                with Engine(str(path), context=context) as engine:
+                    for _ in range(20):
+                        engine.run([X])
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+            sys.setswitchinterval(interval)
+        assert context._model_names == {}  # nothing is kept of closed engines
+    assert failures == []
+
+
+def test_an_engine_that_is_being_collected_is_known_by_name():
+    with context_of(1) as context:
+        engine = Engine(models.spin(), None, context=context)
+        engine.itself = engine  # only the garbage collector can take it
+        running = engine.submit(LONG)
+        while not running.running():
+            pass
+        waiting = engine.submit(LONG)
+        model = engine._model
+        del engine
+        collector = threading.Thread(target=gc.collect)
+        collector.start()
+        while True:  # until it is being closed
+            try:
+                model.run(LONG, timeout=0)
+            except ClosedError:
+                break
+            except DeadlineExceeded:
+                continue
+        with context.trace() as trace:
+            running.cancel()
+            collector.join()
+            with pytest.raises(ClosedError):
+                waiting.result()
+    assert [it.model for it in trace] == ["model"] * len(trace)
+    assert len(trace) >= 1
+
+
+def test_requests_that_still_wait_when_a_trace_ends_are_counted():
+    with context_of(1) as context:
+        engine = Engine(models.spin(), None, context=context)
+        with context.trace() as trace:
+            running = engine.submit(LONG)
+            while not running.running():
+                pass
+            waiting = [engine.submit(LONG) for _ in range(3)]
+        assert (len(trace), trace.num_waiting) == (0, 3)
+        for future in (*waiting, running):
+            future.cancel()
+
+
 def test_a_child_process_leaves_its_parents_trace_alone():
     with context_of() as context:
         engine = Engine(models.mlp(), None, context=context)
@@ -264,12 +346,22 @@ def test_the_timeline_has_a_row_for_each_stream_and_group_and_a_slice_for_each_r
     # The wide run: in both streams, and in its group.
     assert slices[:4] == [(2, 0, 10, 20), (2, 1, 10, 20), (3, 0, 10, 20), (2, 1, 30, 10)]
     assert {pid for pid, *_ in slices[4:]} == {6, 7}  # the second trace, beside it
-    begins = [(e["ts"], e["id"]) for e in events if e["ph"] == "b" and e["pid"] == 4]
-    ends = [(e["ts"], e["id"]) for e in events if e["ph"] == "e" and e["pid"] == 4]
-    assert (begins, ends) == ([(0, 0), (5, 1)], [(10, 0), (30, 1)])
+    # Local to its trace, by the pid: the other one's requests have the same numbers.
+    begins = [(e["pid"], e["ts"], e["id2"]["local"]) for e in events if e["ph"] == "b"]
+    ends = [(e["pid"], e["ts"], e["id2"]["local"]) for e in events if e["ph"] == "e"]
+    assert begins == [(4, 0, "0x0"), (4, 5, "0x1"), (8, 0, "0x0"), (8, 5, "0x1")]
+    assert ends == [(4, 10, "0x0"), (4, 30, "0x1"), (8, 10, "0x0"), (8, 30, "0x1")]
     depth = [e["args"] for e in events if e["ph"] == "C" and e["pid"] == 1]
     assert max(args.get("requests waiting", 0) for args in depth) == 2
     assert max(args.get("busy cores", 0) for args in depth) == 2
+
+
+def test_what_waited_before_the_trace_began_is_not_before_the_timeline_begins():
+    trace = trace_of(record(-9000, 4000, 5000), record(1000, 5000, 6000))
+    events = to_perfetto([trace])["traceEvents"]
+    times = [(e["ph"], e["ts"]) for e in events if "ts" in e]
+    assert min(ts for _, ts in times) == 0
+    assert [ts for ph, ts in times if ph == "X"] == [13, 14]
 
 
 # --- The picture --------------------------------------------------------------------------------

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deepsched.advice.settings import Figures, Setting
 from deepsched.speed import useful_cores
+from deepsched.words import short
 
 # Settings within this of the best are as good: the simpler one is taken. Latencies at a given rate
 # differ by more from one run to the next.
@@ -25,6 +27,12 @@ class Load:
         if self.rate is not None:
             return f"{self.rate:g} requests/s at random times"
         return "1 caller" if self.callers == 1 else f"{self.callers} callers at once"
+
+    def num_at_once(self, ms: float) -> int:
+        """How many requests there are at a time, about, where each takes so long."""
+        if self.callers is not None:
+            return self.callers
+        return 1 + math.ceil((self.rate or 0.0) * ms / 1e3)
 
     @property
     def aim(self) -> str:
@@ -107,32 +115,35 @@ def explain(
 
 def _scaling(scaling_ms: dict[int, float]) -> str:
     if len(scaling_ms) == 1:
-        return "There is one core."
+        return "There is one core to use."
     enough = useful_cores(scaling_ms)
     one = scaling_ms[min(scaling_ms)]
     if enough == max(scaling_ms):
         return (
-            f"A lone request gets faster with every core: {one:.2f} ms on one, "
-            f"{scaling_ms[enough]:.2f} ms on {enough}."
+            f"A lone request gets faster with every core: {short(one)} ms on one, "
+            f"{short(scaling_ms[enough])} ms on {enough}."
         )
     if enough == min(scaling_ms):
-        return f"A lone request takes {one:.2f} ms on one core, and more cores do not help."
+        return f"A lone request takes {short(one)} ms on one core, and more cores do not help."
     return (
-        f"A lone request takes {one:.2f} ms on one core, {scaling_ms[enough]:.2f} ms on {enough}, "
-        "and more cores do not help."
+        f"A lone request takes {short(one)} ms on one core, {short(scaling_ms[enough])} ms on "
+        f"{enough}, and more cores do not help."
     )
 
 
-def cost(chosen: Figures, default: Figures, load: Load) -> str:
+def cost(chosen: Figures, as_good: Sequence[Figures], default: Figures, load: Load) -> str:
     """What the default setting would give instead."""
     if chosen.setting == default.setting:
         return "It is the default: single_stream on all cores."
-    instead = "With the default, single_stream on all cores, instead:"
+    if default in as_good:
+        instead, against = "The default, single_stream on all cores, is as good here:", "against"
+    else:
+        instead, against = "With the default, single_stream on all cores, instead:", "not"
     if not default.keeps_up:
         return f"{instead} {default.answered:.0%} of the requests answered."
     if load.rate is not None or load.callers == 1:
         return (
-            f"{instead} p50 {default.p50_ms:.2f} ms, not {chosen.p50_ms:.2f}; "
-            f"p99 {default.p99_ms:.2f} ms, not {chosen.p99_ms:.2f}."
+            f"{instead} p50 {short(default.p50_ms)} ms, {against} {short(chosen.p50_ms)}; "
+            f"p99 {short(default.p99_ms)} ms, {against} {short(chosen.p99_ms)}."
         )
-    return f"{instead} {default.items_per_sec:.1f} items/s, not {chosen.items_per_sec:.1f}."
+    return f"{instead} {default.items_per_sec:.1f} items/s, {against} {chosen.items_per_sec:.1f}."

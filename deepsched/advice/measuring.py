@@ -20,7 +20,7 @@ from deepsched.benchmark.measurement import Measurement, measure
 from deepsched.compiled import CacheDir
 from deepsched.context import Context
 from deepsched.engine import Engine
-from deepsched.errors import ModelError, OptionError
+from deepsched.errors import InferenceError, InputError, ModelError, OptionError
 from deepsched.model import ModelLike, Shapes
 from deepsched.speed import useful_cores, widths
 
@@ -61,7 +61,8 @@ def advise(
         rate: the load instead: requests a second, at random times.
         p99_limit_ms: settings whose 99th percentile is above that are out, if any is not.
         seconds: about how long to measure.
-        compares_batches: with neither callers nor a rate, try larger requests as well.
+        compares_batches: without callers, a rate, or input_shapes (there is a batch in these), try
+            larger requests as well.
         remembers: look for, and keep, the result for this model, machine, load and these versions
             in the cache folder.
         on_progress: is told what is measured next.
@@ -83,12 +84,15 @@ def advise(
     _check(callers, rate, p99_limit_ms, seconds)
     began = time.monotonic()
     say = on_progress or (lambda text: None)
-    compares_batches = compares_batches and callers is None and rate is None and bool(batch_size)
+    has_open_load = callers is None and rate is None
+    compares_batches = (
+        compares_batches and has_open_load and bool(batch_size) and input_shapes is None
+    )
     most_cores = _num_cores(num_cores)
-    load = Load(2 * most_cores if callers is None and rate is None else callers, rate)
-    question = [batch_size, input_shapes, num_cores, str(load), p99_limit_ms, compares_batches]
+    load = Load(2 * most_cores if has_open_load else callers, rate)
+    question = [batch_size, input_shapes, num_cores, str(load), p99_limit_ms]
     memory = Memory.of(model, cache_dir, question) if remembers else None
-    if memory is not None and (known := memory.recall()) is not None:
+    if memory is not None and (known := memory.recall(seconds, compares_batches)) is not None:
         return known
 
     def open_batched(batch_size: int | None, setting: Setting) -> Engine:
@@ -111,8 +115,9 @@ def advise(
     advice = Advice(
         setting=chosen.setting,
         batch_size=batch_size,
+        input_shapes=input_shapes,
         reason=explain(chosen, as_good, scaling, load, p99_limit_ms),
-        cost_of_ignoring=cost(chosen, default, load),
+        cost_of_ignoring=cost(chosen, as_good, default, load),
         figures=tuple(sorted(figures, key=lambda it: (not it.keeps_up, load.key(it)))),
         batches=batches,
         scaling_ms=scaling,
@@ -120,7 +125,7 @@ def advise(
         seconds=time.monotonic() - began,
     )
     if memory is not None:
-        memory.keep(advice)
+        memory.keep(advice, seconds)
     return advice
 
 
@@ -157,8 +162,7 @@ def _scaling(open_engine: _OpenEngine, most: int, seconds: float, say: _Say) -> 
 
 def _lone_ms(open_engine: _OpenEngine, cores: int, seconds: float) -> float:
     with open_engine(Setting("single_stream", None, cores)) as engine:
-        inputs = engine.generate_random_inputs()
-        engine.run(inputs)
+        inputs = engine._tried_inputs()
         times: list[float] = []
         end = time.perf_counter() + seconds
         while len(times) < 3 or time.perf_counter() < end:
@@ -172,15 +176,27 @@ def _candidates(
     scaling: dict[int, float], most: int, num_cores: int | None, load: Load
 ) -> list[Setting]:
     """The default first; then, pruned by the curve, the multi_streams that promise most."""
-    candidates = [Setting("single_stream", None, num_cores), Setting("elastic", None, num_cores)]
+    candidates = [Setting("single_stream", None, num_cores)]
+    if most == 1:
+        return candidates  # all of them are this one
+    candidates.append(Setting("elastic", None, num_cores))
     enough = useful_cores(scaling)
     if enough < most:
         candidates.append(Setting("single_stream", None, enough))
-    promised = {
-        most // cores: (most // cores) / ms for cores, ms in scaling.items() if most // cores > 1
-    }
+
+    def run_ms(streams: int) -> float:
+        """On the widest group that was measured, of those that are no wider."""
+        return scaling[max(cores for cores in scaling if cores <= most // streams)]
+
+    def promise(streams: int) -> float:
+        """Runs a ms, with no more of them at a time than there are requests."""
+        return min(streams, load.num_at_once(run_ms(streams))) / run_ms(streams)
+
+    counts = {most // cores for cores in scaling} | set(widths(most))
+    if load.callers is not None:
+        counts.add(min(load.callers, most))
+    by_promise = sorted(counts - {1}, key=lambda streams: (-promise(streams), streams))
     if load.callers != 1:
-        by_promise = sorted(promised, key=lambda streams: -promised[streams])
         candidates += [Setting("multi_stream", streams, num_cores) for streams in by_promise[:3]]
     return candidates
 
@@ -208,18 +224,22 @@ def _compare(
             statistics.median(it.percentile(50) for it in measured),
             statistics.median(it.percentile(99) for it in measured),
             statistics.median(it.iterations / (it.iterations + it.num_dropped) for it in measured),
+            statistics.median(it.keeps_up for it in measured) > 0.5,
         )
         for setting, measured in seen.items()
     ]
 
 
 def _put_on(engine: Engine, load: Load, seconds: float) -> Measurement:
-    return measure(
+    measured = measure(
         engine, callers=load.callers, rate=load.rate, poisson=load.rate is not None,
         seconds=seconds, warmup_seconds=0.1 * seconds,
         # What is so late shows that the rate is too high; it need not be waited for.
         max_late_seconds=0.3 * seconds,
     )  # fmt: skip
+    if measured.is_interrupted:  # Ctrl-C: a part of the figures is no advice
+        raise KeyboardInterrupt
+    return measured
 
 
 def _batches(
@@ -232,10 +252,13 @@ def _batches(
         batch_size *= _BATCH_STEP
         say(f"{chosen.setting}, batches of {batch_size}")
         try:
+            # Tried alone first: an elastic engine would log that it cannot be measured.
+            with open_batched(batch_size, Setting("single_stream", None, 1)) as engine:
+                engine._tried_inputs()
             with open_batched(batch_size, chosen.setting) as engine:
                 measured = _put_on(engine, load, max(_LEAST_SECONDS, seconds))
-        except ModelError:  # its shapes are fixed
-            break
+        except (ModelError, InputError, InferenceError):
+            break  # its shapes are fixed, or something in it relies on the batch
         if p99_limit_ms is not None and measured.percentile(99) > p99_limit_ms:
             break
         found.append(BatchFigures(batch_size, measured.items_per_sec, measured.percentile(50)))

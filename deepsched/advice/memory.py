@@ -17,6 +17,7 @@ from deepsched.compiled import CacheDir
 from deepsched.context import Context
 from deepsched.model import ModelLike, serialize
 from deepsched.runtime.library import describe_library
+from deepsched.sysfs import read_cpuinfo
 from deepsched.version import __version__
 
 
@@ -38,17 +39,21 @@ class Memory:
             else:
                 content = blake3.blake3(serialize(model)).hexdigest()
             with Context(scheduler="single_stream") as context:
-                machine = context.topology.to_dict()
+                machine = [context.topology.to_dict(), _cpu_models()]
             parts = [content, question, machine, __version__, describe_library()["version"]]
             key = blake3.blake3(json.dumps(parts, default=str).encode()).hexdigest()[:32]
         except (OSError, AttributeError, TypeError, ValueError):
             return None
         return cls(folder / f".advice-{key}.json")
 
-    def recall(self) -> Advice | None:
-        """What was kept; None if nothing was, or it is damaged or another version's."""
+    def recall(self, seconds: float, compares_batches: bool) -> Advice | None:
+        """What was kept; None if nothing was, it was found in less time than is given now or says
+        nothing of batches that are asked for, or it is damaged or another version's."""
         try:
-            kept = json.loads(self._path.read_text("utf-8"))
+            file = json.loads(self._path.read_text("utf-8"))
+            kept = file["advice"]
+            if file["seconds"] < seconds or (compares_batches and not kept["batches"]):
+                return None
             del kept["best_batch_size"]
             kept |= {
                 "setting": Setting(**kept["setting"]),
@@ -63,10 +68,19 @@ class Memory:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
-    def keep(self, advice: Advice) -> None:
-        """Whole or not at all."""
+    def keep(self, advice: Advice, seconds: float) -> None:
+        """Whole or not at all. `seconds`: what was given to find it."""
         with contextlib.suppress(OSError):  # then it is measured anew
             fd, name = tempfile.mkstemp(dir=self._path.parent, prefix=".advice-")
             with os.fdopen(fd, "w", encoding="utf-8") as file:
-                json.dump(advice.to_dict(), file)
+                json.dump({"seconds": seconds, "advice": advice.to_dict()}, file)
             os.replace(name, self._path)
+
+
+def _cpu_models() -> list[list[str]]:
+    """What kinds of CPU there are: machines of one shape may share a cache folder."""
+    fields = ("vendor_id", "model name", "flags", "CPU implementer", "CPU part", "Features")
+    cpus = read_cpuinfo(Path("/")).values()
+    return sorted(
+        [list(kind) for kind in {tuple(cpu.get(it, "") for it in fields) for cpu in cpus}]
+    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from deepsched.model import Shapes
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -37,11 +39,8 @@ class Figures:
     p99_ms: float
     answered: float
     """The share of the requests due that were answered: 1.0, but for a rate that is too high."""
-
-    @property
-    def keeps_up(self) -> bool:
-        """Whether all that was due was answered, but for what a disturbance may cost."""
-        return self.answered >= 0.99
+    keeps_up: bool
+    """Whether what was due was answered as fast as it fell due; see Measurement.keeps_up."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,8 @@ class Advice:
 
     setting: Setting
     batch_size: int | None
+    """As asked for."""
+    input_shapes: Shapes | None
     """As asked for."""
     reason: str
     cost_of_ignoring: str
@@ -80,7 +81,8 @@ class Advice:
         """The smallest within 3 % of the most items a second; None if none were compared.
 
         >>> batches = BatchFigures(1, 100.0, 10.0), BatchFigures(4, 125.0, 32.0)
-        >>> advice = Advice(Setting("elastic", None, None), 1, "", "", (), batches, {}, "", 0)
+        >>> elastic = Setting("elastic", None, None)
+        >>> advice = Advice(elastic, 1, None, "", "", (), batches, {}, "", 0)
         >>> advice.best_batch_size
         4
         """
@@ -89,14 +91,19 @@ class Advice:
         most = max(it.items_per_sec for it in self.batches)
         return min(it.batch_size for it in self.batches if it.items_per_sec >= 0.97 * most)
 
-    def compile_line(self, model: str) -> str:
-        """Python that follows the advice.
+    def compile_line(self, model: str, batch_size: int | None = None) -> str:
+        """Python that follows the advice, for another batch size if one is given.
 
-        >>> advice = Advice(Setting("elastic", None, None), 1, "", "", (), (), {}, "", 0)
-        >>> advice.compile_line("m.onnx")
-        'compile_model("m.onnx", batch_size=1, scheduler="elastic")'
+        >>> elastic = Setting("elastic", None, None)
+        >>> advice = Advice(elastic, 1, None, "", "", (), (), {}, "", 0)
+        >>> advice.compile_line("m.onnx", 4)
+        'compile_model("m.onnx", batch_size=4, scheduler="elastic")'
         """
-        return f'compile_model("{model}", batch_size={self.batch_size}, {self.setting})'
+        shapes = "" if self.input_shapes is None else f", input_shapes={self.input_shapes!r}"
+        batch_size = self.batch_size if batch_size is None else batch_size
+        is_plain = model.isprintable() and not set(model) & set('"\\')
+        path = f'"{model}"' if is_plain else repr(model)
+        return f"compile_model({path}, batch_size={batch_size}, {self.setting}{shapes})"
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -88,9 +88,11 @@ def _open(subject: Subject, num_cores: int, profile_to: str | None) -> Iterator[
 
 def _repeat(engine: Engine, inputs: Any, runs: Runs) -> list[float]:
     """Milliseconds of each run but the warm-ups."""
+    num_warmups = runs.num_warmups
     if inputs is None:
-        inputs = engine.generate_random_inputs()
-    for _ in range(runs.num_warmups):
+        inputs = engine._tried_inputs()
+        num_warmups -= 1
+    for _ in range(num_warmups):
         engine.run(inputs)
     times: list[float] = []
     end = time.perf_counter() + runs.seconds

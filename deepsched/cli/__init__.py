@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from deepsched.cli import advise, analyze, benchmark, cache, topology, trace
+from deepsched.cli import advise, analyze, benchmark, cache, doctor, topology, trace
 from deepsched.errors import DeepschedError
 from deepsched.version import __version__
 
@@ -49,22 +49,21 @@ def _to_the_reader(main: _Main) -> _Main:
 
 @_to_the_reader
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a subcommand. Returns 0; 2 for arguments or a model that cannot be used; 130 for
-    Ctrl-C; 141 if nobody reads its output to the end."""
+    """Runs a subcommand. Returns 0; 1 where `doctor` warns; 2 for arguments, a model or a machine
+    that cannot be used; 130 for Ctrl-C; 141 if nobody reads its output to the end."""
     parser = argparse.ArgumentParser(
         prog="deepsched",
         description="Decides which CPU cores serve which inference request.",
     )
     parser.add_argument("--version", action="version", version=f"deepsched {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
-    for command in (benchmark, advise, analyze, topology, trace, cache):
+    for command in (benchmark, advise, analyze, topology, doctor, trace, cache):
         command.add_parser(commands)
     args = parser.parse_args(argv)
     try:
-        args.run(args)
+        return int(args.run(args) or 0)
     except DeepschedError as error:
         print(f"deepsched: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    return 0

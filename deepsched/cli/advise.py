@@ -4,12 +4,54 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from typing import Any
 
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
 from deepsched.advice import Advice, Setting, advise
+from deepsched.benchmark import bundled_model
+from deepsched.cli.options import parse_shapes
+from deepsched.words import short
+
+_EPILOG = """\
+fields of the table and of the JSON's `figures`:
+  setting       what to give to compile_model
+  streams       num_streams: how many that makes here
+  items/s       items_per_sec: requests a second times batch size
+  mean ms       mean_ms: of the latency, from the call (at a rate: from when it was due) to the
+                answer
+  p50 ms        p50_ms: half of the requests stayed within
+  p99 ms        p99_ms: 99 of 100 of the requests stayed within
+  answered      the share of the requests due that were; a rate that is too high leaves some
+  keeps_up      (JSON) whether they were answered as fast as they fell due
+
+other fields of the JSON:
+  setting           what is recommended
+  compile_line      Python that follows it
+  batch_size        as asked for; items
+  input_shapes      as asked for
+  best_batch_size   the smallest of `batches` within 3 % of the most items a second; null: none were
+                    compared: only without --callers, --rate and --input_shapes
+  batches           by batch_size, with the recommended setting: items_per_sec, p50_ms of requests
+  reason            why that setting
+  cost_of_ignoring  what the default, single_stream on all cores, would give instead
+  scaling_ms        the median latency of a lone request, ms, by cores
+  load              what the settings were compared under
+  seconds           how long it took to find out
+  was_remembered    whether that was at another time
+
+exit codes:
+  0    advised
+  2    arguments or a model that cannot be used
+  130  Ctrl-C
+
+examples:
+  deepsched advise model.onnx
+  deepsched advise model.onnx --callers 1
+  deepsched advise model.onnx --rate 100 --p99-limit 20
+"""
 
 
 def add_parser(commands: Any) -> None:
@@ -20,15 +62,18 @@ def add_parser(commands: Any) -> None:
         description="Measures how MODEL scales with cores and with requests side by side, and "
         "recommends scheduler, num_streams and num_cores for a load, with the reason, the figures, "
         "and the line to paste. The answer is remembered for this model, machine and load.",
-        epilog="streams: how many the setting makes here. items/s: requests a second times batch "
-        "size. mean, p50, p99: of the latency, and what half, and 99 of 100, of the requests "
-        "stayed within, from the call (at a rate: from when it was due) to the answer, in ms. "
-        "answered: the share of the requests due that were; a rate that is too high leaves some. "
-        "Exit codes: 0; 2 for arguments or a model that cannot be used; 130 for "
-        "Ctrl-C.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model_path", metavar="MODEL", help="path of an ONNX file")
+    parser.add_argument(
+        "model_path", nargs="?", metavar="MODEL",
+        help="path of an ONNX file (default: ResNet-50 from the onnx wheel)",
+    )  # fmt: skip
     parser.add_argument("-b", "--batch_size", type=int, default=1, help="items in a request")
+    parser.add_argument(
+        "-i", "-shapes", "--input_shapes", default="", metavar="SHAPES",
+        help='shapes of the inputs, such as "[1,3,320,320]" or "[1,128],[1,128]"',
+    )  # fmt: skip
     parser.add_argument("-ncores", "--num_cores", type=int, help="the most cores to use")
     load = parser.add_mutually_exclusive_group()
     load.add_argument(
@@ -50,38 +95,41 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measures and reports."""
+    model = args.model_path or bundled_model()
     with Console(stderr=True).status("measuring") as status:
         if args.quiet:
             status.stop()
         advice = advise(
-            args.model_path, args.batch_size, num_cores=args.num_cores, callers=args.callers,
-            rate=args.rate, p99_limit_ms=args.p99_limit, seconds=args.seconds,
-            remembers=not args.fresh, on_progress=lambda text: status.update(f"measuring {text}"),
+            model, args.batch_size, parse_shapes(args.input_shapes),
+            num_cores=args.num_cores, callers=args.callers, rate=args.rate,
+            p99_limit_ms=args.p99_limit, seconds=args.seconds, remembers=not args.fresh,
+            on_progress=lambda text: status.update(f"measuring {text}"),
         )  # fmt: skip
     if args.json:
-        line = {"compile_line": advice.compile_line(args.model_path)}
-        print(json.dumps({**advice.to_dict(), **line}, indent=2))
+        line = {"compile_line": advice.compile_line(model)}
+        print(json.dumps({**advice.to_dict(), **line}, indent=2, allow_nan=False))
         return
-    _print(advice, args.model_path)
+    _print(advice, model)
 
 
 def _print(advice: Advice, model: str) -> None:
-    console = Console(highlight=False)
+    # Into a file: whole, not cut at 80. No markup: a path may look like it.
+    width = None if sys.stdout.isatty() else 120
+    console = Console(highlight=False, markup=False, width=width)
     console.print(advice.compile_line(model), style="bold", soft_wrap=True)  # to be copied whole
     console.print(f"\nWhy: {advice.reason} {advice.cost_of_ignoring}")
     if advice.batches:
-        console.print(_batches(advice))
-    scaling = ", ".join(f"{cores}: {ms:.2f} ms" for cores, ms in advice.scaling_ms.items())
+        _print_batches(console, advice, model)
+    scaling = ", ".join(f"{cores}: {short(ms)} ms" for cores, ms in advice.scaling_ms.items())
     console.print(f"A lone request, by cores: {scaling}\n")
-    table = Table(
-        Column("setting", overflow="fold"), "streams", "items/s", "mean ms", "p50 ms", "p99 ms",
-        "answered", title=f"With {advice.load}",
-    )  # fmt: skip
+    table = Table(title=f"With {advice.load}")
+    table.add_column("setting", overflow="fold")
+    for name in ("streams", "items/s", "mean ms", "p50 ms", "p99 ms", "answered"):
+        table.add_column(name, justify="right", overflow="fold")
     for it in advice.figures:
         table.add_row(
-            _short(it.setting), str(it.num_streams), f"{it.items_per_sec:.1f}", f"{it.mean_ms:.2f}",
-            f"{it.p50_ms:.2f}", f"{it.p99_ms:.2f}",
-            "all" if it.answered == 1 else f"{it.answered:.1%}",
+            _short(it.setting), str(it.num_streams), f"{it.items_per_sec:.1f}", short(it.mean_ms),
+            short(it.p50_ms), short(it.p99_ms), "all" if it.answered == 1 else f"{it.answered:.1%}",
             style="bold" if it.setting == advice.setting else None,
         )  # fmt: skip
     console.print(table)
@@ -93,15 +141,19 @@ def _short(setting: Setting) -> str:
     return str(setting).removeprefix("scheduler=").replace('"', "")
 
 
-def _batches(advice: Advice) -> str:
-    first = advice.batches[0]
+def _print_batches(console: Console, advice: Advice, model: str) -> None:
+    first, *others = advice.batches
     larger = ", ".join(
-        f"{it.batch_size}: {it.items_per_sec:.1f} items/s, p50 {it.p50_ms:.1f} ms"
-        for it in advice.batches[1:]
+        f"{it.batch_size}: {it.items_per_sec:.1f} items/s, p50 {short(it.p50_ms)} ms"
+        for it in others
     )
-    if not larger:
-        return f"Batches: the model, or the limit, takes none larger than {first.batch_size}."
     best = advice.best_batch_size
-    if best == first.batch_size:
-        return f"Batches: larger ones do not gain ({larger})."
-    return f"Batches: batch_size={best} serves most, if items can be put together ({larger})."
+    if not larger:
+        text = f"the model, or the limit, takes none larger than {first.batch_size}."
+    elif best == first.batch_size:
+        text = f"larger ones do not gain ({larger})."
+    else:
+        text = f"batch_size={best} serves most ({larger}). If items can be put together:"
+    console.print(f"Batches: {text}")
+    if best != first.batch_size:
+        console.print(advice.compile_line(model, best), soft_wrap=True)

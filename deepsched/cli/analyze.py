@@ -13,6 +13,7 @@ from rich.table import Table
 
 from deepsched.analysis import Analysis, Operator, analyze
 from deepsched.analysis.operators import Timed
+from deepsched.benchmark import bundled_model
 from deepsched.benchmark.report import flatten
 from deepsched.cli.options import check_distinct, finite, output, parse_shapes, to_json
 from deepsched.errors import OptionError
@@ -60,7 +61,10 @@ def add_parser(commands: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model_path", metavar="MODEL", help="path of an ONNX file")
+    parser.add_argument(
+        "model_path", nargs="?", metavar="MODEL",
+        help="path of an ONNX file (default: ResNet-50 from the onnx wheel)",
+    )  # fmt: skip
     parser.add_argument("-b", "--batch_size", type=int, default=1, help="items in a request")
     parser.add_argument(
         "-i", "-shapes", "--input_shapes", default="", metavar="SHAPES",
@@ -92,8 +96,8 @@ def run(args: argparse.Namespace) -> None:
             if args.quiet:
                 status.stop()
             analysis = analyze(
-                args.model_path, args.batch_size, parse_shapes(args.input_shapes),
-                num_cores=args.num_cores, seconds=args.seconds,
+                args.model_path or bundled_model(), args.batch_size,
+                parse_shapes(args.input_shapes), num_cores=args.num_cores, seconds=args.seconds,
                 on_progress=lambda text: status.update(f"measuring on {text}"),
             )  # fmt: skip
         if args.json:

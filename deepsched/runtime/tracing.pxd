@@ -10,12 +10,18 @@ cdef struct TraceEntry:
     uint32_t stage  # how it ended
     bint by_worker
 
+cdef struct TraceBuffer:
+    # Of one trace, in one piece: whoever has the pointer has a capacity that fits.
+    size_t capacity
+    char _pad0[56]
+    atomic[size_t] num_taken  # places among the entries, and those there was no room for
+    char _pad1[56]
+    # `capacity` entries lie behind it.
+
 cdef struct TraceState:
-    atomic[TraceEntry*] entries  # NULL: nothing is traced
-    size_t capacity  # of `entries`; written before them
-    char _pad0[48]
-    atomic[size_t] num_taken  # places in `entries`, and those there was no room for
-    atomic[uint32_t] num_writers  # threads that may hold on to `entries`
+    atomic[TraceBuffer*] buffer  # NULL: nothing is traced
+    char _pad0[56]
+    atomic[uint32_t] num_writers  # threads that may hold on to a buffer
 
 cdef class Tracer:
     cdef TraceState state
@@ -23,6 +29,6 @@ cdef class Tracer:
 
 cdef inline bint is_on(TraceState* trace) noexcept nogil:
     # relaxed: a request that ends just as the trace begins may be in it or not.
-    return trace.entries.load(memory_order_relaxed) != NULL
+    return trace.buffer.load(memory_order_relaxed) != NULL
 
 cdef void note(TraceState* trace, TraceEntry entry) noexcept nogil

@@ -20,7 +20,8 @@ _TITLES = ("load", "streams", "core groups", "waiting")
 
 
 def to_perfetto(traces: Sequence[Trace]) -> dict[str, Any]:
-    """Traces in one timeline, each beginning at 0; to be written as JSON."""
+    """Traces in one timeline, each from 0 on, where its first request was submitted or the trace
+    began; to be written as JSON."""
     events = [event for i, trace in enumerate(traces) for event in _events(trace, 1 + 4 * i)]
     return {
         "traceEvents": events,
@@ -69,10 +70,14 @@ def _request(
     }
     if it.waited_ns:
         # Many wait at a time, so these are not slices of one row but of one for each.
-        edge = {"cat": "waiting", "name": it.model, "id": number, "pid": first_pid + _WAITING}
+        # Local: the same number is another request in another trace.
+        edge = {
+            "cat": "waiting", "name": it.model, "id2": {"local": hex(number)},
+            "pid": first_pid + _WAITING, "tid": 0,
+        }  # fmt: skip
         until = it.submitted_ns + it.waited_ns
-        yield {"ph": "b", "ts": _us(trace, it.submitted_ns), "tid": 0, **edge, "args": args}
-        yield {"ph": "e", "ts": _us(trace, until), "tid": 0, **edge}
+        yield {"ph": "b", "ts": _us(trace, it.submitted_ns), **edge, "args": args}
+        yield {"ph": "e", "ts": _us(trace, until), **edge}
     if it.started_ns is None or it.stream is None:
         return
     slice_ = {
@@ -91,8 +96,8 @@ def _request(
 
 
 def _counter(trace: Trace, name: str, found: list[Level], pid: int) -> Iterator[Event]:
-    for time, level in [(trace.began_ns, 0), *found]:
-        ts = max(0.0, _us(trace, time))
+    for time, level in [(_origin_ns(trace), 0), *found]:
+        ts = _us(trace, time)
         yield {"ph": "C", "name": name, "pid": pid, "ts": ts, "args": {name: level}}
 
 
@@ -106,7 +111,13 @@ def _meta(what: str, pid: int, tid: int, **args: Any) -> Event:
 
 
 def _us(trace: Trace, time_ns: int) -> float:
-    return (time_ns - trace.began_ns) / 1e3
+    return (time_ns - _origin_ns(trace)) / 1e3
+
+
+def _origin_ns(trace: Trace) -> int:
+    """Requests may have waited when the trace began, and viewers leave out what is before 0."""
+    # They are in the order of their submission.
+    return min(trace.began_ns, trace[0].submitted_ns) if len(trace) else trace.began_ns
 
 
 def _join(cpus: tuple[int, ...]) -> str:

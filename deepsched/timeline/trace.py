@@ -59,7 +59,8 @@ class Trace(Sequence[RequestRecord]):
     """The requests that ended while a context was traced, by the time that they were submitted.
 
     Made by `Context.trace`, and filled when its block ends. Requests that no queue took (QueueFull,
-    a timeout that passed before there was room) are not among them.
+    a timeout that passed before there was room) are not among them, nor those that have not ended:
+    `num_waiting` says how many still wait, and the depth of the queue is without them.
 
     Example:
         >>> from deepsched import Engine
@@ -79,6 +80,8 @@ class Trace(Sequence[RequestRecord]):
         self.ended_ns = ended_ns
         self.num_dropped = 0
         """Requests that ended after the trace was full."""
+        self.num_waiting = 0
+        """Requests that still waited when the trace ended. They are not in it."""
         self._records: list[RequestRecord] = []
 
     @overload
@@ -138,6 +141,7 @@ class Trace(Sequence[RequestRecord]):
         self,
         entries: Iterable[Entry],
         num_dropped: int,
+        num_waiting: int,
         ended_ns: int,
         models: Mapping[int, TracedModel],
         ranges: Sequence[tuple[int, int]],
@@ -155,4 +159,5 @@ class Trace(Sequence[RequestRecord]):
             )  # fmt: skip
         self._records.sort(key=lambda record: record.submitted_ns)
         self.num_dropped = num_dropped
+        self.num_waiting = num_waiting
         self.ended_ns = ended_ns

@@ -80,4 +80,5 @@ def summary(trace: Trace) -> str:
     return (
         f"{trace.scheduler}, {streams}: {len(runs) / trace.seconds:.4g} requests/s, of which the "
         f"median waited {waiting / 1e6:.3g} ms and ran {running / 1e6:.3g} ms"
+        + (f"; {trace.num_waiting} still waited at the end" if trace.num_waiting else "")
     )

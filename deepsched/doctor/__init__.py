@@ -1,0 +1,62 @@
+"""What this machine is for inference, what slows it down, and what to do about it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from deepsched.doctor import instructions, kernel, limits, machine, pools, versions
+from deepsched.doctor.diagnosis import Check, Diagnosis, Status
+from deepsched.doctor.host import Host
+
+__all__ = ["Check", "Diagnosis", "Status", "check_hardware"]
+
+_CHECKS = (
+    instructions.fp32,
+    instructions.int8,
+    instructions.fp16,
+    instructions.bf16,
+    limits.affinity,
+    limits.cpuset,
+    limits.cpu_quota,
+    limits.throttling,
+    machine.smt,
+    machine.core_kinds,
+    machine.numa,
+    machine.numa_balancing,
+    machine.memory_nodes,
+    limits.memory,
+    limits.shared_memory,
+    kernel.huge_pages,
+    kernel.governor,
+    kernel.boost,
+    kernel.steal,
+    pools.thread_pools,
+    versions.packages,
+    versions.onnxruntime,
+)
+
+
+def check_hardware(
+    root: str | os.PathLike[str] = "/", affinity: Iterable[int] | None = None
+) -> Diagnosis:
+    """Looks at the machine, and at this process on it: what slows inference down, what to do.
+
+    Nothing is measured and nothing is changed.
+
+    Args:
+        root: the folder that holds sys/ and proc/; "/" is this machine. Of a captured machine
+            the checks of the process (packages, thread pools, /dev/shm) are unknown.
+        affinity: OS numbers of the CPUs that the process may use; None for the calling thread's
+            affinity mask, and for all CPUs of a captured machine.
+
+    Raises:
+        TopologyError: `root` holds no machine, or none of its CPUs may be used.
+
+    Example:
+        >>> diagnosis = check_hardware()
+        >>> str(diagnosis["cpuset"].status)
+        'ok'
+    """
+    host = Host.read(root, affinity)
+    return Diagnosis(tuple(check(host) for check in _CHECKS))

@@ -1,0 +1,183 @@
+"""Which instructions the CPUs have, and what ONNX Runtime's kernels make of them.
+
+What is said here of the kernels follows onnxruntime/core/mlas/lib/platform.cpp, which chooses them,
+mlas/lib/sbgemm_kernel_neon.cpp, and ONNX Runtime's documentation of quantisation; fp16 and bf16 on
+x86 were tried with 1.32 (fp16 took as long as fp32). The names are those of /proc/cpuinfo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from deepsched.doctor.diagnosis import Check, ok, unknown, warn
+from deepsched.doctor.host import Host
+
+_X86 = (
+    "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni",
+    "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16",
+)  # fmt: skip
+_ARM = ("asimd", "asimddp", "fphp", "asimdhp", "sve", "sve2", "i8mm", "bf16", "sme", "sme2")
+
+
+def fp32(host: Host) -> Check:
+    """The width of the kernels that nearly all models use."""
+    return _by_architecture(host, "instructions_fp32", _x86_fp32, _arm_fp32)
+
+
+def int8(host: Host) -> Check:
+    """Whether quantised models are fast, and whether they are exact."""
+    return _by_architecture(host, "instructions_int8", _x86_int8, _arm_int8)
+
+
+def fp16(host: Host) -> Check:
+    """Whether models in half precision are computed in it."""
+    return _by_architecture(host, "instructions_fp16", _x86_fp16, _arm_fp16)
+
+
+def bf16(host: Host) -> Check:
+    """Whether models in bfloat16 are computed in it."""
+    return _by_architecture(host, "instructions_bf16", _x86_bf16, _arm_bf16)
+
+
+_Flags = frozenset[str]
+
+
+def _by_architecture(
+    host: Host,
+    name: str,
+    x86: Callable[[str, _Flags, list[str]], Check],
+    arm: Callable[[str, _Flags, list[str]], Check],
+) -> Check:
+    for field, known, check in (("flags", _X86, x86), ("Features", _ARM, arm)):
+        flags = _common_flags(host, field)
+        if flags:
+            return check(name, flags, [flag for flag in known if flag in flags])
+    return unknown(name, "proc/cpuinfo names no instruction sets of x86 or Arm")
+
+
+def _common_flags(host: Host, field: str) -> _Flags:
+    """What all CPUs have that this process may use: a stream may run on any of them."""
+    usable = [host.cpuinfo[cpu] for cpu in host.topology.cpus if cpu in host.cpuinfo]
+    sets = [
+        frozenset(fields[field].split())
+        for fields in usable or host.cpuinfo.values()
+        if field in fields
+    ]
+    return frozenset.intersection(*sets) if sets else frozenset()
+
+
+# --- x86 --------------------------------------------------------------------------------------
+
+
+def _has_avx512(flags: _Flags) -> bool:
+    return {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= flags
+
+
+def _x86_fp32(name: str, flags: _Flags, sets: list[str]) -> Check:
+    if not {"avx2", "fma"} <= flags:
+        width = 8 if "avx" in flags else 4
+        return warn(
+            name, f"no AVX2 with FMA; kernels of {width} numbers an instruction",
+            "Kernels without fused multiply-add do half the work an instruction, or less.",
+            "On a virtual machine, let it have the host's instructions (QEMU: -cpu host; libvirt: "
+            "host-passthrough); else choose a CPU with AVX2 (Intel since 2013, AMD since 2015).",
+            flags=sets,
+        )  # fmt: skip
+    if "avx512f" in flags:
+        return ok(name, "AVX-512; kernels of 16 numbers an instruction", flags=sets)
+    return ok(name, "AVX2 and FMA; kernels of 8 numbers an instruction", flags=sets)
+
+
+def _x86_int8(name: str, flags: _Flags, sets: list[str]) -> Check:
+    has_vnni = "avx_vnni" in flags or (_has_avx512(flags) and "avx512_vnni" in flags)
+    if {"amx_tile", "amx_int8"} <= flags:
+        return ok(
+            name, "AMX and VNNI" if has_vnni else "AMX",
+            "uint8 x int8 products use AMX tiles; sums are exact.", flags=sets,
+        )  # fmt: skip
+    if has_vnni:
+        width = "AVX-512" if "avx512_vnni" in flags and _has_avx512(flags) else "AVX"
+        return ok(
+            name, f"{width} VNNI", "One instruction multiplies and adds four int8 values a lane; "
+            "sums are exact.", flags=sets,
+        )  # fmt: skip
+    slow = "Quantised models are often no faster than fp32"
+    if not {"avx2", "fma"} <= flags:  # the kernels of SSE widen to 16 bits first: exact, and slow
+        return warn(
+            name, "neither VNNI nor AVX2", f"{slow}.",
+            "Serve fp32, or compare the two on this machine: deepsched benchmark MODEL.",
+            flags=sets,
+        )  # fmt: skip
+    return warn(
+        name, "no VNNI",
+        f"{slow}, and pairs of products of uint8 activations with int8 weights are summed in 16 "
+        "bits, which may saturate and cost accuracy.",
+        "Serve fp32, or quantise with reduce_range=True (7-bit weights) or to uint8 weights, and "
+        "compare speed and accuracy on this machine.",
+        flags=sets,
+    )  # fmt: skip
+
+
+def _x86_fp16(name: str, flags: _Flags, sets: list[str]) -> Check:
+    has_conversion = "f16c" in flags
+    return ok(
+        name, "conversions only (F16C)" if has_conversion else "none",
+        "ONNX Runtime computes fp16 models in fp32 on x86: they are smaller, not faster.",
+        flags=sets,
+    )  # fmt: skip
+
+
+def _x86_bf16(name: str, flags: _Flags, sets: list[str]) -> Check:
+    has = [title for flag, title in (("avx512_bf16", "AVX-512 BF16"), ("amx_bf16", "AMX BF16"))
+           if flag in flags]  # fmt: skip
+    return ok(
+        name, " and ".join(has) or "none",
+        "ONNX Runtime's kernels on x86 do not use bf16, and models in bf16 do not run (1.32 has "
+        "neither MatMul nor Conv for it): convert them to fp32.",
+        flags=sets,
+    )  # fmt: skip
+
+
+# --- Arm --------------------------------------------------------------------------------------
+
+
+def _arm_fp32(name: str, flags: _Flags, sets: list[str]) -> Check:
+    if "asimd" not in flags:
+        return unknown(name, "no NEON among the features", flags=sets)
+    sve = "; SVE is there, matrix products do not use it" if "sve" in flags else ""
+    return ok(name, f"NEON; kernels of 4 numbers an instruction{sve}", flags=sets)
+
+
+def _arm_int8(name: str, flags: _Flags, sets: list[str]) -> Check:
+    if "i8mm" in flags:
+        return ok(name, "int8 matrix instructions (i8mm)", "Products of quantised models use them; "
+                  "sums are exact.", flags=sets)  # fmt: skip
+    if "asimddp" in flags:
+        return ok(name, "dot product instructions (asimddp)", "Products of quantised models use "
+                  "them; sums are exact.", flags=sets)  # fmt: skip
+    return warn(
+        name, "neither dot product (asimddp) nor int8 matrix instructions (i8mm)",
+        "Quantised models are often no faster than fp32.",
+        "Serve fp32, or compare the two on this machine: deepsched benchmark MODEL.",
+        flags=sets,
+    )  # fmt: skip
+
+
+def _arm_fp16(name: str, flags: _Flags, sets: list[str]) -> Check:
+    if {"fphp", "asimdhp"} <= flags:
+        return ok(name, "fp16 arithmetic (fphp, asimdhp)", "ONNX Runtime has kernels of its own "
+                  "for fp16 here, for some operators.", flags=sets)  # fmt: skip
+    return ok(name, "none", "ONNX Runtime computes fp16 models in fp32: they are smaller, not "
+              "faster.", flags=sets)  # fmt: skip
+
+
+def _arm_bf16(name: str, flags: _Flags, sets: list[str]) -> Check:
+    if "bf16" in flags:
+        return ok(
+            name, "bf16 matrix instructions",
+            "ONNX Runtime uses them for fp32 matrix products where its option "
+            "mlas.enable_gemm_fastmath_arm64_bfloat16 says so; deepsched leaves it off, so that "
+            "outputs are those of fp32.",
+            flags=sets,
+        )  # fmt: skip
+    return ok(name, "none", flags=sets)

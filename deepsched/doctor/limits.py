@@ -1,0 +1,208 @@
+"""What the process may use: CPUs, CPU time, memory; and what the limits have cost so far."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+
+from deepsched import cgroup
+from deepsched.doctor.diagnosis import Check, ok, unknown, warn
+from deepsched.doctor.host import NOT_LOCAL, Host
+from deepsched.doctor.pools import BINDING_VARIABLES
+from deepsched.sysfs import format_cpu_list
+from deepsched.topology import distinct
+
+
+def affinity(host: Host) -> Check:
+    """Whether the affinity mask leaves out CPUs that the cgroup allows."""
+    name = "affinity"
+    if host.affinity is None:
+        return unknown(name, NOT_LOCAL)
+    allowed = host.online_cpus if host.cpuset is None else host.online_cpus & host.cpuset
+    mask, left_out = host.affinity & allowed, allowed - host.affinity
+    data = {"cpus": sorted(mask), "left_out_cpus": sorted(left_out)}
+    if not left_out:
+        return ok(name, f"all {len(mask)} CPUs ({format_cpu_list(mask)}) that may be used", **data)
+    found = (
+        f"{len(mask)} of the {len(allowed)} CPUs that are online and in the cpuset "
+        f"({format_cpu_list(mask)} of {format_cpu_list(allowed)})"
+    )
+    if left_out <= (host.read_list("sys/devices/system/cpu/isolated") or frozenset()):
+        return ok(name, f"{found}; the others are isolated",
+                  "The kernel keeps programs off isolated CPUs unless they ask: taskset -c "
+                  f"{format_cpu_list(left_out)} COMMAND runs there.", **data)  # fmt: skip
+    if _follows_the_machine(host, mask, allowed):
+        return ok(name, f"{found}: whole NUMA nodes, or kinds of core", **data)
+    return warn(
+        name, found, "deepsched makes its streams of the CPUs in the mask and of no others.",
+        "If that is not meant, look for taskset, numactl, CPUAffinity= of systemd and --cpuset-cpus"
+        f"{_binding(host)}; taskset -acp {format_cpu_list(allowed)} PID widens the mask of a "
+        "running process, before it makes its first engine.",
+        **data,
+    )  # fmt: skip
+
+
+def _follows_the_machine(host: Host, mask: frozenset[int], allowed: frozenset[int]) -> bool:
+    """Whether the mask takes whole NUMA nodes, or whole kinds of core: someone meant that."""
+    for level in ("numa_node", "kind"):
+        groups: dict[int | None, set[int]] = {}
+        for core in host.online:
+            groups.setdefault(getattr(core, level), set()).update(allowed & set(core.cpus))
+        if all(group <= mask or group.isdisjoint(mask) for group in groups.values()):
+            return True
+    return False
+
+
+def _binding(host: Host) -> str:
+    """A thread that loads libgomp with OMP_PROC_BIND set is pinned to one CPU from then on."""
+    names = [name for name in BINDING_VARIABLES if host.is_local and name in os.environ]
+    return f", and at {' and '.join(names)}, which makes OpenMP pin the main thread" * bool(names)
+
+
+def cpuset(host: Host) -> Check:
+    """Which CPUs the cgroup allows."""
+    name = "cpuset"
+    if host.cpuset is None or host.cpuset >= host.online_cpus:
+        return ok(name, "the cgroup allows every CPU that is online", cpus=None)
+    allowed = host.cpuset & host.online_cpus
+    return ok(
+        name, f"the cgroup allows {len(allowed)} CPUs ({format_cpu_list(allowed)}) of the "
+        f"{len(host.online_cpus)} online", cpus=sorted(allowed),
+    )  # fmt: skip
+
+
+def cpu_quota(host: Host) -> Check:
+    """Whether the CPU quota grants less time than the cores have."""
+    name, quota = "cpu_quota", host.topology.cpu_quota
+    num_usable, used = len(host.topology.cores), host.used_cores
+    data = {"quota_cores": quota, "usable_cores": num_usable, "used_cores": len(used)}
+    if quota is None:
+        return ok(name, "none: the cgroup does not limit CPU time", **data)
+    if quota >= num_usable:
+        return ok(name, f"{quota:g} cores' time for {num_usable} usable cores", **data)
+    num_used, cpus = len(used), format_cpu_list(core.cpus[0] for core in used)
+    meaning = (
+        "Pinned threads cannot leave a core that another container keeps busy, and processes that "
+        "see the same machine choose the same cores."
+    )
+    advice = (
+        f"Reserve cores: docker run --cpuset-cpus={cpus}, other ones for each container; in "
+        "Kubernetes the static CPU manager policy. Where that cannot be had: pin='none'."
+    )
+    if quota != num_used:
+        share = quota / num_used
+        meaning = (
+            f"Work on {_cores(num_used)} has used the quota up after {share:.0%} of each period, "
+            f"and stands still until the next. {meaning}"
+        )
+        fewer = f", or use num_cores={math.floor(quota)}" if quota >= 1 else ""
+        advice = (
+            f"Grant whole cores: docker run --cpus={num_used}, Kubernetes limits.cpu: {num_used}"
+            f"{fewer}. {advice}"
+        )
+    found = (
+        f"{quota:g} cores' time for {num_usable} usable cores; deepsched uses "
+        f"{_cores(num_used)}, pinned to CPUs {cpus}"
+    )
+    return warn(name, found, meaning, advice, **data)
+
+
+def _cores(number: int) -> str:
+    return f"{number} core" if number == 1 else f"{number} cores"
+
+
+_HARMLESS = 0.01
+"""Quotas that stop a group in fewer of its periods than this do not show at the p99."""
+
+
+def throttling(host: Host) -> Check:
+    """What the CPU quota, or that of a group above, has cost so far."""
+    name = "throttling"
+    groups = cgroup.throttling(host.root)
+    if not groups:
+        if host.topology.cpu_quota is None:
+            return ok(name, "none: there is no CPU quota")
+        return unknown(name, "the cgroup has no cpu.stat that tells")
+    worst = max(groups, key=lambda group: group.num_throttled / max(1, group.num_periods))
+    share = worst.num_throttled / max(1, worst.num_periods)
+    data = {"share_of_periods": share, **worst._asdict()}
+    if worst.num_throttled == 0:
+        return ok(name, "none since the cgroup was made", **data)
+    found = (
+        f"in {share:.1%} of its periods ({worst.num_throttled} of {worst.num_periods}), "
+        f"{worst.seconds:.1f} s summed over CPUs, since the cgroup was made"
+    )
+    if share <= _HARMLESS:
+        return ok(name, found, **data)
+    return warn(
+        name, found,
+        "All threads of the group stand still from when the quota is used up until the period (0.1 "
+        "s unless set otherwise) ends: requests take that much longer.",
+        "Raise the quota (docker run --cpus, Kubernetes limits.cpu), use fewer cores (num_cores=), "
+        "or move other work out of the cgroup; `deepsched benchmark MODEL` reports the throttling "
+        "of its own run.",
+        **data,
+    )  # fmt: skip
+
+
+def memory(host: Host) -> Check:
+    """How much memory there is for models, and whether it ran out."""
+    name = "memory"
+    limit, kills = cgroup.memory_limit(host.root), cgroup.oom_kills(host.root)
+    total = _total_memory(host)
+    data = {"limit_bytes": limit, "total_bytes": total, "oom_kills": kills}
+    if limit is None and total is None:
+        return unknown(name, "neither the machine's memory nor a limit is told", **data)
+    machine = "" if total is None else f"{_gib(total)} in the machine"
+    bound = "" if limit is None else f"the cgroup's limit is {_gib(limit)}"
+    found = "; ".join(filter(None, (machine, bound)))
+    if not kills:
+        return ok(name, found, **data)
+    return warn(
+        name, f"{found}; processes killed for want of memory since the cgroup was made: {kills}",
+        "Weights are shared by all streams; activations are not, so each stream adds to them.",
+        "Raise the limit (docker run --memory, Kubernetes limits.memory), or use fewer streams or "
+        "a smaller batch; engine.memory() tells what each takes.",
+        **data,
+    )  # fmt: skip
+
+
+def _total_memory(host: Host) -> int | None:
+    for line in (host.read_text("proc/meminfo") or "").splitlines():
+        words = line.split()
+        if len(words) == 3 and words[0] == "MemTotal:" and words[1].isdecimal():
+            return int(words[1]) << 10
+    return None
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / (1 << 30):.3g} GiB"
+
+
+_ROOM_FOR_COPIES = 1 << 30
+
+
+def shared_memory(host: Host) -> Check:
+    """Whether /dev/shm has room for the models that are kept there."""
+    name = "shared_memory"
+    if not host.is_local:
+        return unknown(name, NOT_LOCAL)
+    try:
+        total, _, free = shutil.disk_usage("/dev/shm")
+    except OSError as error:
+        return unknown(name, f"/dev/shm cannot be read: {error.strerror}")
+    found, data = (
+        f"{_gib(free)} free of {_gib(total)} in /dev/shm",
+        {"total_bytes": total, "free_bytes": free},
+    )
+    num_nodes = len(distinct(core.numa_node for core in host.used_cores))
+    if num_nodes > 1 and total < _ROOM_FOR_COPIES:
+        return warn(
+            name, found, "Each NUMA node has a copy of a model's weights there; where they do not "
+            "fit, all nodes read one copy, most of them from remote memory.",
+            "docker run --shm-size=4g; Kubernetes: an emptyDir with medium: Memory at /dev/shm.",
+            **data,
+        )  # fmt: skip
+    return ok(name, found, "Models that are compiled with cache_dir=None are kept there; what does "
+              "not fit goes to the folder for temporary files.", **data)  # fmt: skip

@@ -1,0 +1,133 @@
+"""How the machine is built: SMT, kinds of core, NUMA nodes."""
+
+from __future__ import annotations
+
+from deepsched.doctor.diagnosis import Check, ok, unknown, warn
+from deepsched.doctor.host import Host, parse_list
+from deepsched.sysfs import format_cpu_list
+from deepsched.topology import Core, distinct
+
+
+def smt(host: Host) -> Check:
+    """Whether the process has whole cores."""
+    name = "smt"
+    threads = max(len(core.cpus) for core in host.online)
+    usable = frozenset(host.topology.cpus)
+    halves = [core for core in host.online if set(core.cpus) & usable and set(core.cpus) - usable]
+    others = sorted(cpu for core in halves for cpu in core.cpus if cpu not in usable)
+    num_cores = len(host.topology.cores)
+    data = {"threads_per_core": threads, "usable_cores": num_cores, "usable_cpus": len(usable),
+            "sibling_cpus_left_out": others}  # fmt: skip
+    if threads == 1:
+        hidden = "A virtual machine may hide that two of its CPUs are one core."
+        return ok(
+            name, "off, or not there: a CPU is a core", hidden if host.is_virtual else "", **data
+        )
+    if halves:
+        return warn(
+            name, f"on; of {len(halves)} of the {num_cores} usable cores the process has only some "
+            "of the threads",
+            f"What runs on CPUs {format_cpu_list(others)} shares the arithmetic units and the "
+            "first caches of these cores.",
+            "Have whole cores in the mask and the cpuset: docker run --cpuset-cpus="
+            f"{format_cpu_list([*usable, *others])}, or taskset -c with the same list.",
+            **data,
+        )  # fmt: skip
+    return ok(
+        name, f"on; the {len(usable)} usable CPUs are {num_cores} cores",
+        "deepsched runs on one thread of each core.", **data,
+    )  # fmt: skip
+
+
+def core_kinds(host: Host) -> Check:
+    """Whether streams mix fast cores and slow ones."""
+    name = "core_kinds"
+    kinds: dict[int, list[Core]] = {}
+    for core in sorted(host.used_cores, key=lambda core: -core.kind):
+        kinds.setdefault(core.kind, []).append(core)
+    data = {"cpus_by_kind": {str(kind): _cpus(cores) for kind, cores in kinds.items()}}
+    if len(kinds) == 1:
+        return ok(name, "all cores that deepsched uses are of one kind", **data)
+    parts = [f"{len(cores)} (CPUs {format_cpu_list(_cpus(cores))})" for cores in kinds.values()]
+    best = next(iter(kinds.values()))
+    return warn(
+        name, f"{len(kinds)} kinds of core, the most capable first: {', '.join(parts)}",
+        "An operator is cut into equal parts, one for each core of the stream, and is done when "
+        "the slowest core is.",
+        f"num_cores={len(best)} uses the most capable ones alone; or choose num_streams so that no "
+        "stream has both: deepsched topology --num-streams N shows it.",
+        **data,
+    )  # fmt: skip
+
+
+def _cpus(cores: list[Core]) -> list[int]:
+    return sorted(cpu for core in cores for cpu in core.cpus)
+
+
+def numa(host: Host) -> Check:
+    """Which NUMA nodes the cores lie in."""
+    name = "numa"
+    nodes = sorted(distinct(core.numa_node for core in host.online))
+    used = sorted(distinct(core.numa_node for core in host.used_cores))
+    data = {"nodes": nodes, "used_nodes": used}
+    if not used:
+        return unknown(name, "the machine does not tell the NUMA nodes of these CPUs", **data)
+    if len(used) == 1:
+        of = f" of {len(nodes)}" if len(nodes) > 1 else ""
+        return ok(name, f"all cores that deepsched uses are in node {used[0]}{of}", **data)
+    return ok(
+        name, f"the cores that deepsched uses lie in {len(used)} nodes ({format_cpu_list(used)})",
+        "A stream that spans nodes, as single_stream does, reads its weights from one of them. "
+        "multi_stream keeps a copy of the weights in each node that has streams.",
+        **data,
+    )  # fmt: skip
+
+
+def numa_balancing(host: Host) -> Check:
+    """Whether the kernel looks for better places for memory that is in its place."""
+    name = "numa_balancing"
+    text = host.read_text("proc/sys/kernel/numa_balancing")
+    data = {"value": int(text)} if text is not None and text.isdecimal() else {"value": None}
+    if len(distinct(core.numa_node for core in host.online)) < 2:
+        return ok(name, "one NUMA node: nothing to balance", **data)
+    if data["value"] is None:
+        return unknown(name, "no kernel.numa_balancing", **data)
+    if not data["value"] & 1:  # 2 alone: between fast and slow memory only
+        return ok(name, "off between the nodes of CPUs", **data)
+    return warn(
+        name, f"on (kernel.numa_balancing = {text})",
+        "The kernel unmaps pages from time to time, to learn by page faults who uses them. Threads "
+        "and weights are bound to their nodes already, so the faults cost time and gain little.",
+        "sysctl -w kernel.numa_balancing=0, on the host, if it serves nothing but such programs.",
+        **data,
+    )  # fmt: skip
+
+
+def memory_nodes(host: Host) -> Check:
+    """Whether memory may come from the nodes that the cores are in."""
+    name = "memory_nodes"
+    allowed = parse_list(_status_field(host, "Mems_allowed_list"))
+    if not allowed:
+        return unknown(name, "proc/self/status does not tell which nodes memory may come from")
+    nodes = frozenset(distinct(core.numa_node for core in host.used_cores))
+    nodes &= host.read_list("sys/devices/system/node/has_memory") or nodes
+    data = {"allowed_nodes": sorted(allowed), "used_nodes": sorted(nodes)}
+    forbidden = nodes - allowed
+    if not forbidden:
+        return ok(name, "memory may come from every node that has cores in use", **data)
+    return warn(
+        name, f"memory may come from nodes {format_cpu_list(allowed)}; cores in use are also in "
+        f"nodes {format_cpu_list(forbidden)}",
+        "These cores read all their memory from another node: more latency, less bandwidth.",
+        "Let CPUs and memory be of the same nodes: docker run --cpuset-mems="
+        f"{format_cpu_list(nodes)}, or numactl --cpunodebind and --membind with the same nodes.",
+        **data,
+    )  # fmt: skip
+
+
+def _status_field(host: Host, field: str) -> str | None:
+    for line in (host.read_text("proc/self/status") or "").splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return value.strip()
+    return None

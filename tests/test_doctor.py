@@ -1,0 +1,599 @@
+"""Doctor: what each machine is told, on machines that are made up."""
+
+from __future__ import annotations
+
+import ctypes.util
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import deepsched
+from deepsched import Topology, check_hardware, partition
+from deepsched.cli import main
+from deepsched.doctor import Check, Diagnosis, Status, versions
+from deepsched.errors import OrtImportError, TopologyError
+from deepsched.sysfs import format_cpu_list
+from tests.strategies import random_topologies
+from tests.sysfs_tree import SysfsTree, write_machine
+
+AVX2 = "sse2 avx avx2 fma f16c"
+AVX512 = f"{AVX2} avx512f avx512bw avx512dq avx512vl"
+VNNI = f"{AVX512} avx512_vnni"
+NEON = "fp asimd"
+
+SMT = Topology.synthetic(packages=1, cores_per_l3=8, threads_per_core=2)  # siblings: n and n+8
+TWO_NODES = Topology.synthetic(packages=2, cores_per_l3=4)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> SysfsTree:
+    """A healthy machine of eight cores, 0-7."""
+    machine = write_machine(
+        tmp_path / "machine", Topology.synthetic(packages=1, l3_per_node=2, cores_per_l3=4)
+    )
+    machine.add_flags(VNNI, range(8))
+    machine.add_frequency(range(8), "intel_pstate", "powersave", "balance_performance")
+    machine.write("sys/devices/system/cpu/intel_pstate/no_turbo", 0)
+    machine.write("sys/kernel/mm/transparent_hugepage/enabled", "always [madvise] never")
+    machine.write("proc/stat", "cpu  1000 0 500 9000 10 0 20 5 0 0\ncpu0 1 2 3")
+    machine.write("proc/meminfo", "MemTotal:       16777216 kB\nMemFree: 5 kB")
+    machine.write("proc/self/status", "Name:\tpython\nMems_allowed_list:\t0")
+    machine.write("proc/self/cgroup", "0::/job")
+    machine.add_mount("cgroup2", "/sys/fs/cgroup")
+    return machine
+
+
+def put_in_cgroup(tree: SysfsTree, **files: object) -> None:
+    for name, text in files.items():
+        tree.write(f"sys/fs/cgroup/job/{name.replace('_', '.', 1)}", text)
+
+
+def another(tree: SysfsTree, topology: Topology) -> SysfsTree:
+    """A machine beside the healthy one, with nothing told but its CPUs."""
+    return write_machine(tree.root.parent / "another", topology)
+
+
+def check(tree: SysfsTree, name: str, affinity: set[int] | None = None) -> Check:
+    return check_hardware(tree.root, affinity)[name]
+
+
+def test_healthy_machine_is_told_so(tree: SysfsTree) -> None:
+    diagnosis = check_hardware(tree.root, range(8))
+    assert diagnosis.warnings == ()
+    unknown = {check.name for check in diagnosis.checks if check.status == Status.unknown}
+    assert unknown == {"shared_memory", "thread_pools", "packages", "onnxruntime"}
+
+
+def test_only_warnings_have_advice_and_all_of_them_do(tree: SysfsTree) -> None:
+    put_in_cgroup(tree, cpu_max="250000 100000", cpu_stat="throttled_usec 0")
+    tree.add_frequency(range(8), "acpi-cpufreq", "powersave")
+    checks = check_hardware(tree.root, {0, 1, 2}).checks
+    assert {check.name for check in checks if check.advice} == {"affinity", "governor", "cpu_quota"}
+    assert all((check.status == Status.warn) == bool(check.advice) for check in checks)
+
+
+# --- Instruction sets -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "fp32", "found"),
+    [
+        ("sse2", Status.warn, "4 numbers"),
+        ("sse2 avx", Status.warn, "8 numbers"),
+        ("sse2 avx avx2", Status.warn, "no AVX2 with FMA"),
+        (AVX2, Status.ok, "8 numbers"),
+        (AVX512, Status.ok, "16 numbers"),
+    ],
+)
+def test_cpu_without_avx2_warns(flags: str, fp32: Status, found: str, tree: SysfsTree) -> None:
+    tree.write("proc/cpuinfo", f"processor : 0\nflags : {flags}")
+    check = check_hardware(tree.root)["instructions_fp32"]
+    assert (check.status, found in check.found) == (fp32, True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [
+        (VNNI, "AVX-512 VNNI"),
+        (f"{AVX2} avx_vnni", "AVX VNNI"),
+        (f"{VNNI} amx_tile amx_int8", "AMX and VNNI"),
+    ],
+)
+def test_cpu_with_vnni_or_amx_is_fit_for_int8(flags: str, found: str, tree: SysfsTree) -> None:
+    tree.write("proc/cpuinfo", f"processor : 0\nflags : {flags}")
+    int8 = check(tree, "instructions_int8")
+    assert (int8.status, int8.found) == (Status.ok, found)
+
+
+@pytest.mark.parametrize(("flags", "saturates"), [(AVX512, True), (AVX2, True), ("sse2", False)])
+def test_int8_without_vnni_may_saturate_where_avx_sums_in_16_bits(
+    flags: str, saturates: bool, tree: SysfsTree
+) -> None:
+    tree.write("proc/cpuinfo", f"processor : 0\nflags : {flags}")
+    int8 = check(tree, "instructions_int8")
+    assert int8.status == Status.warn
+    assert ("saturate" in int8.meaning) == saturates
+    assert ("reduce_range=True" in int8.advice) == saturates
+
+
+def test_instruction_set_that_only_some_usable_cpus_have_does_not_count(tree: SysfsTree) -> None:
+    tree.write("proc/cpuinfo", "")
+    tree.add_flags(VNNI, range(4))
+    tree.add_flags(AVX2, range(4, 8))
+    assert check(tree, "instructions_fp32").found.startswith("AVX2")
+    assert check(tree, "instructions_fp32", {0, 1}).found.startswith("AVX-512")
+
+
+@pytest.mark.parametrize(
+    ("features", "status", "found"),
+    [
+        (NEON, Status.warn, "neither dot product"),
+        (f"{NEON} asimddp", Status.ok, "dot product"),
+        (f"{NEON} asimddp i8mm", Status.ok, "matrix instructions"),
+    ],
+)
+def test_arm_int8_needs_dot_products(
+    features: str, status: Status, found: str, tree: SysfsTree
+) -> None:
+    tree.write("proc/cpuinfo", f"processor : 0\nFeatures : {features}")
+    int8 = check(tree, "instructions_int8")
+    assert int8.status == status
+    assert found in int8.found
+    assert "saturate" not in int8.meaning
+
+
+def test_arm_features_are_explained(tree: SysfsTree) -> None:
+    tree.write("proc/cpuinfo", "")
+    tree.add_flags(f"{NEON} fphp asimdhp asimddp sve i8mm bf16", range(8), "Features")
+    assert "NEON" in check(tree, "instructions_fp32").found
+    assert "fp16 arithmetic" in check(tree, "instructions_fp16").found
+    assert "gemm_fastmath_arm64_bfloat16" in check(tree, "instructions_bf16").meaning
+
+
+# --- CPUs and their time ----------------------------------------------------------------------
+
+
+def test_narrow_affinity_is_told(tree: SysfsTree) -> None:
+    affinity = check(tree, "affinity", {2})
+    assert affinity.status == Status.warn
+    assert "1 of the 8 CPUs" in affinity.found
+    assert "taskset -acp 0-7 PID" in affinity.advice
+    assert affinity.data == {"cpus": [2], "left_out_cpus": [0, 1, 3, 4, 5, 6, 7]}
+
+
+def test_affinity_that_the_cpuset_explains_is_no_warning(tree: SysfsTree) -> None:
+    tree.write("sys/fs/cgroup/job/cpuset.cpus.effective", "0-1")
+    assert check(tree, "affinity", {0, 1}).status == Status.ok
+    assert check(tree, "affinity", {0}).status == Status.warn
+    cpuset = check(tree, "cpuset", {0, 1})
+    assert (cpuset.status, cpuset.data["cpus"]) == (Status.ok, [0, 1])
+
+
+def test_affinity_that_leaves_isolated_cpus_out_is_no_warning(tree: SysfsTree) -> None:
+    tree.write("sys/devices/system/cpu/isolated", "4-7")
+    affinity = check(tree, "affinity", {0, 1, 2, 3})
+    assert affinity.status == Status.ok
+    assert "isolated" in affinity.found
+
+
+def test_affinity_of_a_whole_node_or_kind_is_no_warning(tree: SysfsTree) -> None:
+    two = another(tree, TWO_NODES)
+    assert check(two, "affinity", {4, 5, 6, 7}).status == Status.ok
+    assert check(two, "affinity", {3, 4, 5, 6}).status == Status.warn
+
+
+def test_fractional_quota_says_how_many_cores_are_used_and_what_to_grant(tree: SysfsTree) -> None:
+    put_in_cgroup(tree, cpu_max="250000 100000")
+    quota = check(tree, "cpu_quota")
+    assert quota.status == Status.warn
+    assert "2.5 cores' time for 8 usable cores; deepsched uses 3 cores" in quota.found
+    assert "after 83% of each period" in quota.meaning
+    assert "--cpus=3" in quota.advice
+    assert "num_cores=2" in quota.advice
+    streams = partition(Topology.from_sysfs(tree.root)).streams
+    cpus = format_cpu_list(cpu for stream in streams for cpu in stream.cpus)
+    assert f"--cpuset-cpus={cpus}, " in quota.advice
+
+
+def test_whole_quota_warns_of_shared_cores_and_not_of_throttling(tree: SysfsTree) -> None:
+    put_in_cgroup(tree, cpu_max="200000 100000")
+    quota = check(tree, "cpu_quota")
+    assert quota.status == Status.warn
+    assert "period" not in quota.meaning
+    assert "--cpus=" not in quota.advice
+
+
+def test_quota_below_one_core_is_not_told_to_use_none(tree: SysfsTree) -> None:
+    put_in_cgroup(tree, cpu_max="50000 100000")
+    assert "num_cores" not in check(tree, "cpu_quota").advice
+
+
+def test_quota_of_all_usable_cores_is_no_warning(tree: SysfsTree) -> None:
+    put_in_cgroup(tree, cpu_max="200000 100000")
+    assert check(tree, "cpu_quota", {0, 1}).status == Status.ok
+
+
+@pytest.mark.parametrize(
+    ("num_throttled", "status"), [(0, Status.ok), (5, Status.ok), (300, Status.warn)]
+)
+def test_throttling_warns_from_one_percent_of_the_periods_on(
+    num_throttled: int, status: Status, tree: SysfsTree
+) -> None:
+    put_in_cgroup(
+        tree,
+        cpu_max="200000 100000",
+        cpu_stat=f"usage_usec 9\nnr_periods 1000\nnr_throttled {num_throttled}\n"
+        f"throttled_usec {num_throttled * 50_000}",
+    )
+    throttling = check(tree, "throttling")
+    assert throttling.status == status
+    assert throttling.data["share_of_periods"] == num_throttled / 1000
+    assert throttling.data["seconds"] == pytest.approx(num_throttled * 0.05)
+
+
+def test_throttling_by_a_group_above_is_found(tree: SysfsTree) -> None:
+    put_in_cgroup(tree, cpu_stat="nr_periods 10\nnr_throttled 0\nthrottled_usec 0")
+    tree.write("sys/fs/cgroup/cpu.stat", "nr_periods 10\nnr_throttled 5\nthrottled_usec 9000")
+    assert check(tree, "throttling").status == Status.warn
+
+
+# --- Memory -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_memory_limit_is_told_and_kills_warn(version: int, tree: SysfsTree) -> None:
+    if version == 1:
+        tree.write("proc/mounts", "")
+        tree.add_mount("cgroup", "/sys/fs/cgroup", "rw,memory")
+        tree.write("proc/self/cgroup", "4:memory:/job")
+        tree.write("sys/fs/cgroup/memory.limit_in_bytes", 9223372036854771712)
+    limit, events = (
+        ("memory_limit_in_bytes", "memory_oom_control")
+        if version == 1
+        else ("memory_max", "memory_events")
+    )
+    put_in_cgroup(tree, **{limit: 2 << 30, events: "oom 3\noom_kill 0"})
+    memory = check(tree, "memory")
+    assert memory.status == Status.ok
+    assert memory.found == "16 GiB in the machine; the cgroup's limit is 2 GiB"
+    put_in_cgroup(tree, **{events: "oom 3\noom_kill 2"})
+    memory = check(tree, "memory")
+    assert memory.status == Status.warn
+    assert memory.data["oom_kills"] == 2
+
+
+def test_kills_in_a_group_without_a_limit_are_not_ours(tree: SysfsTree) -> None:
+    put_in_cgroup(tree, memory_max="max", memory_events="oom_kill 7")
+    assert check(tree, "memory").status == Status.ok
+
+
+def test_memory_of_other_nodes_alone_warns(tree: SysfsTree) -> None:
+    two = another(tree, TWO_NODES)
+    two.write("proc/self/status", "Mems_allowed_list:\t0")
+    nodes = check(two, "memory_nodes")
+    assert nodes.status == Status.warn
+    assert "--cpuset-mems=0-1" in nodes.advice
+    assert check(two, "memory_nodes", {0, 1, 2, 3}).status == Status.ok
+    two.write("sys/devices/system/node/has_memory", "0")  # node 1 has none to give
+    assert check(two, "memory_nodes").status == Status.ok
+
+
+@pytest.mark.parametrize(
+    ("topology", "value", "status"),
+    [
+        (TWO_NODES, "1", Status.warn),
+        (TWO_NODES, "0", Status.ok),
+        (TWO_NODES, "2", Status.ok),
+        (TWO_NODES, "", Status.unknown),
+        (SMT, "1", Status.ok),
+    ],
+)
+def test_numa_balancing_warns_where_there_are_nodes_to_balance(
+    topology: Topology, value: str, status: Status, tree: SysfsTree
+) -> None:
+    machine = another(tree, topology)
+    machine.write("proc/sys/kernel/numa_balancing", value)
+    assert check(machine, "numa_balancing").status == status
+
+
+def test_numa_tells_the_nodes_of_the_cores_in_use(tree: SysfsTree) -> None:
+    two = another(tree, TWO_NODES)
+    assert check(two, "numa").data == {"nodes": [0, 1], "used_nodes": [0, 1]}
+    assert check(two, "numa", {5}).data == {"nodes": [0, 1], "used_nodes": [1]}
+
+
+# --- Cores ------------------------------------------------------------------------------------
+
+
+def test_one_thread_of_each_core_warns_and_names_the_others(tree: SysfsTree) -> None:
+    machine = another(tree, SMT)
+    smt = check(machine, "smt", set(range(8)))
+    assert smt.status == Status.warn
+    assert smt.data["sibling_cpus_left_out"] == list(range(8, 16))
+    assert "--cpuset-cpus=0-15" in smt.advice
+
+
+def test_whole_cores_are_no_warning_and_tell_how_many_there_are(tree: SysfsTree) -> None:
+    machine = another(tree, SMT)
+    smt = check(machine, "smt", {0, 1, 8, 9})
+    assert smt.status == Status.ok
+    assert "4 usable CPUs are 2 cores" in smt.found
+
+
+def test_virtual_machine_may_hide_siblings(tree: SysfsTree) -> None:
+    assert check(tree, "smt").meaning == ""
+    tree.write("proc/cpuinfo", "processor : 0\nflags : hypervisor avx2")
+    assert "virtual machine" in check(tree, "smt").meaning
+
+
+def test_hybrid_cpu_warns_with_the_number_of_fast_cores(tree: SysfsTree) -> None:
+    cores = Topology.synthetic(packages=1, cores_per_l3=6).cores
+    hybrid = Topology(tuple(dataclasses.replace(core, kind=int(core.l2 < 2)) for core in cores))
+    machine = another(tree, hybrid)
+    kinds = check(machine, "core_kinds")
+    assert kinds.status == Status.warn
+    assert kinds.data["cpus_by_kind"] == {"1": [0, 1], "0": [2, 3, 4, 5]}
+    assert "num_cores=2 " in kinds.advice
+    assert check(machine, "core_kinds", {0, 1}).status == Status.ok
+    assert check(machine, "affinity", {0, 1}).status == Status.ok  # someone meant that
+
+
+# --- Kernel and hypervisor --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("driver", "governor", "preference", "status"),
+    [
+        ("acpi-cpufreq", "powersave", None, Status.warn),
+        ("intel_cpufreq", "powersave", None, Status.warn),
+        ("intel_pstate", "powersave", "balance_performance", Status.ok),
+        ("intel_pstate", "powersave", None, Status.ok),
+        ("intel_pstate", "powersave", "power", Status.warn),
+        ("amd-pstate-epp", "powersave", "performance", Status.ok),
+        ("amd-pstate", "powersave", None, Status.warn),
+        ("acpi-cpufreq", "schedutil", None, Status.ok),
+        ("acpi-cpufreq", "performance", None, Status.ok),
+    ],
+)
+def test_powersave_warns_where_it_is_what_it_sounds_like(
+    driver: str, governor: str, preference: str | None, status: Status, tree: SysfsTree
+) -> None:
+    machine = another(tree, SMT)
+    machine.add_frequency(range(16), driver, governor, preference)
+    assert check(machine, "governor").status == status
+
+
+def test_governor_of_cpus_that_may_not_be_used_does_not_matter(tree: SysfsTree) -> None:
+    tree.add_frequency([7], "acpi-cpufreq", "powersave")
+    governor = check(tree, "governor")
+    assert governor.status == Status.warn
+    assert "CPUs 7 " in governor.meaning
+    assert check(tree, "governor", {0, 1}).status == Status.ok
+
+
+@pytest.mark.parametrize(
+    ("file", "value", "driver", "status"),
+    [
+        ("intel_pstate/no_turbo", 1, "intel_pstate", Status.warn),
+        ("intel_pstate/no_turbo", 0, "intel_pstate", Status.ok),
+        ("cpufreq/boost", 0, "acpi-cpufreq", Status.warn),
+        ("cpufreq/boost", 1, "acpi-cpufreq", Status.ok),
+        ("cpufreq/boost", 0, "cppc_cpufreq", Status.unknown),
+    ],
+)
+def test_boost_warns_where_it_is_switched_off(
+    file: str, value: int, driver: str, status: Status, tree: SysfsTree
+) -> None:
+    machine = another(tree, SMT)
+    machine.add_frequency(range(16), driver, "performance")
+    machine.write(f"sys/devices/system/cpu/{file}", value)
+    boost = check(machine, "boost")
+    assert boost.status == status
+    if status == Status.warn:
+        assert f"echo {1 - value} | sudo tee /sys/devices/system/cpu/{file}" in boost.advice
+
+
+@pytest.mark.parametrize("mode", ["always", "madvise", "never"])
+def test_huge_pages_are_told(mode: str, tree: SysfsTree) -> None:
+    modes = "always madvise never".replace(mode, f"[{mode}]")
+    tree.write("sys/kernel/mm/transparent_hugepage/enabled", modes)
+    assert check(tree, "huge_pages").data == {"mode": mode}
+
+
+def test_much_stolen_time_warns_and_idle_time_does_not_hide_it(tree: SysfsTree) -> None:
+    tree.write("proc/stat", "cpu  800 0 100 99999 0 0 0 100 0 0")
+    steal = check(tree, "steal")
+    assert steal.status == Status.warn
+    assert steal.data["share"] == pytest.approx(0.1)
+
+
+# --- This process -----------------------------------------------------------------------------
+
+
+def test_this_machine_knows_its_packages_and_its_library() -> None:
+    diagnosis = check_hardware()
+    assert diagnosis["packages"].data["versions"]["deepsched"] == deepsched.__version__
+    assert Path(diagnosis["onnxruntime"].data["path"]).is_file()
+    assert set(diagnosis["affinity"].data["cpus"]) == os.sched_getaffinity(0)
+    assert diagnosis["shared_memory"].status != Status.unknown or not Path("/dev/shm").exists()
+
+
+def test_missing_library_warns_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_none() -> dict[str, str]:
+        raise OrtImportError(f"no kernels; {versions.INSTALL_HINT}")
+
+    monkeypatch.setattr(versions, "describe_library", find_none)
+    library = check_hardware()["onnxruntime"]
+    assert (library.status, library.found) == (Status.warn, "no kernels")
+    assert "pip install" in library.advice
+
+
+def test_two_packages_in_one_folder_warn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, file in (("gpu", "onnxruntime"), ("extensions", "onnxruntime_extensions")):
+        info = tmp_path / f"onnxruntime_{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Name: onnxruntime-{name}\nVersion: 1.0\n")
+        (info / "RECORD").write_text(f"{file}/__init__.py,,\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    library = check_hardware()["onnxruntime"]
+    assert library.status == Status.warn
+    assert "onnxruntime-gpu" in library.advice
+    assert "extensions" not in library.advice
+
+
+def run_python(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": os.getcwd(), **environment},
+    )  # fmt: skip
+    return done.stdout.strip()
+
+
+def test_import_is_spared_what_only_the_checks_need() -> None:
+    code = "import sys, deepsched; print({'rich', 'threadpoolctl'} & set(sys.modules))"
+    assert run_python(code) == "set()"
+
+
+@pytest.mark.skipif(ctypes.util.find_library("gomp") is None, reason="no libgomp on this machine")
+@pytest.mark.parametrize(("num_threads", "status"), [("4", "warn"), ("1", "ok")])
+def test_openmp_pool_of_several_threads_warns(num_threads: str, status: str) -> None:
+    code = (
+        "import ctypes, deepsched; ctypes.CDLL('libgomp.so.1');"
+        "print(deepsched.check_hardware()['thread_pools'].status)"
+    )
+    assert run_python(code, OMP_NUM_THREADS=num_threads, OPENBLAS_NUM_THREADS="1") == status
+
+
+def test_blas_pool_of_numpy_alone_is_no_warning() -> None:
+    code = "import deepsched; print(deepsched.check_hardware()['thread_pools'].status)"
+    assert run_python(code, OPENBLAS_NUM_THREADS="4") == "ok"
+
+
+# --- Whatever the files hold ------------------------------------------------------------------
+
+_FILES = (
+    "proc/cpuinfo", "proc/stat", "proc/meminfo", "proc/self/status", "proc/self/cgroup",
+    "proc/sys/kernel/numa_balancing", "sys/kernel/mm/transparent_hugepage/enabled",
+    "sys/devices/system/cpu/isolated", "sys/devices/system/node/has_memory",
+    "sys/devices/system/cpu/cpufreq/boost", "sys/devices/system/cpu/intel_pstate/no_turbo",
+    "sys/devices/system/cpu/cpu0/cpufreq/scaling_driver",
+    "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor",
+    "sys/devices/system/cpu/cpu0/cpufreq/energy_performance_preference",
+    "sys/fs/cgroup/job/cpu.max", "sys/fs/cgroup/job/cpu.stat", "sys/fs/cgroup/job/memory.max",
+    "sys/fs/cgroup/job/memory.events",
+)  # fmt: skip
+_WORDS = st.sampled_from(
+    ["flags", "processor", ":", "cpu", "max", "MemTotal:", "kB", "oom_kill", "[", "always]", "0",
+     "-1", "3", "²", "1e9", "nr_periods", "throttled_usec", "Mems_allowed_list:", "\n", "\t", " "]
+)  # fmt: skip
+_GARBAGE = st.binary(max_size=40) | st.lists(_WORDS).map(lambda words: "".join(words).encode())
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> SysfsTree:
+    machine = write_machine(tmp_path_factory.mktemp("damaged"), TWO_NODES)
+    machine.add_mount("cgroup2", "/sys/fs/cgroup")
+    return machine
+
+
+@settings(max_examples=100, deadline=None)
+@given(contents=st.dictionaries(st.sampled_from(_FILES), _GARBAGE, min_size=1))
+def test_damaged_files_never_raise(contents: dict[str, bytes], damaged: SysfsTree) -> None:
+    for path in _FILES:
+        damaged.write(path, "")
+        (damaged.root / path).write_bytes(contents.get(path, b""))
+    diagnosis = check_hardware(damaged.root)
+    assert json.loads(json.dumps(diagnosis.to_dict())) == diagnosis.to_dict()
+    assert str(diagnosis)
+
+
+def test_files_that_are_missing_or_folders_are_unknown(tree: SysfsTree) -> None:
+    bare = another(tree, SMT)
+    for path in ("proc/stat", "proc/meminfo", "proc/cpuinfo"):
+        (bare.root / path).mkdir(parents=True)
+    for name in ("instructions_fp32", "instructions_int8", "instructions_fp16",
+                 "instructions_bf16", "memory", "memory_nodes", "huge_pages", "governor", "boost",
+                 "steal"):  # fmt: skip
+        assert check(bare, name).status == Status.unknown
+
+
+@settings(max_examples=50, deadline=None)
+@given(topology=random_topologies(), data=st.data())
+def test_every_machine_and_mask_is_told_something(
+    topology: Topology, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    machine = write_machine(tmp_path_factory.mktemp("machine"), topology)
+    mask = data.draw(st.sets(st.sampled_from(topology.cpus), min_size=1))
+    diagnosis = check_hardware(machine.root, mask)
+    assert all(check.found for check in diagnosis.checks)
+    left_out = set(diagnosis["affinity"].data["left_out_cpus"])
+    assert left_out == set(topology.cpus) - mask
+
+
+# --- Diagnosis and command line ---------------------------------------------------------------
+
+
+def test_diagnosis_is_found_by_name_and_reads_as_text(tree: SysfsTree) -> None:
+    diagnosis = check_hardware(tree.root, {0})
+    assert "affinity: warn: 1 of the 8 CPUs" in str(diagnosis)
+    with pytest.raises(KeyError):
+        diagnosis["no_such_check"]
+    assert isinstance(diagnosis, Diagnosis)
+
+
+def test_command_line_is_silent_about_health_where_asked_and_returns_0(
+    tree: SysfsTree, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", "--sysfs", str(tree.root)]) == 0
+    out = capsys.readouterr().out
+    names = [check.name for check in check_hardware(tree.root).checks]
+    assert all(name in out for name in names)
+    assert main(["doctor", "--sysfs", str(tree.root), "-q"]) == 0
+    out = capsys.readouterr().out
+    assert not any(name in out for name in names)
+    assert "0 warn" in out
+
+
+def test_command_line_returns_1_for_a_warning_and_says_what_to_do(
+    tree: SysfsTree, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree.add_frequency(range(8), "acpi-cpufreq", "powersave")
+    assert main(["doctor", "--sysfs", str(tree.root), "-q"]) == 1
+    out = capsys.readouterr().out
+    assert "→ cpupower frequency-set -g performance" in out
+
+
+def test_command_line_prints_json(tree: SysfsTree, capsys: pytest.CaptureFixture[str]) -> None:
+    tree.add_frequency(range(8), "acpi-cpufreq", "powersave")
+    assert main(["doctor", "--sysfs", str(tree.root), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out) == check_hardware(tree.root).to_dict()
+
+
+def test_machine_that_cannot_be_read_returns_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--sysfs", "/nowhere"]) == 2
+    assert "/nowhere" in capsys.readouterr().err
+    with pytest.raises(TopologyError):
+        check_hardware("/nowhere")
+
+
+def test_help_defines_every_check(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["doctor", "-h"])
+    text = capsys.readouterr().out
+    for check in check_hardware().checks:
+        assert check.name.removeprefix("instructions") in text
+
+
+def test_output_fits_the_terminal(
+    tree: SysfsTree, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    main(["doctor"])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80

@@ -1,0 +1,584 @@
+"""The programs in examples/: they serve, they stop in order, and they lose nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from deepsched import Engine, Topology
+from examples import batch_folder, fastapi_app
+from examples.asyncio_worker import END, Job, Worker
+from tests import models
+
+ROOT = Path(__file__).parent.parent
+NPY = {"content-type": "application/x-npy"}
+
+
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def inputs(number, width=64):
+    return np.random.default_rng(number).standard_normal((1, width)).astype(np.float32)
+
+
+def start(*command, **options):
+    return subprocess.Popen(
+        [sys.executable, *command], cwd=ROOT, text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **options.pop("env", {})}, **options,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def ended(process):
+    """However the test ends, so does the process."""
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def mlp(tmp_path):
+    return models.save(models.mlp(), tmp_path)
+
+
+# --- fastapi_app ----------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def client_of(app):
+    """A client that calls the application without a network, while it runs."""
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+    ):
+        yield client
+
+
+def test_many_clients_get_what_the_engine_says(mlp):
+    async def main():
+        async with client_of(fastapi_app.create_app(mlp, timeout=60)) as client:
+            sent = [inputs(number) for number in range(50)]
+            answers = await asyncio.gather(
+                *(client.post("/predict", content=npy(x), headers=NPY) for x in sent)
+            )
+            with Engine(mlp) as engine:
+                for x, answer in zip(sent, answers, strict=True):
+                    assert answer.status_code == 200
+                    expected = engine.run([x])[0]
+                    assert answer.json()["outputs"] == {"y": expected.tolist()}
+            stats = (await client.get("/stats")).json()
+            assert stats["done"] == 51  # and the one that warms up
+            assert (await client.get("/model")).json()["inputs"] == [
+                {"name": "x", "shape": [1, 64], "dtype": "float32"}
+            ]
+
+    asyncio.run(main())
+
+
+def test_the_same_inputs_as_json_and_an_answer_as_npy(mlp):
+    async def main():
+        x = inputs(1)
+        async with client_of(fastapi_app.create_app(mlp, timeout=60)) as client:
+            answers = [
+                await client.post("/predict", headers={"accept": NPY["content-type"]}, **body)
+                for body in (
+                    {"json": {"inputs": {"x": x.tolist()}}},
+                    {"json": {"inputs": [x.tolist()]}},
+                )
+            ]
+        with Engine(mlp) as engine:
+            for answer in answers:
+                assert np.array_equal(np.load(io.BytesIO(answer.content)), engine.run([x])[0])
+
+    asyncio.run(main())
+
+
+def test_what_cannot_be_served_is_refused_and_serving_goes_on(mlp, monkeypatch):
+    monkeypatch.setattr(fastapi_app, "MOST_BYTES", 1000)
+    good = npy(inputs(1))
+    huge = good.replace(b"(1, 64)", b"(9999999999, 99999999999)")[:200]
+    refused = [
+        (good[:-1], NPY, 422),
+        (b"no array", NPY, 422),
+        (npy(np.array([{}], object)), NPY, 422),
+        (huge, NPY, 422),
+        (npy(np.zeros((1, 65), np.float32)), NPY, 422),
+        (npy(np.zeros((1, 64), np.int32)), NPY, 422),
+        (b"{", {"content-type": "application/json"}, 422),
+        (b'{"inputs": {"z": [1]}}', {"content-type": "application/json"}, 422),
+        (b'{"inputs": [[[1, 2], [3]]]}', {"content-type": "application/json"}, 422),
+        (b"a,b", {"content-type": "text/csv"}, 415),
+        (bytes(1001), NPY, 413),
+    ]
+
+    async def main():
+        async with client_of(fastapi_app.create_app(mlp, timeout=60)) as client:
+            for body, headers, status in refused:
+                answer = await client.post("/predict", content=body, headers=headers)
+                assert (answer.status_code, bool(answer.json()["detail"])) == (status, True), body
+            assert (await client.post("/predict", content=good, headers=NPY)).status_code == 200
+
+    asyncio.run(main())
+
+
+def spin_body(steps):
+    return {"inputs": [steps, [[1.0] * 64]]}
+
+
+def test_a_late_request_gets_504(tmp_path):
+    path = models.save(models.spin(rows=1), tmp_path)
+
+    async def main():
+        async with client_of(fastapi_app.create_app(path, timeout=0.05)) as client:
+            answer = await client.post("/predict", json=spin_body(10**9))
+            assert answer.status_code == 504
+            assert "0.05 s after it was sent" in answer.json()["detail"]
+            assert (await client.post("/predict", json=spin_body(1))).status_code == 200
+
+    asyncio.run(main())
+
+
+def test_too_many_requests_get_503_at_once_and_the_accepted_ones_are_served(tmp_path):
+    path = models.save(models.spin(rows=1), tmp_path)
+    queue = 2
+
+    async def main():
+        app = fastapi_app.create_app(path, 60, queue, scheduler="single_stream")
+        async with client_of(app) as client:
+            service = app.state.service
+            # Long ones take the stream and the queue; their callers give up in the end.
+            long = [
+                asyncio.ensure_future(client.post("/predict", json=spin_body(10**9)))
+                for _ in range(1 + queue)
+            ]
+            while service.num_under_way < 1 + queue:
+                assert not any(task.done() for task in long)
+                await asyncio.sleep(0)
+            answer = await client.post("/predict", json=spin_body(1))
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "60")
+            for task in long:
+                task.cancel()
+            await asyncio.wait(long)
+            assert service.num_under_way == 0
+            assert (await client.post("/predict", json=spin_body(1))).status_code == 200
+
+    asyncio.run(main())
+
+
+def test_a_view_of_an_npy_file_copies_nothing():
+    body = bytearray(npy(np.arange(6, dtype=np.float32).reshape(2, 3)))
+    view = fastapi_app.view_npy(body)
+    assert view.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert view.flags.aligned
+    body[-4:] = bytes(4)
+    assert view[1, 2] == 0
+    fortran = np.asfortranarray(view)
+    assert fastapi_app.view_npy(bytearray(npy(fortran))).tolist() == view.tolist()
+
+
+def serve(model, **env):
+    """uvicorn with the application, and its address. Port 0: the kernel chooses a free one."""
+    return start(
+        "-m", "uvicorn", "examples.fastapi_app:app", "--port", "0",
+        env={"MODEL": model, "TIMEOUT": "60", **env}, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def address_of(server):
+    """Where it serves, when it says so."""
+    for line in server.stderr:
+        if match := re.search(r"running on (http://\S+)", line):
+            return match[1]
+    raise AssertionError("it ended")
+
+
+def test_uvicorn_serves_it_and_sigterm_ends_it_after_the_requests_under_way(mlp, tmp_path):
+    path = models.save(models.spin(rows=1), tmp_path, "spin.onnx")
+    with ended(serve(path)) as server, ThreadPoolExecutor(8) as pool:
+        address = address_of(server)
+        x = np.random.default_rng(1).standard_normal((1, 64)).astype(np.float32)
+
+        def post(steps):
+            body = {"inputs": [steps, x.tolist()]}
+            answer = httpx.post(f"{address}/predict", json=body, timeout=60)
+            return answer.status_code, np.float32(answer.json()["outputs"]["y"])
+
+        for status, y in pool.map(post, range(1, 9)):
+            assert status == 200
+            assert np.array_equal(y, x)
+        # One that takes a while; when it has come to the engine, the server is told to end.
+        slow = pool.submit(post, 200_000)
+        while not httpx.get(f"{address}/stats").json()["under_way"]:
+            assert not slow.done()
+        server.send_signal(signal.SIGTERM)
+        status, y = slow.result()
+        assert status == 200
+        assert np.array_equal(y, x)
+        assert server.wait(60) in (0, -signal.SIGTERM)
+        assert "Application shutdown complete" in server.stderr.read()
+
+
+@pytest.mark.skipif(len(Topology.detect().cores) < 2, reason="two workers need two cores")
+def test_workers_share_the_cores_instead_of_fighting_over_them(mlp):
+    with ended(serve(mlp, WEB_CONCURRENCY="2")) as server:
+        workers, num_ready = set(), 0
+        while num_ready < 2:  # each says so when its engine is there
+            line = server.stderr.readline()
+            assert line, "it ended"
+            workers.update(map(int, re.findall(r"Started server process \[\D*(\d+)", line)))
+            num_ready += "Application startup complete" in line
+        masks = [os.sched_getaffinity(worker) for worker in workers]
+        assert not masks[0] & masks[1]
+        assert masks[0] | masks[1] <= os.sched_getaffinity(0)
+        server.send_signal(signal.SIGTERM)
+        server.wait(60)
+
+
+# --- asyncio_worker -------------------------------------------------------------------------------
+
+
+class Jobs:
+    """A queue of jobs for a worker, and what it reports."""
+
+    def __init__(self, engine, concurrency=4, timeout=60.0, grace=60.0):
+        self.queue = asyncio.Queue()
+        self.results = {}
+        self.num_loading = 0
+        self.most_loading = 0
+        self.worker = Worker(engine, self.queue, self._note, concurrency, timeout, grace)
+
+    def put(self, name, load):
+        self.queue.put_nowait(Job(name, load))
+
+    async def _note(self, result):
+        assert result.name not in self.results, "reported twice"
+        self.results[result.name] = result
+
+
+def fail_to_load():
+    raise FileNotFoundError("no such file")
+
+
+def test_a_worker_reports_each_job_once_and_goes_on_after_failures(mlp):
+    async def main():
+        with Engine(mlp, scheduler="multi_stream") as engine:
+            jobs = Jobs(engine)
+            for number in range(40):
+                jobs.put(number, lambda number=number: inputs(number))
+            jobs.put("unreadable", fail_to_load)
+            jobs.put("too wide", lambda: inputs(1, 65))
+            jobs.queue.put_nowait(END)
+            await jobs.worker.work()
+            for number in range(40):
+                outputs = jobs.results.pop(number).outputs
+                assert np.array_equal(outputs[0], engine.run([inputs(number)])[0])
+        errors = {name: result.error for name, result in jobs.results.items()}
+        assert errors["unreadable"] == "no such file"
+        assert "expected shape [1, 64]" in errors["too wide"]
+        assert len(errors) == 2
+
+    asyncio.run(main())
+
+
+def test_a_worker_has_no_more_jobs_under_way_than_it_was_told(mlp):
+    async def main():
+        gate, first = threading.Event(), threading.Semaphore(0)
+
+        def load():
+            first.release()
+            gate.wait()
+            return inputs(1)
+
+        with Engine(mlp) as engine:
+            jobs = Jobs(engine, concurrency=2)
+            for number in range(10):
+                jobs.put(number, load)
+            jobs.queue.put_nowait(END)
+            working = asyncio.ensure_future(jobs.worker.work())
+            for _ in range(2):
+                await asyncio.to_thread(first.acquire)
+            for _ in range(100):  # turns of the event loop in which it could take more
+                await asyncio.sleep(0)
+            assert jobs.queue.qsize() == 9  # with END
+            gate.set()
+            await working
+            assert len(jobs.results) == 10
+
+    asyncio.run(main())
+
+
+def run_spin(steps):
+    """A worker takes one input; the model has two."""
+    model = models.spin()
+    eye = model.graph.initializer.add()
+    eye.CopyFrom(model.graph.initializer[0])
+    eye.name = "x"
+    del model.graph.input[1]
+    return model, lambda: np.array(steps)
+
+
+def test_a_job_that_takes_too_long_is_stopped_and_the_others_are_done():
+    model, forever = run_spin(10**9)
+
+    async def main():
+        with Engine(model, None, scheduler="multi_stream") as engine:
+            jobs = Jobs(engine, timeout=0.1)
+            jobs.put("long", forever)
+            jobs.put("short", lambda: np.array(1))
+            jobs.queue.put_nowait(END)
+            jobs.worker._timeout = 0.1
+            await jobs.worker.work()
+        assert jobs.results["long"].error == "took longer than 0.1 s"
+
+    asyncio.run(main())
+
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("ending", ["grace", "second signal"])
+def test_a_stopped_worker_takes_no_more_and_cancels_what_does_not_end(ending):
+    model, forever = run_spin(10**9)
+
+    async def main():
+        with Engine(model, None) as engine:
+            grace = 0.05 if ending == "grace" else 3600
+            jobs = Jobs(engine, concurrency=2, timeout=3600, grace=grace)
+            for name in ("a", "b", "c"):
+                jobs.put(name, forever)
+            working = asyncio.ensure_future(jobs.worker.work())
+            await until(lambda: jobs.queue.qsize() == 1)  # the third's; two are taken
+            jobs.worker.stop()
+            if ending != "grace":
+                jobs.worker.stop()
+            await working
+            assert {name: result.error for name, result in jobs.results.items()} == {
+                "a": "cancelled", "b": "cancelled",
+            }  # fmt: skip
+            assert jobs.queue.qsize() == 1
+            assert engine.run([np.array(1)])[0].shape == (64, 64)
+
+    asyncio.run(main())
+
+
+def test_a_result_that_cannot_be_reported_ends_the_work(mlp):
+    async def main():
+        async def lost(result):
+            raise BrokenPipeError(result.name)
+
+        with Engine(mlp) as engine:
+            jobs = Jobs(engine)
+            jobs.worker._on_result = lost
+            jobs.put("a", lambda: inputs(1))
+            with pytest.raises(BrokenPipeError):
+                await jobs.worker.work()
+
+    asyncio.run(main())
+
+
+def worker_program(*options):
+    return start(
+        "-m", "examples.asyncio_worker", *options,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def test_the_worker_program_reads_paths_and_sigterm_ends_it_in_order(mlp, tmp_path):
+    for number in range(3):
+        np.save(tmp_path / f"{number}.npy", inputs(number))
+    with ended(worker_program("--model", mlp)) as worker:
+        paths = [str(tmp_path / name) for name in ("0.npy", "1.npy", "missing.npy", "2.npy")]
+        worker.stdin.write("\n".join(paths) + "\n")
+        worker.stdin.flush()
+        lines = [json.loads(worker.stdout.readline()) for _ in paths]
+        results = {line.pop("job"): line for line in lines}
+        assert "No such file" in results[paths[2]]["error"]
+        with Engine(mlp) as engine:
+            for number, path in ((0, paths[0]), (1, paths[1]), (2, paths[3])):
+                expected = int(np.argmax(engine.run([inputs(number)])[0]))
+                assert results[path] == {"class": expected}
+        worker.send_signal(signal.SIGTERM)  # stdin is open still: it waits for more
+        out, err = worker.communicate(timeout=60)
+        assert (worker.returncode, out) == (1, "")
+        assert "Traceback" not in err
+        assert "3 done" in err
+
+
+def test_the_worker_program_does_its_demo():
+    with ended(worker_program("--demo", "5")) as worker:
+        out, err = worker.communicate(timeout=60)
+        assert worker.returncode == 0, err
+        assert {json.loads(line)["job"] for line in out.splitlines()} == {
+            f"demo {index}" for index in range(5)
+        }
+
+
+# --- batch_folder ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Ten files, one of them cut off, one that does not fit, and one that says it is huge."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(10):
+        np.save(source / f"{number}.npy", inputs(number))
+    whole = (source / "3.npy").read_bytes()
+    (source / "3.npy").write_bytes(whole[:-1])
+    np.save(source / "5.npy", inputs(5, 65))
+    (source / "6.npy").write_bytes(whole.replace(b"(1, 64)", b"(999999999999, 9)")[: len(whole)])
+    (source / "notes.txt").write_text("not an input")
+    (source / "folder.npy").mkdir()
+    return source
+
+
+DAMAGED = {"3.npy", "5.npy", "6.npy", "folder.npy"}
+
+
+def saved(engine, target, number):
+    array = np.load(target / f"{number}.npy")
+    return np.array_equal(array, engine.run([inputs(number)])[0])
+
+
+def test_a_batch_job_saves_what_it_can_and_names_what_it_cannot(mlp, folder, tmp_path):
+    target = tmp_path / "target"
+    target.mkdir()
+    reports = {}
+
+    def report(path, error):
+        assert path.name not in reports
+        reports[path.name] = error
+
+    with Engine(mlp, scheduler="multi_stream") as engine:
+        batch_folder.process(engine, batch_folder.find_work(folder, target), target, report)
+        good = set(range(10)) - {3, 5, 6}
+        assert all(saved(engine, target, number) for number in good)
+    assert {path.name for path in target.iterdir()} == {f"{number}.npy" for number in good}
+    assert {name for name, error in reports.items() if error} == DAMAGED
+    assert len(reports) == 11
+
+
+def test_a_batch_job_goes_on_after_a_run_that_fails(tmp_path):
+    model = models.gather()
+    x = model.graph.initializer.add()
+    x.CopyFrom(models.onnx.numpy_helper.from_array(np.arange(4, dtype=np.float32), "x"))
+    del model.graph.input[0]
+    for number in range(8):
+        np.save(tmp_path / f"{number}.npy", np.array([7 if number == 2 else number % 4]))
+    target = tmp_path / "target"
+    target.mkdir()
+    reports = {}
+    with Engine(model, None, scheduler="multi_stream") as engine:
+        files = batch_folder.find_work(tmp_path, target)
+        batch_folder.process(engine, files, target, reports.__setitem__)
+    assert {path.stem for path, error in reports.items() if error} == {"2"}
+    for number in set(range(8)) - {2}:
+        assert np.load(target / f"{number}.npy").tolist() == [number % 4]
+
+
+def batch(*options, **popen):
+    return start(
+        "-m", "examples.batch_folder", *map(str, options),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, **popen,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_batch_job_that_was_stopped_goes_on_where_it_was(mlp, folder, tmp_path, number):
+    target = tmp_path / "target"
+    # It waits for what comes out of the pipe, until the signal.
+    (folder / "8.npy").unlink()
+    os.mkfifo(folder / "8.npy")
+    with ended(batch(folder, target, "--model", mlp, "--in-flight", "2")) as job:
+        with open(folder / "8.npy", "wb"):  # returns when it has opened the other end
+            job.send_signal(number)
+            out, err = job.communicate(timeout=60)
+        assert (job.returncode, out) == (130, ""), err
+    before = {path.name: path.stat().st_mtime_ns for path in target.iterdir()}
+    assert {"0.npy", "1.npy", "2.npy", "4.npy"} <= set(before)
+    assert "9.npy" not in before
+    (folder / "8.npy").unlink()
+    np.save(folder / "8.npy", inputs(8))
+    with ended(batch(folder, target, "--model", mlp)) as job:
+        out, err = job.communicate(timeout=60)
+        assert job.returncode == 1, err
+    assert out == f"{10 - 3 - len(before)} done, 4 left out\n"
+    assert all(name in err for name in DAMAGED)
+    after = {path.name: path.stat().st_mtime_ns for path in target.iterdir()}
+    assert before.items() <= after.items()
+    with Engine(mlp) as engine:
+        assert all(saved(engine, target, number) for number in set(range(10)) - {3, 5, 6})
+
+
+def test_the_batch_program_does_its_demo_and_finds_nothing_left_to_do(tmp_path):
+    source, target = tmp_path / "pictures", tmp_path / "results"
+    for options, said in (
+        ((source, "--demo", 4), ""),
+        ((source, target), "4 done, 0 left out\n"),
+        ((source, target), "0 done, 0 left out\n"),
+    ):
+        with ended(batch(*options)) as job:
+            out, err = job.communicate(timeout=60)
+            assert (job.returncode, out) == (0, said), err
+
+
+@pytest.fixture
+def colour(tmp_path):
+    """A model that says how red, green and blue a picture is."""
+    mean = models.helper.make_node("ReduceMean", ["x"], ["y"], axes=[2, 3], keepdims=0)
+    model = models.make([mean], [models.tensor("x", [1, 3, 8, 8])], [models.tensor("y", [1, 3])])
+    return models.save(model, tmp_path)
+
+
+def test_a_batch_job_takes_images(colour, tmp_path):
+    Image.new("RGB", (30, 20), (255, 0, 0)).save(tmp_path / "red.png")
+    (tmp_path / "damaged.jpg").write_bytes(b"no image")
+    reports = {}
+    with Engine(colour) as engine:
+        files = batch_folder.find_work(tmp_path, tmp_path)
+        batch_folder.process(
+            engine, files, tmp_path, lambda path, error: reports.update({path.name: error})
+        )
+    assert np.load(tmp_path / "red.png.npy").tolist() == [[1, 0, 0]]
+    assert {name for name, error in reports.items() if error} == {"damaged.jpg"}
+
+
+def test_the_application_takes_images_where_pillow_is(colour, monkeypatch):
+    file = io.BytesIO()
+    Image.new("L", (30, 20), 255).save(file, "png")
+    headers = {"content-type": "image/png"}
+
+    async def main():
+        async with client_of(fastapi_app.create_app(colour, timeout=60)) as client:
+            answer = await client.post("/predict", content=file.getvalue(), headers=headers)
+            assert answer.json() == {"outputs": {"y": [[1, 1, 1]]}}
+            answer = await client.post("/predict", content=b"no image", headers=headers)
+            assert answer.status_code == 422
+            monkeypatch.setitem(sys.modules, "PIL", None)
+            answer = await client.post("/predict", content=file.getvalue(), headers=headers)
+            assert (answer.status_code, "Pillow" in answer.text) == (415, True)
+
+    asyncio.run(main())
