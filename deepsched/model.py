@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from deepsched.errors import (
     InvalidModelError,
@@ -12,9 +12,11 @@ from deepsched.errors import (
     ModelNotFoundError,
     OptionError,
     ShapeOverrideError,
+    UnsupportedModelError,
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx
 
 ModelLike: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto"
@@ -63,6 +65,7 @@ def prepare_model(
     names = [value.name for value in _inputs_of(proto)]
     shapes = _check_shapes(input_shapes, names)
     batch_size = _reconcile(batch_size, shapes)
+    _check_has_batch(proto, batch_size)
     changed, changed_fixed = _fix_shapes(proto, _wanted_shapes(proto, batch_size, shapes))
     changed |= _drop_inputs_that_are_initializers(proto)
     files = tuple(sorted(_external_files(proto)))
@@ -92,6 +95,55 @@ def serialize(model: bytes | onnx.ModelProto) -> bytes:
             f"this ModelProto cannot be serialized ({error}); above 2 GB, save it with external "
             "data (onnx.save_model(..., save_as_external_data=True)) and give its path"
         ) from error
+
+
+def inputs_of(model: PreparedModel) -> list[tuple[str, list[int | None], np.dtype[Any]]]:
+    """Name, shape and type of each input, by the model's file; None for sizes that may be any.
+
+    Raises:
+        UnsupportedModelError: one is no tensor, or says nothing of its shape.
+    """
+    import onnx
+
+    found = []
+    for value, shape in _inputs_with_sizes(_parse(model.source)):
+        tensor = value.type.tensor_type
+        if not tensor.HasField("shape"):
+            raise UnsupportedModelError(f"input {value.name!r} is no tensor of a known shape")
+        found.append((value.name, shape, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)))
+    return found
+
+
+def _inputs_with_sizes(
+    proto: onnx.ModelProto,
+) -> Iterator[tuple[onnx.ValueInfoProto, list[int | None]]]:
+    """Each input; None for sizes that may be any, no sizes if it tells of none."""
+    for value in _inputs_of(proto):
+        dims = value.type.tensor_type.shape.dim
+        yield value, [dim.dim_value if dim.HasField("dim_value") else None for dim in dims]
+
+
+def sequence_shapes(model: ModelLike, batch_size: int, length: int) -> Shapes:
+    """The `input_shapes` that give inputs of open length this one.
+
+    An input has an open length if its second dimension, and at most its first beside it, may be of
+    any size.
+
+    Raises:
+        ShapeOverrideError: no input has.
+        What prepare_model raises.
+    """
+    prepared = prepare_model(model, batch_size, None)
+    shapes: list[list[int] | None] = []
+    for _, shape in _inputs_with_sizes(_parse(prepared.source)):
+        is_open = len(shape) > 1 and shape[1] is None and None not in shape[2:]
+        shapes.append([batch_size, length, *filter(None, shape[2:])] if is_open else None)
+    if not any(shapes):
+        raise ShapeOverrideError(
+            "a sequence length is the second dimension of inputs that leave it open, and only it "
+            "and the batch; this model has none: give input_shapes"
+        )
+    return shapes
 
 
 def _drop_inputs_that_are_initializers(proto: onnx.ModelProto) -> bool:
@@ -199,6 +251,18 @@ def _reconcile(batch_size: int | None, shapes: list[list[int] | None]) -> int | 
             f"{batches}; give one of the two, or the same batch in both"
         )
     return batches[0]
+
+
+def _check_has_batch(proto: onnx.ModelProto, batch_size: int | None) -> None:
+    """A batch of items that no input holds would be counted all the same, but never run."""
+    if batch_size is None or batch_size == 1:
+        return
+    tensors = [value.type.tensor_type for value in _inputs_of(proto)]
+    if all(tensor.HasField("shape") and not tensor.shape.dim for tensor in tensors):
+        raise ShapeOverrideError(
+            f"batch_size={batch_size} would be the first dimension of the inputs, but no input of "
+            "this model has dimensions; leave it at 1"
+        )
 
 
 def _wanted_shapes(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import enum
+import functools
 import itertools
 import math
 import operator
@@ -277,17 +279,71 @@ def _cut(cores: tuple[Core, ...], count: int) -> Iterator[tuple[Core, ...]]:
 
 # --- What is unwise about it ------------------------------------------------------------------
 
-_Parts = Sequence[Sequence[Core]]
-"""The cores of each stream."""
+
+class _Row:
+    """The cores in a row, and where in it a level's ids change: the same for every way to cut."""
+
+    def __init__(self, cores: Sequence[Core]) -> None:
+        self.cores = cores
+        self._changes: dict[str, list[tuple[int, int]]] = {}
+
+    def changes(self, level: str) -> list[tuple[int, int]]:
+        """Positions of cores next to each other, those without an id left out, whose ids differ."""
+        if level not in self._changes:
+            ids = [getattr(core, level) for core in self.cores]
+            known = [position for position, number in enumerate(ids) if number is not None]
+            pairs = itertools.pairwise(known)
+            self._changes[level] = [(one, next_) for one, next_ in pairs if ids[one] != ids[next_]]
+        return self._changes[level]
+
+    @functools.cached_property
+    def l3_users(self) -> list[list[int]]:
+        """The positions of each L3's cores, ascending."""
+        users: dict[int, list[int]] = {}
+        for position, core in enumerate(self.cores):
+            if core.l3 is not None:
+                users.setdefault(core.l3, []).append(position)
+        return list(users.values())
+
+
+class _CutRow:
+    """A row cut into so many streams, as `_cut` does; without making them."""
+
+    def __init__(self, row: _Row, count: int) -> None:
+        self.row = row
+        self.count = count
+        self._size, self.num_larger = divmod(len(row.cores), count)
+        self._in_larger = self.num_larger * (self._size + 1)
+
+    def stream_of(self, position: int) -> int:
+        """Which stream the core is in."""
+        if position < self._in_larger:
+            return position // (self._size + 1)
+        return self.num_larger + (position - self._in_larger) // self._size
+
+    def touching_several(self, level: str) -> Iterator[int]:
+        """The streams whose cores have several ids; may name one again."""
+        for one, next_ in self.row.changes(level):
+            stream = self.stream_of(one)
+            if stream == self.stream_of(next_):
+                yield stream
+
+    def touches_several(self, stream: int, level: str) -> bool:
+        """Whether this one's have."""
+        changes = self.row.changes(level)
+        start = stream * self._size + min(stream, self.num_larger)
+        index = bisect.bisect_left(changes, (start, 0))
+        return index < len(changes) and self.stream_of(changes[index][1]) == stream
 
 
 def _warnings(cores: tuple[Core, ...], count: int) -> Iterator[PartitionWarning]:
+    row = _Row(cores)
     for kind, (find, what) in _CHECKS.items():
-        streams = find(list(_cut(cores, count)))
+        streams = tuple(sorted(set(find(_CutRow(row, count)))))
         if streams:
             subject = "stream {} has" if len(streams) == 1 else "streams {} have"
             numbers = format_cpu_list(streams).replace(",", ", ")
-            better = _nearest_without(find, cores, count)
+            better = _nearest_without(find, row, count)
             remedy = f"num_streams={better} avoids it"
             if kind == WarningKind.shares_l3:
                 remedy = f"deepsched advise MODEL tells whether that pays, {remedy}"
@@ -295,44 +351,45 @@ def _warnings(cores: tuple[Core, ...], count: int) -> Iterator[PartitionWarning]
             yield PartitionWarning(kind, streams, message)
 
 
-def _nearest_without(find: _Check, cores: tuple[Core, ...], count: int) -> int:
-    """There always is one: a single stream shares nothing, and a single core straddles nothing."""
-    nearest_first = sorted(range(1, len(cores) + 1), key=lambda other: abs(other - count))
-    return next(other for other in nearest_first if not find(list(_cut(cores, other))))
+def _nearest_without(find: _Check, row: _Row, count: int) -> int:
+    """There always is one: a single stream shares nothing, and a single core straddles nothing.
+
+    Most counts are out with the first stream that is found; the others need not be looked for.
+    """
+    nearest_first = sorted(range(1, len(row.cores) + 1), key=lambda other: abs(other - count))
+    return next(
+        other for other in nearest_first if not any(True for _ in find(_CutRow(row, other)))
+    )
 
 
-def _touching_several(parts: _Parts, level: str) -> tuple[int, ...]:
-    ids = [distinct(getattr(core, level) for core in part) for part in parts]
-    return tuple(index for index, touched in enumerate(ids) if len(touched) > 1)
+def _straddling_packages(cut: _CutRow) -> Iterator[int]:
+    return cut.touching_several("package")
 
 
-def _straddling_packages(parts: _Parts) -> tuple[int, ...]:
-    return _touching_several(parts, "package")
+def _straddling_nodes(cut: _CutRow) -> Iterator[int]:
+    for stream in cut.touching_several("numa_node"):
+        # Those that straddle packages straddle nodes as well: no need to say so.
+        if not cut.touches_several(stream, "package"):
+            yield stream
 
 
-def _straddling_nodes(parts: _Parts) -> tuple[int, ...]:
-    known = _straddling_packages(parts)  # these straddle nodes as well: no need to say so
-    return tuple(index for index in _touching_several(parts, "numa_node") if index not in known)
+def _sharing_l3(cut: _CutRow) -> Iterator[int]:
+    for users in cut.row.l3_users:
+        if cut.stream_of(users[0]) != cut.stream_of(users[-1]):
+            yield from map(cut.stream_of, users)
 
 
-def _sharing_l3(parts: _Parts) -> tuple[int, ...]:
-    users: dict[int, list[int]] = {}
-    for index, part in enumerate(parts):
-        for l3 in distinct(core.l3 for core in part):
-            users.setdefault(l3, []).append(index)
-    shared = (streams for streams in users.values() if len(streams) > 1)
-    return tuple(sorted({index for streams in shared for index in streams}))
+def _smaller(cut: _CutRow) -> Iterator[int]:
+    yield from range(cut.num_larger, cut.count) if cut.num_larger else ()
 
 
-def _smaller(parts: _Parts) -> tuple[int, ...]:
-    return tuple(index for index, part in enumerate(parts) if len(part) < len(parts[0]))
+def _mixing_kinds(cut: _CutRow) -> Iterator[int]:
+    return cut.touching_several("kind")
 
 
-def _mixing_kinds(parts: _Parts) -> tuple[int, ...]:
-    return _touching_several(parts, "kind")
+_Check = Callable[[_CutRow], Iterator[int]]
+"""The indexes of the streams that a kind of warning is of."""
 
-
-_Check = Callable[[_Parts], tuple[int, ...]]
 _CHECKS: dict[WarningKind, tuple[_Check, str]] = {
     WarningKind.straddles_packages: (
         _straddling_packages,

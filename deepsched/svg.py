@@ -39,10 +39,11 @@ def draw_svg(picture: Picture) -> str:
         >>> draw_svg(picture(machine, partition(machine)))[:46]
         '<svg xmlns="http://www.w3.org/2000/svg" width='
     """
+    has_kinds = picture.has_kinds  # looks at every core
     body = _stack(
         [
             _text_block([picture.title], size=18, weight="bold"),
-            _flow([_box(box, picture) for box in picture.boxes], _WIDTH),
+            _flow([_box(box, has_kinds) for box in picture.boxes], _WIDTH),
             _legend(picture),
             *(_warning(title, text) for title, text in picture.warnings),
         ]
@@ -117,11 +118,11 @@ def _text_block(lines: Sequence[str], size: float = 12, weight: str = "normal") 
 # --- What is in the picture -------------------------------------------------------------------
 
 
-def _box(box: Box, picture: Picture) -> _Piece:
+def _box(box: Box, has_kinds: bool) -> _Piece:
     if box.boxes:
-        inner = _flow([_box(each, picture) for each in box.boxes], _WIDTH - 2 * _PADDING)
+        inner = _flow([_box(each, has_kinds) for each in box.boxes], _WIDTH - 2 * _PADDING)
     else:
-        cells = [_cell(cell, box.title, picture.has_kinds) for cell in box.cells]
+        cells = [_cell(cell, box.title, has_kinds) for cell in box.cells]
         inner = _flow(cells, _LEAF_WIDTH, _CELL_GAP)
     top = _PADDING + (_LINE if box.title else 0)
     width = max(inner.width, len(box.title) * _LETTER) + 2 * _PADDING

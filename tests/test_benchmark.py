@@ -26,10 +26,13 @@ from deepsched.benchmark import (
     search_rate,
     sweep,
 )
+from deepsched.benchmark.load import MonotonicClock, open_loop
+from deepsched.benchmark.report import SEARCH_FIELDS
 from deepsched.benchmark.search import highest_rate
 from deepsched.cgroup import throttled_seconds
 from deepsched.cli import main
 from deepsched.errors import OptionError, ShapeOverrideError, UnsupportedModelError
+from deepsched.model import sequence_shapes
 from deepsched.runtime.histogram import RELATIVE_WIDTH, bucket_bounds, bucket_index
 from deepsched.stats import Counts
 from tests import models
@@ -147,6 +150,61 @@ def test_an_overload_drops_what_is_too_late_and_ends():
     assert result.seconds <= 10.52
 
 
+class CountingClock(ManualClock):
+    """Looking at it takes 1 us, so that what a load does beside its requests shows."""
+
+    def now_ns(self):
+        self.time_ns += 1000
+        return self.time_ns
+
+
+@pytest.mark.parametrize("poisson", [False, True])
+def test_a_load_far_beyond_the_machine_takes_no_longer_than_another(poisson):
+    """Each request that is dropped on its own would take 1 us at least: 5 s in all."""
+    clock = CountingClock()
+    result = measure(
+        FakeEngine(clock, itertools.repeat(1)), rate=1e7, seconds=0.5, callers=1,
+        warmup_seconds=0, clock=clock, poisson=poisson,
+    )  # fmt: skip
+    assert result.seconds < 1.01
+    assert result.iterations == pytest.approx(1000, rel=0.02)
+    due = result.iterations + result.num_dropped
+    assert due == len(list(arrival_times_ns(1e7, 0.5, poisson=poisson)))
+    assert not result.keeps_up
+
+
+@pytest.mark.parametrize("poisson", [False, True])
+@pytest.mark.parametrize("share", [0.8, 0.95, 1.1, 1.25])
+@pytest.mark.parametrize("seed", range(5))
+def test_an_engine_keeps_up_below_what_it_can_do(poisson, share, seed):
+    rate = share * 500  # of 500 requests a second
+    result = load_fake(itertools.repeat(2), rate=rate, seconds=20, poisson=poisson, seed=seed)
+    assert result.num_dropped == 0
+    assert result.keeps_up == (share < 1)
+
+
+def test_a_stall_that_is_caught_up_with_is_keeping_up():
+    for stalled in range(500, 9000, 1000):
+        services = [2.0] * 9000
+        services[stalled] = 300.0
+        assert load_fake(services, rate=425, seconds=20).keeps_up
+
+
+def test_requests_that_take_longer_than_the_load_show_no_rate():
+    assert not load_fake([5000], rate=1, seconds=1).keeps_up
+    assert load_fake([400], rate=1, seconds=1).keeps_up
+    assert load_fake([400] * 3, seconds=1).keeps_up  # a closed loop
+
+
+def test_what_an_open_loop_measured_is_in_the_order_that_requests_fell_due():
+    spans = open_loop(
+        lambda x: None, None, rate=2000, poisson=False, seed=0, callers=4, seconds=0.2,
+        max_late_seconds=60, clock=MonotonicClock(), on_tick=lambda now_ns: None,
+    )  # fmt: skip
+    assert len(spans) == 400
+    assert np.all(np.diff(spans.due) > 0)
+
+
 def test_the_warm_up_of_an_open_loop_leaves_no_backlog():
     services = [1000] * 3 + [1] * 10_000
     clock = ManualClock()
@@ -168,7 +226,8 @@ def test_one_caller_fewer_than_requests_under_way_is_all_that_is_needed():
     "options",
     [
         {"rate": 0}, {"rate": math.inf}, {"callers": 0}, {"poisson": True}, {"seconds": 0},
-        {"warmup_seconds": -1}, {"rate": 1, "max_late_seconds": -1},
+        {"warmup_seconds": -1}, {"rate": 1, "max_late_seconds": -1}, {"rate": 1e9},
+        {"rate": 1, "poisson": True, "seed": -1}, {"rate": math.nan},
     ],
 )  # fmt: skip
 def test_a_load_that_cannot_be_is_refused(options):
@@ -261,6 +320,16 @@ def test_search_finds_the_rate_that_an_engine_of_known_capacity_sustains(service
     assert found.measurement.rate == found.rate
     assert found.measurement.percentile(99) <= 3 * service_ms
     assert {step.is_held for step in found.steps} == {True, False}
+
+
+def test_a_rate_that_only_a_short_load_makes_look_good_does_not_hold():
+    """Of 3600 requests in a second the last waits for 3 s, within the limit."""
+    clock = ManualClock()
+    engine = FakeEngine(clock, itertools.repeat(1))
+    found = search_rate(engine, p99_limit_ms=3000, callers=1, seconds=1, clock=clock)
+    assert found.rate == pytest.approx(1000, rel=0.06)
+    assert any(step.p99_ms <= 3000 and not step.keeps_up for step in found.steps)
+    assert all(step.is_held <= step.keeps_up for step in found.steps)
 
 
 def test_search_reports_none_where_no_rate_holds():
@@ -381,7 +450,33 @@ class NoRun:
     def __init__(self, **options): pass
 
 class NoInputs(NoRun):
-    def run(self, inputs): pass
+    def run(self, inputs):
+        (x,) = inputs
+        assert x.shape == (1, 64) and x.dtype == np.float32
+
+class DeepSparses:
+    '''As its users wrote them: no other parameters, and one more of run.'''
+    def __init__(self, model_path, batch_size, num_cores):
+        assert num_cores >= 1
+    def run(self, inputs, val_inp):
+        assert val_inp is False
+
+class BreaksDown:
+    '''The second of these raises in its tenth request.'''
+    made, closed = 0, 0
+    def __init__(self, model_path):
+        BreaksDown.made += 1
+        self.number, self.runs = BreaksDown.made, 0
+    def run(self, inputs):
+        self.runs += 1
+        if self.runs == 10 and self.number == 2:
+            raise RuntimeError("out of paper")
+    def close(self):
+        BreaksDown.closed += 1
+
+class NeverRuns(BreaksDown):
+    def run(self, inputs):
+        raise RuntimeError("out of paper")
 
 class Fails:
     def __init__(self, **options):
@@ -418,7 +513,8 @@ def test_a_class_of_the_users_is_measured_and_closed(classes, mlp, capsys):
         ("no_such_module:Class", "cannot import 'no_such_module'"),
         ("my_engines:Nothing", "has no class 'Nothing'"),
         ("my_engines:NoRun", "needs run"),
-        ("my_engines:NoInputs", "needs generate_random_inputs"),
+        ("my_engines:NeverRuns", "run raised RuntimeError: out of paper"),
+        ("./no_such_script.py:Class", "no file './no_such_script.py'"),
         ("my_engines:Fails", "raised RuntimeError: out of order"),
         ("openvino", r"pip install 'deepsched\[peers\]'"),
     ],
@@ -428,6 +524,31 @@ def test_an_engine_that_cannot_be_had_says_what_to_do(classes, mlp, monkeypatch,
     monkeypatch.setitem(sys.modules, "openvino", None)  # not installed
     with pytest.raises(OptionError, match=message):
         open_engine(engine, mlp)
+
+
+@pytest.mark.parametrize("where", ["my_engines", "./my_engines.py", "{folder}/my_engines.py"])
+@pytest.mark.parametrize("name", ["NoInputs", "DeepSparses"])
+def test_a_class_that_takes_less_gets_less_and_inputs_that_fit_the_model(
+    classes, mlp, capsys, where, name
+):
+    engine = f"{where.format(folder=os.getcwd())}:{name}"
+    assert main(["benchmark", mlp, "-e", engine, *QUICK, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["benchmark_result"]["iterations"] > 0
+
+
+def test_an_engine_that_fails_its_trial_run_is_closed(classes, mlp, monkeypatch):
+    monkeypatch.syspath_prepend(os.getcwd())
+    with pytest.raises(OptionError, match="out of paper"):
+        open_engine(f"{classes}:NeverRuns", mlp)
+    assert sys.modules[classes].BreaksDown.closed == 1
+
+
+def test_a_sweep_goes_on_after_an_engine_that_breaks_down(classes, mlp, capsys):
+    options = [*QUICK, "--sweep", "callers=1,2,3", "--json"]
+    assert main(["benchmark", mlp, "-e", f"{classes}:BreaksDown", *options]) == 0
+    reports = json.loads(capsys.readouterr().out)["measurements"]
+    assert ["error" in report for report in reports] == [False, True, False]
+    assert "run raised RuntimeError: out of paper" in reports[1]["error"]
 
 
 def test_other_engines_refuse_what_does_not_fit_the_model(mlp, tmp_path):
@@ -445,10 +566,11 @@ def test_other_engines_refuse_what_does_not_fit_the_model(mlp, tmp_path):
 DEEPSPARSE_KEYS = {
     "engine", "version", "orig_model_path", "model_path", "batch_size", "input_shapes",
     "num_cores", "scenario", "scheduler", "seconds_to_run", "num_streams", "benchmark_result",
+    "fraction_of_supported_ops",
 }  # fmt: skip
 DEEPSPARSE_RESULTS = {
-    "items_per_sec", "seconds_ran", "iterations", "median", "mean", "std", "25.0%", "50.0%",
-    "75.0%", "90.0%", "95.0%", "99.0%", "99.9%",
+    "scenario", "items_per_sec", "seconds_ran", "iterations", "median", "mean", "std", "25.0%",
+    "50.0%", "75.0%", "90.0%", "95.0%", "99.0%", "99.9%",
 }  # fmt: skip
 QUICK = ["-t", "0.05", "-w", "0", "-q"]
 
@@ -469,6 +591,7 @@ def test_the_json_keeps_deepsparses_keys_and_the_help_defines_all(mlp, capsys, l
         main(["benchmark", "--help"])
     text = capsys.readouterr().out
     assert all(f"  {field}" in text for field in FIELDS)
+    assert all(f"  {field}" in text for field in SEARCH_FIELDS)
     assert "130  Ctrl-C" in text
 
 
@@ -491,9 +614,95 @@ def test_a_sweep_in_which_nothing_can_be_had_is_an_error(capsys):
     assert "no model file at 'nowhere.onnx'" in capsys.readouterr().err
 
 
-def test_a_search_prints_the_rates_tried_and_the_highest(mlp, capsys):
-    assert main(["benchmark", mlp, *QUICK, "--p99-limit", "500", "--callers", "2"]) == 0
+def test_a_search_prints_the_rates_tried_and_the_highest(mlp, tmp_path, capsys):
+    export = tmp_path / "out.json"
+    options = ["--p99-limit", "500", "--callers", "2", "-x", str(export)]
+    assert main(["benchmark", mlp, *QUICK, *options]) == 0
     assert "Highest Rate with p99 within 500 ms" in capsys.readouterr().out
+    search = json.loads(export.read_text())["search"]
+    steps = {f"steps[].{field}" for step in search["steps"] for field in step}
+    assert set(search) | steps == set(SEARCH_FIELDS)
+
+
+def test_a_sweep_without_values_goes_over_what_the_machine_has(classes, mlp, capsys):
+    options = [*QUICK, "--sweep", "num_streams,batch_size,num_cores", "-ncores", "1", "--json"]
+    assert main(["benchmark", mlp, "-e", f"{classes}:DeepSparses", *options]) == 0
+    swept = json.loads(capsys.readouterr().out)["sweep"]
+    assert swept == {"num_streams": [1], "batch_size": [1, 4, 16], "num_cores": [1]}
+
+
+@pytest.mark.parametrize(
+    ("scenario", "printed", "exported"),
+    [
+        ("sync", "sync", "singlestream"),
+        ("async", "async", "multistream"),
+        ("elastic", "elastic", "elastic"),
+        ("single_stream", "sync", "singlestream"),
+    ],
+)
+@pytest.mark.parametrize("engine", ["deepsparse", "onnxruntime"])
+def test_scenarios_are_called_as_deepsparse_calls_them(
+    mlp, tmp_path, capsys, scenario, printed, exported, engine
+):
+    export = tmp_path / "out.json"
+    options = ["-s", scenario, "-e", engine, "--input_shape", "[1,64]", "-x", str(export)]
+    assert main(["benchmark", mlp, *QUICK, *options]) == 0
+    assert f"\nScenario: {printed}\n" in capsys.readouterr().out
+    result = json.loads(export.read_text())
+    assert result["scenario"] == result["benchmark_result"]["scenario"] == exported
+    assert result["input_shapes"] == [[1, 64]]
+    assert result["fraction_of_supported_ops"] == (1.0 if engine == "deepsparse" else None)
+
+
+def test_deepsparses_flags_of_a_kv_cache_are_taken_and_said_to_have_no_effect(mlp, capsys):
+    flags = [
+        "-pin", "numa", "-input_ids_len", "4", "--no-internal-kv-cache",
+        "--disable_kv_cache_overrides", "--num-kv-cache-tokens", "0",
+    ]  # fmt: skip
+    assert main(["benchmark", mlp, *QUICK, *flags]) == 0
+    err = capsys.readouterr().err.splitlines()
+    assert err == [
+        "-pin numa: as core; streams keep to NUMA nodes by themselves",
+        "--input_ids_length, --no_internal_kv_cache, --disable_kv_cache_overrides, "
+        "--num_kv_cache_tokens: no effect; there is no KV cache that the engine keeps",
+    ]
+    assert main(["benchmark", mlp, *QUICK]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_sequence_length_is_that_of_inputs_that_leave_it_open(mlp, tmp_path, capsys):
+    tokens = models.save(models.identity(("batch", "length")), tmp_path, "tokens.onnx")
+    options = [*QUICK, "-seq_len", "7", "--sweep", "batch_size=1,2", "--json"]
+    assert main(["benchmark", tokens, *options]) == 0
+    reports = json.loads(capsys.readouterr().out)["measurements"]
+    assert [report["sequence_length"] for report in reports] == [7, 7]
+    assert list(sequence_shapes(tokens, 2, 7)) == [[2, 7]]
+    assert main(["benchmark", mlp, *QUICK, "-seq_len", "7"]) == 2
+    assert "give input_shapes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("engine", ["deepsched", "onnxruntime"])
+def test_a_batch_that_no_input_can_hold_is_refused(tmp_path, capsys, engine):
+    numbers = models.save(models.identity(()), tmp_path, "numbers.onnx")
+    assert main(["benchmark", numbers, *QUICK, "-e", engine, "-b", "4"]) == 2
+    assert "no input of this model has dimensions" in capsys.readouterr().err
+    with pytest.raises(ShapeOverrideError):
+        open_engine(engine, numbers, batch_size=4)
+    assert main(["benchmark", numbers, *QUICK, "-e", engine, "--json"]) == 0
+    numbers = json.loads(capsys.readouterr().out)["benchmark_result"]
+    assert numbers["items_per_sec"] == numbers["iterations"] / numbers["seconds_ran"]
+
+
+def test_options_are_not_abbreviated(mlp, capsys):
+    with pytest.raises(SystemExit):
+        main(["benchmark", mlp, "--scen", "sync"])
+    assert "unrecognized arguments: --scen" in capsys.readouterr().err
+
+
+def test_names_with_brackets_are_printed_as_they_are(tmp_path, capsys):
+    model = models.save(models.mlp(), tmp_path, "m[b]:x:[red].onnx")
+    assert main(["benchmark", model, *QUICK, "--sweep", "callers=1,2"]) == 0
+    assert "m[b]:x:[red].onnx" in capsys.readouterr().out
 
 
 def test_ctrl_c_in_a_sweep_prints_what_was_measured(classes, mlp, tmp_path, capsys):
@@ -530,6 +739,12 @@ def test_ctrl_c_in_a_search_prints_what_was_found(classes, mlp, capsys):
         (["--poisson"], "--poisson is for an open loop"),
         (["--p99-limit", "0"], "--p99-limit must be positive"),
         (["--p99-limit", "5", "--rate", "5"], "--p99-limit searches the rate itself"),
+        (["--poisson", "--rate", "9", "--seed", "-1"], "--seed must be 0 or more, got -1"),
+        (["-w", "-1"], "--warmup_time 0 or more, got -1"),
+        (["--sweep", "rate=nan,100"], "expected a finite number, got 'nan'"),
+        (["--sweep", "rate"], "rate needs values"),
+        (["-seq_len", "7", "-i", "[1,7]"], "--sequence_length and --input_shapes"),
+        (["-x", "/tmp/x", "--csv", "/tmp/./x"], "--export_path and --csv both name"),
         (["--sweep", "colour=1,2"], "--sweep must look like num_streams=1,2,4"),
         (["--sweep", "callers=one"], "--sweep must look like"),
         (["--sweep", "callers=1", "--sweep", "callers=2"], "each once"),
@@ -546,6 +761,14 @@ def test_options_that_make_no_sense_are_refused_in_one_line(
     err = capsys.readouterr().err
     assert message in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("option", ["-t", "-w", "--rate", "--p99-limit"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
+def test_numbers_are_finite(mlp, capsys, option, value):
+    with pytest.raises(SystemExit, match="2"):
+        main(["benchmark", mlp, f"{option}={value}" if option[1] == "-" else option + value])
+    assert "expected a finite number" in capsys.readouterr().err
 
 
 def test_a_plot_of_a_sweep_is_drawn(mlp, tmp_path, capsys):

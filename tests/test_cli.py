@@ -43,7 +43,7 @@ def test_benchmark_prints_deepsparses_lines_and_exports_its_keys(mlp, tmp_path, 
     assert not result["interrupted"]
     assert result["batch_size"] == 2
     assert result["num_cores"] == 1
-    assert result["scenario"] == scenario
+    assert f"Scenario: {scenario}" in lines
     numbers = result["benchmark_result"]
     assert numbers["iterations"] > 0
     assert numbers["items_per_sec"] == pytest.approx(
@@ -100,6 +100,158 @@ def test_benchmark_says_what_is_wrong_in_one_line(mlp, capsys, arguments, messag
     err = capsys.readouterr().err
     assert message in err
     assert "Traceback" not in err
+
+
+# --- Files that are written ---------------------------------------------------------------------
+
+QUICK = ["-t", "0.05", "-w", "0", "-q"]
+
+
+def test_results_stay_until_there_are_new_ones(mlp, tmp_path, capsys, monkeypatch):
+    """Neither an error nor Ctrl-C in the warm-up takes away what an earlier run has written."""
+    files = tmp_path / "out.json", tmp_path / "out.csv"
+    for file in files:
+        file.write_text("old")
+    os.chmod(files[0], 0o640)
+    options = [*QUICK, "-x", str(files[0]), "--csv", str(files[1])]
+    assert main(["benchmark", mlp, "-nstreams", "1000", *options]) == 2
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("deepsched.cli.benchmark.measure", interrupted)
+        assert main(["benchmark", mlp, *options]) == 130
+    assert [file.read_text() for file in files] == ["old", "old"]
+    assert main(["benchmark", mlp, *options]) == 0
+    assert json.loads(files[0].read_text())["benchmark_result"]
+    assert files[1].read_text().startswith("engine,")
+    assert files[0].stat().st_mode & 0o777 == 0o640
+    assert sorted(os.listdir(tmp_path)) == ["model.onnx", "out.csv", "out.json"]
+
+
+def test_results_go_through_a_link_and_into_a_fifo(mlp, tmp_path, capsys):
+    link, fifo = tmp_path / "link.json", tmp_path / "fifo"
+    link.symlink_to("target.json")
+    os.mkfifo(fifo)
+    with os.fdopen(os.open(fifo, os.O_RDWR), "rb", buffering=0) as reader:
+        options = ["-x", str(link), "--csv", str(fifo)]
+        assert main(["benchmark", mlp, *QUICK, *options]) == 0
+        assert reader.read(7) == b"engine,"
+    assert link.is_symlink()
+    assert json.loads((tmp_path / "target.json").read_text())["num_streams"] >= 1
+
+
+@pytest.mark.parametrize("option", ["-x", "--csv"])
+def test_a_full_device_is_said_in_one_line_beside_the_results(mlp, capsys, option):
+    assert main(["benchmark", mlp, *QUICK, option, "/dev/full"]) == 2
+    out, err = capsys.readouterr()
+    assert "Throughput" in out
+    assert err.count("\n") == 1
+    assert "'/dev/full': No space left on device" in err
+
+
+def test_dev_stdout_is_what_the_report_is_printed_to(mlp, tmp_path):
+    """If that is a file, neither writes over the other."""
+    file = tmp_path / "both"
+    with file.open("w") as out:
+        run_deepsched(["benchmark", mlp, *QUICK, "-x", "/dev/stdout"], stdout=out)
+    text = file.read_text()
+    exported, _, printed = text.partition("\n}")
+    assert json.loads(exported + "}")["benchmark_result"]
+    assert "Throughput" in printed
+
+
+def test_one_file_for_two_results_is_refused(mlp, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for options in (["-x", "a", "--csv", f"{tmp_path}/a"], ["--csv", "b", "-x", "./b"]):
+        assert main(["benchmark", mlp, *QUICK, *options]) == 2
+        assert "both name" in capsys.readouterr().err
+    assert main(["trace", mlp, "-o", "a", "--svg", "a"]) == 2
+
+
+# --- Readers, terminals and Ctrl-C --------------------------------------------------------------
+
+
+def run_deepsched(arguments, script="", **options):
+    """`deepsched` as a process of its own; `script` runs before."""
+    code = f"import sys\nfrom deepsched.cli import main\n{script}\nsys.exit(main())"
+    return subprocess.run([sys.executable, "-c", code, *arguments], check=False, **options)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["benchmark", "MLP", *QUICK, "--json"],
+        ["benchmark", "MLP", *QUICK, "--sweep", "callers=1"],
+        ["topology", "--json"],
+        ["topology"],
+        ["trace", "MLP", "-t", "0.05", "-q"],
+        ["cache", "list"],
+        ["cache", "path"],
+    ],
+)
+def test_a_reader_that_leaves_is_no_error(mlp, tmp_path, arguments):
+    export = tmp_path / "out.json"
+    arguments = [mlp if argument == "MLP" else argument for argument in arguments]
+    if arguments[0] == "benchmark":
+        arguments += ["-x", str(export)]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as out:
+        done = run_deepsched(arguments, stdout=out, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 141
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
+    assert arguments[0] != "benchmark" or json.loads(export.read_text())
+
+
+def test_what_the_terminal_cannot_show_is_a_question_mark(mlp):
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = run_deepsched(
+        ["trace", mlp, "-t", "0.05", "-q"], env=ascii_only, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "?" in done.stdout
+
+
+INTERRUPTED = """
+import itertools, os, signal
+from deepsched.cli import {command} as command
+calls, plain = itertools.count(1), command.{function}
+def at_the_second(*args, **options):
+    if next(calls) == 2:
+        os.kill(os.getpid(), signal.SIGINT)
+        signal.pause()  # until it has come
+    return plain(*args, **options)
+command.{function} = at_the_second
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "function", "shown"),
+    [
+        (["benchmark", *QUICK], "measure", "single_stream"),
+        (["trace", "MLP", "-t", "0.05", "-q"], "Engine", "single_stream"),
+    ],
+)
+def test_ctrl_c_before_the_second_measurement_shows_the_first(mlp, arguments, function, shown):
+    arguments = [mlp if argument == "MLP" else argument for argument in arguments]
+    script = INTERRUPTED.format(command=arguments[0], function=function)
+    done = run_deepsched(arguments, script, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "")
+    assert shown in done.stdout
+
+
+def test_the_cache_lists_names_as_they_are(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("DEEPSCHED_CACHE_DIR", str(tmp_path / "cache"))
+    model = models.save(models.mlp(), tmp_path, "m[b]:x:[red].onnx")
+    with Engine(model):
+        pass
+    assert main(["cache", "list"]) == 0
+    assert "m[b]:x:[red].onnx" in "".join(
+        line.split("│")[1].strip() for line in capsys.readouterr().out.splitlines() if "│" in line
+    )
 
 
 def test_topology_shows_this_machine_and_its_streams(capsys):
@@ -170,6 +322,27 @@ def test_topology_tells_forbidden_and_offline_cpus(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "forbidden  0  s0  1" in out
     assert "offline  3" in out
+
+
+@pytest.mark.parametrize(
+    ("machine", "message"),
+    [
+        ("", "--synthetic must look like 2:1:4:8:2, got ''"),
+        ("99999:1:1:1:1", "up to 8192 hardware threads"),
+        ("64:8:8:64:2", "has 524288"),
+    ],
+)
+def test_topology_refuses_machines_that_cannot_be(capsys, machine, message):
+    assert main(["topology", "--synthetic", machine]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.timeout(30)
+def test_topology_of_the_largest_machine_takes_seconds(tmp_path, capsys):
+    """Each core was asked for the kinds of all: a minute."""
+    file = tmp_path / "machine.svg"
+    assert main(["topology", "--synthetic", "8192:1:1:1:1", "--svg", str(file)]) == 0
+    assert "8192 usable cores" in capsys.readouterr().out
 
 
 def test_topology_draws_a_file(tmp_path, capsys):

@@ -280,3 +280,31 @@ def test_threads_out_of_bounds_are_an_error(threads: int) -> None:
 def test_numbers_of_the_wrong_type_are_an_error(name: str, value: object) -> None:
     with pytest.raises(StreamConfigError, match=f"{name} must be an integer, got {value!r}"):
         partition(TWO_BY_EIGHT, **{name: value})  # type: ignore[arg-type]
+
+
+# --- The remedy -------------------------------------------------------------------------------
+
+
+@given(random_topologies(with_quota=False), st.integers(1, 30))
+def test_the_remedy_is_the_nearest_number_of_streams_without_the_warning(
+    topology: Topology, num_streams: int
+) -> None:
+    most = len(topology.cores)
+    count = min(num_streams, most)
+    for warning in partition(topology, num_streams=count).warnings:
+        without = [
+            other
+            for other in range(1, most + 1)
+            if warning.kind not in warned(partition(topology, num_streams=other))
+        ]
+        nearest = min(without, key=lambda other: abs(other - count))
+        assert f"num_streams={nearest} avoids it" in str(warning)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("counts", [(8192, 1, 1, 1), (1, 1, 1, 8192), (64, 8, 8, 2)])
+def test_the_largest_machines_take_no_time(counts: tuple[int, int, int, int]) -> None:
+    """Where each number of streams was cut to be looked at, half a minute."""
+    machine = Topology.synthetic(*counts)
+    for num_streams in (3, 4097, 5000):
+        assert len(partition(machine, num_streams=num_streams).streams) == num_streams

@@ -6,39 +6,53 @@
                              caller takes one that is idle, or waits for one
     openvino                 OpenVINO with num_streams streams, by a pool of infer requests
     module:Class             a class of yours, found as Python's import does
+    path/to/script.py:Class  the same, from a file; classes written for DeepSparse's benchmark work
 
 A class of yours needs
 
     __init__(self, model_path, batch_size, num_cores, num_streams, input_shapes)
-        called with keywords; num_cores and num_streams are ints, input_shapes may be None
+        called with keywords, those of these that it takes; num_cores and num_streams are ints,
+        input_shapes may be None
     run(self, inputs)
-        answers a request; called from several threads at once
-    generate_random_inputs(self), or inputs = [(name, shape, dtype), ...]
-        what `run` is given; from the second, a list with a random array for each
+        answers a request; called from several threads at once; one that takes val_inp gets False
 
-and may have close(self).
+and may have
+
+    generate_random_inputs(self), or inputs = [(name, shape, dtype), ...]
+        what `run` is given; from the second, a list with a random array for each; with neither,
+        the same made of what the model's file says of its inputs
+    close(self)
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.util
+import inspect
 import io
+import os
+import sys
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
-from types import SimpleNamespace
-from typing import Any, NamedTuple, NoReturn, Protocol, TypedDict
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple, Protocol, TypedDict
 
 import numpy as np
 
+from deepsched.benchmark.load import Run
 from deepsched.engine import Engine
 from deepsched.errors import DeepschedError, OptionError, UnsupportedModelError
-from deepsched.model import PreparedModel, Shapes, prepare_model
+from deepsched.model import PreparedModel, Shapes, inputs_of, prepare_model
 from deepsched.partition import Stream, partition
 from deepsched.samples import random_value
 from deepsched.scheduler import Scheduler
 from deepsched.topology import Topology
 
-ENGINES = ("deepsched", "onnxruntime", "onnxruntime:per_stream", "openvino", "module:Class")
+ENGINES = (
+    "deepsched", "onnxruntime", "onnxruntime:per_stream", "openvino", "module:Class",
+    "script.py:Class",
+)  # fmt: skip
 
 _OURS = ("deepsched", "deepsparse")
 
@@ -93,7 +107,8 @@ def open_engine(
     """Opens a model in one of the engines, told to use the same cores and streams.
 
     Args:
-        name: "deepsched", "onnxruntime", "onnxruntime:per_stream", "openvino" or "module:Class".
+        name: "deepsched", "onnxruntime", "onnxruntime:per_stream", "openvino", "module:Class" or
+            "path/to/script.py:Class".
         model_path: an ONNX file.
         batch_size, num_cores, num_streams, scheduler, input_shapes: see Engine. Other engines are
             told the numbers of cores and streams that deepsched would use.
@@ -126,9 +141,10 @@ def open_engine(
     engine: OpenedEngine = make(plan) if make is not None else _UserEngine(name, plan)
     try:  # whether it works is known before it is measured
         engine.run(engine.generate_random_inputs())
-    except DeepschedError:
-        raise
-    except Exception as error:
+    except BaseException as error:
+        engine.close()
+        if isinstance(error, DeepschedError) or not isinstance(error, Exception):
+            raise
         raise UnsupportedModelError(
             f"{name} does not run {model_path!r} with batch_size={batch_size}, "
             f"input_shapes={input_shapes}: {type(error).__name__}: {error}"
@@ -274,32 +290,49 @@ class _UserEngine(_Described):
     def __init__(self, name: str, plan: _Plan) -> None:
         super().__init__(plan, name)
         make = _find_class(name)
+        options = _taken_by(
+            make,
+            model_path=plan.path,
+            batch_size=plan.batch_size,
+            num_cores=plan.num_cores,
+            num_streams=len(plan.streams),
+            input_shapes=plan.input_shapes,
+        )
         try:
-            self._engine = make(
-                model_path=plan.path,
-                batch_size=plan.batch_size,
-                num_cores=plan.num_cores,
-                num_streams=len(plan.streams),
-                input_shapes=plan.input_shapes,
-            )
+            self._engine = make(**options)
         except DeepschedError:
             raise
         except Exception as error:
             raise OptionError(
-                f"engine {name!r}: its constructor, called with model_path, batch_size, num_cores, "
-                f"num_streams and input_shapes, raised {type(error).__name__}: {error}"
+                f"engine {name!r}: its constructor, called with {', '.join(options)}, raised "
+                f"{type(error).__name__}: {error}"
             ) from error
-        self.run: Callable[[Any], Any] = getattr(self._engine, "run", None) or _missing(name, "run")
+        self._name = name
+        run = getattr(self._engine, "run", None)
+        if run is None:
+            raise OptionError(f"engine {name!r} needs run; see deepsched.benchmark.engines")
+        # DeepSparse's engines are told not to look at the inputs each time.
+        self._run: Run = functools.partial(run, **_taken_by(run, by_name=True, val_inp=False))
         if not hasattr(self._engine, "generate_random_inputs"):
             described = getattr(self._engine, "inputs", None)
             if described is None:
-                _missing(name, "generate_random_inputs, or inputs: [(name, shape, dtype), ...]")
+                described = inputs_of(plan.prepared)
             self.inputs = [_tensor(*each) for each in described]
 
+    def run(self, inputs: Any) -> Any:
+        try:
+            return self._run(inputs)
+        except DeepschedError:
+            raise
+        except Exception as error:
+            raise OptionError(
+                f"engine {self._name!r}: run raised {type(error).__name__}: {error}"
+            ) from error
+
     def generate_random_inputs(self) -> Any:
-        if self.inputs:
-            return super().generate_random_inputs()
-        return self._engine.generate_random_inputs()
+        if hasattr(self._engine, "generate_random_inputs"):
+            return self._engine.generate_random_inputs()
+        return super().generate_random_inputs()
 
     def close(self) -> None:
         close = getattr(self._engine, "close", None)
@@ -310,14 +343,31 @@ class _UserEngine(_Described):
         return f"<{self._text}: {self._engine!r}>"
 
 
-def _find_class(name: str) -> Callable[..., Any]:
-    module_name, _, class_name = name.partition(":")
+def _taken_by(make: Callable[..., Any], by_name: bool = False, **options: Any) -> dict[str, Any]:
+    """Those of the options that it takes; `by_name`: that it has a parameter for."""
     try:
-        module = importlib.import_module(module_name)
-    except (ImportError, ValueError, SyntaxError) as error:
+        parameters = inspect.signature(make).parameters
+    except (TypeError, ValueError):  # written in C, say
+        return {} if by_name else options
+    if not by_name and any(it.kind == it.VAR_KEYWORD for it in parameters.values()):
+        return options
+    return {name: value for name, value in options.items() if name in parameters}
+
+
+def _find_class(name: str) -> Callable[..., Any]:
+    module_name, _, class_name = name.rpartition(":")
+    is_file = module_name.endswith(".py") or os.sep in module_name
+    try:
+        module = _load(module_name) if is_file else importlib.import_module(module_name)
+    except DeepschedError:
+        raise
+    except Exception as error:  # whatever the lines of a module raise
+        where = "" if is_file else (
+            "; it must be importable from here: in the working folder, in PYTHONPATH or installed"
+        )  # fmt: skip
         raise OptionError(
-            f"engine {name!r}: cannot import {module_name!r} ({error}); it must be importable from "
-            "here: in the working folder, in PYTHONPATH or installed"
+            f"engine {name!r}: cannot import {module_name!r} ({type(error).__name__}: {error})"
+            f"{where}"
         ) from error
     found: Any = getattr(module, class_name, None)
     if not callable(found):
@@ -325,8 +375,22 @@ def _find_class(name: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def _missing(name: str, what: str) -> NoReturn:
-    raise OptionError(f"engine {name!r} needs {what}; see deepsched.benchmark.engines")
+def _load(path: str) -> ModuleType:
+    """A module from a file, once for a sweep of many engines."""
+    if not os.path.isfile(path):
+        raise OptionError(f"no file {path!r} to take an engine from")
+    name = f"deepsched engines of {os.path.realpath(path)}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise OptionError(f"{path!r} is no Python file to take an engine from")
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)  # as an import does
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
 
 
 def _tensor(name: str, shape: Sequence[Any], dtype: Any) -> Any:

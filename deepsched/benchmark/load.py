@@ -7,8 +7,8 @@ not just by the one that was under way.
 
 In an open loop the callers take turns at the next request that falls due and wait for its time.
 Requests that are due while all callers are busy are not stored anywhere: they are the times that
-nobody has taken yet, so an overload takes no memory. One that is taken later than
-`max_late_seconds` after its time is dropped and counted.
+nobody has taken yet, so an overload takes no memory. Those that `max_late_seconds` have passed
+since are dropped and counted, all at once: a rate of millions takes no longer than another.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ import time
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 
-from deepsched.benchmark.arrivals import arrival_times_ns
+from deepsched.benchmark.arrivals import chunks_of_times
 from deepsched.errors import OptionError
 
-T = TypeVar("T")
 Run = Callable[[Any], Any]
 Tick = Callable[[int], None]
 Times = np.ndarray[Any, np.dtype[np.int64]]
@@ -61,8 +60,8 @@ _TICK_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Spans:
-    """When each request was due, sent and answered, in ns of the clock; in a closed loop it is
-    due when it is sent."""
+    """When each request was due, sent and answered, in ns of the clock; of an open loop in the
+    order in which they fell due. In a closed loop one is due when it is sent."""
 
     due: Times
     sent: Times
@@ -148,25 +147,17 @@ def open_loop(
     Returns:
         All requests that were due within the time. It ends with the last answer, if that is later.
     """
-    arrivals = enumerate(arrival_times_ns(rate, seconds, poisson=poisson, seed=seed))
-    lock = threading.Lock()
+    chunks = chunks_of_times(rate, seconds, poisson=poisson, seed=seed)
     notes = [array("q") for _ in range(callers)]
-    dropped = [0] * callers
-    max_late = round(max_late_seconds * 1e9)
     now_ns = clock.now_ns
     # Threads take about 0.1 ms to start; before the first request is due all should be there.
     begin = now_ns() + 5_000_000 + callers * 200_000
+    turns = _Turns(chunks, begin, round(max_late_seconds * 1e9), clock)
 
     def call(caller: int, stop: threading.Event) -> None:
         note = notes[caller].extend
-        for number, offset in _take_turns(arrivals, lock):
-            due = begin + offset
-            late = now_ns() - due
-            if late < 0:
-                clock.wait_until(due, stop)
-            elif late > max_late and number > 0:  # the first is sent: there is always a latency
-                dropped[caller] += 1
-                continue
+        while (due := turns.take(stop)) is not None:
+            clock.wait_until(due, stop)
             if stop.is_set():
                 return
             sent = now_ns()
@@ -184,18 +175,52 @@ def open_loop(
         )
     end = begin + round(seconds * 1e9)
     end = now_ns() if is_interrupted else max(end, int(every[:, 2].max()))
-    due, sent, ended = every.T
-    return Spans(due, sent, ended, begin, end, ended, sum(dropped), is_interrupted)
+    due, sent, ended = every[np.argsort(every[:, 0], kind="stable")].T
+    return Spans(due, sent, ended, begin, end, ended, turns.num_dropped, is_interrupted)
 
 
-def _take_turns(items: Iterator[T], lock: threading.Lock) -> Iterator[T]:
-    while True:
-        try:
-            with lock:  # a generator does not let two threads in
-                item = next(items)
-        except StopIteration:
+class _Turns:
+    """The times that nobody has taken yet. Each caller takes the next; those that are too late by
+    then are dropped, many in one step."""
+
+    def __init__(
+        self, chunks: Iterator[np.ndarray], begin: int, max_late: int, clock: Clock
+    ) -> None:
+        self.num_dropped = 0
+        self._chunks = chunks
+        self._begin = begin
+        self._max_late = max_late
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._times = np.empty(0)
+        self._index = 0
+        self._has_begun = False
+
+    def take(self, stop: threading.Event) -> int | None:
+        """When the next request is due; None: no more are, or `stop` is set."""
+        with self._lock:
+            while not stop.is_set():
+                if self._index == len(self._times):
+                    times = next(self._chunks, None)
+                    if times is None:
+                        return None
+                    self._times, self._index = times, 0
+                self._drop_late()
+                if self._index < len(self._times):
+                    due = self._begin + int(self._times[self._index])
+                    self._index += 1
+                    return due
+        return None
+
+    def _drop_late(self) -> None:
+        if not self._has_begun:  # the first is sent: there is always a latency
+            self._has_begun = True
             return
-        yield item
+        earliest = self._clock.now_ns() - self._max_late - self._begin
+        if self._times[self._index] < earliest:
+            first = self._index
+            self._index = int(np.searchsorted(self._times, earliest))
+            self.num_dropped += self._index - first
 
 
 def _joined(notes: list[array[int]], width: int) -> Times:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +18,12 @@ from deepsched.errors import OptionError
 from deepsched.stats import Counts, Latency, Stats
 
 PERCENTILES = (25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9)
+
+# What an engine that keeps up may drop, and may fall behind, by the time that passes.
+_MOST_DROPPED = 0.01
+_MOST_GROWTH = 0.03
+
+_HIGHEST_RATE = 1e8  # above it, just counting what falls due takes longer than it may
 
 Milliseconds = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -63,7 +70,7 @@ class Measurement:
     seconds: float
     """The time measured, warm-up left out."""
     latencies_ms: Milliseconds
-    """Of each request, in milliseconds, in no particular order."""
+    """Of each request, in milliseconds; of an open loop in the order in which they fell due."""
     is_interrupted: bool = False
     """Whether Ctrl-C ended it early."""
     rate: float | None = None
@@ -73,7 +80,8 @@ class Measurement:
     num_dropped: int = 0
     """Requests that were due so long before a caller was free that they were not sent."""
     send_delays_ms: Milliseconds = field(default_factory=lambda: np.zeros(0))
-    """Of each request, the part of its latency before it was sent; empty for a closed loop."""
+    """Of each request, the part of its latency before it was sent, in the same order; empty for a
+    closed loop."""
     usage: Usage | None = None
     """What the process used meanwhile."""
     stats: Stats | None = None
@@ -93,7 +101,33 @@ class Measurement:
 
     @property
     def keeps_up(self) -> bool:
-        return self.num_dropped <= 0.01 * (self.num_dropped + self.iterations)
+        """Whether the engine answers requests as fast as they fall due; True for a closed loop.
+
+        Percentiles do not tell: an engine that is asked for more than it can do is later with
+        every request, which a high limit, or a short load, lets pass. So, in an open loop:
+
+        - No more than 1 % of the requests were dropped.
+        - The backlog does not grow. At `x` times what the engine can do, latency grows by `x - 1`
+          seconds a second for as long as the load lasts; of an engine that keeps up it may rise
+          and falls again. A backlog grows if the median latency of each quarter of the requests,
+          in the order in which they fell due, is above that of the quarter before, and all of
+          that together is more than 3 % of the time that passed. Medians, of quarters that must
+          all agree, since a stall, or a burst of random arrivals, is late for a part of the load
+          only. The last must be twice the first as well: of a few requests noise alone may be
+          3 % of the time.
+        - At least half of the requests took less time than the load lasted, or it was over before
+          there was anything to see.
+
+        Rates within a few percent of the highest are told apart only by long loads: of 1000
+        requests at random times, one may well fall due 3 % more often than it was asked for.
+        """
+        if self.rate is None:
+            return True
+        due = self.iterations + self.num_dropped
+        if self.num_dropped > _MOST_DROPPED * due:
+            return False
+        milliseconds = 1e3 * due / self.rate
+        return self.percentile(50) < milliseconds and not _grows(self.latencies_ms, milliseconds)
 
     def percentile(self, percent: float) -> float:
         """The latency in ms that `percent` of the requests stayed within."""
@@ -116,6 +150,7 @@ class Measurement:
             "rate": self.rate,
             "poisson": self.poisson,
             "dropped": self.num_dropped,
+            "keeps_up": self.keeps_up,
             "send_delay_ms": _percentiles(delays) if len(delays) else None,
             "waiting_ms": _latency(stats.waiting) if stats else None,
             "running_ms": _latency(stats.running) if stats else None,
@@ -124,6 +159,18 @@ class Measurement:
             "peak_memory_bytes": usage.peak_memory_bytes if usage else None,
             "throttled_seconds": usage.throttled_seconds if usage else None,
         }
+
+
+def _grows(latencies_ms: Milliseconds, milliseconds: float) -> bool:
+    """Whether latency rises from the first to the last of requests that fell due in this time."""
+    if len(latencies_ms) < 4:
+        return False
+    quarters = [float(np.median(part)) for part in np.array_split(latencies_ms, 4)]
+    return (
+        all(before < after for before, after in itertools.pairwise(quarters))
+        and quarters[-1] > 2 * quarters[0]
+        and quarters[-1] - quarters[0] > _MOST_GROWTH * 0.75 * milliseconds  # middle to middle
+    )
 
 
 def _percentiles(values: Milliseconds) -> dict[str, float]:
@@ -172,6 +219,10 @@ def measure(
 ) -> Measurement:
     """Loads an engine for `seconds`, after a warm-up.
 
+    To tell the most memory that the load had resident, the process's own record of it (VmHWM, what
+    `resource.getrusage` calls ru_maxrss) is set back first: a host program that looks at it sees
+    the peak since the last `measure`.
+
     Args:
         target: an Engine, what `open_engine` returns, or a function that answers a request.
         inputs: what each request is; None: random ones, which a function cannot make up.
@@ -209,36 +260,19 @@ def measure(
     if callers is None:
         callers = num_streams if rate is None else max(16, 4 * num_streams)
     late = seconds if max_late_seconds is None else max_late_seconds
-    _check(callers, rate, poisson, seconds, warmup_seconds, late)
+    _check(callers, rate, poisson, seed, seconds, warmup_seconds, late)
     clock = MonotonicClock() if clock is None else clock
     meter = _Meter(target, clock)
     progress = _Progress(on_progress, seconds, warmup_seconds)
     if rate is None:
-
-        def on_tick(now_ns: int) -> None:
-            progress.load(now_ns)
-            if 0 <= now_ns < seconds * 1e9:
-                meter.begin()
-
-        if warmup_seconds == 0:
-            meter.begin()
-        spans = closed_loop(
-            run, inputs, callers=callers, seconds=seconds, warmup_seconds=warmup_seconds,
-            clock=clock, on_tick=on_tick,
-        )  # fmt: skip
+        closed = functools.partial(closed_loop, run, inputs, callers=callers, clock=clock)
+        spans = _closed(closed, seconds, warmup_seconds, meter, progress)
     else:
-        loop = functools.partial(
+        opened = functools.partial(
             open_loop, run, inputs, rate=rate, seed=seed, callers=callers, max_late_seconds=late,
             clock=clock,
         )  # fmt: skip
-        # A load of its own, so that what it leaves over does not count; even: one request at least.
-        if (
-            warmup_seconds > 0
-            and loop(seconds=warmup_seconds, poisson=False, on_tick=progress.warmup).is_interrupted
-        ):
-            raise KeyboardInterrupt
-        meter.begin()
-        spans = loop(seconds=seconds, poisson=poisson, on_tick=progress.load)
+        spans = _open(opened, seconds, warmup_seconds, poisson, meter, progress)
     usage, stats, num_answered = meter.end(spans)
     return Measurement(
         callers=callers,
@@ -258,6 +292,43 @@ def measure(
     )
 
 
+def _closed(
+    loop: Callable[..., Spans],
+    seconds: float,
+    warmup_seconds: float,
+    meter: _Meter,
+    progress: _Progress,
+) -> Spans:
+    """One load, the warm-up its first part: no caller waits for another in between."""
+
+    def on_tick(now_ns: int) -> None:
+        progress.load(now_ns)
+        if 0 <= now_ns < seconds * 1e9:
+            meter.begin()
+
+    if warmup_seconds == 0:
+        meter.begin()
+    return loop(seconds=seconds, warmup_seconds=warmup_seconds, on_tick=on_tick)
+
+
+def _open(
+    loop: Callable[..., Spans],
+    seconds: float,
+    warmup_seconds: float,
+    poisson: bool,
+    meter: _Meter,
+    progress: _Progress,
+) -> Spans:
+    """Two loads, so that what the warm-up leaves over does not count."""
+    if warmup_seconds > 0:
+        # Even: one request at least falls due.
+        spans = loop(seconds=warmup_seconds, poisson=False, on_tick=progress.warmup)
+        if spans.is_interrupted:
+            raise KeyboardInterrupt
+    meter.begin()
+    return loop(seconds=seconds, poisson=poisson, on_tick=progress.load)
+
+
 def _resolve(target: Run | Measurable, inputs: Any, batch_size: int | None) -> tuple[Run, Any, int]:
     if isinstance(target, Measurable):
         if inputs is None:
@@ -275,6 +346,7 @@ def _check(
     callers: int,
     rate: float | None,
     poisson: bool,
+    seed: int,
     seconds: float,
     warmup_seconds: float,
     max_late_seconds: float,
@@ -282,6 +354,10 @@ def _check(
     for name, value in (("seconds", seconds), ("rate", 1 if rate is None else rate)):
         if not 0 < value < math.inf:
             raise OptionError(f"{name} must be positive, got {value!r}")
+    if rate is not None and rate > _HIGHEST_RATE:
+        raise OptionError(f"rate must be at most {_HIGHEST_RATE:g} requests a second, got {rate!r}")
+    if not isinstance(seed, int) or seed < 0:
+        raise OptionError(f"seed must be 0 or a positive int, got {seed!r}")
     for name, value in (("warmup_seconds", warmup_seconds), ("max_late_seconds", max_late_seconds)):
         if not 0 <= value < math.inf:
             raise OptionError(f"{name} must be 0 or more, got {value!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,11 @@ def check_plot(path: str) -> None:
         )
     if Path(path).suffix.lstrip(".") not in _FORMATS:
         raise OptionError(f"a plot's file must end in .{', .'.join(_FORMATS)}, got {path!r}")
-    if not Path(path).absolute().parent.is_dir():
+    folder = Path(path).absolute().parent
+    if not folder.is_dir():
         raise OptionError(f"cannot write a plot to {path!r}: no such folder")
+    if not os.access(path if Path(path).exists() else folder, os.W_OK):
+        raise OptionError(f"cannot write a plot to {path!r}: not allowed to")
 
 
 def plot_sweep(sweep: Sweep, path: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from deepsched.benchmark.measurement import Measurement
+from deepsched.model import Shapes
 from deepsched.scheduler import Scheduler
 from deepsched.version import __version__
 
@@ -21,12 +22,15 @@ FIELDS: dict[str, tuple[str, str]] = {
     "orig_model_path": ("path", "MODEL"),
     "model_path": ("path", "the same; DeepSparse's is where a download lies"),
     "batch_size": ("items", "in a request"),
-    "input_shapes": ("text", "--input_shapes"),
+    "input_shapes": ("list", "--input_shapes; null: the model's"),
+    "sequence_length": ("items", "--sequence_length; null: the model's"),
     "num_cores": ("cores", "physical ones that the engine was told to use"),
-    "scenario": ("text", "--scenario"),
+    "scenario": ("text", "singlestream, multistream or elastic; in benchmark_result once more"),
     "scheduler": ("text", "deepsched's; null for other engines"),
     "seconds_to_run": ("s", "--time"),
     "num_streams": ("streams", "requests that run side by side"),
+    "fraction_of_supported_ops": ("share", "of the operators, that the engine runs by kernels of "
+        "its own: 1.0, ONNX Runtime has them all; null for other engines"),
     "interrupted": ("bool", "whether Ctrl-C ended it early"),
     "callers": ("threads", "that call at once; in an open loop at most"),
     "items_per_sec": ("items/s", "throughput: iterations * batch_size / seconds_ran"),
@@ -40,6 +44,9 @@ FIELDS: dict[str, tuple[str, str]] = {
     "poisson": ("bool", "whether they fell due at random times"),
     "dropped": ("requests", "due so long before a caller was free that they were not sent; no "
         "latency counts them"),
+    "keeps_up": ("bool", "open loop: whether no more than 1 % was dropped, and latency did not "
+        "grow from quarter to quarter of the load, by more than 3 % of the time in all; closed "
+        "loop: true"),
     "send_delay_ms": ("ms", "open loop: from the time it was due until it was sent, part of "
         "the latency"),
     "waiting_ms": ("ms", "from the call until the run began, by deepsched's own count; null for "
@@ -54,6 +61,20 @@ FIELDS: dict[str, tuple[str, str]] = {
         "over CPUs; null: unknown"),
 }  # fmt: skip
 """Field -> (unit, meaning), of the JSON; those of benchmark_result from `callers` on."""
+
+SEARCH_FIELDS: dict[str, tuple[str, str]] = {
+    "p99_limit_ms": ("ms", "--p99-limit"),
+    "rate": ("requests/s", "the highest that held; 0.0: none did"),
+    "closed_loop_rate": ("requests/s", "with a caller for each stream, where the search began"),
+    "steps": ("list", "of each rate that was tried, in this order:"),
+    "steps[].rate": ("requests/s", "that fell due"),
+    "steps[].p99_ms": ("ms", "99th percentile of the latency of all that fell due; null: more than "
+        "1 % was dropped"),
+    "steps[].dropped": ("requests", "that could not be sent within the limit"),
+    "steps[].keeps_up": ("bool", "see above"),
+    "steps[].is_held": ("bool", "keeps_up, and p99_ms within the limit"),
+}  # fmt: skip
+"""The same, of `search`."""
 
 
 class Setting(NamedTuple):
@@ -78,14 +99,17 @@ class Asked(NamedTuple):
     """What the user asked for, as far as it is reported."""
 
     model_path: str
-    scenario: str | None
-    input_shapes: str
+    scheduler: Scheduler
+    input_shapes: Shapes | None
     seconds: float
+    sequence_length: int | None = None
 
 
 def report(asked: Asked, setting: Setting, measurement: Measurement) -> dict[str, Any]:
     """The keys of DeepSparse's export, and ours; for JSON."""
-    single = setting.scheduler == Scheduler.single_stream
+    is_ours = setting.scheduler is not None
+    # DeepSparse's word; other engines have no scheduler to tell.
+    scenario = str(setting.scheduler or asked.scheduler).replace("_", "")
     return {
         "engine": setting.engine,
         "version": __version__,
@@ -93,13 +117,15 @@ def report(asked: Asked, setting: Setting, measurement: Measurement) -> dict[str
         "model_path": asked.model_path,
         "batch_size": setting.batch_size,
         "input_shapes": asked.input_shapes,
+        "sequence_length": asked.sequence_length,
         "num_cores": setting.num_cores,
-        "scenario": asked.scenario or ("sync" if single else "async"),
+        "scenario": scenario,
         "scheduler": None if setting.scheduler is None else str(setting.scheduler),
         "seconds_to_run": asked.seconds,
         "num_streams": setting.num_streams,
+        "fraction_of_supported_ops": 1.0 if is_ours else None,
         "interrupted": measurement.is_interrupted,
-        "benchmark_result": measurement.to_dict(),
+        "benchmark_result": {"scenario": scenario, **measurement.to_dict()},
     }
 
 
@@ -136,6 +162,7 @@ def report_search(asked: Asked, setting: Setting, search: RateSearch) -> dict[st
                     "rate": step.rate,
                     "p99_ms": step.p99_ms if step.p99_ms < float("inf") else None,
                     "dropped": step.num_dropped,
+                    "keeps_up": step.keeps_up,
                     "is_held": step.is_held,
                 }
                 for step in search.steps
@@ -154,7 +181,7 @@ def write_csv(reports: Iterable[Mapping[str, Any]], file: TextIO) -> None:
 
 
 def flatten(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Without nesting: parts of a part by a dot, lists as words.
+    """Without nesting: parts of a part by a dot, lists of parts as words.
 
     >>> flatten({"benchmark_result": {"mean": 2.5, "streams": [{"requests": 3}, {"requests": 4}]}})
     {'mean': 2.5, 'streams.requests': '3 4'}
@@ -165,7 +192,7 @@ def flatten(report: Mapping[str, Any]) -> dict[str, Any]:
             # These two add nothing to the names below them.
             prefix = "" if name in ("benchmark_result", "swept") else f"{name}."
             row |= {f"{prefix}{key}": each for key, each in flatten(value).items()}
-        elif isinstance(value, list):
+        elif isinstance(value, list) and all(isinstance(each, Mapping) for each in value):
             for key in dict.fromkeys(key for each in value for key in each):
                 row[f"{name}.{key}"] = " ".join(str(each[key]) for each in value)
         else:

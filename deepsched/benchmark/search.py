@@ -1,4 +1,4 @@
-"""search_rate: the highest rate of requests at which the 99th percentile stays within a limit."""
+"""search_rate: the highest rate that an engine keeps up with, with p99 within a limit."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ class Step:
     p99_ms: float
     """Of all requests that fell due; those dropped count as infinitely late."""
     num_dropped: int
+    keeps_up: bool
+    """See Measurement."""
     is_held: bool
+    """Whether the engine keeps up, with p99 within the limit."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +108,13 @@ def search_rate(
     on_progress: Callable[[float], None] | None = None,
     **options: Unpack[SearchOptions],
 ) -> RateSearch:
-    """Searches the highest rate at which 99 of 100 requests are answered within a limit.
+    """Searches the highest rate that the engine keeps up with, 99 of 100 requests answered within
+    a limit.
 
     Latency counts from the time that a request was due. A request that could not be sent within
-    the limit is dropped and counts as late. A rate is tried for `seconds`, once: give a time that
-    is many times the limit, and that 100 requests fall due in, or a rate that cannot be sustained
-    may hold for so long.
+    the limit is dropped and counts as late. A rate is tried for `seconds`, once, and holds if the
+    engine keeps up as well (`Measurement.keeps_up`): give a time that some 100 requests fall due
+    in, for less does not show whether their backlog grows.
 
     Args:
         target, inputs: see `measure`.
@@ -154,8 +158,8 @@ def search_rate(
         if result.is_interrupted:
             raise KeyboardInterrupt
         p99_ms = _p99_ms(result)
-        is_held = p99_ms <= p99_limit_ms
-        steps.append(Step(rate, p99_ms, result.num_dropped, is_held))
+        is_held = p99_ms <= p99_limit_ms and result.keeps_up
+        steps.append(Step(rate, p99_ms, result.num_dropped, result.keeps_up, is_held))
         if is_held:
             best = result
         return is_held

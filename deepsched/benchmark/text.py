@@ -7,30 +7,33 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from deepsched.benchmark.report import FIELDS
+from deepsched.terminal import Console
 
 Report = Mapping[str, Any]
 
 
-def fields_help() -> str:
+def fields_help(fields: Mapping[str, tuple[str, str]] = FIELDS) -> str:
     """The fields and their units, for --help."""
     lines = []
-    for name, (unit, meaning) in FIELDS.items():
-        first, *rest = textwrap.wrap(meaning, 62)
-        lines += [f"  {name:<21} {unit:<11} {first}", *(" " * 36 + line for line in rest)]
+    for name, (unit, meaning) in fields.items():
+        first, *rest = textwrap.wrap(meaning, 58)
+        lines += [f"  {name:<25} {unit:<11} {first}", *(" " * 40 + line for line in rest)]
     return "\n".join(lines)
 
 
 def print_report(report: Report) -> None:
     """DeepSparse's lines in their order; ours between and after them."""
     result = report["benchmark_result"]
-    scenario = {"sync": "singlestream", "async": "multistream"}
+    # DeepSparse prints what --scenario takes, and exports other words for it.
+    scenario = {"singlestream": "sync", "multistream": "async"}
     print(f"Original Model Path: {report['orig_model_path']}")
     print(f"Batch Size: {report['batch_size']}")
-    print(f"Scenario: {scenario.get(report['scenario'], report['scenario'].replace('_', ''))}")
+    if report["sequence_length"] is not None:
+        print(f"Sequence Length: {report['sequence_length']}")
+    print(f"Scenario: {scenario.get(report['scenario'], report['scenario'])}")
     if report["scheduler"] is None:
         print(f"Engine: {report['engine']}")
     print(f"Cores, Streams: {report['num_cores']}, {report['num_streams']}")
@@ -62,6 +65,9 @@ def print_report(report: Report) -> None:
         print(f"Throttled by the CPU Quota (sec): {result['throttled_seconds']:.4f}")
     if result["dropped"]:
         print(f"Dropped: {result['dropped']} requests; the load is more than the engine can do")
+    elif not result["keeps_up"]:
+        print("Falls Behind: latency grows for as long as this load lasts; it is more than the")
+        print("engine can do")
     if report["interrupted"]:
         ran, wanted = result["seconds_ran"], report["seconds_to_run"]
         print(f"Interrupted after {ran:.1f} of {wanted:g} seconds")
@@ -126,13 +132,13 @@ def print_sweep(result: Report) -> None:
 def print_search(result: Report) -> None:
     """The rates that were tried, and the report of the highest that held."""
     search = result["search"]
-    table = _table("rates tried", ("requests/sec", "p99 ms", "dropped", "held"))
+    table = _table("rates tried", ("requests/sec", "p99 ms", "dropped", "keeps up", "held"))
     for step in search["steps"]:
         table.add_row(
             f"{step['rate']:.2f}",
             "-" if step["p99_ms"] is None else _short(step["p99_ms"]),
             str(step["dropped"]),
-            "yes" if step["is_held"] else "no",
+            *("yes" if step[name] else "no" for name in ("keeps_up", "is_held")),
         )
     _print(table)
     if "benchmark_result" in result:

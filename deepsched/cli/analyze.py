@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import sys
 from collections.abc import Sequence
 from typing import Any, TextIO
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from deepsched.analysis import Analysis, Operator, analyze
 from deepsched.analysis.operators import Timed
 from deepsched.benchmark import bundled_model
 from deepsched.benchmark.report import flatten
-from deepsched.cli.options import output, parse_shapes
+from deepsched.cli.options import check_distinct, finite, output, parse_shapes, to_json
 from deepsched.errors import OptionError
+from deepsched.terminal import Console
 
 _EPILOG = """\
 What is timed are the operators that ONNX Runtime makes of the model, while one request runs alone.
@@ -45,6 +44,7 @@ exit codes:
   0    analysed
   2    arguments or a model that cannot be used
   130  Ctrl-C
+  141  nobody reads the output to its end, as with `| head`
 
 examples:
   deepsched analyze model.onnx
@@ -72,7 +72,7 @@ def add_parser(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument("-ncores", "--num_cores", type=int, help="the most cores to use")
     parser.add_argument(
-        "--seconds", type=float, default=10.0, help="how long to measure, about (default 10)"
+        "--seconds", type=finite, default=10.0, help="how long to measure, about (default 10)"
     )
     parser.add_argument(
         "--top", type=int, default=10, metavar="N", help="list so many operators (default 10)"
@@ -90,6 +90,7 @@ def run(args: argparse.Namespace) -> None:
     """Measures and reports."""
     if args.top < 0:
         raise OptionError(f"--top must be 0 or more, got {args.top}")
+    check_distinct(args, "export_path", "csv")
     with output(args, "export_path") as export, output(args, "csv") as table:
         with Console(stderr=True).status("measuring") as status:
             if args.quiet:
@@ -100,11 +101,11 @@ def run(args: argparse.Namespace) -> None:
                 on_progress=lambda text: status.update(f"measuring on {text}"),
             )  # fmt: skip
         if args.json:
-            print(json.dumps(analysis.to_dict(), indent=2))
+            print(to_json(analysis.to_dict()))
         else:
             _print(analysis, args.top)
         if export is not None:
-            json.dump(analysis.to_dict(), export, indent=2)
+            export.write(to_json(analysis.to_dict()))
         if table is not None:
             _write_csv(analysis, table)
 
@@ -134,7 +135,7 @@ def _shape(shape: Sequence[int] | None) -> str:
 
 def _print(analysis: Analysis, top: int) -> None:
     # Into a file: whole, not cut at 80.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(_summary(analysis), soft_wrap=True)
     console.print()
     is_wide = console.width >= 110 + 9 * len(analysis.run_ms)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 from deepsched.benchmark import (
@@ -25,7 +24,7 @@ from deepsched.benchmark import (
     sweep,
 )
 from deepsched.benchmark.plot import check_plot, plot_sweep
-from deepsched.benchmark.report import report, report_search, report_sweep, write_csv
+from deepsched.benchmark.report import SEARCH_FIELDS, report, report_search, report_sweep, write_csv
 from deepsched.benchmark.text import (
     fields_help,
     print_comparison,
@@ -33,11 +32,20 @@ from deepsched.benchmark.text import (
     print_search,
     print_sweep,
 )
-from deepsched.cli.options import output, parse_shapes
+from deepsched.cli.options import (
+    check_distinct,
+    finite,
+    most_cores,
+    output,
+    parse_shapes,
+    streams_to_compare,
+    to_json,
+)
 from deepsched.cli.progress import ProgressBar, progress_bar
 from deepsched.errors import OptionError
+from deepsched.model import sequence_shapes
 from deepsched.scheduler import Scheduler
-from deepsched.topology import Topology
+from deepsched.speed import widths
 
 _DESCRIPTION = """\
 Measures throughput and latency of a model under load. Without MODEL: ResNet-50 from the onnx
@@ -54,20 +62,30 @@ engines:
   onnxruntime             plain onnxruntime: one session on all cores, which all callers call
   onnxruntime:per_stream  plain onnxruntime: one session for each stream; callers take idle ones
   openvino                OpenVINO, told the same cores and streams; pip install 'deepsched[peers]'
-  module:Class            a class of yours: Class(model_path, batch_size, num_cores, num_streams,
-                          input_shapes), called with keywords; run(inputs), called from several
-                          threads; generate_random_inputs(), or inputs = [(name, shape, dtype)]
+  module:Class            a class of yours, or path/to/script.py:Class: Class(model_path,
+                          batch_size, num_cores, num_streams, input_shapes), called with those
+                          keywords that it takes; run(inputs), called from several threads. Inputs
+                          are made up from generate_random_inputs(), inputs = [(name, shape,
+                          dtype)], or MODEL
 
 fields of the JSON, of the CSV, and of what is printed:
 {fields_help()}
   With --sweep: `measurements`, a report for each combination with its values as `swept` (`error`
-  where it cannot be had). With --p99-limit: `search`, with the highest `rate` that held, the
-  `steps`, and `closed_loop_rate`, requests/s with a caller for each stream.
+  where it cannot be had).
+
+fields of `search`, with --p99-limit:
+{fields_help(SEARCH_FIELDS)}
+
+DeepSparse's scripts: all flags of deepsparse.benchmark are taken. Defaults differ where ours tell
+more: --scenario is async (theirs: sync), --num_streams one per L3 cache (theirs: half the cores).
+Models run as their files say, without a KV cache that the engine keeps: what sets one up is taken
+and has no effect.
 
 exit codes:
   0    measured
   2    arguments or a model that cannot be used
   130  Ctrl-C; what was measured so far is printed and written all the same
+  141  nobody reads the output to its end, as with `| head`; files are written all the same
 
 examples:
   deepsched benchmark model.onnx --rate 100 --poisson
@@ -75,6 +93,15 @@ examples:
   deepsched benchmark model.onnx --sweep num_streams=1,2,4 --sweep batch_size=1,8 --csv out.csv
   deepsched benchmark model.onnx -e onnxruntime:per_stream --json
 """
+
+
+_WITHOUT_EFFECT: dict[tuple[str, ...], dict[str, Any]] = {
+    ("-input_ids_len", "--input_ids_length"): {"type": int, "metavar": "N"},
+    ("--no-internal-kv-cache", "--no_internal_kv_cache"): {"action": "store_true"},
+    ("--disable-kv-cache-overrides", "--disable_kv_cache_overrides"): {"action": "store_true"},
+    ("--num-kv-cache-tokens", "--num_kv_cache_tokens"): {"type": int, "metavar": "N"},
+}
+"""DeepSparse's options of a KV cache: flags, and how they are parsed."""
 
 
 def add_parser(commands: Any) -> None:
@@ -98,7 +125,7 @@ def _add_engine_options(group: Any) -> None:
         "-b", "--batch_size", type=int, default=1, help="items in a request (default 1)"
     )
     group.add_argument(
-        "-i", "-shapes", "--input_shapes", default="", metavar="SHAPES",
+        "-i", "-shapes", "--input_shapes", "--input_shape", default="", metavar="SHAPES",
         help='shapes of the inputs, such as "[1,3,320,320]" or "[1,128],[1,128]"',
     )  # fmt: skip
     group.add_argument(
@@ -107,20 +134,29 @@ def _add_engine_options(group: Any) -> None:
     )  # fmt: skip
     group.add_argument(
         "-nstreams", "--num_streams", type=int,
-        help="requests that run side by side (default: one per L3 cache; without MODEL: two at "
-        "least, if there are two cores)",
+        help="requests that run side by side (default: one per L3 cache, where DeepSparse's is "
+        "half the cores; without MODEL: two at least, if there are two cores)",
     )  # fmt: skip
     group.add_argument(
         "-s", "--scenario", metavar="{sync,async,elastic}",
         help="sync: single_stream, one caller on all cores; async: multi_stream, one caller for "
-        "each stream; elastic: as many callers (default async; without MODEL: both). The "
-        "schedulers' names do too; the report says singlestream and multistream, as DeepSparse's",
+        "each stream; elastic: as many callers (default async, where DeepSparse's is sync; without "
+        "MODEL: both). The schedulers' names do too; the JSON says singlestream and multistream, "
+        "as DeepSparse's",
     )  # fmt: skip
     group.add_argument(
-        "-pin", "--thread_pinning", choices=["core", "none"], default="core",
+        "-pin", "--thread_pinning", choices=["core", "numa", "none"], default="core",
         help="pin deepsched's threads to their stream's cores, or leave them to the kernel "
-        "(default core)",
+        "(default core); numa means core: streams keep to NUMA nodes by themselves",
     )  # fmt: skip
+    group.add_argument(
+        "-seq_len", "--sequence_length", type=int, metavar="N",
+        help="the second dimension of inputs that leave it open; those of --input_shapes otherwise",
+    )  # fmt: skip
+    for flags, options in _WITHOUT_EFFECT.items():
+        group.add_argument(
+            *flags, **options, help="no effect: there is no KV cache that the engine keeps"
+        )
     group.add_argument(
         "-e", "--engine", default="deepsched", metavar="ENGINE",
         help=f"{', '.join(ENGINES)}; see below (default deepsched)",
@@ -129,10 +165,10 @@ def _add_engine_options(group: Any) -> None:
 
 def _add_load_options(group: Any) -> None:
     group.add_argument(
-        "-t", "--time", type=float, default=10.0, help="seconds of each measurement (default 10)"
+        "-t", "--time", type=finite, default=10.0, help="seconds of each measurement (default 10)"
     )
     group.add_argument(
-        "-w", "--warmup_time", type=float, default=2.0, help="seconds before it (default 2)"
+        "-w", "--warmup_time", type=finite, default=2.0, help="seconds before it (default 2)"
     )
     group.add_argument(
         "--callers", type=int, metavar="N",
@@ -140,7 +176,7 @@ def _add_load_options(group: Any) -> None:
         "one for each stream; open loop: four for each, 16 at least)",
     )  # fmt: skip
     group.add_argument(
-        "--rate", type=float, metavar="R", help="open loop: R requests a second, evenly spaced"
+        "--rate", type=finite, metavar="R", help="open loop: R requests a second, evenly spaced"
     )
     group.add_argument(
         "--poisson", action="store_true", help="at random times instead, as of independent users"
@@ -149,14 +185,15 @@ def _add_load_options(group: Any) -> None:
         "--seed", type=int, default=0, help="of these times; the same seed, the same times"
     )
     group.add_argument(
-        "--p99-limit", type=float, metavar="MS",
+        "--p99-limit", type=finite, metavar="MS",
         help="search the highest rate at which 99 of 100 requests are answered within MS; each "
         "step takes --time",
     )  # fmt: skip
     group.add_argument(
         "--sweep", action="append", default=[], metavar="OPTION=V1,V2",
         help=f"measure each of these values ({', '.join(AXES)}); again for another option: "
-        "every combination",
+        "every combination. Without values, OPTION or OPTION,OPTION: batch sizes 1, 4, 16, of the "
+        "others powers of two up to what this machine has",
     )  # fmt: skip
 
 
@@ -176,27 +213,53 @@ def _add_output_options(group: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measures and reports."""
-    axes = _parse_sweep(args.sweep)
+    axes = _parse_sweep(args)
     _check(args, axes)
+    _say_what_has_no_effect(args)
     # Opened before anything is measured: a path that cannot be written is known at once.
-    with output(args, "export_path") as export, output(args, "csv") as table:
+    with (
+        ExitStack() as at_end,
+        output(args, "export_path") as export,
+        output(args, "csv") as table,
+    ):
         with progress_bar(args.quiet) as bar:
             result, show = _measure(args, axes, bar)
-        if args.json:
-            print(json.dumps(result, indent=2))
-        else:
-            show(result)
+        text = to_json(result)
+        # After the files: a reader that leaves does not take them away.
+        at_end.callback(*((print, text) if args.json else (show, result)))
         if export is not None:
-            json.dump(result, export, indent=2)
+            export.write(text)
         if table is not None:
             write_csv(result.get("measurements", [result]), table)
     if result["interrupted"]:
         raise KeyboardInterrupt
 
 
+def _say_what_has_no_effect(args: argparse.Namespace) -> None:
+    if args.thread_pinning == "numa":
+        print("-pin numa: as core; streams keep to NUMA nodes by themselves", file=sys.stderr)
+    values = {flags[-1]: getattr(args, flags[-1].removeprefix("--")) for flags in _WITHOUT_EFFECT}
+    given = [flag for flag, value in values.items() if value is not None and value is not False]
+    if given:
+        print(
+            f"{', '.join(given)}: no effect; there is no KV cache that the engine keeps",
+            file=sys.stderr,
+        )
+
+
 def _check(args: argparse.Namespace, axes: Mapping[str, Sequence[Any]]) -> None:
     if args.time <= 0 or args.warmup_time < 0:
-        raise OptionError(f"--time must be positive, got {args.time}; --warmup_time at least 0")
+        raise OptionError(
+            f"--time must be positive, got {args.time:g}, and --warmup_time 0 or more, got "
+            f"{args.warmup_time:g}"
+        )
+    if args.seed < 0:
+        raise OptionError(f"--seed must be 0 or more, got {args.seed}")
+    if args.sequence_length is not None:
+        if args.sequence_length < 1:
+            raise OptionError(f"--sequence_length must be 1 or more, got {args.sequence_length}")
+        if args.input_shapes:
+            raise OptionError("--sequence_length and --input_shapes both say how large inputs are")
     if args.callers is not None and args.callers < 1:
         raise OptionError(f"--callers must be at least 1, got {args.callers}")
     if args.rate is not None and args.rate <= 0:
@@ -215,6 +278,7 @@ def _check(args: argparse.Namespace, axes: Mapping[str, Sequence[Any]]) -> None:
         if not axes:
             raise OptionError("--plot draws a sweep; give --sweep num_streams=1,2 or the like")
         check_plot(args.plot)
+    check_distinct(args, "export_path", "csv", "plot")
 
 
 # --- What is measured ---------------------------------------------------------------------------
@@ -269,7 +333,7 @@ def _sweep(args: argparse.Namespace, axes: Mapping[str, Sequence[Any]], bar: Pro
 
     bar.begin("", total * each)
     result = sweep(
-        _model(args), axes, engine=args.engine, on_point=on_point,
+        _model(args), axes, engine=args.engine, on_point=on_point, open_with=_opener(args),
         on_progress=lambda seconds: bar.update(done + seconds),
         **_engine_options(args), **_load_options(args),
     )  # fmt: skip
@@ -285,18 +349,22 @@ def _compare(args: argparse.Namespace, bar: ProgressBar) -> Result:
     with _open(args, scheduler=Scheduler.single_stream, num_streams=None) as single:
         num_streams = args.num_streams
         if num_streams is None:
-            default = len(Topology.detect().l3_groups) or 1
-            num_streams = min(single.num_cores, max(2, default))
+            num_streams = streams_to_compare(args.num_cores)
         with _open(args, scheduler=Scheduler.multi_stream, num_streams=num_streams) as multi:
-            reports = []
+            reports: list[Result] = []
             loads = (1, 2 * num_streams) if args.callers is None else (args.callers,)
+            interrupted = False
             for callers, engine in itertools.product(loads, (single, multi)):
                 name = Setting.of(engine).scheduler
                 title = f"{name}, {callers} caller{'s' if callers > 1 else ''}"
-                reports.append(_load(args, engine, callers, title, bar))
-                if reports[-1]["interrupted"]:
+                try:
+                    reports.append(_load(args, engine, callers, title, bar))
+                except KeyboardInterrupt:  # in its warm-up
+                    if not reports:
+                        raise
+                    interrupted = True
+                if interrupted := interrupted or reports[-1]["interrupted"]:
                     break
-    interrupted = reports[-1]["interrupted"]
     return {"model_path": _model(args), "measurements": reports, "interrupted": interrupted}
 
 
@@ -316,8 +384,20 @@ def _load(
 @contextmanager
 def _open(args: argparse.Namespace, **changes: Any) -> Iterator[OpenedEngine]:
     options = {**_engine_options(args), **changes}
-    with closing(open_engine(args.engine, _model(args), **options)) as engine:
+    with closing(_opener(args)(args.engine, _model(args), **options)) as engine:
         yield engine
+
+
+def _opener(args: argparse.Namespace) -> Callable[..., OpenedEngine]:
+    """`open_engine`, with the shapes that --sequence_length makes of a batch size."""
+    if args.sequence_length is None:
+        return open_engine
+
+    def opened(name: str, model_path: str, **options: Any) -> OpenedEngine:
+        shapes = sequence_shapes(model_path, options["batch_size"], args.sequence_length)
+        return open_engine(name, model_path, **{**options, "input_shapes": shapes})
+
+    return opened
 
 
 # --- What the options mean ----------------------------------------------------------------------
@@ -332,7 +412,14 @@ def _title(args: argparse.Namespace) -> str:
 
 
 def _asked(args: argparse.Namespace) -> Asked:
-    return Asked(_model(args), args.scenario, args.input_shapes, args.time)
+    return Asked(
+        _model(args), _scheduler(args), parse_shapes(args.input_shapes), args.time,
+        args.sequence_length,
+    )  # fmt: skip
+
+
+def _scheduler(args: argparse.Namespace) -> Scheduler:
+    return Scheduler.from_str(args.scenario or "async")
 
 
 def _engine_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -342,9 +429,9 @@ def _engine_options(args: argparse.Namespace) -> dict[str, Any]:
         "batch_size": args.batch_size,
         "num_cores": args.num_cores,
         "num_streams": args.num_streams,
-        "scheduler": Scheduler.from_str(args.scenario or "async"),
+        "scheduler": _scheduler(args),
         "input_shapes": parse_shapes(args.input_shapes),
-        "pin": args.thread_pinning,
+        "pin": "none" if args.thread_pinning == "none" else "core",
     }
 
 
@@ -359,17 +446,32 @@ def _load_options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _parse_sweep(texts: Sequence[str]) -> dict[str, list[Any]]:
+def _parse_sweep(args: argparse.Namespace) -> dict[str, list[Any]]:
     axes: dict[str, list[Any]] = {}
-    for text in texts:
-        axis, _, values = text.partition("=")
+    for text in args.sweep:
+        names, has_values, values = text.partition("=")
         try:
-            if axis not in AXES or axis in axes:
-                raise ValueError(f"expected one of {', '.join(AXES)}, each once")
-            kind = float if axis == "rate" else int
-            axes[axis] = [kind(value) for value in values.split(",")]
-        except ValueError as error:
+            for axis in [names] if has_values else names.split(","):
+                if axis not in AXES or axis in axes:
+                    raise ValueError(f"expected one of {', '.join(AXES)}, each once")
+                kind = finite if axis == "rate" else int
+                axes[axis] = (
+                    [kind(value) for value in values.split(",")]
+                    if has_values
+                    else _default_values(args, axis)
+                )
+        except (ValueError, argparse.ArgumentTypeError) as error:
             raise OptionError(
                 f"--sweep must look like num_streams=1,2,4, got {text!r} ({error})"
             ) from None
     return axes
+
+
+def _default_values(args: argparse.Namespace, axis: str) -> list[int]:
+    """What an axis goes over if it is not told."""
+    if axis == "batch_size":
+        return [1, 4, 16]
+    if axis == "rate":
+        raise ValueError("rate needs values: any may be what you are after")
+    most = most_cores(args.num_cores)
+    return widths(2 * most if axis == "callers" else most)

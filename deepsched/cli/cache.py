@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from typing import Any
 
-from rich.console import Console
 from rich.table import Column, Table
 
 from deepsched.cache import Cache, default_folder
+from deepsched.cli.options import to_json
 from deepsched.errors import OptionError
+from deepsched.terminal import Console
 
 
 def add_parser(commands: Any) -> None:
@@ -44,7 +44,7 @@ def _cache() -> Cache:
 def _list(args: argparse.Namespace) -> None:
     infos = _cache().list()
     if args.json:
-        print(json.dumps([info._asdict() for info in infos], indent=2))
+        print(to_json([info._asdict() for info in infos]))
         return
     table = Table(
         Column("model", overflow="fold"), "batch", "MB", "last used", "in use",
@@ -56,7 +56,7 @@ def _list(args: argparse.Namespace) -> None:
         batch = "any" if info.batch_size is None else str(info.batch_size)
         megabytes = f"{info.num_bytes / 1e6:.1f}"
         table.add_row(info.model, batch, megabytes, used, in_use, info.key)
-    Console(highlight=False).print(table)
+    Console().print(table)
     print(f"{len(infos)} models, {sum(info.num_bytes for info in infos) / 1e6:.1f} MB")
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from deepsched.terminal import Console
 
 
 class ProgressBar:
@@ -39,6 +40,10 @@ def progress_bar(is_quiet: bool) -> Iterator[ProgressBar]:
     if is_quiet or not console.is_terminal:
         yield ProgressBar(None)
         return
-    columns = (TextColumn("{task.description:<28}"), BarColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:<28}", markup=False),
+        BarColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as progress:
         yield ProgressBar(progress)

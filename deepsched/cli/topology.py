@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import json
+import math
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.columns import Columns
-from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from deepsched.cli.options import to_json, writing
 from deepsched.colours import fill_of, ink_of
 from deepsched.errors import OptionError
 from deepsched.partition import Partition, partition
 from deepsched.picture import OFFLINE, UNUSED, Box, Cell, Picture, picture
 from deepsched.svg import draw_svg
 from deepsched.sysfs import offline_cpus
+from deepsched.terminal import Console
 from deepsched.topology import Core, Topology, online_cores
+
+_MOST_CPUS = 8192  # NR_CPUS of an x86 kernel with MAXSMP
 
 _EPILOG = """\
 the picture:
@@ -38,8 +41,9 @@ fields of the JSON:
   forbidden_cpus  OS numbers of the machine's CPUs that are offline or may not be used
 
 exit codes:
-  0  shown
-  2  arguments that cannot be had, or a machine that cannot be read
+  0    shown
+  2    arguments that cannot be had, or a machine that cannot be read
+  141  nobody reads the output to its end, as with `| head`
 
 examples:
   deepsched topology --num-streams 3
@@ -88,11 +92,12 @@ def run(args: argparse.Namespace) -> None:
     parts = partition(topology, args.num_cores, args.num_streams, args.threads_per_core)
     drawn = picture(topology, parts, machine.online, machine.offline)
     if args.svg:
-        _write(args.svg, draw_svg(drawn))
+        with writing(args.svg, "--svg") as file:
+            file.write(draw_svg(drawn))
     if args.json:
-        print(json.dumps(to_dict(topology, parts, machine.forbidden_cpus), indent=2))
+        print(to_json(to_dict(topology, parts, machine.forbidden_cpus)))
         return
-    console = Console(highlight=False)
+    console = Console()
     _print_picture(console, drawn)
     for line in _reasons(args, topology, parts):
         console.print(line, soft_wrap=True)
@@ -145,25 +150,24 @@ def to_dict(
 
 
 def _machine(args: argparse.Namespace) -> Machine:
-    if args.sysfs:
+    if args.sysfs is not None:
         return read_machine(Topology.from_sysfs(args.sysfs), args.sysfs)
-    if args.synthetic:
+    if args.synthetic is not None:
         try:
             counts = [int(part) for part in args.synthetic.split(":")]
         except ValueError:
             counts = []
         if not 1 <= len(counts) <= 5:
             raise OptionError(f"--synthetic must look like 2:1:4:8:2, got {args.synthetic!r}")
+        num_cpus = math.prod(counts)
+        if num_cpus > _MOST_CPUS:
+            raise OptionError(
+                f"--synthetic is for machines of up to {_MOST_CPUS} hardware threads, the most "
+                f"that Linux can be built for; {args.synthetic!r} has {num_cpus}"
+            )
         topology = Topology.synthetic(*counts)
         return Machine(topology, topology.cores, frozenset())
     return read_machine(Topology.detect())
-
-
-def _write(path: str, text: str) -> None:
-    try:
-        Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OptionError(f"cannot write --svg {path!r}: {error}") from error
 
 
 # --- The picture ------------------------------------------------------------------------------
@@ -196,6 +200,7 @@ def _style(use: int | str) -> str:
 
 def _lines(drawn: Picture, width: int) -> Iterator[Text]:
     field_width = max(len(_field(cell, 0)) for cell in drawn.cells)
+    has_kinds = drawn.has_kinds  # looks at every core
 
     def draw(boxes: Sequence[Box], indent: str) -> Iterator[Text]:
         title_width = max(0 if box.boxes else len(box.title) for box in boxes)
@@ -205,7 +210,7 @@ def _lines(drawn: Picture, width: int) -> Iterator[Text]:
                 yield from draw(box.boxes, indent + "  ")
             else:
                 start = f"{indent}{box.title.ljust(title_width)}  " if title_width else indent
-                fields = _fields(box.cells, drawn.has_kinds, field_width)
+                fields = _fields(box.cells, has_kinds, field_width)
                 yield from _wrapped(start, fields, width)
 
     yield from draw(drawn.boxes, "")

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Any
 
 from deepsched.benchmark import bundled_model, measure
-from deepsched.cli.options import output, parse_shapes
-from deepsched.cli.progress import progress_bar
+from deepsched.cli.options import (
+    check_distinct,
+    finite,
+    output,
+    parse_shapes,
+    streams_to_compare,
+    to_json,
+)
+from deepsched.cli.progress import ProgressBar, progress_bar
 from deepsched.engine import Engine
 from deepsched.errors import OptionError
-from deepsched.partition import partition
 from deepsched.scheduler import Scheduler
 from deepsched.timeline import Trace
 from deepsched.timeline.perfetto import to_perfetto
 from deepsched.timeline.svg import draw
 from deepsched.timeline.text import render
-from deepsched.topology import Topology
 
 _EPILOG = """\
 In the picture each box is a request, by its number, on the cores that it ran on. In the timeline
@@ -38,6 +42,7 @@ exit codes:
   0    traced
   2    arguments or a model that cannot be used
   130  Ctrl-C; what was traced so far is printed and written all the same
+  141  nobody reads the output to its end, as with `| head`; files are written all the same
 
 examples:
   deepsched trace model.onnx --svg streams.svg
@@ -81,13 +86,13 @@ def add_parser(commands: Any) -> None:
         "cache, two at least if there are two cores; elastic: one per core)",
     )  # fmt: skip
     load = parser.add_argument_group("load")
-    load.add_argument("-t", "--time", type=float, default=2.0, help="seconds to trace (default 2)")
+    load.add_argument("-t", "--time", type=finite, default=2.0, help="seconds to trace (default 2)")
     load.add_argument(
         "--callers", type=int, metavar="N",
         help="threads that call (default: one more than there are streams; open loop: see "
         "`deepsched benchmark -h`)",
     )  # fmt: skip
-    load.add_argument("--rate", type=float, metavar="R", help="open loop: R requests a second")
+    load.add_argument("--rate", type=finite, metavar="R", help="open loop: R requests a second")
     load.add_argument("--poisson", action="store_true", help="at random times")
     parser.set_defaults(run=run)
 
@@ -99,14 +104,20 @@ def run(args: argparse.Namespace) -> None:
     if args.poisson and args.rate is None:
         raise OptionError("--poisson is for an open loop; give --rate with it")
     schedulers = [Scheduler.from_str(name) for name in args.scheduler.split(",")]
-    with output(args, "output") as timeline, output(args, "svg") as picture:
+    check_distinct(args, "output", "svg")
+    with (
+        ExitStack() as at_end,
+        output(args, "output") as timeline,
+        output(args, "svg") as picture,
+    ):
         traces, is_interrupted = _traces(args, schedulers)
-        if args.json:
-            print(json.dumps(to_perfetto(traces)))
-        else:
-            print(render(traces, shutil.get_terminal_size().columns))
+        is_wanted = args.json or timeline is not None
+        text = to_json(to_perfetto(traces), indent=None) if is_wanted else ""
+        shown = text if args.json else render(traces, shutil.get_terminal_size().columns)
+        # After the files: a reader that leaves does not take them away.
+        at_end.callback(print, shown)
         if timeline is not None:
-            json.dump(to_perfetto(traces), timeline)
+            timeline.write(text)
         if picture is not None:
             picture.write(draw(traces))
     if is_interrupted:
@@ -114,32 +125,40 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _traces(args: argparse.Namespace, schedulers: list[Scheduler]) -> tuple[list[Trace], bool]:
-    """A trace for each, and whether Ctrl-C ended the last."""
+    """A trace for each, and whether Ctrl-C ended it."""
     traces: list[Trace] = []
+    is_interrupted = False
     with progress_bar(args.quiet) as bar:
         for scheduler in schedulers:
             bar.begin(str(scheduler), args.time)
-            with closing(_open(args, scheduler)) as engine:
-                inputs = engine.generate_random_inputs()
-                engine.run(inputs)
-                with engine.context.trace() as trace:
-                    result = measure(
-                        engine, inputs, callers=_callers(args, engine), rate=args.rate,
-                        poisson=args.poisson, seconds=args.time, warmup_seconds=0,
-                        on_progress=bar.update,
-                    )  # fmt: skip
-            traces.append(trace)
-            if result.is_interrupted:
+            try:
+                trace, is_interrupted = _trace(args, scheduler, bar)
+            except KeyboardInterrupt:
+                if not traces:
+                    raise
                 return traces, True
-    return traces, False
+            traces.append(trace)
+            if is_interrupted:
+                break
+    return traces, is_interrupted
+
+
+def _trace(args: argparse.Namespace, scheduler: Scheduler, bar: ProgressBar) -> tuple[Trace, bool]:
+    with closing(_open(args, scheduler)) as engine:
+        inputs = engine.generate_random_inputs()
+        engine.run(inputs)
+        with engine.context.trace() as trace:
+            result = measure(
+                engine, inputs, callers=_callers(args, engine), rate=args.rate,
+                poisson=args.poisson, seconds=args.time, warmup_seconds=0, on_progress=bar.update,
+            )  # fmt: skip
+    return trace, result.is_interrupted
 
 
 def _open(args: argparse.Namespace, scheduler: Scheduler) -> Engine:
     num_streams = None if scheduler == Scheduler.single_stream else args.num_streams
     if scheduler == Scheduler.multi_stream and num_streams is None:
-        topology = Topology.detect()
-        whole = partition(topology, args.num_cores, 1).streams[0]
-        num_streams = min(len(whole.cores), max(2, len(topology.l3_groups)))
+        num_streams = streams_to_compare(args.num_cores)
     return Engine(
         args.model_path or bundled_model(), args.batch_size, args.num_cores, num_streams,
         scheduler, parse_shapes(args.input_shapes),
