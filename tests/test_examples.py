@@ -242,6 +242,19 @@ def test_what_cannot_be_served_is_refused_and_serving_goes_on(mlp, monkeypatch):
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    "body", [b"[" * 100_000, b'{"inputs": 5}', b"[]", b'{"inputs": {"x": {}}}']
+)
+def test_whatever_is_wrong_with_json_gets_422(mlp, body):
+    async def main():
+        async with client_of(fastapi_app.create_app(mlp, timeout=60)) as client:
+            headers = {"content-type": "application/json"}
+            answer = await client.post("/predict", content=body, headers=headers)
+            assert (answer.status_code, "inputs" in answer.json()["detail"]) == (422, True)
+
+    asyncio.run(main())
+
+
 def spin_body(steps):
     return {"inputs": [steps, [[1.0] * 64]]}
 
