@@ -10,7 +10,8 @@ for SqueezeNet of the onnx wheel. Replace `read_lines` and `print_result` by tho
 At most `--concurrency` jobs are under way, so a slow model slows the reading of stdin down, and
 nothing piles up. SIGTERM and Ctrl-C stop it: no new jobs are taken, those under way get `--grace`
 seconds, then they are cancelled and reported as such, so that a broker can hand them to another
-worker. A second signal does not wait. Exit code 0, if no job failed; else 1.
+worker. A second signal does not wait for them. Reports are never cut short: give your broker's
+client a time limit. Exit code 0, if no job failed; else 1.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ import numpy as np
 
 from deepsched import Engine
 from deepsched.benchmark import bundled_model
-from deepsched.errors import DeadlineExceeded, InferenceError, InputError
+from deepsched.errors import ClosedError, DeadlineExceeded, ForkError
+from examples.decoding import read_npy
 
 
 class Job(NamedTuple):
@@ -38,7 +40,7 @@ class Job(NamedTuple):
 
     name: str
     load: Callable[[], Any]
-    """Returns the input, or raises OSError or ValueError."""
+    """Returns the input. What it raises is the job's error."""
 
 
 class Result(NamedTuple):
@@ -59,7 +61,8 @@ class Worker:
     Args:
         engine: what runs them.
         jobs: where they come from; END ends the work.
-        on_result: is awaited with the result of each job that was taken, once.
+        on_result: is awaited with the result of each job that was taken, once. It is not
+            cancelled, however long it takes and whatever signals come.
         concurrency: how many jobs to have under way. Twice the streams keep all of them busy.
         timeout: seconds for each run.
         grace: seconds that jobs under way get to end after `stop`.
@@ -81,21 +84,23 @@ class Worker:
         self._timeout = timeout
         self._grace = grace
         self._stopping = asyncio.Event()
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._under_way: set[asyncio.Task[None]] = set()  # jobs, with their reports
+        self._runs: set[asyncio.Task[Result]] = set()  # the part of them that may be cancelled
         self._failure: BaseException | None = None
 
     def stop(self) -> None:
-        """Takes no more jobs. The second call cancels those under way."""
+        """Takes no more jobs. The second call cancels those under way, but not their reports."""
         if self._stopping.is_set():
             self._grace = 0.0  # also for a job that is being taken this moment
-            for task in self._under_way:
-                task.cancel()
+            self._cancel_runs()
         self._stopping.set()
 
     async def work(self) -> None:
         """Returns when the jobs have ended, or after `stop` when those under way have.
 
-        Raises what `on_result` raises: a result that cannot be reported ends the work.
+        End it with `stop`: cancelled, it would leave jobs behind. Raises what `on_result` raises,
+        since a result that cannot be reported ends the work; and ClosedError of an engine that
+        is of no more use.
         """
         stopping = asyncio.ensure_future(self._stopping.wait())
         try:
@@ -103,9 +108,7 @@ class Worker:
                 job = await self._next(stopping)
                 if job is END:
                     break
-                task = asyncio.ensure_future(self._do(job))
-                self._under_way.add(task)
-                task.add_done_callback(self._ended)
+                self._start(job)
             await self._wait_for_the_rest(stopping)
         finally:
             stopping.cancel()
@@ -132,30 +135,52 @@ class Worker:
             await asyncio.wait([ended, stopping], return_when=asyncio.FIRST_COMPLETED)
         if self._under_way:
             await asyncio.wait(self._under_way, timeout=self._grace)
-        for task in self._under_way:
-            task.cancel()  # stops the run at the next operator
+        self._cancel_runs()
         if self._under_way:
             await asyncio.wait(self._under_way)
+
+    def _cancel_runs(self) -> None:
+        for run in self._runs:
+            run.cancel()  # stops it at the next operator
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)
         self._slots.release()
         if not task.cancelled() and (failure := task.exception()):
-            self._failure = failure
+            self._failure = self._failure or failure
             self._stopping.set()
 
-    async def _do(self, job: Job) -> None:
-        outputs = error = None
+    def _start(self, job: Job) -> None:
+        # Two tasks: `stop` cancels the first, which loads and runs; never the one that reports.
+        run = asyncio.ensure_future(self._run(job))
+        self._runs.add(run)
+        run.add_done_callback(self._runs.discard)
+        task = asyncio.ensure_future(self._report(job, run))
+        self._under_way.add(task)
+        task.add_done_callback(self._ended)
+
+    async def _report(self, job: Job, run: asyncio.Task[Result]) -> None:
+        await asyncio.wait([run])
+        if run.cancelled():
+            await self._on_result(Result(job.name, None, "cancelled"))
+        elif failure := run.exception():
+            await self._on_result(Result(job.name, None, str(failure)))
+            raise failure
+        else:
+            await self._on_result(run.result())
+
+    async def _run(self, job: Job) -> Result:
         try:
             x = await asyncio.to_thread(job.load)
             outputs = await self._engine.run_async([x], timeout=self._timeout)
-        except asyncio.CancelledError:
-            error = "cancelled"  # and reported, which takes no time worth cancelling
         except DeadlineExceeded:
-            error = f"took longer than {self._timeout:g} s"
-        except (OSError, ValueError, InputError, InferenceError) as failure:
-            error = str(failure)
-        await self._on_result(Result(job.name, outputs, error))
+            return Result(job.name, None, f"took longer than {self._timeout:g} s")
+        except (ClosedError, ForkError):
+            raise  # the engine's fault: the jobs behind would fail for it as well
+        except Exception as failure:
+            # Whatever it is: a job that ended the worker would come again, and end the next one.
+            return Result(job.name, None, str(failure) or repr(failure))
+        return Result(job.name, outputs, None)
 
 
 # --- The program ----------------------------------------------------------------------------------
@@ -186,7 +211,7 @@ def read_lines(loop: asyncio.AbstractEventLoop, jobs: asyncio.Queue[Job | None])
 
 
 def _file_job(path: str) -> Job:
-    return Job(path, lambda: np.load(path, allow_pickle=False))
+    return Job(path, lambda: read_npy(path))
 
 
 async def main_async(args: argparse.Namespace) -> int:

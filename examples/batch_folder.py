@@ -4,17 +4,22 @@
     python -m examples.batch_folder pictures results
 
 The first line makes files up. The second writes `results/NAME.npy`, the model's first output, for
-each file of `pictures`, with a progress bar. It may be stopped at any time (Ctrl-C, SIGTERM, a
-crash) and started again: a result appears by one rename, complete, and what has one is not done
-again. Files that cannot be read, or that the model does not take, are reported and left out.
+each file of `pictures`, with a progress bar. NAME is the whole name: `a.npy.npy` for `a.npy`. It
+may be stopped at any time (Ctrl-C, SIGTERM, a crash) and started again: a result appears by one
+rename, complete, and what has one is not done again. Files that cannot be read, or that the model
+does not take, are reported and left out.
 
-Exit codes: 0, all done; 1, files were left out; 2, bad arguments; 130, stopped.
+Exit codes: 0, all done; 1, files were left out; 2, bad arguments; 3, a result could not be written,
+as on a full disk; 130, stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import os
+import platform
 import signal
 import sys
 from collections import deque
@@ -28,9 +33,8 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainin
 
 from deepsched import Engine
 from deepsched.benchmark import bundled_model
-from deepsched.errors import DeepschedError, InferenceError, InputError
-
-IMAGES = {".jpg", ".jpeg", ".png", ".webp"}
+from deepsched.errors import DeepschedError, InferenceError, InputError, OptionError
+from examples.decoding import SUFFIXES, check_fits, decode_image, read_npy
 
 Report = Callable[[Path, str | None], None]
 """Is told of each file when it ends, and what was wrong with it, if something was."""
@@ -38,15 +42,18 @@ Report = Callable[[Path, str | None], None]
 
 def find_work(source: Path, target: Path) -> list[Path]:
     """The files of `source` that have no result in `target` yet."""
-    kinds = {".npy"} | (IMAGES if _has_pillow() else set())
+    kinds = {".npy"} | (SUFFIXES if _has_pillow() else set())
     files = sorted(path for path in source.iterdir() if path.suffix.lower() in kinds)
     return [path for path in files if not result_of(path, target).exists()]
 
 
 def result_of(path: Path, target: Path) -> Path:
-    """Where the result of a file is. The whole name counts: a.png and a.jpg are two files."""
-    name = path.name if path.suffix != ".npy" else path.stem
-    return target / f"{name}.npy"
+    """Where the result of a file is. By its whole name: a.png, a.npy and a.png.npy are three."""
+    return target / f"{path.name}.npy"
+
+
+class CannotSave(Exception):  # noqa: N818
+    """A result could not be written; what is behind it could not either."""
 
 
 def process(
@@ -79,27 +86,68 @@ def process(
 def _read(
     engine: Engine, waiting: deque[Path], taken: deque[Path], report: Report
 ) -> Iterator[list[Any]]:
-    """The inputs, as they are asked for; files that cannot be read are reported."""
+    """The inputs, as they are asked for; files that cannot be read, or do not fit, are reported.
+
+    An input that the engine refuses would end the `map`, and let the streams run dry.
+    """
+    shape, dtype = engine.input_shapes[0], engine.input_dtypes[0]
     while waiting:
         path = waiting.popleft()
         try:
-            x = _image(path, engine) if path.suffix.lower() in IMAGES else _array(path)
-        except (OSError, ValueError, EOFError, MemoryError) as error:
-            report(path, f"cannot be read: {error}")
+            is_image = path.suffix.lower() in SUFFIXES
+            x = decode_image(path, shape) if is_image else read_npy(path)
+            check_fits(x, shape, dtype)
+        except InputError as error:
+            report(path, str(error))
             continue
         taken.append(path)
         yield [x]
 
 
 def save(path: Path, array: Any) -> None:
-    """Writes the file so that it is there whole, or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    """Writes the file so that it is there whole, or not at all, also after a crash."""
+    unfinished = path.with_name(f"{_unfinished()}{os.getpid()}")
     try:
         with open(unfinished, "wb") as file:
             np.save(file, array)
+            file.flush()
+            os.fsync(file.fileno())  # else the name may get to the disk before the contents
         os.replace(unfinished, path)
+    except OSError as error:
+        raise CannotSave(f"{path}: {error.strerror or error}") from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the one above tells more
+            unfinished.unlink(missing_ok=True)
+
+
+def remove_unfinished(target: Path) -> None:
+    """What processes of this machine were writing when they died."""
+    for path in target.glob(f"{_unfinished()}*"):
+        with contextlib.suppress(ValueError, OverflowError, PermissionError):  # not ours, or alive
+            try:
+                os.kill(int(path.name.removeprefix(_unfinished())), 0)
+            except ProcessLookupError:
+                path.unlink(missing_ok=True)
+
+
+def _unfinished() -> str:
+    """How the name begins; a process's number follows. One is enough, `save` runs in one thread.
+
+    With the host, since a container has numbers of its own, and may share the folder.
+    """
+    return f".unfinished-{platform.node()}-"
+
+
+def sync_names(target: Path) -> None:
+    """Gets the renames to the disk: once, since a result that a crash undoes is made again."""
+    folder = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that does this for files only
+            raise CannotSave(f"{target}: {error.strerror}") from error
+    finally:
+        os.close(folder)
 
 
 def _has_pillow() -> bool:
@@ -108,24 +156,6 @@ def _has_pillow() -> bool:
     except ImportError:
         return False
     return True
-
-
-def _array(path: Path) -> Any:
-    with open(path, "rb") as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
-
-
-def _image(path: Path, engine: Engine) -> Any:
-    """RGB, as large as the model takes it, from 0 to 1; what it was trained on may differ."""
-    from PIL import Image
-
-    height, width = (size if isinstance(size, int) else 224 for size in engine.input_shapes[0][-2:])
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB").resize((width, height)), np.float32)
-    except (SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error)) from error
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None] / 255)
 
 
 # --- The program ----------------------------------------------------------------------------------
@@ -141,9 +171,12 @@ def make_up(folder: Path, number: int, engine: Engine) -> None:
 
 def run(args: argparse.Namespace, engine: Engine) -> int:
     """Does what is left to do, and says how it went. Returns the exit code."""
-    target = Path(args.target)
+    source, target = Path(args.source), Path(args.target)
     target.mkdir(parents=True, exist_ok=True)
-    files = find_work(Path(args.source), target)
+    if target.samefile(source):
+        raise OptionError("source and target are one folder; results would be taken for inputs")
+    remove_unfinished(target)
+    files = find_work(source, target)
     failures: list[str] = []
     columns = (
         TextColumn("{task.description}"),
@@ -161,6 +194,7 @@ def run(args: argparse.Namespace, engine: Engine) -> int:
             progress.advance(task)
 
         process(engine, files, target, report, args.in_flight)
+    sync_names(target)
     print(f"{len(files) - len(failures)} done, {len(failures)} left out")
     return 1 if failures else 0
 
@@ -187,6 +221,9 @@ def main() -> int:
     except (DeepschedError, OSError) as error:
         print(f"batch_folder: {error}", file=sys.stderr)
         return 2
+    except CannotSave as error:
+        print(f"batch_folder: cannot write {error}", file=sys.stderr)
+        return 3
     except KeyboardInterrupt:
         print("stopped; start it again to go on", file=sys.stderr)
         return 130

@@ -7,8 +7,12 @@
 
 POST /predict takes an array as .npy, inputs as JSON (`{"inputs": {"name": [...]}}`), or an image
 (with Pillow); it answers in JSON, or in .npy to `accept: application/x-npy`. GET /model tells what
-the model takes, GET /stats how it goes. Too many requests get 503 and Retry-After, late ones 504,
-inputs that do not fit 422.
+the model takes, GET /stats how it goes.
+
+A request is admitted before its body is read. Too many requests, or too many bytes of them, get 503
+and Retry-After; what is not answered TIMEOUT seconds after it was admitted gets 504, be it for a
+body that comes slowly, for decoding or for the model. Too long a body gets 413, inputs that cannot
+be read or do not fit 422, and outputs that JSON has no words for (NaN) 406.
 
 Environment: MODEL, a path (SqueezeNet of the onnx wheel unless given); TIMEOUT, seconds for each
 request (1); QUEUE, how many may wait (64); SCHEDULER (elastic).
@@ -20,28 +24,45 @@ cores of its own, instead of all of them taking all.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import io
 import json
 import math
 import os
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 
 from deepsched import Context, Engine, Topology, partition
 from deepsched.benchmark import bundled_model
-from deepsched.errors import ClosedError, DeadlineExceeded, InputError, QueueFull
+from deepsched.errors import ClosedError, DeadlineExceeded, InferenceError, InputError, QueueFull
+from examples.decoding import decode_image, view_npy
 
 NPY = "application/x-npy"
+JSON = "application/json"
+
 MOST_BYTES = 32 * 2**20
 """Of a request's body."""
+
+MOST_JSON_BYTES = 4 * 2**20
+"""Of one in JSON: parsing it is one call that keeps the GIL, and so the event loop, for 0.1 s, and
+makes Python objects of eight times the size. Larger arrays had better come as .npy."""
+
+MOST_BYTES_UNDER_WAY = 256 * 2**20
+"""Of the bodies of all requests. Beside them are the objects of what is being decoded."""
+
+MOST_DECODERS = 4
+"""Threads that parse and decode. More would wait for the GIL, and take memory for an image each."""
+
+T = TypeVar("T")
 
 
 def create_app(
@@ -55,26 +76,24 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # Here, not at import: an engine does not survive a fork, and importing should cost nothing.
-        share = take_share(int(os.environ.get("WEB_CONCURRENCY", "1")))
+        # uvicorn waits for the requests under way before it leaves this block.
         with (
+            take_share(int(os.environ.get("WEB_CONCURRENCY", "1"))) or nullcontext(),
             Context(scheduler=scheduler, queue_capacity=queue_capacity) as context,
             Engine(model or bundled_model("squeezenet"), context=context) as engine,
+            ThreadPoolExecutor(min(engine.num_cores, MOST_DECODERS)) as decoders,
         ):
-            engine.run(engine.generate_random_inputs())  # the first run is the slowest
-            app.state.service = Service(engine, timeout, queue_capacity)
+            with suppress(InferenceError):  # made-up inputs do not suit every model
+                engine.run(engine.generate_random_inputs())  # the first run is the slowest
+            app.state.service = Service(engine, decoders, timeout, queue_capacity)
             yield
-        # uvicorn has waited for the requests under way; leaving the block frees the rest.
-        if share is not None:
-            share.close()
 
     app = FastAPI(title="deepsched example", lifespan=lifespan)
 
     @app.post("/predict")
     async def predict(request: Request) -> Response:
         service: Service = app.state.service
-        inputs = await service.read_inputs(request)
-        outputs = await service.run(inputs)
-        return await service.answer(outputs, request.headers.get("accept", ""))
+        return await service.predict(request)
 
     @app.get("/model")
     async def describe() -> dict[str, Any]:
@@ -88,15 +107,22 @@ def create_app(
     async def stats() -> dict[str, Any]:
         service: Service = app.state.service
         counts = dataclasses.asdict(service.engine.context.stats())
-        return {"under_way": service.num_under_way, **counts}
+        return {
+            "under_way": service.num_under_way,
+            "bytes_under_way": service.bytes_under_way,
+            **counts,
+        }
 
     for error, status in (
         (InputError, 422),
         (TooLarge, 413),
         (UnknownType, 415),
+        (NotJson, 406),
+        (ClientDisconnect, 400),  # which nobody hears
         (QueueFull, 503),
         (ClosedError, 503),
         (DeadlineExceeded, 504),
+        (InferenceError, 500),
     ):
         app.add_exception_handler(error, _answer_with(status))
     return app
@@ -105,48 +131,86 @@ def create_app(
 class Service:
     """What is between HTTP and the engine."""
 
-    def __init__(self, engine: Engine, timeout: float, queue_capacity: int) -> None:
+    def __init__(
+        self, engine: Engine, decoders: ThreadPoolExecutor, timeout: float, queue_capacity: int
+    ) -> None:
         self.engine = engine
         self.timeout = timeout
         self.most_under_way = engine.num_streams + queue_capacity
         self.num_under_way = 0
+        self.bytes_under_way = 0
+        self._decoders = decoders
 
-    async def run(self, inputs: list[Any]) -> list[Any]:
-        """The model's outputs.
+    async def predict(self, request: Request) -> Response:
+        """One request, from its body to its answer."""
+        kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+        most_bytes = self._most_bytes(request, kind)
+        with self._admitted(most_bytes):
+            try:
+                async with asyncio.timeout(self.timeout) as limit:
+                    body = await _read(request, most_bytes)
+                    inputs = await self._decode(kind, body)
+                    # The engine knows the deadline too: what passes it in the queue is never run.
+                    rest = (limit.when() or 0.0) - asyncio.get_running_loop().time()
+                    outputs = await self.engine.run_async(inputs, timeout=max(0.0, rest))
+                    return await self._answer(outputs, request.headers.get("accept", ""))
+            except TimeoutError:
+                raise DeadlineExceeded(f"took longer than {self.timeout:g} s") from None
 
-        `run_async` would wait where the queue is full. A server had better refuse: who waits
-        longer than his own timeout only adds to the crowd. All of it is on one event loop, so
-        that a plain number counts what is under way.
+    @contextmanager
+    def _admitted(self, num_bytes: int) -> Iterator[None]:
+        """Counts a request as under way, or refuses it at once.
+
+        `run_async` would wait where the queue is full. A server had better refuse, and before it
+        has read and parsed what it refuses: who waits longer than his own timeout only adds to the
+        crowd. All of it is on one event loop, so that plain numbers count what is under way.
         """
         if self.num_under_way >= self.most_under_way:
             raise QueueFull(f"{self.num_under_way} requests are under way; try again later")
+        if self.bytes_under_way + num_bytes > MOST_BYTES_UNDER_WAY:
+            raise QueueFull(f"{self.bytes_under_way} bytes are under way; try again later")
         self.num_under_way += 1
+        self.bytes_under_way += num_bytes
         try:
-            return await self.engine.run_async(inputs, timeout=self.timeout)
+            yield
         finally:
             self.num_under_way -= 1
+            self.bytes_under_way -= num_bytes
 
     @property
     def retry_after(self) -> int:
         """Seconds after which nothing of what is under way now still is."""
         return max(1, math.ceil(self.timeout))
 
-    async def read_inputs(self, request: Request) -> list[Any]:
+    @staticmethod
+    def _most_bytes(request: Request, kind: str) -> int:
+        """Of the body: as many as it says, or as may be where it does not say."""
+        if kind != NPY and kind != JSON and not kind.startswith("image/"):
+            raise UnknownType(f"expected {NPY}, {JSON} or an image, got {kind!r}")
+        most = MOST_JSON_BYTES if kind == JSON else MOST_BYTES
+        length = request.headers.get("content-length", "")
+        if not length.isdecimal() or len(length) > 18:
+            return most
+        if int(length) > most:
+            raise TooLarge(f"a body of {kind} holds {most} bytes at most, not {length}")
+        return int(length)
+
+    async def _decode(self, kind: str, body: bytearray) -> list[Any]:
         """The body, as the engine takes it."""
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MOST_BYTES:
-                raise TooLarge(f"a body holds {MOST_BYTES} bytes at most")
-        kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
         if kind == NPY:
             return [view_npy(body)]
-        # These take milliseconds of Python, for which the event loop should not stand still.
-        if kind == "application/json":
-            return await run_in_threadpool(self._parse_json, body)
-        if kind.startswith("image/"):
-            return await run_in_threadpool(self._decode_image, body)
-        raise UnknownType(f"expected {NPY}, application/json or an image, got {kind!r}")
+        if kind == JSON:
+            return await self._in_thread(self._parse_json, body)
+        return await self._in_thread(self._decode_image, body)
+
+    async def _in_thread(self, function: Callable[[Any], T], argument: Any) -> T:
+        """For what takes milliseconds of Python, so that others are served meanwhile.
+
+        At the deadline, a call that waits for a thread is dropped. One that has begun goes on, but
+        is not waited for.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._decoders, function, argument)
 
     def _parse_json(self, body: bytearray) -> list[Any]:
         engine = self.engine
@@ -160,37 +224,31 @@ class Service:
                 np.asarray(given[name], dtype)
                 for name, dtype in zip(engine.input_names, engine.input_dtypes, strict=True)
             ]
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        except Exception as error:  # ValueError, RecursionError, MemoryError and more
             raise InputError(f'expected {{"inputs": {{name: values}}}}: {error!r}') from None
 
     def _decode_image(self, body: bytearray) -> list[Any]:
-        """RGB, as large as the model takes it, from 0 to 1. What a model was trained on decides;
-        change it to that."""
         try:
-            from PIL import Image
+            return [decode_image(io.BytesIO(body), self.engine.input_shapes[0])]
         except ImportError:
             raise UnknownType("images need Pillow on the server") from None
-        shape = self.engine.input_shapes[0]
-        height, width = (size if isinstance(size, int) else 224 for size in shape[-2:])
-        try:
-            with Image.open(io.BytesIO(body)) as image:
-                pixels = np.asarray(image.convert("RGB").resize((width, height)), np.float32)
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(f"not an image that Pillow reads: {error}") from None
-        return [np.ascontiguousarray(pixels.transpose(2, 0, 1)[None] / 255)]
 
-    async def answer(self, outputs: list[Any], accept: str) -> Response:
+    async def _answer(self, outputs: list[Any], accept: str) -> Response:
         """As JSON, or the first output alone as .npy."""
         if NPY in accept:
             file = io.BytesIO()
             np.save(file, outputs[0])
             return Response(file.getvalue(), media_type=NPY)
-        text = await run_in_threadpool(self._to_json, outputs)
-        return Response(text, media_type="application/json")
+        text = await self._in_thread(self._to_json, outputs)
+        return Response(text, media_type=JSON)
 
     def _to_json(self, outputs: list[Any]) -> str:
         values = (output.tolist() if hasattr(output, "tolist") else output for output in outputs)
-        return json.dumps({"outputs": dict(zip(self.engine.output_names, values, strict=True))})
+        named = dict(zip(self.engine.output_names, values, strict=True))
+        try:
+            return json.dumps({"outputs": named}, allow_nan=False)
+        except ValueError:
+            raise NotJson(f"an output holds NaN or infinity; accept {NPY} to get it") from None
 
 
 class TooLarge(ValueError):
@@ -201,31 +259,17 @@ class UnknownType(ValueError):
     """A body that nobody here can read."""
 
 
-def view_npy(body: bytearray) -> Any:
-    """The array in a .npy file, without copying it.
-
-    >>> file = io.BytesIO()
-    >>> np.save(file, np.arange(3))
-    >>> view_npy(bytearray(file.getvalue()))
-    array([0, 1, 2])
-    """
-    file = io.BytesIO(memoryview(body)[:_MOST_HEADER])
-    try:
-        version = np.lib.format.read_magic(file)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, is_fortran, dtype = read_header(file)
-        if dtype.hasobject:
-            raise ValueError("arrays of Python objects are not taken")
-        array = np.frombuffer(body, dtype, count=math.prod(shape), offset=file.tell())
-        return array.reshape(shape, order="F" if is_fortran else "C")
-    except (ValueError, KeyError, OverflowError) as error:
-        raise InputError(f"not a .npy file, or a damaged one: {error}") from None
+class NotJson(ValueError):
+    """Outputs with numbers that JSON does not have."""
 
 
-_MOST_HEADER = 16_384
+async def _read(request: Request, most_bytes: int) -> bytearray:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > most_bytes:
+            raise TooLarge(f"the body holds more than {most_bytes} bytes")
+    return body
 
 
 def take_share(num_workers: int) -> socket.socket | None:
@@ -244,7 +288,11 @@ def take_share(num_workers: int) -> socket.socket | None:
         except OSError:
             taken.close()
             continue
-        os.sched_setaffinity(0, {cpu for core in stream.cores for cpu in core.cpus})
+        try:
+            os.sched_setaffinity(0, {cpu for core in stream.cores for cpu in core.cpus})
+        except OSError:
+            taken.close()
+            raise
         return taken
     raise RuntimeError(f"{num_workers} workers run already")
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import doctest
+import errno
 import io
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,7 +25,8 @@ import pytest
 from PIL import Image
 
 from deepsched import Engine, Topology
-from examples import batch_folder, fastapi_app
+from deepsched.errors import ClosedError, InputError
+from examples import batch_folder, decoding, fastapi_app
 from examples.asyncio_worker import END, Job, Worker
 from tests import models
 
@@ -59,6 +64,96 @@ def ended(process):
 @pytest.fixture
 def mlp(tmp_path):
     return models.save(models.mlp(), tmp_path)
+
+
+# --- decoding -------------------------------------------------------------------------------------
+
+
+def header(text):
+    """An .npy file that begins so."""
+    text = text.encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+def described(shape):
+    return header(f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}\n")
+
+
+HOSTILE_NPY = {
+    "empty": b"",
+    "a zip file": b"PK\x03\x04" + bytes(60),
+    "a sign for each level": header("-" * 3000),
+    "more signs than numpy parses": header("-" * 6000),
+    "a parenthesis for each level": header("(" * 3000),
+    "more than a header may have": header("(" * 5000),
+    "True as a size": described("(True,)") + bytes(4),
+    "a size below nothing": described("(-1,)") + bytes(8),
+    "more than there is": described("(2,)") + bytes(4),
+    "an unknown version": b"\x93NUMPY\x09\x00" + bytes(60),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_NPY)
+def test_a_hostile_npy_file_is_an_input_error(name):
+    with pytest.raises(InputError, match=r"\.npy file.*: ."):
+        decoding.view_npy(HOSTILE_NPY[name])
+
+
+def image_file(image, kind="png", **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def test_whatever_is_wrong_with_an_image_is_an_input_error():
+    rng = np.random.default_rng(5)
+    picture = Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8))
+    num_refused = 0
+    for kind in ("png", "jpeg", "webp"):
+        whole = image_file(picture, kind)
+        for _ in range(200):
+            damaged = bytearray(whole)
+            for place in rng.integers(0, min(len(damaged), 100), 3):
+                damaged[place] = rng.integers(256)
+            try:
+                decoding.decode_image(io.BytesIO(damaged), [1, 3, 8, 8])
+            except InputError:
+                num_refused += 1
+    assert num_refused > 200
+
+
+def test_an_image_of_more_pixels_than_are_allowed_is_not_unpacked(monkeypatch):
+    for kind in ("png", "jpeg"):
+        file = image_file(Image.new("L", (5001, 5000)), kind)
+        with monkeypatch.context() as patch:
+            patch.setattr(Image.Image, "convert", lambda *_: pytest.fail("it was unpacked"))
+            with pytest.raises(InputError, match="5001 x 5000 pixels; 25000000 are allowed"):
+                decoding.decode_image(io.BytesIO(file), [1, 3, 8, 8])
+
+
+def test_a_jpeg_is_decoded_no_larger_than_needed(monkeypatch):
+    sizes = []
+    convert = Image.Image.convert
+
+    def noting(image, *args):
+        sizes.append(image.size)
+        return convert(image, *args)
+
+    monkeypatch.setattr(Image.Image, "convert", noting)
+    file = image_file(Image.new("RGB", (800, 640), (255, 0, 0)), "jpeg")
+    pixels = decoding.decode_image(io.BytesIO(file), ["n", 3, 100, 90])
+    assert sizes[0] == (100, 80) or sizes[0] == (200, 160)
+    assert pixels.shape == (1, 3, 100, 90)
+    assert pixels[0, 0].min() > 0.98
+
+
+def test_the_examples_in_the_decoder_run():
+    assert doctest.testmod(decoding) == (0, 4)  # none of four failed
+
+
+def test_a_model_without_images_takes_none():
+    with pytest.raises(InputError, match="takes no images"):
+        decoding.decode_image(io.BytesIO(), [1, 64])
 
 
 # --- fastapi_app ----------------------------------------------------------------------------------
@@ -116,6 +211,7 @@ def test_the_same_inputs_as_json_and_an_answer_as_npy(mlp):
 
 def test_what_cannot_be_served_is_refused_and_serving_goes_on(mlp, monkeypatch):
     monkeypatch.setattr(fastapi_app, "MOST_BYTES", 1000)
+    monkeypatch.setattr(fastapi_app, "MOST_JSON_BYTES", 500)
     good = npy(inputs(1))
     huge = good.replace(b"(1, 64)", b"(9999999999, 99999999999)")[:200]
     refused = [
@@ -130,6 +226,10 @@ def test_what_cannot_be_served_is_refused_and_serving_goes_on(mlp, monkeypatch):
         (b'{"inputs": [[[1, 2], [3]]]}', {"content-type": "application/json"}, 422),
         (b"a,b", {"content-type": "text/csv"}, 415),
         (bytes(1001), NPY, 413),
+        (bytes(501), {"content-type": "application/json"}, 413),
+        (b"[" * 400, {"content-type": "application/json"}, 422),
+        (b"no image", {"content-type": "image/png"}, 422),  # nor does the model take one
+        *((body[:1000], NPY, 422) for body in HOSTILE_NPY.values()),
     ]
 
     async def main():
@@ -138,6 +238,19 @@ def test_what_cannot_be_served_is_refused_and_serving_goes_on(mlp, monkeypatch):
                 answer = await client.post("/predict", content=body, headers=headers)
                 assert (answer.status_code, bool(answer.json()["detail"])) == (status, True), body
             assert (await client.post("/predict", content=good, headers=NPY)).status_code == 200
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "body", [b"[" * 100_000, b'{"inputs": 5}', b"[]", b'{"inputs": {"x": {}}}']
+)
+def test_whatever_is_wrong_with_json_gets_422(mlp, body):
+    async def main():
+        async with client_of(fastapi_app.create_app(mlp, timeout=60)) as client:
+            headers = {"content-type": "application/json"}
+            answer = await client.post("/predict", content=body, headers=headers)
+            assert (answer.status_code, "inputs" in answer.json()["detail"]) == (422, True)
 
     asyncio.run(main())
 
@@ -153,7 +266,7 @@ def test_a_late_request_gets_504(tmp_path):
         async with client_of(fastapi_app.create_app(path, timeout=0.05)) as client:
             answer = await client.post("/predict", json=spin_body(10**9))
             assert answer.status_code == 504
-            assert "0.05 s after it was sent" in answer.json()["detail"]
+            assert answer.json()["detail"] == "took longer than 0.05 s"
             assert (await client.post("/predict", json=spin_body(1))).status_code == 200
 
     asyncio.run(main())
@@ -186,15 +299,182 @@ def test_too_many_requests_get_503_at_once_and_the_accepted_ones_are_served(tmp_
     asyncio.run(main())
 
 
+async def endless(begun):
+    """A body that stops after its first bytes."""
+    yield b'{"inputs"'
+    begun.set()
+    await asyncio.Event().wait()
+
+
+def test_a_body_that_comes_too_slowly_gets_504(mlp):
+    async def main():
+        async with client_of(fastapi_app.create_app(mlp, timeout=0.05)) as client:
+            headers = {"content-type": "application/json"}
+            body = endless(asyncio.Event())
+            answer = await client.post("/predict", content=body, headers=headers)
+            assert answer.status_code == 504
+            assert (await client.get("/stats")).json()["under_way"] == 0
+
+    asyncio.run(main())
+
+
+def test_decoding_that_takes_too_long_gets_504_and_is_not_waited_for(colour, monkeypatch):
+    gate = threading.Event()
+    decode = fastapi_app.decode_image
+
+    def slow(*args):
+        gate.wait()
+        return decode(*args)
+
+    monkeypatch.setattr(fastapi_app, "decode_image", slow)
+    body = image_file(Image.new("L", (30, 20), 255))
+    headers = {"content-type": "image/png"}
+
+    async def main():
+        app = fastapi_app.create_app(colour, timeout=0.05)
+        async with client_of(app) as client:
+            try:
+                answer = await client.post("/predict", content=body, headers=headers)
+                assert answer.status_code == 504
+            finally:
+                gate.set()
+            assert app.state.service.num_under_way == 0
+            app.state.service.timeout = 60
+            answer = await client.post("/predict", content=body, headers=headers)
+            assert answer.status_code == 200
+
+    asyncio.run(main())
+
+
+def test_the_engine_gets_what_the_body_has_left_of_the_time(mlp, monkeypatch):
+    async def main():
+        app = fastapi_app.create_app(mlp, timeout=60)
+        async with client_of(app) as client:
+            engine = app.state.service.engine
+            run_async = engine.run_async
+            given = []
+
+            def noting(inputs, timeout):
+                given.append(timeout)
+                return run_async(inputs, timeout=timeout)
+
+            monkeypatch.setattr(engine, "run_async", noting)
+            answer = await client.post("/predict", content=npy(inputs(1)), headers=NPY)
+            assert answer.status_code == 200
+        assert 0 < given[0] < 60
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("bound", ["requests", "bytes"])
+def test_a_request_is_refused_before_its_body_is_read(mlp, monkeypatch, bound):
+    if bound == "bytes":
+        monkeypatch.setattr(fastapi_app, "MOST_BYTES_UNDER_WAY", 2000)
+    queue = 1 if bound == "requests" else 100
+    x = npy(inputs(1))
+
+    async def never_read():
+        pytest.fail("the body was read")
+        yield b""
+
+    async def main():
+        app = fastapi_app.create_app(mlp, 60, queue, scheduler="single_stream")
+        async with client_of(app) as client:
+
+            def post(content, length):
+                headers = {**NPY, "content-length": str(length)}
+                return client.post("/predict", content=content, headers=headers)
+
+            begun = [asyncio.Event() for _ in range(2)]
+            long = [asyncio.ensure_future(post(endless(event), 750)) for event in begun]
+            for event in begun:
+                await event.wait()
+            answer = await post(never_read(), 501)
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "60")
+            assert f"{bound} are under way" in answer.json()["detail"]
+            # Who does not say how long the body is counts as the longest.
+            assert (await client.post("/predict", content=never_read(), headers=NPY)).is_error
+            if bound == "bytes":
+                assert (await post(x, len(x))).status_code == 200
+            for task in long:
+                task.cancel()
+            await asyncio.wait(long)
+            stats = (await client.get("/stats")).json()
+            assert (stats["under_way"], stats["bytes_under_way"]) == (0, 0)
+            assert (await post(x, len(x))).status_code == 200
+
+    asyncio.run(main())
+
+
+def test_too_long_a_body_gets_413_whether_or_not_it_says_so(mlp, monkeypatch):
+    monkeypatch.setattr(fastapi_app, "MOST_BYTES", 1000)
+
+    async def long_body():
+        for _ in range(3):
+            yield bytes(400)
+
+    async def main():
+        async with client_of(fastapi_app.create_app(mlp, timeout=60)) as client:
+            for length in ({}, {"content-length": "1200"}, {"content-length": "9" * 5000}):
+                answer = await client.post(
+                    "/predict", content=long_body(), headers={**NPY, **length}
+                )
+                assert answer.status_code == 413
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_outputs_that_json_does_not_have_get_406_and_come_as_npy(tmp_path, value):
+    path = models.save(models.identity(), tmp_path)
+    x = np.array([value], np.float32)
+
+    async def main():
+        async with client_of(fastapi_app.create_app(path, timeout=60)) as client:
+            answer = await client.post("/predict", content=npy(x), headers=NPY)
+            assert answer.status_code == 406
+            assert NPY["content-type"] in answer.json()["detail"]
+            headers = {**NPY, "accept": NPY["content-type"]}
+            answer = await client.post("/predict", content=npy(x), headers=headers)
+            assert np.array_equal(np.load(io.BytesIO(answer.content)), x, equal_nan=True)
+
+    asyncio.run(main())
+
+
+def test_a_run_that_fails_gets_500_and_says_why(tmp_path):
+    path = models.save(models.gather(), tmp_path)
+
+    async def main():
+        async with client_of(fastapi_app.create_app(path, timeout=60)) as client:
+            answer = await client.post("/predict", json={"inputs": {"x": [1], "index": [7]}})
+            assert answer.status_code == 500
+            assert "out of" in answer.json()["detail"]
+
+    asyncio.run(main())
+
+
+def test_an_application_that_cannot_start_gives_its_share_back(monkeypatch, tmp_path):
+    share = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    monkeypatch.setattr(fastapi_app, "take_share", lambda _: share)
+
+    async def main():
+        async with client_of(fastapi_app.create_app(str(tmp_path / "missing.onnx"))):
+            pass
+
+    with pytest.raises(FileNotFoundError):
+        asyncio.run(main())
+    assert share.fileno() == -1
+
+
 def test_a_view_of_an_npy_file_copies_nothing():
     body = bytearray(npy(np.arange(6, dtype=np.float32).reshape(2, 3)))
-    view = fastapi_app.view_npy(body)
+    view = decoding.view_npy(body)
     assert view.tolist() == [[0, 1, 2], [3, 4, 5]]
     assert view.flags.aligned
     body[-4:] = bytes(4)
     assert view[1, 2] == 0
     fortran = np.asfortranarray(view)
-    assert fastapi_app.view_npy(bytearray(npy(fortran))).tolist() == view.tolist()
+    assert decoding.view_npy(bytearray(npy(fortran))).tolist() == view.tolist()
 
 
 def serve(model, **env):
@@ -259,10 +539,13 @@ def test_workers_share_the_cores_instead_of_fighting_over_them(mlp):
 
 
 class Jobs:
-    """A queue of jobs for a worker, and what it reports."""
+    """A queue of jobs for a worker, and what it reports: when `broker` lets it, as a real one."""
 
     def __init__(self, engine, concurrency=4, timeout=60.0, grace=60.0):
         self.queue = asyncio.Queue()
+        self.broker = asyncio.Event()
+        self.broker.set()
+        self.num_reporting = 0
         self.results = {}
         self.num_loading = 0
         self.most_loading = 0
@@ -272,6 +555,8 @@ class Jobs:
         self.queue.put_nowait(Job(name, load))
 
     async def _note(self, result):
+        self.num_reporting += 1
+        await self.broker.wait()
         assert result.name not in self.results, "reported twice"
         self.results[result.name] = result
 
@@ -384,6 +669,75 @@ def test_a_stopped_worker_takes_no_more_and_cancels_what_does_not_end(ending):
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("ending", ["grace", "second signal"])
+def test_a_stopped_worker_reports_what_was_done_however_long_that_takes(mlp, ending):
+    async def main():
+        with Engine(mlp) as engine:
+            jobs = Jobs(engine, grace=0.0 if ending == "grace" else 3600)
+            jobs.broker.clear()
+            for number in range(2):
+                jobs.put(number, lambda number=number: inputs(number))
+            working = asyncio.ensure_future(jobs.worker.work())
+            await until(lambda: jobs.num_reporting == 2)
+            jobs.worker.stop()
+            if ending != "grace":
+                jobs.worker.stop()
+            for _ in range(100):  # turns of the event loop in which it could give up
+                await asyncio.sleep(0)
+            assert not working.done()
+            jobs.broker.set()
+            await working
+            for number in range(2):
+                expected = engine.run([inputs(number)])[0]
+                assert np.array_equal(jobs.results[number].outputs[0], expected)
+
+    asyncio.run(main())
+
+
+def test_a_job_that_was_cancelled_before_it_began_is_reported(mlp):
+    async def main():
+        with Engine(mlp) as engine:
+            jobs = Jobs(engine)
+            jobs.worker._start(Job("a", lambda: inputs(1)))
+            jobs.worker.stop()
+            jobs.worker.stop()
+            await jobs.worker.work()
+            assert jobs.results["a"].error == "cancelled"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("failure", [EOFError("cut"), MemoryError(), zipfile.BadZipFile("PK")])
+def test_whatever_loading_raises_is_the_error_of_that_job_alone(mlp, failure):
+    def load():
+        raise failure
+
+    async def main():
+        with Engine(mlp) as engine:
+            jobs = Jobs(engine, concurrency=1)
+            jobs.put("poison", load)
+            jobs.put("good", lambda: inputs(1))
+            jobs.queue.put_nowait(END)
+            await jobs.worker.work()
+        assert jobs.results["poison"].error == (str(failure) or repr(failure))
+        assert jobs.results["good"].error is None
+
+    asyncio.run(main())
+
+
+def test_an_engine_of_no_more_use_ends_the_work_after_a_report(mlp):
+    async def main():
+        engine = Engine(mlp)
+        engine.close()
+        jobs = Jobs(engine, concurrency=1)
+        jobs.put("a", lambda: inputs(1))
+        with pytest.raises(ClosedError):
+            await jobs.worker.work()
+        assert "closed" in jobs.results["a"].error
+
+    asyncio.run(main())
+
+
 def test_a_result_that_cannot_be_reported_ends_the_work(mlp):
     async def main():
         async def lost(result):
@@ -410,12 +764,17 @@ def test_the_worker_program_reads_paths_and_sigterm_ends_it_in_order(mlp, tmp_pa
     for number in range(3):
         np.save(tmp_path / f"{number}.npy", inputs(number))
     with ended(worker_program("--model", mlp)) as worker:
-        paths = [str(tmp_path / name) for name in ("0.npy", "1.npy", "missing.npy", "2.npy")]
+        (tmp_path / "empty.npy").touch()
+        (tmp_path / "zip.npy").write_bytes(HOSTILE_NPY["a zip file"])
+        names = ("0.npy", "1.npy", "missing.npy", "2.npy", "empty.npy", "zip.npy")
+        paths = [str(tmp_path / name) for name in names]
         worker.stdin.write("\n".join(paths) + "\n")
         worker.stdin.flush()
         lines = [json.loads(worker.stdout.readline()) for _ in paths]
         results = {line.pop("job"): line for line in lines}
         assert "No such file" in results[paths[2]]["error"]
+        for path in paths[4:]:
+            assert "not an .npy file" in results[path]["error"]
         with Engine(mlp) as engine:
             for number, path in ((0, paths[0]), (1, paths[1]), (2, paths[3])):
                 expected = int(np.argmax(engine.run([inputs(number)])[0]))
@@ -459,7 +818,7 @@ DAMAGED = {"3.npy", "5.npy", "6.npy", "folder.npy"}
 
 
 def saved(engine, target, number):
-    array = np.load(target / f"{number}.npy")
+    array = np.load(target / f"{number}.npy.npy")
     return np.array_equal(array, engine.run([inputs(number)])[0])
 
 
@@ -476,7 +835,7 @@ def test_a_batch_job_saves_what_it_can_and_names_what_it_cannot(mlp, folder, tmp
         batch_folder.process(engine, batch_folder.find_work(folder, target), target, report)
         good = set(range(10)) - {3, 5, 6}
         assert all(saved(engine, target, number) for number in good)
-    assert {path.name for path in target.iterdir()} == {f"{number}.npy" for number in good}
+    assert {path.name for path in target.iterdir()} == {f"{number}.npy.npy" for number in good}
     assert {name for name, error in reports.items() if error} == DAMAGED
     assert len(reports) == 11
 
@@ -496,7 +855,7 @@ def test_a_batch_job_goes_on_after_a_run_that_fails(tmp_path):
         batch_folder.process(engine, files, target, reports.__setitem__)
     assert {path.stem for path, error in reports.items() if error} == {"2"}
     for number in set(range(8)) - {2}:
-        assert np.load(target / f"{number}.npy").tolist() == [number % 4]
+        assert np.load(target / f"{number}.npy.npy").tolist() == [number % 4]
 
 
 def batch(*options, **popen):
@@ -518,8 +877,8 @@ def test_a_batch_job_that_was_stopped_goes_on_where_it_was(mlp, folder, tmp_path
             out, err = job.communicate(timeout=60)
         assert (job.returncode, out) == (130, ""), err
     before = {path.name: path.stat().st_mtime_ns for path in target.iterdir()}
-    assert {"0.npy", "1.npy", "2.npy", "4.npy"} <= set(before)
-    assert "9.npy" not in before
+    assert {f"{number}.npy.npy" for number in (0, 1, 2, 4)} <= set(before)
+    assert "9.npy.npy" not in before
     (folder / "8.npy").unlink()
     np.save(folder / "8.npy", inputs(8))
     with ended(batch(folder, target, "--model", mlp)) as job:
@@ -543,6 +902,99 @@ def test_the_batch_program_does_its_demo_and_finds_nothing_left_to_do(tmp_path):
         with ended(batch(*options)) as job:
             out, err = job.communicate(timeout=60)
             assert (job.returncode, out) == (0, said), err
+
+
+def test_a_file_that_does_not_fit_does_not_interrupt_the_others(mlp, folder, tmp_path, monkeypatch):
+    target = tmp_path / "target"
+    target.mkdir()
+    reports = {}
+    with Engine(mlp, scheduler="multi_stream") as engine:
+        maps = []
+        run_map = engine.map
+        monkeypatch.setattr(engine, "map", lambda *args: maps.append(args) or run_map(*args))
+        files = batch_folder.find_work(folder, target)
+        batch_folder.process(engine, files, target, reports.__setitem__)
+        assert len(maps) == 1
+    errors = {path.name: error for path, error in reports.items() if error}
+    assert set(errors) == DAMAGED
+    assert errors["5.npy"] == "expected float32 of shape [1, 64], got float32 of (1, 65)"
+
+
+def test_no_two_files_have_one_result(tmp_path):
+    names = ("a.png", "a.npy", "a.png.npy", "a.jpg", "a.npy.npy")
+    results = {batch_folder.result_of(tmp_path / name, tmp_path) for name in names}
+    assert len(results) == len(names)
+
+
+def test_a_batch_job_into_its_own_source_is_refused(mlp, folder):
+    (folder.parent / "link").symlink_to(folder)
+    for target in (folder, folder.parent / "link"):
+        with ended(batch(folder, target, "--model", mlp)) as job:
+            out, err = job.communicate(timeout=60)
+            assert (job.returncode, out) == (2, "")
+            assert "source and target are one folder" in err
+
+
+def test_a_result_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    calls = []
+    fsync, replace = os.fsync, os.replace
+
+    def noting_fsync(descriptor):
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        calls.append(("sync", Path(path).name, os.stat(descriptor).st_size > 100))
+        fsync(descriptor)
+
+    def noting_replace(source, target):
+        calls.append(("rename", source.name))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noting_fsync)
+    monkeypatch.setattr(os, "replace", noting_replace)
+    batch_folder.save(tmp_path / "a.npy", np.zeros(8))
+    (_, name, is_whole), renamed = calls
+    assert is_whole
+    assert renamed == ("rename", name)
+    batch_folder.sync_names(tmp_path)
+    assert calls[2][:2] == ("sync", tmp_path.name)
+
+
+def test_what_a_killed_job_left_is_removed_and_what_a_living_one_writes_is_not(
+    mlp, folder, tmp_path
+):
+    target = tmp_path / "target"
+    target.mkdir()
+    killed = start("-c", "")
+    killed.wait()
+    left, growing, foreign = (
+        target / name
+        for name in (
+            f"{batch_folder._unfinished()}{killed.pid}",
+            f"{batch_folder._unfinished()}{os.getpid()}",
+            ".unfinished-another.host-1",
+        )
+    )
+    for path in (left, growing, foreign):
+        path.touch()
+    with ended(batch(folder, target, "--model", mlp)) as job:
+        job.communicate(timeout=60)
+    assert (left.exists(), growing.exists(), foreign.exists()) == (False, True, True)
+
+
+def test_a_full_disk_has_an_exit_code_of_its_own(mlp, folder, tmp_path, monkeypatch, capsys):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    target = tmp_path / "target"
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(sys, "argv", ["batch_folder", str(folder), str(target), "--model", mlp])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert batch_folder.main() == 3
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "cannot write" in (err := capsys.readouterr().err)
+    assert "No space left on device" in err
+    assert not list(target.iterdir())
 
 
 @pytest.fixture
