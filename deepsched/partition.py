@@ -168,6 +168,18 @@ def partition(
     return Partition(streams, tuple(_warnings(cores, count)))
 
 
+def most_cores(topology: Topology, num_cores: int | None = None) -> int:
+    """How many cores there are to use.
+
+    Raises:
+        StreamConfigError: fewer than num_cores.
+
+    >>> most_cores(Topology.synthetic(packages=2, cores_per_l3=8))
+    16
+    """
+    return len(_cores_to_use(topology, num_cores))
+
+
 # --- What was asked for -----------------------------------------------------------------------
 
 

@@ -18,11 +18,12 @@ from deepsched.advice.memory import Memory
 from deepsched.advice.settings import Advice, BatchFigures, Figures, Setting
 from deepsched.benchmark.measurement import Measurement, measure
 from deepsched.compiled import CacheDir
-from deepsched.context import Context
 from deepsched.engine import Engine
 from deepsched.errors import InferenceError, InputError, ModelError, OptionError
 from deepsched.model import ModelLike, Shapes
+from deepsched.partition import most_cores
 from deepsched.speed import useful_cores, widths
+from deepsched.topology import Topology
 
 _OpenEngine = Callable[[Setting], Engine]
 _Say = Callable[[str], None]
@@ -88,8 +89,8 @@ def advise(
     compares_batches = (
         compares_batches and has_open_load and bool(batch_size) and input_shapes is None
     )
-    most_cores = _num_cores(num_cores)
-    load = Load(2 * most_cores if has_open_load else callers, rate)
+    most = most_cores(Topology.detect(), num_cores)
+    load = Load(2 * most if has_open_load else callers, rate)
     question = [batch_size, input_shapes, num_cores, str(load), p99_limit_ms]
     memory = Memory.of(model, cache_dir, question) if remembers else None
     if memory is not None and (known := memory.recall(seconds, compares_batches)) is not None:
@@ -102,8 +103,8 @@ def advise(
         )  # fmt: skip
 
     open_engine = functools.partial(open_batched, batch_size)
-    scaling = _scaling(open_engine, most_cores, seconds / 4, say)
-    candidates = _candidates(scaling, most_cores, num_cores, load)
+    scaling = _scaling(open_engine, most, seconds / 4, say)
+    candidates = _candidates(scaling, most, num_cores, load)
     figures = _compare(candidates, open_engine, load, 0.6 * seconds, say)
     chosen, as_good = choose(figures, load, p99_limit_ms)
     batches = (
@@ -139,11 +140,6 @@ def _check(
     for name, value in (("rate", rate), ("p99_limit_ms", p99_limit_ms), ("seconds", seconds)):
         if value is not None and not 0 < value < float("inf"):
             raise OptionError(f"{name} must be a positive number, got {value!r}")
-
-
-def _num_cores(num_cores: int | None) -> int:
-    with Context(num_cores, scheduler="single_stream") as context:
-        return context.num_cores
 
 
 def _scaling(open_engine: _OpenEngine, most: int, seconds: float, say: _Say) -> dict[int, float]:

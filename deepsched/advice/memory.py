@@ -14,10 +14,10 @@ import blake3
 from deepsched.advice.settings import Advice, BatchFigures, Figures, Setting
 from deepsched.cache import Cache, default_folder, hash_file
 from deepsched.compiled import CacheDir
-from deepsched.context import Context
 from deepsched.model import ModelLike, serialize
 from deepsched.runtime.library import describe_library
 from deepsched.sysfs import read_cpuinfo
+from deepsched.topology import Topology
 from deepsched.version import __version__
 
 
@@ -38,8 +38,7 @@ class Memory:
                 content = hash_file(os.fspath(model))
             else:
                 content = blake3.blake3(serialize(model)).hexdigest()
-            with Context(scheduler="single_stream") as context:
-                machine = [context.topology.to_dict(), _cpu_models()]
+            machine = [Topology.detect().to_dict(), _cpu_models()]
             parts = [content, question, machine, __version__, describe_library()["version"]]
             key = blake3.blake3(json.dumps(parts, default=str).encode()).hexdigest()[:32]
         except (OSError, AttributeError, TypeError, ValueError):

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from deepsched.analysis.constants import shapes_by_position
+from deepsched.analysis.calibration import timing_us
+from deepsched.analysis.constants import NodeConstants, shapes_by_position
 from deepsched.analysis.operators import Analysis, Operator
 from deepsched.analysis.profiling import Profiled, Runs, Subject, profile, time_plain
-from deepsched.analysis.reading import Key, Reading
-from deepsched.analysis.work import bytes_moved, operations
+from deepsched.analysis.reading import Call, Key, Reading
+from deepsched.analysis.work import NEED_POSITIONS, bytes_moved, operations
 from deepsched.compiled import CacheDir
-from deepsched.context import Context
 from deepsched.errors import OptionError
 from deepsched.model import ModelLike, Shapes
+from deepsched.partition import most_cores
 from deepsched.speed import widths
+from deepsched.topology import Topology
 
 # What is measured in turns, so that a disturbance hits all widths.
 _NUM_ROUNDS = 3
 
-# Of one round. A timeline has a kilobyte for each operator of each run.
+# Of one round.
 _LEAST_RUNS = 3
 _MOST_RUNS = 50
 
@@ -41,17 +46,18 @@ def analyze(
     """Measures which operators a request's time goes into, on 1, 2, 4, ... cores and on all.
 
     The operators are those that ONNX Runtime makes of the model. It times each of them while one
-    request runs alone; that makes the whole a little slower, which `Analysis.plain_ms` tells.
+    request runs alone, which takes longer; see Analysis.
 
     Args:
         model, batch_size, input_shapes, cache_dir: see Engine.
         inputs: what to run, as `Engine.run` takes it; None for random ones.
         num_cores: the most cores to use; None for all that this process may use.
-        seconds: about how long to measure.
+        seconds: about how long to measure. Opening the model, four times at least, comes on top.
         on_progress: is told what is measured next.
 
     Raises:
         OptionError: seconds is not a positive number.
+        ModelError: a run has more operators than ONNX Runtime's timeline has room for.
         What Engine and `Engine.run` raise.
 
     Example:
@@ -62,38 +68,43 @@ def analyze(
     """
     if not 0 < seconds < float("inf"):
         raise OptionError(f"seconds must be a positive number, got {seconds!r}")
-    with Context(num_cores, scheduler="single_stream") as context:
-        most = context.num_cores
-    each = seconds / 2 / _NUM_ROUNDS / len(widths(most))
+    cores = widths(most_cores(Topology.detect(), num_cores))
+    each = seconds / 2 / _NUM_ROUNDS / len(cores)
     return measure(
         Subject(model, batch_size, input_shapes, inputs, cache_dir, optimizes=True),
-        widths(most),
-        Runs(2, _LEAST_RUNS, _MOST_RUNS, each),
-        _NUM_ROUNDS,
+        cores, Runs(2, _LEAST_RUNS, _MOST_RUNS, each), _NUM_ROUNDS, seconds,
         on_progress or (lambda text: None),
-    )
+    )  # fmt: skip
 
 
 def measure(
-    subject: Subject, cores: Sequence[int], runs: Runs, num_rounds: int, say: Callable[[str], None]
-) -> Analysis:
-    """Each number of cores in each round, with ONNX Runtime's timing and without."""
+    subject: Subject, cores: Sequence[int], runs: Runs, num_rounds: int, seconds: float,
+    say: Callable[[str], None],
+) -> Analysis:  # fmt: skip
+    """Each number of cores in each round, with ONNX Runtime's timing and without; no more rounds
+    once `seconds` have passed."""
     plain: dict[int, list[float]] = {count: [] for count in cores}
     profiled: dict[int, list[Profiled]] = {count: [] for count in cores}
+    timing: dict[int, float] = {}
     with tempfile.TemporaryDirectory(prefix="deepsched-analysis-") as folder:
         if subject.cache_dir is None or not subject.optimizes:
             # A compiled form that no engine opens, but a file that tells the weights' shapes.
             subject = subject._replace(cache_dir=folder)
+        began = time.monotonic()
         for number in range(num_rounds):
+            if number and time.monotonic() > began + seconds:
+                break
             for count in cores:
                 say(f"{count} core{'s' * (count > 1)} ({number + 1} of {num_rounds})")
                 plain[count] += time_plain(subject, count, runs)
                 profiled[count].append(profile(subject, count, runs))
+                timing[count] = min(timing_us(count, folder), timing.get(count, math.inf))
     joined = {count: _join(found) for count, found in profiled.items()}
-    first = profiled[cores[0]][0]
+    every = [it for found in profiled.values() for it in found]
+    keys = dict.fromkeys(key for it in joined.values() for key in it.microseconds)
     return Analysis(
-        batch_size=first.batch_size,
-        operators=_operators(joined, [it for found in profiled.values() for it in found]),
+        batch_size=every[0].batch_size,
+        operators=tuple(_operator(key, joined, timing, every) for key in keys),
         run_ms={count: float(np.mean(it.run_us)) / 1e3 for count, it in joined.items()},
         plain_ms={count: _mean_of_fast(times) for count, times in plain.items()},
     )
@@ -104,9 +115,9 @@ class _Joined(NamedTuple):
     the others longer. All figures are of these same runs, so that they add up."""
 
     run_us: list[int]
-    calls: dict[Key, float]
+    num_calls: dict[Key, float]
     """In the mean."""
-    ms: dict[Key, float]
+    microseconds: dict[Key, float]
     """In the mean."""
 
 
@@ -114,19 +125,22 @@ def _join(rounds: Sequence[Profiled]) -> _Joined:
     run_us = [us for it in rounds for us in it.profile.run_us]
     fast = np.argsort(run_us, kind="stable")[: _half(len(run_us))]
     keys = dict.fromkeys(key for it in rounds for key in it.profile.operators)
-
-    def mean(key: Key, of: Callable[[Reading], list[int]]) -> float:
-        by_run: list[int] = []
-        for it in rounds:  # in some rounds it may not have run at all
-            found = it.profile.operators.get(key)
-            by_run += [0] * len(it.profile.run_us) if found is None else of(found)
-        return float(np.mean(np.asarray(by_run)[fast]))
-
     return _Joined(
         run_us=[run_us[run] for run in fast],
-        calls={key: mean(key, lambda it: it.calls) for key in keys},
-        ms={key: mean(key, lambda it: it.microseconds) / 1e3 for key in keys},
+        num_calls={key: _mean(rounds, key, fast, lambda it: it.num_calls) for key in keys},
+        microseconds={key: _mean(rounds, key, fast, lambda it: it.microseconds) for key in keys},
     )
+
+
+def _mean(
+    rounds: Sequence[Profiled], key: Key, runs: Any, of: Callable[[Reading], list[int]]
+) -> float:
+    """Over these runs of all rounds; in some rounds the operator may not have run at all."""
+    by_run: list[int] = []
+    for it in rounds:
+        found = it.profile.operators.get(key)
+        by_run += [0] * len(it.profile.run_us) if found is None else of(found)
+    return float(np.mean(np.asarray(by_run)[runs]))
 
 
 def _mean_of_fast(times: Sequence[float]) -> float:
@@ -137,31 +151,60 @@ def _half(count: int) -> int:
     return (count + 1) // 2
 
 
-def _operators(joined: Mapping[int, _Joined], profiled: Sequence[Profiled]) -> tuple[Operator, ...]:
-    keys = dict.fromkeys(key for it in joined.values() for key in it.ms)
-    return tuple(_operator(key, joined, profiled) for key in keys)
-
-
-def _operator(key: Key, joined: Mapping[int, _Joined], profiled: Sequence[Profiled]) -> Operator:
-    reading = next(it.profile.operators[key] for it in profiled if key in it.profile.operators)
+def _operator(
+    key: Key, joined: Mapping[int, _Joined], timing: Mapping[int, float],
+    profiled: Sequence[Profiled],
+) -> Operator:  # fmt: skip
     constants = next((it.constants[key] for it in profiled if key in it.constants), None)
-    calls = float(np.mean([it.calls.get(key, 0.0) for it in joined.values()]))
-    inputs = shapes_by_position(reading.input_shapes, constants)
-    output = reading.output_shapes[0] if reading.output_shapes else None
-    per_call = operations(key.op_type, inputs, output)
-    moved = bytes_moved(
-        key.op_type, reading.activation_bytes, None if constants is None else constants.num_bytes
-    )
+    calls: Counter[Call] = Counter()
+    for it in profiled:
+        if key in it.profile.operators:
+            calls += it.profile.operators[key].calls
+    num_runs = sum(len(it.profile.run_us) for it in profiled)
+    ((example, _),) = calls.most_common(1)
+    inputs = shapes_by_position(example.input_shapes, constants)
     weights = () if constants is None else constants.shapes.values()
+    timing_ms = {
+        cores: timing[cores] * it.num_calls.get(key, 0.0) / 1e3 for cores, it in joined.items()
+    }
     return Operator(
-        ms={cores: it.ms.get(key, 0.0) for cores, it in joined.items()},
-        operations=None if per_call is None else round(per_call * calls),
-        bytes_moved=None if moved is None else round(moved * calls),
+        ms={
+            cores: max(0.0, it.microseconds.get(key, 0.0) / 1e3 - timing_ms[cores])
+            for cores, it in joined.items()
+        },
+        timing_ms=timing_ms,
+        operations=_per_run(calls, num_runs, lambda it: _operations(key, it, constants)),
+        bytes_moved=_per_run(calls, num_runs, lambda it: _bytes_moved(key, it, constants)),
         name="/".join(key.path),
         op_type=key.op_type,
-        dtype=reading.dtype,
+        dtype=example.dtype,
         input_shapes=tuple(inputs.get(position) for position in range(max(inputs, default=-1) + 1)),
-        output_shapes=reading.output_shapes,
+        output_shapes=example.output_shapes,
         weight_shape=next((shape for shape in weights if len(shape) > 1), None),
-        calls=calls,
+        calls=calls.total() / num_runs,
     )
+
+
+def _per_run(
+    calls: Counter[Call], num_runs: int, count: Callable[[Call], int | None]
+) -> int | None:
+    """The sum over all calls, whose shapes may differ, of one run; None if one is not known."""
+    total = 0
+    for call, number in calls.items():
+        each = count(call)
+        if each is None:
+            return None
+        total += number * each
+    return round(total / num_runs)
+
+
+def _operations(key: Key, call: Call, constants: NodeConstants | None) -> int | None:
+    if constants is None and key.op_type in NEED_POSITIONS:
+        return None
+    output = call.output_shapes[0] if call.output_shapes else None
+    return operations(key.op_type, shapes_by_position(call.input_shapes, constants), output)
+
+
+def _bytes_moved(key: Key, call: Call, constants: NodeConstants | None) -> int | None:
+    num_bytes = None if constants is None else constants.num_bytes
+    return bytes_moved(key.op_type, call.activation_bytes, num_bytes)

@@ -8,12 +8,13 @@ from deepsched.analysis.analyzing import measure
 from deepsched.analysis.operators import Analysis, Operator
 from deepsched.analysis.profiling import Runs, Subject
 from deepsched.compiled import DEFAULT
-from deepsched.context import Context
 from deepsched.engine import Inputs
 from deepsched.errors import OptionError
 from deepsched.model import ModelLike, Shapes
+from deepsched.partition import partition
 from deepsched.scheduler import Scheduler
 from deepsched.timing import check_iterations
+from deepsched.topology import Topology
 
 
 def model_debug_analysis(
@@ -24,6 +25,7 @@ def model_debug_analysis(
     num_iterations: int = 20,
     num_warmup_iterations: int = 5,
     optimization_level: int = 1,
+    *,
     scheduler: Scheduler | str | None = None,
     input_shapes: Shapes | None = None,
 ) -> dict[str, Any]:
@@ -47,10 +49,11 @@ def model_debug_analysis(
         - `input_dims`, `output_dims`, `kernel_dims`: lists of sizes by the index of the input or
           output; the last of the constant of two dimensions or more. `strides`: empty;
         - `average_run_time_in_ms`; `average_teraflops_per_second`, 0.0 where it is not known;
-        - `average_utilization`: the speed-up over one core, for each core; between 0 and 1.
+        - `average_utilization`: the speed-up over one core, for each core; between 0 and 1, 0.0
+          where the operator is too short to tell.
 
-        `average_total_time`, ms of a run while its operators are timed; `items_per_second` without
-        that; `batch_size`, `num_threads`.
+        `average_total_time`, ms of a request, and `items_per_second`, both without the timing of
+        operators; `batch_size`, `num_threads`.
 
     Raises:
         OptionError: an option has a value that is not allowed.
@@ -67,14 +70,15 @@ def model_debug_analysis(
     check_iterations(num_iterations, num_warmup_iterations)
     if optimization_level not in (0, 1):
         raise OptionError(f"optimization_level must be 0 or 1, got {optimization_level!r}")
-    with Context(num_cores, scheduler=scheduler) as context:
-        is_multi = context.scheduler == Scheduler.multi_stream
-        cores = len(context.streams[0].cores) if is_multi else context.num_cores
+    is_multi = scheduler is not None and Scheduler.from_str(scheduler) == Scheduler.multi_stream
+    streams = partition(Topology.detect(), num_cores, None if is_multi else 1).streams
+    cores = len(streams[0].cores)
     analysis = measure(
         Subject(model, batch_size, input_shapes, inp, DEFAULT, optimization_level == 1),
         sorted({1, cores}),
         Runs(num_warmup_iterations, num_iterations, num_iterations, 0.0),
         num_rounds=1,
+        seconds=0.0,
         say=lambda text: None,
     )
     return _to_dict(analysis)
@@ -85,7 +89,7 @@ def _to_dict(analysis: Analysis) -> dict[str, Any]:
     batch_size = analysis.batch_size or 1
     return {
         "layer_info": [_layer(operator) for operator in analysis.operators],
-        "average_total_time": analysis.run_ms[cores],
+        "average_total_time": analysis.plain_ms[cores],
         "items_per_second": 1e3 * batch_size / analysis.plain_ms[cores],
         "batch_size": batch_size,
         "num_threads": cores,
@@ -104,7 +108,7 @@ def _layer(operator: Operator) -> dict[str, Any]:
         "strides": {},
         "activation_sparsity": 0.0,
         "average_run_time_in_ms": operator.ms[cores],
-        "average_utilization": min(1.0, operator.speedup / cores),
+        "average_utilization": min(1.0, (operator.speedup or 0.0) / cores),
         "average_teraflops_per_second": (operator.gflops(cores) or 0.0) / 1e3,
         "sub_layer_info": [],
     }

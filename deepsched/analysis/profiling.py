@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Iterator
@@ -11,11 +10,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deepsched.analysis.constants import NodeConstants, read_constants
-from deepsched.analysis.reading import Key, Profile, read
+from deepsched.analysis.reading import Key, Profile, events_of, read
 from deepsched.compiled import CacheDir
 from deepsched.context import Context, Inspection
 from deepsched.engine import Engine
+from deepsched.errors import ModelError
 from deepsched.model import ModelLike, Shapes
+
+# Of one timeline, about; each is a line of a kilobyte.
+_MOST_EVENTS = 50_000
 
 
 class Subject(NamedTuple):
@@ -57,16 +60,28 @@ class Profiled(NamedTuple):
 
 
 def profile(subject: Subject, num_cores: int, runs: Runs) -> Profiled:
-    """What each operator took in each run."""
+    """What each operator took in each run.
+
+    Raises:
+        ModelError: the operators of one run are more than ONNX Runtime keeps.
+    """
     with tempfile.TemporaryDirectory(prefix="deepsched-profile-") as folder:
         with _open(subject, num_cores, str(Path(folder, "run"))) as engine:
-            _repeat(engine, subject.inputs, runs)
-            (session,) = engine._opened.sessions
-            timeline = Path(session.end_profiling())
             entry = engine._opened.entry
             constants = {} if entry is None else read_constants(entry.model)
-        events = json.loads(timeline.read_bytes())
-    return Profiled(read(events, runs.num_warmups), constants, engine.batch_size)
+            most = max(runs.least, min(runs.most, _MOST_EVENTS // max(1, len(constants))))
+            num_runs = len(_repeat(engine, subject.inputs, runs._replace(most=most)))
+            (session,) = engine._opened.sessions
+            timeline = Path(session.end_profiling())
+            # Engines may have run before they are asked to, to try a model out.
+            num_before = engine.stats().done - num_runs
+        found = read(events_of(timeline), num_before)
+    if not found.run_us:
+        raise ModelError(
+            f"{num_before + 1} runs have more operators than ONNX Runtime's timeline has room for "
+            "(a million; those in loops count each time); analyse it with smaller inputs"
+        )
+    return Profiled(found, constants, engine.batch_size)
 
 
 @contextmanager

@@ -8,8 +8,11 @@ named "SequentialExecutor::Execute"; last "model_run". Sessions of ours run one 
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 Shape = tuple[int, ...]
@@ -26,9 +29,8 @@ class Key(NamedTuple):
     op_type: str
 
 
-@dataclass
-class Reading:
-    """What a timeline says of one operator."""
+class Call(NamedTuple):
+    """What one call of an operator worked on."""
 
     input_shapes: tuple[Shape, ...]
     """Without the constants that the kernel has packed for itself."""
@@ -38,14 +40,22 @@ class Reading:
     empty if it has neither."""
     activation_bytes: int
     """The inputs that are no constants, and the outputs."""
-    calls: list[int] = field(default_factory=list)
-    """By run: how often it was called; 0 in a branch not taken."""
+
+
+@dataclass
+class Reading:
+    """What a timeline says of one operator."""
+
+    calls: Counter[Call] = field(default_factory=Counter)
+    """Of all runs together."""
+    num_calls: list[int] = field(default_factory=list)
+    """By run; 0 in a branch not taken."""
     microseconds: list[int] = field(default_factory=list)
     """By run: of all its calls, without the operators inside of it."""
 
     def pad(self, num_runs: int) -> None:
         """Adds the runs that it was not called in."""
-        self.calls += [0] * (num_runs - len(self.calls))
+        self.num_calls += [0] * (num_runs - len(self.num_calls))
         self.microseconds += [0] * (num_runs - len(self.microseconds))
 
 
@@ -56,6 +66,15 @@ class Profile(NamedTuple):
     """In the order in which they first ended."""
     run_us: list[int]
     """By run: all of it."""
+
+
+def events_of(path: Path) -> Iterator[Event]:
+    """The events of a timeline's file, which has one a line: it may be larger than memory."""
+    with open(path, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            text = line.strip().rstrip(",")
+            if text not in ("[", "]", ""):
+                yield json.loads(text)
 
 
 def read(events: Iterable[Event], num_warmups: int = 0) -> Profile:
@@ -71,11 +90,10 @@ def read(events: Iterable[Event], num_warmups: int = 0) -> Profile:
         run_us.append(microseconds)
         for node in nodes:
             key = Key(node.path, node.number, node.args["op_name"])
-            if key not in operators:
-                operators[key] = _describe(node.args)
-            reading = operators[key]
+            reading = operators.setdefault(key, Reading())
             reading.pad(len(run_us))
-            reading.calls[-1] += 1
+            reading.calls[_describe(node.args)] += 1
+            reading.num_calls[-1] += 1
             reading.microseconds[-1] += node.own_us
     for reading in operators.values():
         reading.pad(len(run_us))
@@ -118,10 +136,10 @@ def _runs(events: Iterable[Event]) -> Iterator[tuple[list[_Node], int]]:
             nodes.append(node)
 
 
-def _describe(args: Event) -> Reading:
+def _describe(args: Event) -> Call:
     inputs = [pair for typed in args.get("input_type_shape", ()) for pair in typed.items()]
     outputs = [pair for typed in args.get("output_type_shape", ()) for pair in typed.items()]
-    return Reading(
+    return Call(
         input_shapes=tuple(tuple(shape) for _, shape in inputs),
         output_shapes=tuple(tuple(shape) for _, shape in outputs),
         dtype=(inputs or outputs or [("", ())])[0][0],

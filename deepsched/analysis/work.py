@@ -22,7 +22,7 @@ def operations(op_type: str, inputs: Mapping[int, Shape], output: Shape | None) 
     """How many additions and multiplications one call does, whatever the type of the numbers.
 
     None where that is not known: most types do little beside moving memory, and have no count; for
-    others a shape may be missing.
+    others a shape may be missing. Channels that ONNX Runtime has added to fill its blocks count.
 
     Args:
         inputs: shapes by position in the operator's definition.
@@ -34,7 +34,7 @@ def operations(op_type: str, inputs: Mapping[int, Shape], output: Shape | None) 
     20480
     """
     count = _COUNTS.get(op_type)
-    if count is None or output is None:
+    if count is None or output is None or not inputs.keys().isdisjoint(_PASTS.get(op_type, ())):
         return None
     try:
         return count(Shapes(inputs, output))
@@ -53,11 +53,17 @@ def bytes_moved(op_type: str, activation_bytes: int, constant_bytes: int | None)
     return activation_bytes + constant_bytes
 
 
+# Where attention has its keys and values of before, whose length would have to be known.
+_PASTS = {"Attention": (4,), "MultiHeadAttention": (6, 7)}
+
+# Those whose inputs cannot be told apart by their shapes.
+NEED_POSITIONS = frozenset(_PASTS)
+
 # These hand their input on as it is, take a few rows of it, or run other operators.
 _MOVES_LESS = frozenset(
     ("Constant", "ConstantOfShape", "Dropout", "Flatten", "Gather", "GatherBlockQuantized",
-     "GatherElements", "GatherND", "Identity", "If", "Loop", "Reshape", "Scan", "Shape", "Size",
-     "Squeeze", "Unsqueeze", "EmbedLayerNormalization")
+     "GatherElements", "GatherND", "Identity", "If", "Loop", "Reshape", "Scan", "ScatterElements",
+     "ScatterND", "Shape", "Size", "Slice", "Squeeze", "Unsqueeze", "EmbedLayerNormalization")
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from deepsched.benchmark.report import FIELDS
 from deepsched.terminal import Console
+from deepsched.words import short
 
 Report = Mapping[str, Any]
 
@@ -88,7 +89,7 @@ def print_comparison(result: Report) -> None:
             str(report["num_streams"]),
             str(numbers["callers"]),
             f"{numbers['items_per_sec']:.1f}",
-            *(_short(numbers[key]) for key in ("mean", "median", "90.0%", "99.0%")),
+            *(short(numbers[key]) for key in ("mean", "median", "90.0%", "99.0%")),
         )
     _print(table)
     print(
@@ -118,8 +119,8 @@ def print_sweep(result: Report) -> None:
         table.add_row(
             *values,
             f"{numbers['items_per_sec']:.1f}",
-            *(_short(numbers[key]) for key in ("mean", "50.0%", "90.0%", "99.0%")),
-            "-" if cpu is None else _short(cpu * 1e3),
+            *(short(numbers[key]) for key in ("mean", "50.0%", "90.0%", "99.0%")),
+            "-" if cpu is None else short(cpu * 1e3),
             f"{numbers['peak_memory_bytes'] / 1e6:.0f}",
         )
     _print(table)
@@ -136,7 +137,7 @@ def print_search(result: Report) -> None:
     for step in search["steps"]:
         table.add_row(
             f"{step['rate']:.2f}",
-            "-" if step["p99_ms"] is None else _short(step["p99_ms"]),
+            "-" if step["p99_ms"] is None else short(step["p99_ms"]),
             str(step["dropped"]),
             *("yes" if step[name] else "no" for name in ("keeps_up", "is_held")),
         )
@@ -149,10 +150,6 @@ def print_search(result: Report) -> None:
         print("Interrupted: a higher rate may hold")
     elif not search["rate"]:
         print("No rate held; the model takes longer by itself, or --time is too short")
-
-
-def _short(number: float) -> str:
-    return f"{number:.2f}" if number >= 1 else f"{number:.2g}"
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:

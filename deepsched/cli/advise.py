@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from deepsched.advice import Advice, Setting, advise
 from deepsched.benchmark import bundled_model
-from deepsched.cli.options import parse_shapes
+from deepsched.cli.files import to_json
+from deepsched.cli.options import finite, parse_shapes
+from deepsched.terminal import Console
 from deepsched.words import short
 
 _EPILOG = """\
@@ -46,6 +46,7 @@ exit codes:
   0    advised
   2    arguments or a model that cannot be used
   130  Ctrl-C
+  141  nobody reads the output to its end, as with `| head`
 
 examples:
   deepsched advise model.onnx
@@ -81,11 +82,11 @@ def add_parser(commands: Any) -> None:
         help="load: N threads that each wait for their answer (default 2 a core)",
     )  # fmt: skip
     load.add_argument(
-        "--rate", type=float, metavar="R", help="load: R requests a second, at random times"
+        "--rate", type=finite, metavar="R", help="load: R requests a second, at random times"
     )
-    parser.add_argument("--p99-limit", type=float, metavar="MS", help="p99 to stay within, in ms")
+    parser.add_argument("--p99-limit", type=finite, metavar="MS", help="p99 to stay within, in ms")
     parser.add_argument(
-        "--seconds", type=float, default=20.0, help="how long to measure, about (default 20)"
+        "--seconds", type=finite, default=20.0, help="how long to measure, about (default 20)"
     )
     parser.add_argument("--fresh", action="store_true", help="measure even if it was done before")
     parser.add_argument("-q", "--quiet", action="store_true", help="do not say what is measured")
@@ -107,15 +108,13 @@ def run(args: argparse.Namespace) -> None:
         )  # fmt: skip
     if args.json:
         line = {"compile_line": advice.compile_line(model)}
-        print(json.dumps({**advice.to_dict(), **line}, indent=2, allow_nan=False))
+        print(to_json({**advice.to_dict(), **line}))
         return
     _print(advice, model)
 
 
 def _print(advice: Advice, model: str) -> None:
-    # Into a file: whole, not cut at 80. No markup: a path may look like it.
-    width = None if sys.stdout.isatty() else 120
-    console = Console(highlight=False, markup=False, width=width)
+    console = Console(width=None if sys.stdout.isatty() else 120)  # into a file: not cut at 80
     console.print(advice.compile_line(model), style="bold", soft_wrap=True)  # to be copied whole
     console.print(f"\nWhy: {advice.reason} {advice.cost_of_ignoring}")
     if advice.batches:

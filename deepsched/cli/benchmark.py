@@ -32,20 +32,15 @@ from deepsched.benchmark.text import (
     print_search,
     print_sweep,
 )
-from deepsched.cli.options import (
-    check_distinct,
-    finite,
-    most_cores,
-    output,
-    parse_shapes,
-    streams_to_compare,
-    to_json,
-)
+from deepsched.cli.files import check_distinct, output, to_json
+from deepsched.cli.options import finite, parse_shapes, streams_to_compare
 from deepsched.cli.progress import ProgressBar, progress_bar
 from deepsched.errors import OptionError
 from deepsched.model import sequence_shapes
+from deepsched.partition import most_cores
 from deepsched.scheduler import Scheduler
 from deepsched.speed import widths
+from deepsched.topology import Topology
 
 _DESCRIPTION = """\
 Measures throughput and latency of a model under load. Without MODEL: ResNet-50 from the onnx
@@ -473,5 +468,5 @@ def _default_values(args: argparse.Namespace, axis: str) -> list[int]:
         return [1, 4, 16]
     if axis == "rate":
         raise ValueError("rate needs values: any may be what you are after")
-    most = most_cores(args.num_cores)
+    most = most_cores(Topology.detect(), args.num_cores)
     return widths(2 * most if axis == "callers" else most)

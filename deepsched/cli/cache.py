@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Column, Table
 
 from deepsched.cache import Cache, default_folder
-from deepsched.cli.options import to_json
+from deepsched.cli.files import to_json
 from deepsched.errors import OptionError
 from deepsched.terminal import Console
 

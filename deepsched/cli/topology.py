@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from deepsched.cli.options import to_json, writing
+from deepsched.cli.files import to_json, writing
 from deepsched.colours import fill_of, ink_of
 from deepsched.errors import OptionError
 from deepsched.partition import Partition, partition

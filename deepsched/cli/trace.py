@@ -8,14 +8,8 @@ from contextlib import ExitStack, closing
 from typing import Any
 
 from deepsched.benchmark import bundled_model, measure
-from deepsched.cli.options import (
-    check_distinct,
-    finite,
-    output,
-    parse_shapes,
-    streams_to_compare,
-    to_json,
-)
+from deepsched.cli.files import check_distinct, output, to_json
+from deepsched.cli.options import finite, parse_shapes, streams_to_compare
 from deepsched.cli.progress import ProgressBar, progress_bar
 from deepsched.engine import Engine
 from deepsched.errors import OptionError
