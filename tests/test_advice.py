@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from deepsched import compile_model
 from deepsched.advice import Advice, BatchFigures, Figures, Setting, advise
 from deepsched.advice.choosing import Load, choose, cost, explain
-from deepsched.advice.measuring import _candidates
+from deepsched.advice.measuring import _candidates, _measurable
 from deepsched.benchmark import measure
 from deepsched.cli import main
 from deepsched.errors import ModelNotFoundError, OptionError
@@ -122,6 +122,18 @@ def test_streams_are_tried_up_to_as_many_as_there_are_requests():
     assert 6 in streams({1: 12.0, 2: 5.0, 4: 4.9, 8: 4.9, 12: 4.9}, Load(24, None), 12)
 
 
+def test_a_rate_too_low_to_measure_is_a_caller_or_takes_longer():
+    often = Load(None, 500.0)
+    assert _measurable(often, {1: 5.0}, 20.0) is often
+    rare = _measurable(Load(None, 2.0), {1: 5.0, 2: 3.0}, 20.0)
+    assert (rare.callers, rare.rate) == (1, None)
+    assert "2 a second hardly meet" in str(rare)
+    with pytest.raises(OptionError, match="too few requests at 2 a second.*seconds=150") as told:
+        _measurable(Load(None, 2.0), {1: 400.0, 2: 300.0}, 20.0)
+    assert _measurable(Load(None, 2.0), {1: 400.0}, 150.0).rate == 2.0
+    assert "--seconds 150" in str(told.value)
+
+
 def test_the_default_is_not_called_worse_where_it_is_as_good():
     load = Load(16, None)
     chosen, as_good = choose(alike(), load, None)
@@ -213,8 +225,8 @@ def test_the_command_prints_the_line_to_paste_and_json(mlp, capsys):
     assert main(["advise", mlp, "--seconds", "0.5", "-q", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["was_remembered"] and answer["compile_line"] in out
-    assert main(["advise", mlp, "--rate", "50", "--seconds", "0.5", "-q"]) == 0
-    assert "50 requests/s" in capsys.readouterr().out
+    assert main(["advise", mlp, "--rate", "1000", "--seconds", "0.5", "-q"]) == 0
+    assert "1000 requests/s" in capsys.readouterr().out
 
 
 def test_larger_requests_are_tried_where_all_cores_are_to_be_busy(mlp, capsys):

@@ -22,10 +22,14 @@ class Load:
 
     callers: int | None
     rate: float | None
+    sparse_rate: float | None = None
+    """The rate that one caller stands for: its requests hardly ever meet."""
 
     def __str__(self) -> str:
         if self.rate is not None:
             return f"{self.rate:g} requests/s at random times"
+        if self.sparse_rate is not None:
+            return f"1 caller (requests that come {self.sparse_rate:g} a second hardly meet)"
         return "1 caller" if self.callers == 1 else f"{self.callers} callers at once"
 
     def num_at_once(self, ms: float) -> int:

@@ -7,6 +7,7 @@ of requests side by side, then the few settings that are left.
 from __future__ import annotations
 
 import functools
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +31,12 @@ _Say = Callable[[str], None]
 
 # Of one load on one setting.
 _LEAST_SECONDS = 0.1
+
+# At a rate: for each setting, of so many at most. A caller stands for requests of which fewer than
+# one in ten finds another.
+_LEAST_REQUESTS = 30
+_MOST_SETTINGS = 6
+_HARDLY_MEET = 0.1
 
 # Each batch size that is tried is so many times the last, so often, as long as that gains so much.
 _BATCH_STEP = 4
@@ -59,7 +66,8 @@ def advise(
         num_cores: the most cores to use; None for all that this process may use.
         callers: the load: as many threads, each of which sends the next request when it has its
             answer. None, without a rate: two for each core, which keep everything busy.
-        rate: the load instead: requests a second, at random times.
+        rate: the load instead: requests a second, at random times. Where they hardly ever meet, and
+            are too few to measure, one caller stands for them.
         p99_limit_ms: settings whose 99th percentile is above that are out, if any is not.
         seconds: about how long to measure.
         compares_batches: without callers, a rate, or input_shapes (there is a batch in these), try
@@ -74,7 +82,8 @@ def advise(
         the simplest: elastic, single_stream, multi_stream; and no more cores than help.
 
     Raises:
-        OptionError: callers and rate together, or values that make no sense.
+        OptionError: callers and rate together, values that make no sense, or too few seconds for a
+            low rate.
         What Engine raises.
 
     Example:
@@ -104,6 +113,7 @@ def advise(
 
     open_engine = functools.partial(open_batched, batch_size)
     scaling = _scaling(open_engine, most, seconds / 4, say)
+    load = _measurable(load, scaling, seconds)
     candidates = _candidates(scaling, most, num_cores, load)
     figures = _compare(candidates, open_engine, load, 0.6 * seconds, say)
     chosen, as_good = choose(figures, load, p99_limit_ms)
@@ -168,6 +178,25 @@ def _lone_ms(open_engine: _OpenEngine, cores: int, seconds: float) -> float:
     return statistics.median(times)
 
 
+def _measurable(load: Load, scaling: dict[int, float], seconds: float) -> Load:
+    """The load, if there is time for enough requests of it; else one caller, if requests of that
+    rate hardly meet.
+
+    Raises:
+        OptionError: they do meet, and it takes more seconds.
+    """
+    each = 0.6 * seconds / _MOST_SETTINGS
+    if load.rate is None or load.rate * each >= _LEAST_REQUESTS:
+        return load
+    if load.rate * max(scaling.values()) / 1e3 < _HARDLY_MEET:
+        return Load(1, None, load.rate)
+    enough = math.ceil(seconds * _LEAST_REQUESTS / (load.rate * each))
+    raise OptionError(
+        f"in {seconds:g} seconds there are too few requests at {load.rate:g} a second to tell "
+        f"settings apart; give seconds={enough} or more (on the command line --seconds {enough})"
+    )
+
+
 def _candidates(
     scaling: dict[int, float], most: int, num_cores: int | None, load: Load
 ) -> list[Setting]:
@@ -210,7 +239,7 @@ def _compare(
             say(f"{setting}, {load} ({number + 1} of {num_rounds})")
             with open_engine(setting) as engine:
                 num_streams[setting] = engine.num_streams
-                seen[setting].append(_put_on(engine, load, each))
+                seen[setting].append(_put_on(engine, load, each, seed=number))
     return [
         Figures(
             setting,
@@ -226,9 +255,10 @@ def _compare(
     ]
 
 
-def _put_on(engine: Engine, load: Load, seconds: float) -> Measurement:
+def _put_on(engine: Engine, load: Load, seconds: float, seed: int = 0) -> Measurement:
+    """`seed`: of the random times, the same for all that are compared."""
     measured = measure(
-        engine, callers=load.callers, rate=load.rate, poisson=load.rate is not None,
+        engine, callers=load.callers, rate=load.rate, poisson=load.rate is not None, seed=seed,
         seconds=seconds, warmup_seconds=0.1 * seconds,
         # What is so late shows that the rate is too high; it need not be waited for.
         max_late_seconds=0.3 * seconds,
