@@ -107,7 +107,11 @@ class OpenVino:
 
         core = openvino.Core()
         read = core.read_model(io.BytesIO(model) if isinstance(model, bytes) else model)
-        options = {"NUM_STREAMS": num_streams, "INFERENCE_NUM_THREADS": NUM_CORES}
+        options = {
+            "NUM_STREAMS": num_streams,
+            "INFERENCE_NUM_THREADS": NUM_CORES,
+            "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 where the CPU can
+        }
         self.compiled = core.compile_model(read, "CPU", options)
         self.make_queue = openvino.AsyncInferQueue
 

@@ -4,7 +4,7 @@
     onnxruntime              plain onnxruntime, one session on all cores that every caller calls
     onnxruntime:per_stream   one session for each stream, with that stream's number of threads; a
                              caller takes one that is idle, or waits for one
-    openvino                 OpenVINO with num_streams streams, by a pool of infer requests
+    openvino                 OpenVINO with num_streams streams, by a pool of infer requests, in fp32
     module:Class             a class of yours, found as Python's import does
     path/to/script.py:Class  the same, from a file; classes written for DeepSparse's benchmark work
 
@@ -253,7 +253,12 @@ class _OpenVino(_Described):
         openvino = _import("openvino", "peers")
         super().__init__(plan, f"OpenVINO {openvino.__version__}, {len(plan.streams)} streams")
         source = plan.prepared.source
-        options = {"NUM_STREAMS": len(plan.streams), "INFERENCE_NUM_THREADS": plan.num_cores}
+        options = {
+            "NUM_STREAMS": len(plan.streams),
+            "INFERENCE_NUM_THREADS": plan.num_cores,
+            # By default it computes in bfloat16 where the CPU can, which is other work.
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
         try:
             core = openvino.Core()
             model = core.read_model(io.BytesIO(source) if isinstance(source, bytes) else source)

@@ -56,7 +56,8 @@ engines:
   deepsched               the default; deepsparse means the same
   onnxruntime             plain onnxruntime: one session on all cores, which all callers call
   onnxruntime:per_stream  plain onnxruntime: one session for each stream; callers take idle ones
-  openvino                OpenVINO, told the same cores and streams; pip install 'deepsched[peers]'
+  openvino                OpenVINO in fp32, told the same cores and streams; needs
+                          pip install 'deepsched[peers]'
   module:Class            a class of yours, or path/to/script.py:Class: Class(model_path,
                           batch_size, num_cores, num_streams, input_shapes), called with those
                           keywords that it takes; run(inputs), called from several threads. Inputs
