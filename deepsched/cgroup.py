@@ -149,8 +149,8 @@ def _group_folders(root: Path, controller: str) -> Iterator[tuple[_Mount, Path]]
 def _read_groups(root: Path, controller: str) -> dict[int, str]:
     """Version of the hierarchy -> path of the process's group for this controller in it."""
     # proc/self/cpuset (older than cgroups) holds the path alone, whichever the hierarchy is.
-    groups = dict.fromkeys((1, 2), read_text(root / "proc/self/cpuset") or "/")
-    for line in (read_text(root / "proc/self/cgroup") or "").splitlines():
+    groups = dict.fromkeys((1, 2), _path(read_text(root / "proc/self/cpuset") or "/"))
+    for line in _path(read_text(root / "proc/self/cgroup") or "").splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if number == "0":
@@ -191,7 +191,7 @@ def _read_mounts(root: Path) -> list[_Mount]:
     for line in (read_text(root / "proc/self/mountinfo") or "").splitlines():
         # One space between two words: a mount's source may be empty.
         words, _, rest = (part.split(" ") for part in line.partition(" - "))
-        if rest[0] in _TYPES:
+        if len(words) > 4 and len(rest) > 2 and rest[0] in _TYPES:
             mounts.append(_mount(words[4], words[3], rest[0], rest[2]))
     if not mounts:  # a capture may have the short table only
         for line in (read_text(root / "proc/mounts") or "").splitlines():
@@ -214,4 +214,9 @@ _TYPES = {"cgroup2": 2, "cgroup": 1, "cpuset": 1}
 
 def _unescape(text: str) -> str:
     r"""Space, tab, newline and backslash stand as \040 and the like."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+    return _path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text))
+
+
+def _path(text: str) -> str:
+    """What may be asked of the OS: paths with a zero byte raise ValueError, not OSError."""
+    return text.replace("\0", "")

@@ -480,6 +480,7 @@ def test_blas_pool_of_numpy_alone_is_no_warning() -> None:
 
 _FILES = (
     "proc/cpuinfo", "proc/stat", "proc/meminfo", "proc/self/status", "proc/self/cgroup",
+    "proc/self/mountinfo", "proc/mounts",
     "proc/sys/kernel/numa_balancing", "sys/kernel/mm/transparent_hugepage/enabled",
     "sys/devices/system/cpu/isolated", "sys/devices/system/node/has_memory",
     "sys/devices/system/cpu/cpufreq/boost", "sys/devices/system/cpu/intel_pstate/no_turbo",
@@ -491,16 +492,15 @@ _FILES = (
 )  # fmt: skip
 _WORDS = st.sampled_from(
     ["flags", "processor", ":", "cpu", "max", "MemTotal:", "kB", "oom_kill", "[", "always]", "0",
-     "-1", "3", "²", "1e9", "nr_periods", "throttled_usec", "Mems_allowed_list:", "\n", "\t", " "]
+     "-1", "3", "²", "1e9", "nr_periods", "throttled_usec", "Mems_allowed_list:", "\n", "\t", " ",
+     " - cgroup2", " - cgroup none cpu", "none", "/sys/fs/cgroup", "\\000", "\0", "0::/"]
 )  # fmt: skip
 _GARBAGE = st.binary(max_size=40) | st.lists(_WORDS).map(lambda words: "".join(words).encode())
 
 
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory: pytest.TempPathFactory) -> SysfsTree:
-    machine = write_machine(tmp_path_factory.mktemp("damaged"), TWO_NODES)
-    machine.add_mount("cgroup2", "/sys/fs/cgroup")
-    return machine
+    return write_machine(tmp_path_factory.mktemp("damaged"), TWO_NODES)
 
 
 @settings(max_examples=100, deadline=None)
@@ -509,9 +509,26 @@ def test_damaged_files_never_raise(contents: dict[str, bytes], damaged: SysfsTre
     for path in _FILES:
         damaged.write(path, "")
         (damaged.root / path).write_bytes(contents.get(path, b""))
+    if "proc/mounts" not in contents:
+        damaged.add_mount("cgroup2", "/sys/fs/cgroup")
     diagnosis = check_hardware(damaged.root)
     assert json.loads(json.dumps(diagnosis.to_dict())) == diagnosis.to_dict()
     assert str(diagnosis)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "1 2 3 - cgroup2 none rw",
+        "30 23 0:26 / /sys/fs/cgroup rw - cgroup2",
+        "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 none",
+        r"30 23 0:26 / /sys\000/fs rw - cgroup2 none rw",
+    ],
+)
+def test_mount_table_that_is_cut_or_odd_is_no_error(line: str, tree: SysfsTree) -> None:
+    tree.write("proc/self/mountinfo", line)
+    tree.write("proc/self/cgroup", "0::/a\0b")
+    assert check_hardware(tree.root)["affinity"].status == Status.unknown
 
 
 def test_files_that_are_missing_or_folders_are_unknown(tree: SysfsTree) -> None:
