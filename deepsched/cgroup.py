@@ -9,6 +9,7 @@ mount table tells.
 
 from __future__ import annotations
 
+import enum
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,56 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from deepsched.sysfs import CpuSet, read_cpu_list, read_int, read_text
+
+
+class View(enum.Enum):
+    """How much of a controller's hierarchy the mounts show. A group is limited by those above."""
+
+    nothing = enum.auto()
+    """No mount shows the process's own group."""
+    part = enum.auto()
+    """Its own and some above, not up to the top: what a container sees."""
+    whole = enum.auto()
+    """Its own and all above."""
+    no_cgroups = enum.auto()
+    """The kernel has no control groups."""
+
+
+def view(root: Path, controller: str) -> View:
+    """What the limits read for this controller ("cpu", "cpuset", "memory") can be based on."""
+    kinds = read_text(root / "proc/filesystems")
+    if kinds and not _TYPES.keys() & set(kinds.split()):
+        return View.no_cgroups
+    groups, version = _read_groups(root, controller), _read_version(root, controller)
+    found = View.nothing
+    for mount in _read_mounts(root):
+        if mount.version == version and (version == 2 or controller in mount.options):
+            top, own = root / mount.point.lstrip("/"), _place(mount, groups[version])
+            if own is not None and (top / own).is_dir():
+                if mount.root == "/" and not _is_below_the_top(top, version):
+                    return View.whole
+                found = View.part
+    return found
+
+
+def _read_version(root: Path, controller: str) -> int:
+    """The version of the hierarchy that the controller is in: 2 unless it is named for one of 1."""
+    if any(controller in mount.options for mount in _read_mounts(root) if mount.version == 1):
+        return 1
+    lines = (line.split(":") for line in (read_text(root / "proc/self/cgroup") or "").splitlines())
+    named = (controller in words[1].split(",") for words in lines if len(words) > 1)
+    return 1 if any(named) else 2
+
+
+def _is_below_the_top(folder: Path, version: int) -> bool:
+    """Whether a mount's root is a group with others above, as a cgroup namespace hides them.
+
+    All groups but the top one of version 2 have cgroup.events; none but the top one of version 1
+    has release_agent (a capture may lack both: then nothing says that there are more).
+    """
+    if version == 2:
+        return (folder / "cgroup.events").exists()
+    return (folder / "cgroup.procs").exists() and not (folder / "release_agent").exists()
 
 
 def allowed_cpus(root: Path) -> CpuSet | None:
@@ -168,11 +219,16 @@ def _upwards(root: Path, mount: _Mount, group: str) -> Iterator[Path]:
     seen; the mount point is then the nearest to it that can.
     """
     top = root / mount.point.lstrip("/")
+    place = _place(mount, group) or PurePosixPath()
+    for folder in (place, *place.parents):
+        yield top / folder
+
+
+def _place(mount: _Mount, group: str) -> PurePosixPath | None:
+    """Where the mount shows the group, from the mount point on; None where it does not."""
     path = PurePosixPath(group)
     inside = path.is_relative_to(mount.root) and ".." not in path.parts
-    parts = path.relative_to(mount.root).parts if inside else ()
-    for depth in range(len(parts), -1, -1):
-        yield top.joinpath(*parts[:depth])
+    return path.relative_to(mount.root) if inside else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ def tree(tmp_path: Path) -> SysfsTree:
     machine.write("proc/self/status", "Name:\tpython\nMems_allowed_list:\t0")
     machine.write("proc/self/cgroup", "0::/job")
     machine.add_mount("cgroup2", "/sys/fs/cgroup")
+    machine.write("sys/fs/cgroup/job/cgroup.procs", 1)
     return machine
 
 
@@ -242,6 +243,76 @@ def test_throttling_by_a_group_above_is_found(tree: SysfsTree) -> None:
     put_in_cgroup(tree, cpu_stat="nr_periods 10\nnr_throttled 0\nthrottled_usec 0")
     tree.write("sys/fs/cgroup/cpu.stat", "nr_periods 10\nnr_throttled 5\nthrottled_usec 9000")
     assert check(tree, "throttling").status == Status.warn
+
+
+# --- What a container sees --------------------------------------------------------------------
+
+LIMITS = ("cpuset", "cpu_quota", "throttling")
+
+
+def test_limits_are_unknown_without_a_mount(tree: SysfsTree) -> None:
+    tree.write("proc/mounts", "")
+    assert [check(tree, name).status for name in LIMITS] == [Status.unknown] * 3
+    assert "not told" in check(tree, "memory").found
+
+
+def test_limits_are_unknown_where_the_controller_is_mounted_elsewhere(tree: SysfsTree) -> None:
+    tree.write("proc/self/cgroup", "3:cpu,cpuacct:/job\n2:cpuset:/job\n0::/job")
+    assert [check(tree, name).status for name in LIMITS] == [Status.unknown] * 3
+
+
+def test_limits_are_unknown_where_the_own_group_is_outside_of_the_mount(tree: SysfsTree) -> None:
+    tree.write("proc/self/cgroup", "0::/../other")
+    tree.write("sys/fs/cgroup/cpu.stat", "nr_periods 10\nnr_throttled 9\nthrottled_usec 9")
+    assert [check(tree, name).status for name in LIMITS] == [Status.unknown] * 3
+
+
+def test_kernel_without_cgroups_limits_nothing(tree: SysfsTree) -> None:
+    tree.write("proc/mounts", "")
+    tree.write("proc/filesystems", "nodev\tproc\n\text4")
+    for name in LIMITS:
+        limit = check(tree, name)
+        assert limit.status == Status.ok
+        assert "kernel has no cgroups" in limit.found
+    tree.write("proc/filesystems", "nodev\tproc\nnodev\tcgroup2")
+    assert check(tree, "cpu_quota").status == Status.unknown
+
+
+def sees_part(tree: SysfsTree) -> set[str]:
+    diagnosis = check_hardware(tree.root)
+    assert {diagnosis[name].status for name in (*LIMITS, "memory")} == {Status.ok}
+    names = (*LIMITS, "memory")
+    return {name for name in names if "as far as this container sees" in diagnosis[name].found}
+
+
+def test_private_namespace_is_fine_and_told_to_hide_what_is_above(tree: SysfsTree) -> None:
+    """As `docker run` makes it: the mount's root is the container's own group."""
+    tree.write("proc/self/cgroup", "0::/")
+    assert sees_part(tree) == set()  # no cgroup.events: the top of the hierarchy
+    for name, text in {
+        "cgroup.events": "populated 1",
+        "cpu.max": "max 100000",
+        "cpu.stat": "nr_periods 9\nnr_throttled 0\nthrottled_usec 0",
+    }.items():
+        tree.write(f"sys/fs/cgroup/{name}", text)  # fmt: skip
+    assert sees_part(tree) == {*LIMITS, "memory"}
+    # A group's effective cpuset is what those above leave it: that is seen in full.
+    tree.write("sys/fs/cgroup/cpuset.cpus.effective", "0-7")
+    tree.write("sys/fs/cgroup/cpu.max", "800000 100000")
+    tree.write("sys/fs/cgroup/memory.max", 1 << 30)
+    assert sees_part(tree) == {"cpu_quota", "throttling"}
+
+
+@pytest.mark.parametrize("root", ["/docker/id", "/"])
+def test_container_of_version_1_sees_a_part(root: str, tree: SysfsTree) -> None:
+    for name in ("cpu", "cpuset", "memory"):
+        tree.add_mountinfo("cgroup", f"/cg/{name}", f"rw,{name}", root)
+        tree.write(f"cg/{name}/cgroup.procs", 1)
+    tree.write("proc/self/cgroup", f"3:cpu:{root}\n2:cpuset:{root}\n1:memory:{root}\n0::/")
+    assert sees_part(tree) == {*LIMITS, "memory"}
+    for name in ("cpu", "cpuset", "memory"):
+        tree.write(f"cg/{name}/release_agent", "")  # which the top of a hierarchy alone has
+    assert sees_part(tree) == (set() if root == "/" else {*LIMITS, "memory"})
 
 
 # --- Memory -----------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from typing import Any
 
 from deepsched import cgroup
 from deepsched.doctor.diagnosis import Check, ok, unknown, warn
@@ -63,7 +64,10 @@ def _binding(host: Host) -> str:
 def cpuset(host: Host) -> Check:
     """Which CPUs the cgroup allows."""
     name = "cpuset"
-    if host.cpuset is None or host.cpuset >= host.online_cpus:
+    if host.cpuset is None:
+        return _unlimited(host, name, "cpuset", "the cgroup allows every CPU that is online",
+                          cpus=None)  # fmt: skip
+    if host.cpuset >= host.online_cpus:
         return ok(name, "the cgroup allows every CPU that is online", cpus=None)
     allowed = host.cpuset & host.online_cpus
     return ok(
@@ -78,9 +82,10 @@ def cpu_quota(host: Host) -> Check:
     num_usable, used = len(host.topology.cores), host.used_cores
     data = {"quota_cores": quota, "usable_cores": num_usable, "used_cores": len(used)}
     if quota is None:
-        return ok(name, "none: the cgroup does not limit CPU time", **data)
+        return _unlimited(host, name, "cpu", "none: the cgroup does not limit CPU time", **data)
     if quota >= num_usable:
-        return ok(name, f"{quota:g} cores' time for {num_usable} usable cores", **data)
+        found = f"{quota:g} cores' time for {num_usable} usable cores"
+        return _unlimited(host, name, "cpu", found, **data)
     num_used, cpus = len(used), format_cpu_list(core.cpus[0] for core in used)
     meaning = (
         "Pinned threads cannot leave a core that another container keeps busy, and processes that "
@@ -108,6 +113,22 @@ def cpu_quota(host: Host) -> Check:
     return warn(name, found, meaning, advice, **data)
 
 
+def _unlimited(host: Host, name: str, controller: str, found: str, **data: Any) -> Check:
+    """That nothing limits, which is worth as much as what could be seen."""
+    match cgroup.view(host.root, controller):
+        case cgroup.View.nothing:
+            what = f"no mount here shows this process's cgroup of the controller {controller}"
+            return unknown(name, what, **data)
+        case cgroup.View.no_cgroups:
+            return ok(name, "nothing limits it: this kernel has no cgroups", **data)
+        case cgroup.View.part:
+            return ok(name, f"{found}{_AS_SEEN}", **data)
+    return ok(name, found, **data)
+
+
+_AS_SEEN = ", as far as this container sees"
+
+
 def _cores(number: int) -> str:
     return f"{number} core" if number == 1 else f"{number} cores"
 
@@ -119,22 +140,24 @@ _HARMLESS = 0.01
 def throttling(host: Host) -> Check:
     """What the CPU quota, or that of a group above, has cost so far."""
     name = "throttling"
-    groups = cgroup.throttling(host.root)
-    if not groups:
-        if host.topology.cpu_quota is None:
-            return ok(name, "none: there is no CPU quota")
+    # Where its own group is not shown, what is shown is another's.
+    is_seen = cgroup.view(host.root, "cpu") != cgroup.View.nothing
+    groups = cgroup.throttling(host.root) if is_seen else ()
+    if not groups and host.topology.cpu_quota is not None:
         return unknown(name, "the cgroup has no cpu.stat that tells")
+    if not groups:
+        return _unlimited(host, name, "cpu", "none: there is no CPU quota")
     worst = max(groups, key=lambda group: group.num_throttled / max(1, group.num_periods))
     share = worst.num_throttled / max(1, worst.num_periods)
     data = {"share_of_periods": share, **worst._asdict()}
     if worst.num_throttled == 0:
-        return ok(name, "none since the cgroup was made", **data)
+        return _unlimited(host, name, "cpu", "none since the cgroup was made", **data)
     found = (
         f"in {share:.1%} of its periods ({worst.num_throttled} of {worst.num_periods}), "
         f"{worst.seconds:.1f} s summed over CPUs, since the cgroup was made"
     )
     if share <= _HARMLESS:
-        return ok(name, found, **data)
+        return _unlimited(host, name, "cpu", found, **data)
     return warn(
         name, found,
         "All threads of the group stand still from when the quota is used up until the period (0.1 "
@@ -155,7 +178,7 @@ def memory(host: Host) -> Check:
     if limit is None and total is None:
         return unknown(name, "neither the machine's memory nor a limit is told", **data)
     machine = "" if total is None else f"{_gib(total)} in the machine"
-    bound = "" if limit is None else f"the cgroup's limit is {_gib(limit)}"
+    bound = _no_limit(host) if limit is None else f"the cgroup's limit is {_gib(limit)}"
     found = "; ".join(filter(None, (machine, bound)))
     if not kills:
         return ok(name, found, **data)
@@ -166,6 +189,16 @@ def memory(host: Host) -> Check:
         "a smaller batch; engine.memory() tells what each takes.",
         **data,
     )  # fmt: skip
+
+
+def _no_limit(host: Host) -> str:
+    """What there is to say where none is found."""
+    match cgroup.view(host.root, "memory"):
+        case cgroup.View.nothing:
+            return "whether a cgroup limits it is not told"
+        case cgroup.View.part:
+            return f"no limit of the cgroup{_AS_SEEN}"
+    return ""
 
 
 def _total_memory(host: Host) -> int | None:
