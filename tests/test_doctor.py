@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ctypes.util
 import dataclasses
+import functools
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +22,7 @@ from deepsched import Topology, check_hardware, partition
 from deepsched.cli import main
 from deepsched.doctor import Check, Diagnosis, Status, versions
 from deepsched.errors import OrtImportError, TopologyError
-from deepsched.sysfs import format_cpu_list
+from deepsched.sysfs import format_cpu_list, parse_cpu_list
 from tests.strategies import random_topologies
 from tests.sysfs_tree import SysfsTree, write_machine
 
@@ -75,9 +78,10 @@ def test_healthy_machine_is_told_so(tree: SysfsTree) -> None:
 def test_only_warnings_have_advice_and_all_of_them_do(tree: SysfsTree) -> None:
     put_in_cgroup(tree, cpu_max="250000 100000", cpu_stat="throttled_usec 0")
     tree.add_frequency(range(8), "acpi-cpufreq", "powersave")
-    checks = check_hardware(tree.root, {0, 1, 2}).checks
-    assert {check.name for check in checks if check.advice} == {"affinity", "governor", "cpu_quota"}
-    assert all((check.status == Status.warn) == bool(check.advice) for check in checks)
+    for mask, name in (({0}, "affinity"), ({0, 1, 2}, "cpu_quota")):
+        checks = check_hardware(tree.root, mask).checks
+        assert {check.name for check in checks if check.advice} == {name, "governor"}
+        assert all((check.status == Status.warn) == bool(check.advice) for check in checks)
 
 
 # --- Instruction sets -------------------------------------------------------------------------
@@ -209,6 +213,18 @@ def test_whole_quota_warns_of_shared_cores_and_not_of_throttling(tree: SysfsTree
     assert quota.status == Status.warn
     assert "period" not in quota.meaning
     assert "--cpus=" not in quota.advice
+
+
+def test_quota_advises_whole_cores_where_there_is_smt(tree: SysfsTree) -> None:
+    machine = another(tree, dataclasses.replace(SMT, cpu_quota=4))
+    assert "--cpuset-cpus=0-3,8-11, " in check(machine, "cpu_quota").advice
+    assert "pinned to CPUs 0-3" in check(machine, "cpu_quota").found
+
+
+def test_mask_as_wide_as_the_quota_is_no_warning(tree: SysfsTree) -> None:
+    put_in_cgroup(tree, cpu_max="250000 100000")
+    assert check(tree, "affinity", {0, 1}).status == Status.ok
+    assert "taskset -acp 0-1 PID" in check(tree, "affinity", {1}).advice
 
 
 def test_quota_below_one_core_is_not_told_to_use_none(tree: SysfsTree) -> None:
@@ -391,6 +407,13 @@ def test_one_thread_of_each_core_warns_and_names_the_others(tree: SysfsTree) -> 
     assert "--cpuset-cpus=0-15" in smt.advice
 
 
+def test_isolated_siblings_are_no_warning(tree: SysfsTree) -> None:
+    machine = another(tree, SMT)
+    machine.write("sys/devices/system/cpu/isolated", "8-15")
+    assert check(machine, "smt", set(range(8))).status == Status.ok
+    assert check(machine, "affinity", set(range(8))).status == Status.ok
+
+
 def test_whole_cores_are_no_warning_and_tell_how_many_there_are(tree: SysfsTree) -> None:
     machine = another(tree, SMT)
     smt = check(machine, "smt", {0, 1, 8, 9})
@@ -414,6 +437,78 @@ def test_hybrid_cpu_warns_with_the_number_of_fast_cores(tree: SysfsTree) -> None
     assert "num_cores=2 " in kinds.advice
     assert check(machine, "core_kinds", {0, 1}).status == Status.ok
     assert check(machine, "affinity", {0, 1}).status == Status.ok  # someone meant that
+
+
+# --- Advice that is followed ------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A machine and what a process gets of it."""
+
+    root: Path
+    mask: frozenset[int]
+    cpuset: frozenset[int]
+    quota: float | None
+    memory_nodes: frozenset[int]
+    isolated: frozenset[int]
+
+    def warnings(self) -> dict[str, str]:
+        """Name -> advice."""
+        tree = SysfsTree(self.root)
+        tree.write("proc/mounts", "none /sys/fs/cgroup cgroup2 rw 0 0")
+        tree.write("proc/self/cgroup", "0::/job")
+        tree.write("proc/self/status", f"Mems_allowed_list:\t{format_cpu_list(self.memory_nodes)}")
+        tree.write("sys/devices/system/cpu/isolated", format_cpu_list(self.isolated))
+        tree.write("sys/fs/cgroup/job/cpuset.cpus.effective", format_cpu_list(self.cpuset))
+        quota = "max" if self.quota is None else round(self.quota * 100_000)
+        tree.write("sys/fs/cgroup/job/cpu.max", f"{quota} 100000")
+        diagnosis = check_hardware(self.root, self.mask)
+        return {check.name: check.advice for check in diagnosis.warnings}
+
+    def follow(self, advice: str) -> Iterator[Setting]:
+        """After what an advice says about CPUs: by docker, by taskset."""
+        change = functools.partial(dataclasses.replace, self)
+        if match := re.search(r"--cpuset-cpus=([\d,-]*\d)", advice):
+            cpus = parse_cpu_list(match[1])
+            quota = re.search(r"--cpus=(\d+)", advice)
+            yield change(mask=cpus, cpuset=cpus, quota=float(quota[1]) if quota else self.quota)
+            if "or taskset -c with the same list" in advice and cpus <= self.cpuset:
+                yield change(mask=cpus)
+        if match := re.search(r"taskset -acp ([\d,-]+) PID", advice):
+            cpus = parse_cpu_list(match[1])
+            assert cpus <= self.cpuset
+            yield change(mask=cpus)
+
+
+@settings(max_examples=100, deadline=None)
+@given(topology=random_topologies(), data=st.data())
+def test_advice_that_is_followed_ends_its_warning_and_begins_no_other(
+    topology: Topology, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    cpus, nodes = st.sampled_from(topology.cpus), st.sampled_from(topology.numa_nodes)
+    cpuset = data.draw(st.just(frozenset(topology.cpus)) | st.frozensets(cpus, min_size=1))
+    machine = dataclasses.replace(topology, cpu_quota=None)
+    before = Setting(
+        write_machine(tmp_path_factory.mktemp("machine"), machine).root,
+        data.draw(st.just(cpuset) | st.frozensets(st.sampled_from(sorted(cpuset)), min_size=1)),
+        cpuset,
+        topology.cpu_quota,
+        data.draw(st.just(frozenset(topology.numa_nodes)) | st.frozensets(nodes, min_size=1)),
+        data.draw(st.just(frozenset()) | st.frozensets(cpus)),
+    )
+    warnings = before.warnings()
+    for name in warnings.keys() & {"affinity", "cpu_quota", "smt"}:
+        settings_after = tuple(before.follow(warnings[name]))
+        assert settings_after
+        for after in settings_after:
+            left = after.warnings().keys()
+            assert name not in left
+            assert left <= warnings.keys()
+    if match := re.match(r"num_cores=(\d+) ", warnings.get("core_kinds", "")):
+        usable = Topology.from_sysfs(before.root, before.mask)
+        streams = partition(usable, num_cores=int(match[1])).streams
+        assert len({core.kind for stream in streams for core in stream.cores}) == 1
 
 
 # --- Kernel and hypervisor --------------------------------------------------------------------

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from dataclasses import replace
 from typing import Any
 
 from deepsched import cgroup
 from deepsched.doctor.diagnosis import Check, ok, unknown, warn
 from deepsched.doctor.host import NOT_LOCAL, Host
 from deepsched.doctor.pools import BINDING_VARIABLES
-from deepsched.sysfs import format_cpu_list
-from deepsched.topology import distinct
+from deepsched.partition import partition
+from deepsched.sysfs import CpuSet, format_cpu_list
+from deepsched.topology import Topology, distinct
 
 
 def affinity(host: Host) -> Check:
@@ -29,16 +31,19 @@ def affinity(host: Host) -> Check:
         f"{len(mask)} of the {len(allowed)} CPUs that are online and in the cpuset "
         f"({format_cpu_list(mask)} of {format_cpu_list(allowed)})"
     )
-    if left_out <= (host.read_list("sys/devices/system/cpu/isolated") or frozenset()):
+    if left_out <= host.isolated:
         return ok(name, f"{found}; the others are isolated",
                   "The kernel keeps programs off isolated CPUs unless they ask: taskset -c "
                   f"{format_cpu_list(left_out)} COMMAND runs there.", **data)  # fmt: skip
     if _follows_the_machine(host, mask, allowed):
         return ok(name, f"{found}: whole NUMA nodes, or kinds of core", **data)
+    wider = _wider(host, allowed)
+    if wider <= mask:
+        return ok(name, f"{found}: the others would gain nothing", **data)
     return warn(
         name, found, "deepsched makes its streams of the CPUs in the mask and of no others.",
         "If that is not meant, look for taskset, numactl, CPUAffinity= of systemd and --cpuset-cpus"
-        f"{_binding(host)}; taskset -acp {format_cpu_list(allowed)} PID widens the mask of a "
+        f"{_binding(host)}; taskset -acp {format_cpu_list(wider)} PID widens the mask of a "
         "running process, before it makes its first engine.",
         **data,
     )  # fmt: skip
@@ -53,6 +58,36 @@ def _follows_the_machine(host: Host, mask: frozenset[int], allowed: frozenset[in
         if all(group <= mask or group.isdisjoint(mask) for group in groups.values()):
             return True
     return False
+
+
+def _wider(host: Host, allowed: CpuSet) -> CpuSet:
+    """The CPUs that a wider mask would do well to have, the mask's own where it has enough.
+
+    No more cores than the quota has time for, and none that another check would warn of: of a kind
+    that the mask has not, in a node that memory may not come from, or with a part of the core
+    outside of the cpuset.
+    """
+    mask = frozenset(host.topology.cpus)
+    kinds = {core.kind for core in host.topology.cores}
+    own_nodes = {core.numa_node for core in host.topology.cores}
+    cores = []
+    for core in host.online:
+        cpus = host.whole_cores(core.cpus) & allowed - (host.isolated - mask)
+        is_fit = (
+            core.kind in kinds
+            and (host.memory_nodes is None or core.numa_node in host.memory_nodes | own_nodes)
+            and cpus == host.whole_cores(cpus)
+        )
+        if cpus and (is_fit or not mask.isdisjoint(cpus)):
+            cores.append(replace(core, cpus=tuple(sorted(cpus))))
+    quota = host.topology.cpu_quota
+    if quota is not None and quota < len(cores):
+        most = max(1, math.floor(quota))
+        if len(host.topology.cores) >= most:
+            return mask
+        streams = partition(Topology(tuple(cores)), num_cores=most).streams
+        cores = [core for stream in streams for core in stream.cores]
+    return frozenset(cpu for core in cores for cpu in core.cpus)
 
 
 def _binding(host: Host) -> str:
@@ -86,7 +121,8 @@ def cpu_quota(host: Host) -> Check:
     if quota >= num_usable:
         found = f"{quota:g} cores' time for {num_usable} usable cores"
         return _unlimited(host, name, "cpu", found, **data)
-    num_used, cpus = len(used), format_cpu_list(core.cpus[0] for core in used)
+    num_used = len(used)
+    cpus = format_cpu_list(host.whole_cores(cpu for core in used for cpu in core.cpus))
     meaning = (
         "Pinned threads cannot leave a core that another container keeps busy, and processes that "
         "see the same machine choose the same cores."
@@ -108,7 +144,7 @@ def cpu_quota(host: Host) -> Check:
         )
     found = (
         f"{quota:g} cores' time for {num_usable} usable cores; deepsched uses "
-        f"{_cores(num_used)}, pinned to CPUs {cpus}"
+        f"{_cores(num_used)}, pinned to CPUs {format_cpu_list(core.cpus[0] for core in used)}"
     )
     return warn(name, found, meaning, advice, **data)
 
