@@ -162,6 +162,44 @@ def memory_limit(root: Path) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
+def memory_high(root: Path) -> int | None:
+    """From how many bytes on the kernel slows the process and its group down; None: from none on.
+
+    Version 2 alone has it. The smallest on the way from the process's own group to the root.
+    """
+    limits = [read_int(folder / "memory.high") for _, folder in _group_folders(root, "memory")]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+class MemoryStall(NamedTuple):
+    """What a group's want of memory has cost since the group was made."""
+
+    seconds: float
+    """For how long one of its threads or more stood still."""
+    busy_seconds: float
+    """For how long it ran; summed over CPUs."""
+
+    @property
+    def share(self) -> float:
+        """Of the time that it ran or stood still."""
+        return self.seconds / max(1e-6, self.seconds + self.busy_seconds)
+
+
+def memory_stall(root: Path) -> MemoryStall | None:
+    """Of the nearest group that memory.high slows down (Documentation/accounting/psi.rst).
+
+    None: there is none, or the kernel does not tell.
+    """
+    for _, folder in _group_folders(root, "memory"):
+        if read_int(folder / "memory.high") is not None:
+            text = read_text(folder / "memory.pressure") or ""
+            match = re.search(r"^some .*total=([0-9]+)$", text, re.MULTILINE)
+            ran = _numbers(read_text(folder / "cpu.stat")).get("usage_usec")
+            if match and ran is not None:
+                return MemoryStall(int(match[1]) / 1e6, ran / 1e6)
+    return None
+
+
 def oom_kills(root: Path) -> int | None:
     """How many processes were killed because the memory limit was reached.
 

@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,8 @@ from hypothesis import strategies as st
 import deepsched
 from deepsched import Topology, check_hardware, partition
 from deepsched.cli import main
-from deepsched.doctor import Check, Diagnosis, Status, versions
+from deepsched.doctor import Check, Diagnosis, Status, limits, versions
+from deepsched.doctor.host import Host
 from deepsched.errors import OrtImportError, TopologyError
 from deepsched.sysfs import format_cpu_list, parse_cpu_list
 from tests.strategies import random_topologies
@@ -238,9 +240,9 @@ def test_quota_of_all_usable_cores_is_no_warning(tree: SysfsTree) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_throttled", "status"), [(0, Status.ok), (5, Status.ok), (300, Status.warn)]
+    ("num_throttled", "status"), [(0, Status.ok), (1, Status.ok), (5, Status.warn)]
 )
-def test_throttling_warns_from_one_percent_of_the_periods_on(
+def test_throttling_warns_from_one_period_in_a_thousand_on(
     num_throttled: int, status: Status, tree: SysfsTree
 ) -> None:
     put_in_cgroup(
@@ -354,6 +356,45 @@ def test_memory_limit_is_told_and_kills_warn(version: int, tree: SysfsTree) -> N
     memory = check(tree, "memory")
     assert memory.status == Status.warn
     assert memory.data["oom_kills"] == 2
+
+
+@pytest.mark.parametrize(
+    ("stalled_usec", "status"), [(0, Status.ok), (50_000, Status.ok), (500_000, Status.warn)]
+)
+def test_memory_high_is_told_and_stalls_warn(
+    stalled_usec: int, status: Status, tree: SysfsTree
+) -> None:
+    pressure = f"some avg10=0.00 avg60=0.00 avg300=0.00 total={stalled_usec}\nfull total=0"
+    put_in_cgroup(
+        tree, memory_max=2 << 30, memory_high=1 << 30, memory_pressure=pressure,
+        cpu_stat="usage_usec 9500000",
+    )  # fmt: skip
+    memory = check(tree, "memory")
+    assert memory.status == status
+    assert "limit is 2 GiB; from 1 GiB on (memory.high) it is slowed down" in memory.found
+    assert (memory.data["high_bytes"], memory.data["stall_seconds"]) == (
+        1 << 30,
+        stalled_usec / 1e6,
+    )
+    assert ("for 0.5 s, beside 9.5 s" in memory.found) == (status == Status.warn)
+
+
+@pytest.mark.parametrize(
+    ("topology", "total", "free", "advice"),
+    [
+        (TWO_NODES, 64 << 30, 0, "du -ah /dev/shm"),
+        (TWO_NODES, 64 << 20, 64 << 20, "--shm-size"),
+        (TWO_NODES, 64 << 30, 2 << 30, ""),
+        (SMT, 64 << 20, 0, ""),
+    ],
+)
+def test_shared_memory_without_room_for_copies_warns(
+    topology: Topology, total: int, free: int, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: (total, total - free, free))
+    memory = limits.shared_memory(Host(Path("/"), topology, topology.cores, None, None))
+    assert advice in memory.advice
+    assert (memory.status == Status.warn) == bool(advice)
 
 
 def test_kills_in_a_group_without_a_limit_are_not_ours(tree: SysfsTree) -> None:
@@ -536,6 +577,42 @@ def test_powersave_warns_where_it_is_what_it_sounds_like(
     assert check(machine, "governor").status == status
 
 
+@pytest.mark.parametrize(
+    ("governor", "cap", "fixed", "status", "told"),
+    [
+        ("performance", 800_000, None, Status.warn, "CPUs 0-15 are kept at or below 0.8 of 3.5"),
+        ("performance", 3_400_000, None, Status.ok, ""),
+        ("schedutil", 800_000, "<unsupported>", Status.warn, "0.8 of 3.5 GHz"),
+        ("userspace", 3_500_000, 1_200_000, Status.warn, "stay at 1.2 of 3.5 GHz"),
+        ("userspace", 3_500_000, 3_500_000, Status.ok, "stays where it was set"),
+        ("userspace", None, None, Status.ok, "stays where it was set"),
+        ("userspace", 800_000, 800_000, Status.warn, "0-15 are kept at or below 0.8 of 3.5 GHz"),
+    ],
+)
+def test_frequency_that_is_kept_low_warns(
+    governor: str, cap: int | None, fixed: object, status: Status, told: str, tree: SysfsTree
+) -> None:
+    machine = another(tree, SMT)
+    machine.add_frequency(range(16), "acpi-cpufreq", governor)
+    for cpu in range(16):
+        machine.write_cpu_file(cpu, "cpufreq/cpuinfo_max_freq", 3_500_000)
+        machine.write_cpu_file(cpu, "cpufreq/scaling_max_freq", cap)
+        machine.write_cpu_file(cpu, "cpufreq/scaling_setspeed", fixed)
+    found = check(machine, "governor")
+    assert found.status == status
+    assert told in found.meaning
+    assert "follows the load" not in found.meaning or governor == "schedutil"
+    assert ("--max 3500MHz" in found.advice) == (cap == 800_000)
+
+
+def test_cores_of_several_frequencies_are_one_line(tree: SysfsTree) -> None:
+    machine = another(tree, SMT)
+    machine.add_frequency(range(16), "intel_pstate", "performance")
+    for cpu in range(16):  # favoured cores
+        machine.write_cpu_file(cpu, "cpufreq/cpuinfo_max_freq", 5_000_000 + cpu // 8 * 200_000)
+    assert check(machine, "governor").found == "performance of intel_pstate"
+
+
 def test_governor_of_cpus_that_may_not_be_used_does_not_matter(tree: SysfsTree) -> None:
     tree.add_frequency([7], "acpi-cpufreq", "powersave")
     governor = check(tree, "governor")
@@ -601,6 +678,21 @@ def test_missing_library_warns_with_what_to_install(monkeypatch: pytest.MonkeyPa
     assert "pip install" in library.advice
 
 
+def test_onnxruntime_under_another_name_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "onnxruntime_gpu-1.22.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: onnxruntime-gpu\nVersion: 1.22.0\n")
+    (info / "RECORD").write_text("onnxruntime/__init__.py,,\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    packages = versions.installed_packages()
+    assert packages["onnxruntime-gpu"] == "1.22.0"
+    assert "onnxruntime" not in packages
+    monkeypatch.setattr(sys, "path", [])
+    assert versions.installed_packages()["onnxruntime"] is None
+
+
 def test_two_packages_in_one_folder_warn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, file in (("gpu", "onnxruntime"), ("extensions", "onnxruntime_extensions")):
         info = tmp_path / f"onnxruntime_{name}-1.0.dist-info"
@@ -654,7 +746,11 @@ _FILES = (
     "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor",
     "sys/devices/system/cpu/cpu0/cpufreq/energy_performance_preference",
     "sys/fs/cgroup/job/cpu.max", "sys/fs/cgroup/job/cpu.stat", "sys/fs/cgroup/job/memory.max",
-    "sys/fs/cgroup/job/memory.events",
+    "sys/fs/cgroup/job/memory.events", "sys/fs/cgroup/job/memory.high",
+    "sys/fs/cgroup/job/memory.pressure", "proc/filesystems",
+    "sys/devices/system/cpu/cpu0/cpufreq/scaling_max_freq",
+    "sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq",
+    "sys/devices/system/cpu/cpu0/cpufreq/scaling_setspeed",
 )  # fmt: skip
 _WORDS = st.sampled_from(
     ["flags", "processor", ":", "cpu", "max", "MemTotal:", "kB", "oom_kill", "[", "always]", "0",

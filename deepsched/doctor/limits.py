@@ -169,8 +169,9 @@ def _cores(number: int) -> str:
     return f"{number} core" if number == 1 else f"{number} cores"
 
 
-_HARMLESS = 0.01
-"""Quotas that stop a group in fewer of its periods than this do not show at the p99."""
+_HARMLESS = 0.001
+"""Of the periods. Of requests it is more: periods without work count, and a request may span
+several. Of requests that span ten periods (1 s), one in a hundred is stopped."""
 
 
 def throttling(host: Host) -> Check:
@@ -197,7 +198,8 @@ def throttling(host: Host) -> Check:
     return warn(
         name, found,
         "All threads of the group stand still from when the quota is used up until the period (0.1 "
-        "s unless set otherwise) ends: requests take that much longer.",
+        "s unless set otherwise) ends: requests take that much longer. Of requests the share is "
+        "larger: periods without work count, and a long request spans several.",
         "Raise the quota (docker run --cpus, Kubernetes limits.cpu), use fewer cores (num_cores=), "
         "or move other work out of the cgroup; `deepsched benchmark MODEL` reports the throttling "
         "of its own run.",
@@ -209,22 +211,41 @@ def memory(host: Host) -> Check:
     """How much memory there is for models, and whether it ran out."""
     name = "memory"
     limit, kills = cgroup.memory_limit(host.root), cgroup.oom_kills(host.root)
+    high, stall = cgroup.memory_high(host.root), cgroup.memory_stall(host.root)
     total = _total_memory(host)
-    data = {"limit_bytes": limit, "total_bytes": total, "oom_kills": kills}
+    data = {
+        "limit_bytes": limit, "high_bytes": high, "total_bytes": total, "oom_kills": kills,
+        "stall_seconds": None if stall is None else stall.seconds,
+    }  # fmt: skip
     if limit is None and total is None:
         return unknown(name, "neither the machine's memory nor a limit is told", **data)
     machine = "" if total is None else f"{_gib(total)} in the machine"
-    bound = _no_limit(host) if limit is None else f"the cgroup's limit is {_gib(limit)}"
-    found = "; ".join(filter(None, (machine, bound)))
-    if not kills:
+    bound = _no_limit(host) if limit is high is None else ""
+    if limit is not None:
+        bound = f"the cgroup's limit is {_gib(limit)}"
+    brake = "" if high is None else f"from {_gib(high)} on (memory.high) it is slowed down"
+    found = "; ".join(filter(None, (machine, bound, brake)))
+    troubles = []
+    if kills:
+        troubles.append(f"processes killed for want of memory since the cgroup was made: {kills}")
+    if stall is not None and stall.share > _MUCH_STALL:
+        troubles.append(
+            f"threads stood still for want of memory for {stall.seconds:.1f} s, beside "
+            f"{stall.busy_seconds:.1f} s of CPU time"
+        )
+    if not troubles:
         return ok(name, found, **data)
     return warn(
-        name, f"{found}; processes killed for want of memory since the cgroup was made: {kills}",
+        name, "; ".join([found, *troubles]),
         "Weights are shared by all streams; activations are not, so each stream adds to them.",
-        "Raise the limit (docker run --memory, Kubernetes limits.memory), or use fewer streams or "
-        "a smaller batch; engine.memory() tells what each takes.",
+        "Raise the limit (docker run --memory, Kubernetes limits.memory, MemoryHigh= of systemd), "
+        "or use fewer streams or a smaller batch; engine.memory() tells what each takes.",
         **data,
     )  # fmt: skip
+
+
+_MUCH_STALL = 0.01
+"""Of the time that threads ran or stood still."""
 
 
 def _no_limit(host: Host) -> str:
@@ -266,11 +287,15 @@ def shared_memory(host: Host) -> Check:
         {"total_bytes": total, "free_bytes": free},
     )
     num_nodes = len(distinct(core.numa_node for core in host.used_cores))
-    if num_nodes > 1 and total < _ROOM_FOR_COPIES:
+    if num_nodes > 1 and free < _ROOM_FOR_COPIES:
+        advice = "See what fills it: du -ah /dev/shm."
+        if total < _ROOM_FOR_COPIES:
+            advice = (
+                "docker run --shm-size=4g; Kubernetes: an emptyDir with medium: Memory at /dev/shm."
+            )
         return warn(
             name, found, "Each NUMA node has a copy of a model's weights there; where they do not "
-            "fit, all nodes read one copy, most of them from remote memory.",
-            "docker run --shm-size=4g; Kubernetes: an emptyDir with medium: Memory at /dev/shm.",
+            "fit, all nodes read one copy, most of them from remote memory.", advice,
             **data,
         )  # fmt: skip
     return ok(name, found, "Models that are compiled with cache_dir=None are kept there; what does "
