@@ -460,6 +460,7 @@ def test_whole_cores_are_no_warning_and_tell_how_many_there_are(tree: SysfsTree)
     smt = check(machine, "smt", {0, 1, 8, 9})
     assert smt.status == Status.ok
     assert "4 usable CPUs are 2 cores" in smt.found
+    assert check(machine, "smt", {0, 8}).found.endswith(" are 1 core")
 
 
 def test_virtual_machine_may_hide_siblings(tree: SysfsTree) -> None:
@@ -868,6 +869,7 @@ def test_help_defines_every_check(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for check in check_hardware().checks:
         assert check.name.removeprefix("instructions") in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_output_fits_the_terminal(

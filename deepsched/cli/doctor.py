@@ -18,8 +18,8 @@ statuses:
   ok       nothing to do
   warn     it costs speed, accuracy or memory; after the arrow: what to do
   unknown  the machine does not tell
-A container may hide limits of the groups above its own; it is told "as far as
-this container sees".
+"as far as this container sees": cgroups above its own may limit it as well,
+and are not shown inside.
 
 checks:
   instructions_fp32, _int8, _fp16, _bf16
@@ -72,9 +72,9 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "doctor",
         help="say what slows inference down on this machine, and what to do",
-        description="Looks at what decides how fast models run here: the CPUs, what of them this "
-        "process may use, how the kernel runs them, and the software. Measures and changes "
-        "nothing.",
+        description="Looks at what decides how fast models run here: the CPUs, what of them this\n"
+        "process may use, how the kernel runs them, and the software. Measures\n"
+        "and changes nothing.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from deepsched import cgroup
-from deepsched.doctor.diagnosis import Check, ok, unknown, warn
+from deepsched.doctor.diagnosis import Check, count_cores, ok, unknown, warn
 from deepsched.doctor.host import NOT_LOCAL, Host
 from deepsched.doctor.pools import BINDING_VARIABLES
 from deepsched.partition import partition
@@ -72,7 +72,7 @@ def _wider(host: Host, allowed: CpuSet) -> CpuSet:
     own_nodes = {core.numa_node for core in host.topology.cores}
     cores = []
     for core in host.online:
-        cpus = host.whole_cores(core.cpus) & allowed - (host.isolated - mask)
+        cpus = (host.whole_cores(core.cpus) & allowed) - (host.isolated - mask)
         is_fit = (
             core.kind in kinds
             and (host.memory_nodes is None or core.numa_node in host.memory_nodes | own_nodes)
@@ -134,8 +134,8 @@ def cpu_quota(host: Host) -> Check:
     if quota != num_used:
         share = quota / num_used
         meaning = (
-            f"Work on {_cores(num_used)} has used the quota up after {share:.0%} of each period, "
-            f"and stands still until the next. {meaning}"
+            f"Work on {count_cores(num_used)} has used the quota up after {share:.0%} of each "
+            f"period, and stands still until the next. {meaning}"
         )
         fewer = f", or use num_cores={math.floor(quota)}" if quota >= 1 else ""
         advice = (
@@ -144,7 +144,7 @@ def cpu_quota(host: Host) -> Check:
         )
     found = (
         f"{quota:g} cores' time for {num_usable} usable cores; deepsched uses "
-        f"{_cores(num_used)}, pinned to CPUs {format_cpu_list(core.cpus[0] for core in used)}"
+        f"{count_cores(num_used)}, pinned to CPUs {format_cpu_list(core.cpus[0] for core in used)}"
     )
     return warn(name, found, meaning, advice, **data)
 
@@ -163,10 +163,6 @@ def _unlimited(host: Host, name: str, controller: str, found: str, **data: Any) 
 
 
 _AS_SEEN = ", as far as this container sees"
-
-
-def _cores(number: int) -> str:
-    return f"{number} core" if number == 1 else f"{number} cores"
 
 
 _HARMLESS = 0.001

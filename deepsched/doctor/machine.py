@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deepsched.doctor.diagnosis import Check, ok, unknown, warn
+from deepsched.doctor.diagnosis import Check, count_cores, ok, unknown, warn
 from deepsched.doctor.host import Host
 from deepsched.partition import partition
 from deepsched.sysfs import format_cpu_list
@@ -35,7 +35,7 @@ def smt(host: Host) -> Check:
             **data,
         )  # fmt: skip
     return ok(
-        name, f"on; the {len(usable)} usable CPUs are {num_cores} cores",
+        name, f"on; the {len(usable)} usable CPUs are {count_cores(num_cores)}",
         "deepsched runs on one thread of each core.", **data,
     )  # fmt: skip
 
