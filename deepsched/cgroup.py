@@ -9,6 +9,7 @@ mount table tells.
 
 from __future__ import annotations
 
+import enum
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,56 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from deepsched.sysfs import CpuSet, read_cpu_list, read_int, read_text
+
+
+class View(enum.Enum):
+    """How much of a controller's hierarchy the mounts show. A group is limited by those above."""
+
+    nothing = enum.auto()
+    """No mount shows the process's own group."""
+    part = enum.auto()
+    """Its own and some above, not up to the top: what a container sees."""
+    whole = enum.auto()
+    """Its own and all above."""
+    no_cgroups = enum.auto()
+    """The kernel has no control groups."""
+
+
+def view(root: Path, controller: str) -> View:
+    """What the limits read for this controller ("cpu", "cpuset", "memory") can be based on."""
+    kinds = read_text(root / "proc/filesystems")
+    if kinds and not _TYPES.keys() & set(kinds.split()):
+        return View.no_cgroups
+    groups, version = _read_groups(root, controller), _read_version(root, controller)
+    found = View.nothing
+    for mount in _read_mounts(root):
+        if mount.version == version and (version == 2 or controller in mount.options):
+            top, own = root / mount.point.lstrip("/"), _place(mount, groups[version])
+            if own is not None and (top / own).is_dir():
+                if mount.root == "/" and not _is_below_the_top(top, version):
+                    return View.whole
+                found = View.part
+    return found
+
+
+def _read_version(root: Path, controller: str) -> int:
+    """The version of the hierarchy that the controller is in: 2 unless it is named for one of 1."""
+    if any(controller in mount.options for mount in _read_mounts(root) if mount.version == 1):
+        return 1
+    lines = (line.split(":") for line in (read_text(root / "proc/self/cgroup") or "").splitlines())
+    named = (controller in words[1].split(",") for words in lines if len(words) > 1)
+    return 1 if any(named) else 2
+
+
+def _is_below_the_top(folder: Path, version: int) -> bool:
+    """Whether a mount's root is a group with others above, as a cgroup namespace hides them.
+
+    All groups but the top one of version 2 have cgroup.events; none but the top one of version 1
+    has release_agent (a capture may lack both: then nothing says that there are more).
+    """
+    if version == 2:
+        return (folder / "cgroup.events").exists()
+    return (folder / "cgroup.procs").exists() and not (folder / "release_agent").exists()
 
 
 def allowed_cpus(root: Path) -> CpuSet | None:
@@ -111,6 +162,44 @@ def memory_limit(root: Path) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
+def memory_high(root: Path) -> int | None:
+    """From how many bytes on the kernel slows the process and its group down; None: from none on.
+
+    Version 2 alone has it. The smallest on the way from the process's own group to the root.
+    """
+    limits = [read_int(folder / "memory.high") for _, folder in _group_folders(root, "memory")]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+class MemoryStall(NamedTuple):
+    """What a group's want of memory has cost since the group was made."""
+
+    seconds: float
+    """For how long one of its threads or more stood still."""
+    busy_seconds: float
+    """For how long it ran; summed over CPUs."""
+
+    @property
+    def share(self) -> float:
+        """Of the time that it ran or stood still."""
+        return self.seconds / max(1e-6, self.seconds + self.busy_seconds)
+
+
+def memory_stall(root: Path) -> MemoryStall | None:
+    """Of the nearest group that memory.high slows down (Documentation/accounting/psi.rst).
+
+    None: there is none, or the kernel does not tell.
+    """
+    for _, folder in _group_folders(root, "memory"):
+        if read_int(folder / "memory.high") is not None:
+            text = read_text(folder / "memory.pressure") or ""
+            match = re.search(r"^some .*total=([0-9]+)$", text, re.MULTILINE)
+            ran = _numbers(read_text(folder / "cpu.stat")).get("usage_usec")
+            if match and ran is not None:
+                return MemoryStall(int(match[1]) / 1e6, ran / 1e6)
+    return None
+
+
 def oom_kills(root: Path) -> int | None:
     """How many processes were killed because the memory limit was reached.
 
@@ -149,8 +238,8 @@ def _group_folders(root: Path, controller: str) -> Iterator[tuple[_Mount, Path]]
 def _read_groups(root: Path, controller: str) -> dict[int, str]:
     """Version of the hierarchy -> path of the process's group for this controller in it."""
     # proc/self/cpuset (older than cgroups) holds the path alone, whichever the hierarchy is.
-    groups = dict.fromkeys((1, 2), read_text(root / "proc/self/cpuset") or "/")
-    for line in (read_text(root / "proc/self/cgroup") or "").splitlines():
+    groups = dict.fromkeys((1, 2), _path(read_text(root / "proc/self/cpuset") or "/"))
+    for line in _path(read_text(root / "proc/self/cgroup") or "").splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if number == "0":
@@ -168,11 +257,16 @@ def _upwards(root: Path, mount: _Mount, group: str) -> Iterator[Path]:
     seen; the mount point is then the nearest to it that can.
     """
     top = root / mount.point.lstrip("/")
+    place = _place(mount, group) or PurePosixPath()
+    for folder in (place, *place.parents):
+        yield top / folder
+
+
+def _place(mount: _Mount, group: str) -> PurePosixPath | None:
+    """Where the mount shows the group, from the mount point on; None where it does not."""
     path = PurePosixPath(group)
     inside = path.is_relative_to(mount.root) and ".." not in path.parts
-    parts = path.relative_to(mount.root).parts if inside else ()
-    for depth in range(len(parts), -1, -1):
-        yield top.joinpath(*parts[:depth])
+    return path.relative_to(mount.root) if inside else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +285,7 @@ def _read_mounts(root: Path) -> list[_Mount]:
     for line in (read_text(root / "proc/self/mountinfo") or "").splitlines():
         # One space between two words: a mount's source may be empty.
         words, _, rest = (part.split(" ") for part in line.partition(" - "))
-        if rest[0] in _TYPES:
+        if len(words) > 4 and len(rest) > 2 and rest[0] in _TYPES:
             mounts.append(_mount(words[4], words[3], rest[0], rest[2]))
     if not mounts:  # a capture may have the short table only
         for line in (read_text(root / "proc/mounts") or "").splitlines():
@@ -214,4 +308,9 @@ _TYPES = {"cgroup2": 2, "cgroup": 1, "cpuset": 1}
 
 def _unescape(text: str) -> str:
     r"""Space, tab, newline and backslash stand as \040 and the like."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+    return _path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text))
+
+
+def _path(text: str) -> str:
+    """What may be asked of the OS: paths with a zero byte raise ValueError, not OSError."""
+    return text.replace("\0", "")

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import ctypes.util
 import dataclasses
+import functools
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,9 +21,10 @@ from hypothesis import strategies as st
 import deepsched
 from deepsched import Topology, check_hardware, partition
 from deepsched.cli import main
-from deepsched.doctor import Check, Diagnosis, Status, versions
+from deepsched.doctor import Check, Diagnosis, Status, limits, versions
+from deepsched.doctor.host import Host
 from deepsched.errors import OrtImportError, TopologyError
-from deepsched.sysfs import format_cpu_list
+from deepsched.sysfs import format_cpu_list, parse_cpu_list
 from tests.strategies import random_topologies
 from tests.sysfs_tree import SysfsTree, write_machine
 
@@ -47,6 +52,7 @@ def tree(tmp_path: Path) -> SysfsTree:
     machine.write("proc/self/status", "Name:\tpython\nMems_allowed_list:\t0")
     machine.write("proc/self/cgroup", "0::/job")
     machine.add_mount("cgroup2", "/sys/fs/cgroup")
+    machine.write("sys/fs/cgroup/job/cgroup.procs", 1)
     return machine
 
 
@@ -74,9 +80,10 @@ def test_healthy_machine_is_told_so(tree: SysfsTree) -> None:
 def test_only_warnings_have_advice_and_all_of_them_do(tree: SysfsTree) -> None:
     put_in_cgroup(tree, cpu_max="250000 100000", cpu_stat="throttled_usec 0")
     tree.add_frequency(range(8), "acpi-cpufreq", "powersave")
-    checks = check_hardware(tree.root, {0, 1, 2}).checks
-    assert {check.name for check in checks if check.advice} == {"affinity", "governor", "cpu_quota"}
-    assert all((check.status == Status.warn) == bool(check.advice) for check in checks)
+    for mask, name in (({0}, "affinity"), ({0, 1, 2}, "cpu_quota")):
+        checks = check_hardware(tree.root, mask).checks
+        assert {check.name for check in checks if check.advice} == {name, "governor"}
+        assert all((check.status == Status.warn) == bool(check.advice) for check in checks)
 
 
 # --- Instruction sets -------------------------------------------------------------------------
@@ -210,6 +217,18 @@ def test_whole_quota_warns_of_shared_cores_and_not_of_throttling(tree: SysfsTree
     assert "--cpus=" not in quota.advice
 
 
+def test_quota_advises_whole_cores_where_there_is_smt(tree: SysfsTree) -> None:
+    machine = another(tree, dataclasses.replace(SMT, cpu_quota=4))
+    assert "--cpuset-cpus=0-3,8-11, " in check(machine, "cpu_quota").advice
+    assert "pinned to CPUs 0-3" in check(machine, "cpu_quota").found
+
+
+def test_mask_as_wide_as_the_quota_is_no_warning(tree: SysfsTree) -> None:
+    put_in_cgroup(tree, cpu_max="250000 100000")
+    assert check(tree, "affinity", {0, 1}).status == Status.ok
+    assert "taskset -acp 0-1 PID" in check(tree, "affinity", {1}).advice
+
+
 def test_quota_below_one_core_is_not_told_to_use_none(tree: SysfsTree) -> None:
     put_in_cgroup(tree, cpu_max="50000 100000")
     assert "num_cores" not in check(tree, "cpu_quota").advice
@@ -221,9 +240,9 @@ def test_quota_of_all_usable_cores_is_no_warning(tree: SysfsTree) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_throttled", "status"), [(0, Status.ok), (5, Status.ok), (300, Status.warn)]
+    ("num_throttled", "status"), [(0, Status.ok), (1, Status.ok), (5, Status.warn)]
 )
-def test_throttling_warns_from_one_percent_of_the_periods_on(
+def test_throttling_warns_from_one_period_in_a_thousand_on(
     num_throttled: int, status: Status, tree: SysfsTree
 ) -> None:
     put_in_cgroup(
@@ -242,6 +261,76 @@ def test_throttling_by_a_group_above_is_found(tree: SysfsTree) -> None:
     put_in_cgroup(tree, cpu_stat="nr_periods 10\nnr_throttled 0\nthrottled_usec 0")
     tree.write("sys/fs/cgroup/cpu.stat", "nr_periods 10\nnr_throttled 5\nthrottled_usec 9000")
     assert check(tree, "throttling").status == Status.warn
+
+
+# --- What a container sees --------------------------------------------------------------------
+
+LIMITS = ("cpuset", "cpu_quota", "throttling")
+
+
+def test_limits_are_unknown_without_a_mount(tree: SysfsTree) -> None:
+    tree.write("proc/mounts", "")
+    assert [check(tree, name).status for name in LIMITS] == [Status.unknown] * 3
+    assert "not told" in check(tree, "memory").found
+
+
+def test_limits_are_unknown_where_the_controller_is_mounted_elsewhere(tree: SysfsTree) -> None:
+    tree.write("proc/self/cgroup", "3:cpu,cpuacct:/job\n2:cpuset:/job\n0::/job")
+    assert [check(tree, name).status for name in LIMITS] == [Status.unknown] * 3
+
+
+def test_limits_are_unknown_where_the_own_group_is_outside_of_the_mount(tree: SysfsTree) -> None:
+    tree.write("proc/self/cgroup", "0::/../other")
+    tree.write("sys/fs/cgroup/cpu.stat", "nr_periods 10\nnr_throttled 9\nthrottled_usec 9")
+    assert [check(tree, name).status for name in LIMITS] == [Status.unknown] * 3
+
+
+def test_kernel_without_cgroups_limits_nothing(tree: SysfsTree) -> None:
+    tree.write("proc/mounts", "")
+    tree.write("proc/filesystems", "nodev\tproc\n\text4")
+    for name in LIMITS:
+        limit = check(tree, name)
+        assert limit.status == Status.ok
+        assert "kernel has no cgroups" in limit.found
+    tree.write("proc/filesystems", "nodev\tproc\nnodev\tcgroup2")
+    assert check(tree, "cpu_quota").status == Status.unknown
+
+
+def sees_part(tree: SysfsTree) -> set[str]:
+    diagnosis = check_hardware(tree.root)
+    assert {diagnosis[name].status for name in (*LIMITS, "memory")} == {Status.ok}
+    names = (*LIMITS, "memory")
+    return {name for name in names if "as far as this container sees" in diagnosis[name].found}
+
+
+def test_private_namespace_is_fine_and_told_to_hide_what_is_above(tree: SysfsTree) -> None:
+    """As `docker run` makes it: the mount's root is the container's own group."""
+    tree.write("proc/self/cgroup", "0::/")
+    assert sees_part(tree) == set()  # no cgroup.events: the top of the hierarchy
+    for name, text in {
+        "cgroup.events": "populated 1",
+        "cpu.max": "max 100000",
+        "cpu.stat": "nr_periods 9\nnr_throttled 0\nthrottled_usec 0",
+    }.items():
+        tree.write(f"sys/fs/cgroup/{name}", text)  # fmt: skip
+    assert sees_part(tree) == {*LIMITS, "memory"}
+    # A group's effective cpuset is what those above leave it: that is seen in full.
+    tree.write("sys/fs/cgroup/cpuset.cpus.effective", "0-7")
+    tree.write("sys/fs/cgroup/cpu.max", "800000 100000")
+    tree.write("sys/fs/cgroup/memory.max", 1 << 30)
+    assert sees_part(tree) == {"cpu_quota", "throttling"}
+
+
+@pytest.mark.parametrize("root", ["/docker/id", "/"])
+def test_container_of_version_1_sees_a_part(root: str, tree: SysfsTree) -> None:
+    for name in ("cpu", "cpuset", "memory"):
+        tree.add_mountinfo("cgroup", f"/cg/{name}", f"rw,{name}", root)
+        tree.write(f"cg/{name}/cgroup.procs", 1)
+    tree.write("proc/self/cgroup", f"3:cpu:{root}\n2:cpuset:{root}\n1:memory:{root}\n0::/")
+    assert sees_part(tree) == {*LIMITS, "memory"}
+    for name in ("cpu", "cpuset", "memory"):
+        tree.write(f"cg/{name}/release_agent", "")  # which the top of a hierarchy alone has
+    assert sees_part(tree) == (set() if root == "/" else {*LIMITS, "memory"})
 
 
 # --- Memory -----------------------------------------------------------------------------------
@@ -267,6 +356,45 @@ def test_memory_limit_is_told_and_kills_warn(version: int, tree: SysfsTree) -> N
     memory = check(tree, "memory")
     assert memory.status == Status.warn
     assert memory.data["oom_kills"] == 2
+
+
+@pytest.mark.parametrize(
+    ("stalled_usec", "status"), [(0, Status.ok), (50_000, Status.ok), (500_000, Status.warn)]
+)
+def test_memory_high_is_told_and_stalls_warn(
+    stalled_usec: int, status: Status, tree: SysfsTree
+) -> None:
+    pressure = f"some avg10=0.00 avg60=0.00 avg300=0.00 total={stalled_usec}\nfull total=0"
+    put_in_cgroup(
+        tree, memory_max=2 << 30, memory_high=1 << 30, memory_pressure=pressure,
+        cpu_stat="usage_usec 9500000",
+    )  # fmt: skip
+    memory = check(tree, "memory")
+    assert memory.status == status
+    assert "limit is 2 GiB; from 1 GiB on (memory.high) it is slowed down" in memory.found
+    assert (memory.data["high_bytes"], memory.data["stall_seconds"]) == (
+        1 << 30,
+        stalled_usec / 1e6,
+    )
+    assert ("for 0.5 s, beside 9.5 s" in memory.found) == (status == Status.warn)
+
+
+@pytest.mark.parametrize(
+    ("topology", "total", "free", "advice"),
+    [
+        (TWO_NODES, 64 << 30, 0, "du -ah /dev/shm"),
+        (TWO_NODES, 64 << 20, 64 << 20, "--shm-size"),
+        (TWO_NODES, 64 << 30, 2 << 30, ""),
+        (SMT, 64 << 20, 0, ""),
+    ],
+)
+def test_shared_memory_without_room_for_copies_warns(
+    topology: Topology, total: int, free: int, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: (total, total - free, free))
+    memory = limits.shared_memory(Host(Path("/"), topology, topology.cores, None, None))
+    assert advice in memory.advice
+    assert (memory.status == Status.warn) == bool(advice)
 
 
 def test_kills_in_a_group_without_a_limit_are_not_ours(tree: SysfsTree) -> None:
@@ -320,11 +448,19 @@ def test_one_thread_of_each_core_warns_and_names_the_others(tree: SysfsTree) -> 
     assert "--cpuset-cpus=0-15" in smt.advice
 
 
+def test_isolated_siblings_are_no_warning(tree: SysfsTree) -> None:
+    machine = another(tree, SMT)
+    machine.write("sys/devices/system/cpu/isolated", "8-15")
+    assert check(machine, "smt", set(range(8))).status == Status.ok
+    assert check(machine, "affinity", set(range(8))).status == Status.ok
+
+
 def test_whole_cores_are_no_warning_and_tell_how_many_there_are(tree: SysfsTree) -> None:
     machine = another(tree, SMT)
     smt = check(machine, "smt", {0, 1, 8, 9})
     assert smt.status == Status.ok
     assert "4 usable CPUs are 2 cores" in smt.found
+    assert check(machine, "smt", {0, 8}).found.endswith(" are 1 core")
 
 
 def test_virtual_machine_may_hide_siblings(tree: SysfsTree) -> None:
@@ -343,6 +479,78 @@ def test_hybrid_cpu_warns_with_the_number_of_fast_cores(tree: SysfsTree) -> None
     assert "num_cores=2 " in kinds.advice
     assert check(machine, "core_kinds", {0, 1}).status == Status.ok
     assert check(machine, "affinity", {0, 1}).status == Status.ok  # someone meant that
+
+
+# --- Advice that is followed ------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A machine and what a process gets of it."""
+
+    root: Path
+    mask: frozenset[int]
+    cpuset: frozenset[int]
+    quota: float | None
+    memory_nodes: frozenset[int]
+    isolated: frozenset[int]
+
+    def warnings(self) -> dict[str, str]:
+        """Name -> advice."""
+        tree = SysfsTree(self.root)
+        tree.write("proc/mounts", "none /sys/fs/cgroup cgroup2 rw 0 0")
+        tree.write("proc/self/cgroup", "0::/job")
+        tree.write("proc/self/status", f"Mems_allowed_list:\t{format_cpu_list(self.memory_nodes)}")
+        tree.write("sys/devices/system/cpu/isolated", format_cpu_list(self.isolated))
+        tree.write("sys/fs/cgroup/job/cpuset.cpus.effective", format_cpu_list(self.cpuset))
+        quota = "max" if self.quota is None else round(self.quota * 100_000)
+        tree.write("sys/fs/cgroup/job/cpu.max", f"{quota} 100000")
+        diagnosis = check_hardware(self.root, self.mask)
+        return {check.name: check.advice for check in diagnosis.warnings}
+
+    def follow(self, advice: str) -> Iterator[Setting]:
+        """After what an advice says about CPUs: by docker, by taskset."""
+        change = functools.partial(dataclasses.replace, self)
+        if match := re.search(r"--cpuset-cpus=([\d,-]*\d)", advice):
+            cpus = parse_cpu_list(match[1])
+            quota = re.search(r"--cpus=(\d+)", advice)
+            yield change(mask=cpus, cpuset=cpus, quota=float(quota[1]) if quota else self.quota)
+            if "or taskset -c with the same list" in advice and cpus <= self.cpuset:
+                yield change(mask=cpus)
+        if match := re.search(r"taskset -acp ([\d,-]+) PID", advice):
+            cpus = parse_cpu_list(match[1])
+            assert cpus <= self.cpuset
+            yield change(mask=cpus)
+
+
+@settings(max_examples=100, deadline=None)
+@given(topology=random_topologies(), data=st.data())
+def test_advice_that_is_followed_ends_its_warning_and_begins_no_other(
+    topology: Topology, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    cpus, nodes = st.sampled_from(topology.cpus), st.sampled_from(topology.numa_nodes)
+    cpuset = data.draw(st.just(frozenset(topology.cpus)) | st.frozensets(cpus, min_size=1))
+    machine = dataclasses.replace(topology, cpu_quota=None)
+    before = Setting(
+        write_machine(tmp_path_factory.mktemp("machine"), machine).root,
+        data.draw(st.just(cpuset) | st.frozensets(st.sampled_from(sorted(cpuset)), min_size=1)),
+        cpuset,
+        topology.cpu_quota,
+        data.draw(st.just(frozenset(topology.numa_nodes)) | st.frozensets(nodes, min_size=1)),
+        data.draw(st.just(frozenset()) | st.frozensets(cpus)),
+    )
+    warnings = before.warnings()
+    for name in warnings.keys() & {"affinity", "cpu_quota", "smt"}:
+        settings_after = tuple(before.follow(warnings[name]))
+        assert settings_after
+        for after in settings_after:
+            left = after.warnings().keys()
+            assert name not in left
+            assert left <= warnings.keys()
+    if match := re.match(r"num_cores=(\d+) ", warnings.get("core_kinds", "")):
+        usable = Topology.from_sysfs(before.root, before.mask)
+        streams = partition(usable, num_cores=int(match[1])).streams
+        assert len({core.kind for stream in streams for core in stream.cores}) == 1
 
 
 # --- Kernel and hypervisor --------------------------------------------------------------------
@@ -368,6 +576,42 @@ def test_powersave_warns_where_it_is_what_it_sounds_like(
     machine = another(tree, SMT)
     machine.add_frequency(range(16), driver, governor, preference)
     assert check(machine, "governor").status == status
+
+
+@pytest.mark.parametrize(
+    ("governor", "cap", "fixed", "status", "told"),
+    [
+        ("performance", 800_000, None, Status.warn, "CPUs 0-15 are kept at or below 0.8 of 3.5"),
+        ("performance", 3_400_000, None, Status.ok, ""),
+        ("schedutil", 800_000, "<unsupported>", Status.warn, "0.8 of 3.5 GHz"),
+        ("userspace", 3_500_000, 1_200_000, Status.warn, "stay at 1.2 of 3.5 GHz"),
+        ("userspace", 3_500_000, 3_500_000, Status.ok, "stays where it was set"),
+        ("userspace", None, None, Status.ok, "stays where it was set"),
+        ("userspace", 800_000, 800_000, Status.warn, "0-15 are kept at or below 0.8 of 3.5 GHz"),
+    ],
+)
+def test_frequency_that_is_kept_low_warns(
+    governor: str, cap: int | None, fixed: object, status: Status, told: str, tree: SysfsTree
+) -> None:
+    machine = another(tree, SMT)
+    machine.add_frequency(range(16), "acpi-cpufreq", governor)
+    for cpu in range(16):
+        machine.write_cpu_file(cpu, "cpufreq/cpuinfo_max_freq", 3_500_000)
+        machine.write_cpu_file(cpu, "cpufreq/scaling_max_freq", cap)
+        machine.write_cpu_file(cpu, "cpufreq/scaling_setspeed", fixed)
+    found = check(machine, "governor")
+    assert found.status == status
+    assert told in found.meaning
+    assert "follows the load" not in found.meaning or governor == "schedutil"
+    assert ("--max 3500MHz" in found.advice) == (cap == 800_000)
+
+
+def test_cores_of_several_frequencies_are_one_line(tree: SysfsTree) -> None:
+    machine = another(tree, SMT)
+    machine.add_frequency(range(16), "intel_pstate", "performance")
+    for cpu in range(16):  # favoured cores
+        machine.write_cpu_file(cpu, "cpufreq/cpuinfo_max_freq", 5_000_000 + cpu // 8 * 200_000)
+    assert check(machine, "governor").found == "performance of intel_pstate"
 
 
 def test_governor_of_cpus_that_may_not_be_used_does_not_matter(tree: SysfsTree) -> None:
@@ -435,6 +679,21 @@ def test_missing_library_warns_with_what_to_install(monkeypatch: pytest.MonkeyPa
     assert "pip install" in library.advice
 
 
+def test_onnxruntime_under_another_name_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "onnxruntime_gpu-1.22.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: onnxruntime-gpu\nVersion: 1.22.0\n")
+    (info / "RECORD").write_text("onnxruntime/__init__.py,,\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    packages = versions.installed_packages()
+    assert packages["onnxruntime-gpu"] == "1.22.0"
+    assert "onnxruntime" not in packages
+    monkeypatch.setattr(sys, "path", [])
+    assert versions.installed_packages()["onnxruntime"] is None
+
+
 def test_two_packages_in_one_folder_warn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, file in (("gpu", "onnxruntime"), ("extensions", "onnxruntime_extensions")):
         info = tmp_path / f"onnxruntime_{name}-1.0.dist-info"
@@ -480,6 +739,7 @@ def test_blas_pool_of_numpy_alone_is_no_warning() -> None:
 
 _FILES = (
     "proc/cpuinfo", "proc/stat", "proc/meminfo", "proc/self/status", "proc/self/cgroup",
+    "proc/self/mountinfo", "proc/mounts",
     "proc/sys/kernel/numa_balancing", "sys/kernel/mm/transparent_hugepage/enabled",
     "sys/devices/system/cpu/isolated", "sys/devices/system/node/has_memory",
     "sys/devices/system/cpu/cpufreq/boost", "sys/devices/system/cpu/intel_pstate/no_turbo",
@@ -487,20 +747,23 @@ _FILES = (
     "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor",
     "sys/devices/system/cpu/cpu0/cpufreq/energy_performance_preference",
     "sys/fs/cgroup/job/cpu.max", "sys/fs/cgroup/job/cpu.stat", "sys/fs/cgroup/job/memory.max",
-    "sys/fs/cgroup/job/memory.events",
+    "sys/fs/cgroup/job/memory.events", "sys/fs/cgroup/job/memory.high",
+    "sys/fs/cgroup/job/memory.pressure", "proc/filesystems",
+    "sys/devices/system/cpu/cpu0/cpufreq/scaling_max_freq",
+    "sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq",
+    "sys/devices/system/cpu/cpu0/cpufreq/scaling_setspeed",
 )  # fmt: skip
 _WORDS = st.sampled_from(
     ["flags", "processor", ":", "cpu", "max", "MemTotal:", "kB", "oom_kill", "[", "always]", "0",
-     "-1", "3", "²", "1e9", "nr_periods", "throttled_usec", "Mems_allowed_list:", "\n", "\t", " "]
+     "-1", "3", "²", "1e9", "nr_periods", "throttled_usec", "Mems_allowed_list:", "\n", "\t", " ",
+     " - cgroup2", " - cgroup none cpu", "none", "/sys/fs/cgroup", "\\000", "\0", "0::/"]
 )  # fmt: skip
 _GARBAGE = st.binary(max_size=40) | st.lists(_WORDS).map(lambda words: "".join(words).encode())
 
 
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory: pytest.TempPathFactory) -> SysfsTree:
-    machine = write_machine(tmp_path_factory.mktemp("damaged"), TWO_NODES)
-    machine.add_mount("cgroup2", "/sys/fs/cgroup")
-    return machine
+    return write_machine(tmp_path_factory.mktemp("damaged"), TWO_NODES)
 
 
 @settings(max_examples=100, deadline=None)
@@ -509,9 +772,26 @@ def test_damaged_files_never_raise(contents: dict[str, bytes], damaged: SysfsTre
     for path in _FILES:
         damaged.write(path, "")
         (damaged.root / path).write_bytes(contents.get(path, b""))
+    if "proc/mounts" not in contents:
+        damaged.add_mount("cgroup2", "/sys/fs/cgroup")
     diagnosis = check_hardware(damaged.root)
     assert json.loads(json.dumps(diagnosis.to_dict())) == diagnosis.to_dict()
     assert str(diagnosis)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "1 2 3 - cgroup2 none rw",
+        "30 23 0:26 / /sys/fs/cgroup rw - cgroup2",
+        "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 none",
+        r"30 23 0:26 / /sys\000/fs rw - cgroup2 none rw",
+    ],
+)
+def test_mount_table_that_is_cut_or_odd_is_no_error(line: str, tree: SysfsTree) -> None:
+    tree.write("proc/self/mountinfo", line)
+    tree.write("proc/self/cgroup", "0::/a\0b")
+    assert check_hardware(tree.root)["affinity"].status == Status.unknown
 
 
 def test_files_that_are_missing_or_folders_are_unknown(tree: SysfsTree) -> None:
@@ -589,6 +869,7 @@ def test_help_defines_every_check(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for check in check_hardware().checks:
         assert check.name.removeprefix("instructions") in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_output_fits_the_terminal(

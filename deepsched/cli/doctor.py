@@ -18,6 +18,8 @@ statuses:
   ok       nothing to do
   warn     it costs speed, accuracy or memory; after the arrow: what to do
   unknown  the machine does not tell
+"as far as this container sees": cgroups above its own may limit it as well,
+and are not shown inside.
 
 checks:
   instructions_fp32, _int8, _fp16, _bf16
@@ -36,11 +38,12 @@ checks:
   numa            the NUMA nodes that the cores in use lie in
   numa_balancing  whether the kernel moves memory between nodes
   memory_nodes    whether memory may come from the nodes of the cores in use
-  memory          the machine's, the cgroup's limit (GiB), and how many
-                  processes were killed at that limit
+  memory          the machine's, the cgroup's limits (GiB; memory.high slows a
+                  process down before), how many processes were killed, and
+                  for how long threads waited for memory
   shared_memory   room in /dev/shm (GiB)
   huge_pages      transparent huge pages
-  governor        who sets the frequency, and how
+  governor        who sets the frequency, how, and how far up it may go
   boost           whether cores may exceed their base frequency
   steal           the share of its busy time that a virtual machine waited for
                   its host
@@ -54,8 +57,8 @@ fields of the JSON:
   num_warnings    how many checks have the status warn
   checks          of each: name, status, found (what is there), meaning (what
                   that does to inference), advice (what to do), data (what is
-                  there, for programs: sizes in bytes, shares from 0 to 1, CPUs
-                  and nodes by the OS's numbers)
+                  there, for programs: sizes in bytes, frequencies in kHz,
+                  shares from 0 to 1, CPUs and nodes by the OS's numbers)
 
 exit codes:
   0  nothing to do
@@ -69,9 +72,9 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "doctor",
         help="say what slows inference down on this machine, and what to do",
-        description="Looks at what decides how fast models run here: the CPUs, what of them this "
-        "process may use, how the kernel runs them, and the software. Measures and changes "
-        "nothing.",
+        description="Looks at what decides how fast models run here: the CPUs, what of them this\n"
+        "process may use, how the kernel runs them, and the software. Measures\n"
+        "and changes nothing.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

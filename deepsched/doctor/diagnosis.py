@@ -86,6 +86,11 @@ def _lines(check: Check) -> list[str]:
     return lines + [f"    {text}" for text in (check.meaning, check.advice) if text]
 
 
+def count_cores(number: int) -> str:
+    """A number of cores, in words."""
+    return f"{number} core" if number == 1 else f"{number} cores"
+
+
 def ok(name: str, found: str, meaning: str = "", /, **data: Any) -> Check:
     """A check that found nothing to do."""
     return Check(name, Status.ok, found, meaning, data=data)

@@ -58,6 +58,27 @@ class Host:
         """The cores that a context takes unless it is told otherwise."""
         return tuple(core for stream in partition(self.topology).streams for core in stream.cores)
 
+    def whole_cores(self, cpus: Iterable[int]) -> CpuSet:
+        """These CPUs and the others of their cores, but isolated ones: programs are kept off those,
+        so they do not share the cores."""
+        wanted = frozenset(cpus)
+        cores = (set(core.cpus) for core in self.online if not wanted.isdisjoint(core.cpus))
+        return wanted | frozenset().union(*cores) - self.isolated
+
+    @property
+    def isolated(self) -> CpuSet:
+        """The CPUs that the kernel runs programs on only where they ask for it."""
+        return self.read_list("sys/devices/system/cpu/isolated") or frozenset()
+
+    @property
+    def memory_nodes(self) -> frozenset[int] | None:
+        """The nodes that memory may come from; None where the machine does not tell."""
+        for line in (self.read_text("proc/self/status") or "").splitlines():
+            name, _, value = line.partition(":")
+            if name == "Mems_allowed_list":
+                return parse_list(value.strip()) or None
+        return None
+
     @cached_property
     def cpuinfo(self) -> CpuInfo:
         """proc/cpuinfo; it is slow to read on a large machine."""

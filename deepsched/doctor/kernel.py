@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from deepsched.doctor.diagnosis import Check, ok, unknown, warn
 from deepsched.doctor.host import Host
-from deepsched.sysfs import format_cpu_list, frequency_folders, read_text
+from deepsched.sysfs import format_cpu_list, frequency_folders, read_int, read_text
 
 _OWN_ALGORITHM = ("intel_pstate", "amd-pstate-epp")
 """Drivers that have an algorithm of their own under the name powersave, which follows the load
 (Documentation/admin-guide/pm/intel_pstate.rst and amd-pstate.rst, "Active Mode")."""
 
 _SAVING = ("power", "balance_power")
+
+_NEAR_THE_TOP = 0.95
+"""Of the highest frequency: what is missing is too little to warn of."""
 
 
 class _Policy(NamedTuple):
@@ -24,6 +28,12 @@ class _Policy(NamedTuple):
     governor: str
     energy_preference: str
     """Empty where there is none."""
+    highest_khz: int | None
+    """What the CPU can do."""
+    cap_khz: int | None
+    """What it may do."""
+    fixed_khz: int | None
+    """What someone set it to; with the governor userspace only."""
 
     @property
     def is_slowest(self) -> bool:
@@ -34,6 +44,17 @@ class _Policy(NamedTuple):
         is_hint_heeded = self.governor == "powersave" and self.driver in _OWN_ALGORITHM
         return is_hint_heeded and self.energy_preference in _SAVING
 
+    @property
+    def is_fixed_low(self) -> bool:
+        return self.governor == "userspace" and self._is_low(self.fixed_khz)
+
+    @property
+    def is_capped(self) -> bool:
+        return self._is_low(self.cap_khz)
+
+    def _is_low(self, khz: int | None) -> bool:
+        return bool(khz and self.highest_khz and khz < _NEAR_THE_TOP * self.highest_khz)
+
     def __str__(self) -> str:
         text = f"{self.governor} of {self.driver}"
         preference = self.energy_preference
@@ -41,37 +62,71 @@ class _Policy(NamedTuple):
 
 
 def governor(host: Host) -> Check:
-    """Whether the frequency follows the load."""
+    """Whether the frequency follows the load, to the top."""
     name, policies = "governor", _policies(host)
     counts = Counter(policies.values())
     data = {"policies": [{**it._asdict(), "num_cpus": number} for it, number in counts.items()]}
     if not policies:
         found = "a virtual machine shows none" if host.is_virtual else "the kernel shows none"
         return unknown(name, found, **data)
-    found = "; ".join(map(str, counts))
+    found = "; ".join(dict.fromkeys(map(str, counts)))
+    troubles = list(_troubles(policies))
+    if troubles:
+        meanings, advice = zip(*troubles, strict=True)
+        return warn(name, found, " ".join(meanings), "; ".join(dict.fromkeys(advice)), **data)
+    governors = {policy.governor for policy in counts}
+    meaning = ""
+    if "userspace" in governors:
+        meaning = "Under userspace the frequency stays where it was set, whatever the load."
+    elif governors != {"performance"}:
+        meaning = "The frequency follows the load; requests after a pause begin on slow cores."
+    return ok(name, found, meaning, **data)
+
+
+def _troubles(policies: dict[int, _Policy]) -> Iterator[tuple[str, str]]:
+    """What is wrong, and what to do about it."""
     slow = [cpu for cpu, policy in policies.items() if policy.is_slowest]
     if slow:
-        return warn(
-            name, found,
+        yield (
             f"Under this driver powersave keeps CPUs {format_cpu_list(slow)} at their lowest "
-            "frequency, whatever the load.",
-            "cpupower frequency-set -g performance (or schedutil, which follows the load)",
-            **data,
+            "frequency, whatever the load.", _FOLLOW_THE_LOAD,
         )  # fmt: skip
     saving = [cpu for cpu, policy in policies.items() if policy.saves_energy]
     if saving:
-        return warn(
-            name, found,
+        yield (
             f"CPUs {format_cpu_list(saving)} are asked to save energy: they raise their frequency "
             "late, or not to the top.",
             "echo performance | sudo tee "
             "/sys/devices/system/cpu/cpu*/cpufreq/energy_performance_preference",
-            **data,
+        )
+    fixed = {cpu: policy for cpu, policy in policies.items() if policy.is_fixed_low}
+    for cpus, policy in _alike(fixed):
+        yield (
+            f"Under userspace CPUs {cpus} stay at {_ghz(policy.fixed_khz)} of "
+            f"{_ghz(policy.highest_khz)} GHz, whatever the load.", _FOLLOW_THE_LOAD,
         )  # fmt: skip
-    if all(policy.governor == "performance" for policy in counts):
-        return ok(name, found, **data)
-    meaning = "The frequency follows the load; requests after a pause begin on slow cores."
-    return ok(name, found, meaning, **data)
+    capped = {cpu: policy for cpu, policy in policies.items() if policy.is_capped}
+    highest = max((policy.highest_khz or 0 for policy in capped.values()), default=0)
+    for cpus, policy in _alike(capped):
+        yield (
+            f"CPUs {cpus} are kept at or below {_ghz(policy.cap_khz)} of "
+            f"{_ghz(policy.highest_khz)} GHz.",
+            f"cpupower frequency-set --max {highest / 1000:.0f}MHz, unless the cap is meant; where "
+            "it comes back, a power profile, thermald or the firmware sets it",
+        )
+
+
+_FOLLOW_THE_LOAD = "cpupower frequency-set -g performance (or schedutil, which follows the load)"
+
+
+def _alike(policies: dict[int, _Policy]) -> Iterator[tuple[str, _Policy]]:
+    """CPUs of one policy -> that policy."""
+    for policy in dict.fromkeys(policies.values()):
+        yield format_cpu_list(cpu for cpu, other in policies.items() if other == policy), policy
+
+
+def _ghz(khz: int | None) -> str:
+    return f"{(khz or 0) / 1e6:.3g}"
 
 
 def _policies(host: Host) -> dict[int, _Policy]:
@@ -84,6 +139,9 @@ def _policies(host: Host) -> dict[int, _Policy]:
                 read_text(folder / "scaling_driver") or "an unknown driver",
                 governor,
                 read_text(folder / "energy_performance_preference") or "",
+                read_int(folder / "cpuinfo_max_freq"),
+                read_int(folder / "scaling_max_freq"),
+                read_int(folder / "scaling_setspeed"),
             )
     return policies
 

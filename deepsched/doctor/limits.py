@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from dataclasses import replace
+from typing import Any
 
 from deepsched import cgroup
-from deepsched.doctor.diagnosis import Check, ok, unknown, warn
+from deepsched.doctor.diagnosis import Check, count_cores, ok, unknown, warn
 from deepsched.doctor.host import NOT_LOCAL, Host
 from deepsched.doctor.pools import BINDING_VARIABLES
-from deepsched.sysfs import format_cpu_list
-from deepsched.topology import distinct
+from deepsched.partition import partition
+from deepsched.sysfs import CpuSet, format_cpu_list
+from deepsched.topology import Topology, distinct
 
 
 def affinity(host: Host) -> Check:
@@ -28,16 +31,19 @@ def affinity(host: Host) -> Check:
         f"{len(mask)} of the {len(allowed)} CPUs that are online and in the cpuset "
         f"({format_cpu_list(mask)} of {format_cpu_list(allowed)})"
     )
-    if left_out <= (host.read_list("sys/devices/system/cpu/isolated") or frozenset()):
+    if left_out <= host.isolated:
         return ok(name, f"{found}; the others are isolated",
                   "The kernel keeps programs off isolated CPUs unless they ask: taskset -c "
                   f"{format_cpu_list(left_out)} COMMAND runs there.", **data)  # fmt: skip
     if _follows_the_machine(host, mask, allowed):
         return ok(name, f"{found}: whole NUMA nodes, or kinds of core", **data)
+    wider = _wider(host, allowed)
+    if wider <= mask:
+        return ok(name, f"{found}: the others would gain nothing", **data)
     return warn(
         name, found, "deepsched makes its streams of the CPUs in the mask and of no others.",
         "If that is not meant, look for taskset, numactl, CPUAffinity= of systemd and --cpuset-cpus"
-        f"{_binding(host)}; taskset -acp {format_cpu_list(allowed)} PID widens the mask of a "
+        f"{_binding(host)}; taskset -acp {format_cpu_list(wider)} PID widens the mask of a "
         "running process, before it makes its first engine.",
         **data,
     )  # fmt: skip
@@ -54,6 +60,36 @@ def _follows_the_machine(host: Host, mask: frozenset[int], allowed: frozenset[in
     return False
 
 
+def _wider(host: Host, allowed: CpuSet) -> CpuSet:
+    """The CPUs that a wider mask would do well to have, the mask's own where it has enough.
+
+    No more cores than the quota has time for, and none that another check would warn of: of a kind
+    that the mask has not, in a node that memory may not come from, or with a part of the core
+    outside of the cpuset.
+    """
+    mask = frozenset(host.topology.cpus)
+    kinds = {core.kind for core in host.topology.cores}
+    own_nodes = {core.numa_node for core in host.topology.cores}
+    cores = []
+    for core in host.online:
+        cpus = (host.whole_cores(core.cpus) & allowed) - (host.isolated - mask)
+        is_fit = (
+            core.kind in kinds
+            and (host.memory_nodes is None or core.numa_node in host.memory_nodes | own_nodes)
+            and cpus == host.whole_cores(cpus)
+        )
+        if cpus and (is_fit or not mask.isdisjoint(cpus)):
+            cores.append(replace(core, cpus=tuple(sorted(cpus))))
+    quota = host.topology.cpu_quota
+    if quota is not None and quota < len(cores):
+        most = max(1, math.floor(quota))
+        if len(host.topology.cores) >= most:
+            return mask
+        streams = partition(Topology(tuple(cores)), num_cores=most).streams
+        cores = [core for stream in streams for core in stream.cores]
+    return frozenset(cpu for core in cores for cpu in core.cpus)
+
+
 def _binding(host: Host) -> str:
     """A thread that loads libgomp with OMP_PROC_BIND set is pinned to one CPU from then on."""
     names = [name for name in BINDING_VARIABLES if host.is_local and name in os.environ]
@@ -63,7 +99,10 @@ def _binding(host: Host) -> str:
 def cpuset(host: Host) -> Check:
     """Which CPUs the cgroup allows."""
     name = "cpuset"
-    if host.cpuset is None or host.cpuset >= host.online_cpus:
+    if host.cpuset is None:
+        return _unlimited(host, name, "cpuset", "the cgroup allows every CPU that is online",
+                          cpus=None)  # fmt: skip
+    if host.cpuset >= host.online_cpus:
         return ok(name, "the cgroup allows every CPU that is online", cpus=None)
     allowed = host.cpuset & host.online_cpus
     return ok(
@@ -78,10 +117,12 @@ def cpu_quota(host: Host) -> Check:
     num_usable, used = len(host.topology.cores), host.used_cores
     data = {"quota_cores": quota, "usable_cores": num_usable, "used_cores": len(used)}
     if quota is None:
-        return ok(name, "none: the cgroup does not limit CPU time", **data)
+        return _unlimited(host, name, "cpu", "none: the cgroup does not limit CPU time", **data)
     if quota >= num_usable:
-        return ok(name, f"{quota:g} cores' time for {num_usable} usable cores", **data)
-    num_used, cpus = len(used), format_cpu_list(core.cpus[0] for core in used)
+        found = f"{quota:g} cores' time for {num_usable} usable cores"
+        return _unlimited(host, name, "cpu", found, **data)
+    num_used = len(used)
+    cpus = format_cpu_list(host.whole_cores(cpu for core in used for cpu in core.cpus))
     meaning = (
         "Pinned threads cannot leave a core that another container keeps busy, and processes that "
         "see the same machine choose the same cores."
@@ -93,8 +134,8 @@ def cpu_quota(host: Host) -> Check:
     if quota != num_used:
         share = quota / num_used
         meaning = (
-            f"Work on {_cores(num_used)} has used the quota up after {share:.0%} of each period, "
-            f"and stands still until the next. {meaning}"
+            f"Work on {count_cores(num_used)} has used the quota up after {share:.0%} of each "
+            f"period, and stands still until the next. {meaning}"
         )
         fewer = f", or use num_cores={math.floor(quota)}" if quota >= 1 else ""
         advice = (
@@ -103,42 +144,58 @@ def cpu_quota(host: Host) -> Check:
         )
     found = (
         f"{quota:g} cores' time for {num_usable} usable cores; deepsched uses "
-        f"{_cores(num_used)}, pinned to CPUs {cpus}"
+        f"{count_cores(num_used)}, pinned to CPUs {format_cpu_list(core.cpus[0] for core in used)}"
     )
     return warn(name, found, meaning, advice, **data)
 
 
-def _cores(number: int) -> str:
-    return f"{number} core" if number == 1 else f"{number} cores"
+def _unlimited(host: Host, name: str, controller: str, found: str, **data: Any) -> Check:
+    """That nothing limits, which is worth as much as what could be seen."""
+    match cgroup.view(host.root, controller):
+        case cgroup.View.nothing:
+            what = f"no mount here shows this process's cgroup of the controller {controller}"
+            return unknown(name, what, **data)
+        case cgroup.View.no_cgroups:
+            return ok(name, "nothing limits it: this kernel has no cgroups", **data)
+        case cgroup.View.part:
+            return ok(name, f"{found}{_AS_SEEN}", **data)
+    return ok(name, found, **data)
 
 
-_HARMLESS = 0.01
-"""Quotas that stop a group in fewer of its periods than this do not show at the p99."""
+_AS_SEEN = ", as far as this container sees"
+
+
+_HARMLESS = 0.001
+"""Of the periods. Of requests it is more: periods without work count, and a request may span
+several. Of requests that span ten periods (1 s), one in a hundred is stopped."""
 
 
 def throttling(host: Host) -> Check:
     """What the CPU quota, or that of a group above, has cost so far."""
     name = "throttling"
-    groups = cgroup.throttling(host.root)
-    if not groups:
-        if host.topology.cpu_quota is None:
-            return ok(name, "none: there is no CPU quota")
+    # Where its own group is not shown, what is shown is another's.
+    is_seen = cgroup.view(host.root, "cpu") != cgroup.View.nothing
+    groups = cgroup.throttling(host.root) if is_seen else ()
+    if not groups and host.topology.cpu_quota is not None:
         return unknown(name, "the cgroup has no cpu.stat that tells")
+    if not groups:
+        return _unlimited(host, name, "cpu", "none: there is no CPU quota")
     worst = max(groups, key=lambda group: group.num_throttled / max(1, group.num_periods))
     share = worst.num_throttled / max(1, worst.num_periods)
     data = {"share_of_periods": share, **worst._asdict()}
     if worst.num_throttled == 0:
-        return ok(name, "none since the cgroup was made", **data)
+        return _unlimited(host, name, "cpu", "none since the cgroup was made", **data)
     found = (
         f"in {share:.1%} of its periods ({worst.num_throttled} of {worst.num_periods}), "
         f"{worst.seconds:.1f} s summed over CPUs, since the cgroup was made"
     )
     if share <= _HARMLESS:
-        return ok(name, found, **data)
+        return _unlimited(host, name, "cpu", found, **data)
     return warn(
         name, found,
         "All threads of the group stand still from when the quota is used up until the period (0.1 "
-        "s unless set otherwise) ends: requests take that much longer.",
+        "s unless set otherwise) ends: requests take that much longer. Of requests the share is "
+        "larger: periods without work count, and a long request spans several.",
         "Raise the quota (docker run --cpus, Kubernetes limits.cpu), use fewer cores (num_cores=), "
         "or move other work out of the cgroup; `deepsched benchmark MODEL` reports the throttling "
         "of its own run.",
@@ -150,22 +207,51 @@ def memory(host: Host) -> Check:
     """How much memory there is for models, and whether it ran out."""
     name = "memory"
     limit, kills = cgroup.memory_limit(host.root), cgroup.oom_kills(host.root)
+    high, stall = cgroup.memory_high(host.root), cgroup.memory_stall(host.root)
     total = _total_memory(host)
-    data = {"limit_bytes": limit, "total_bytes": total, "oom_kills": kills}
+    data = {
+        "limit_bytes": limit, "high_bytes": high, "total_bytes": total, "oom_kills": kills,
+        "stall_seconds": None if stall is None else stall.seconds,
+    }  # fmt: skip
     if limit is None and total is None:
         return unknown(name, "neither the machine's memory nor a limit is told", **data)
     machine = "" if total is None else f"{_gib(total)} in the machine"
-    bound = "" if limit is None else f"the cgroup's limit is {_gib(limit)}"
-    found = "; ".join(filter(None, (machine, bound)))
-    if not kills:
+    bound = _no_limit(host) if limit is high is None else ""
+    if limit is not None:
+        bound = f"the cgroup's limit is {_gib(limit)}"
+    brake = "" if high is None else f"from {_gib(high)} on (memory.high) it is slowed down"
+    found = "; ".join(filter(None, (machine, bound, brake)))
+    troubles = []
+    if kills:
+        troubles.append(f"processes killed for want of memory since the cgroup was made: {kills}")
+    if stall is not None and stall.share > _MUCH_STALL:
+        troubles.append(
+            f"threads stood still for want of memory for {stall.seconds:.1f} s, beside "
+            f"{stall.busy_seconds:.1f} s of CPU time"
+        )
+    if not troubles:
         return ok(name, found, **data)
     return warn(
-        name, f"{found}; processes killed for want of memory since the cgroup was made: {kills}",
+        name, "; ".join([found, *troubles]),
         "Weights are shared by all streams; activations are not, so each stream adds to them.",
-        "Raise the limit (docker run --memory, Kubernetes limits.memory), or use fewer streams or "
-        "a smaller batch; engine.memory() tells what each takes.",
+        "Raise the limit (docker run --memory, Kubernetes limits.memory, MemoryHigh= of systemd), "
+        "or use fewer streams or a smaller batch; engine.memory() tells what each takes.",
         **data,
     )  # fmt: skip
+
+
+_MUCH_STALL = 0.01
+"""Of the time that threads ran or stood still."""
+
+
+def _no_limit(host: Host) -> str:
+    """What there is to say where none is found."""
+    match cgroup.view(host.root, "memory"):
+        case cgroup.View.nothing:
+            return "whether a cgroup limits it is not told"
+        case cgroup.View.part:
+            return f"no limit of the cgroup{_AS_SEEN}"
+    return ""
 
 
 def _total_memory(host: Host) -> int | None:
@@ -197,11 +283,15 @@ def shared_memory(host: Host) -> Check:
         {"total_bytes": total, "free_bytes": free},
     )
     num_nodes = len(distinct(core.numa_node for core in host.used_cores))
-    if num_nodes > 1 and total < _ROOM_FOR_COPIES:
+    if num_nodes > 1 and free < _ROOM_FOR_COPIES:
+        advice = "See what fills it: du -ah /dev/shm."
+        if total < _ROOM_FOR_COPIES:
+            advice = (
+                "docker run --shm-size=4g; Kubernetes: an emptyDir with medium: Memory at /dev/shm."
+            )
         return warn(
             name, found, "Each NUMA node has a copy of a model's weights there; where they do not "
-            "fit, all nodes read one copy, most of them from remote memory.",
-            "docker run --shm-size=4g; Kubernetes: an emptyDir with medium: Memory at /dev/shm.",
+            "fit, all nodes read one copy, most of them from remote memory.", advice,
             **data,
         )  # fmt: skip
     return ok(name, found, "Models that are compiled with cache_dir=None are kept there; what does "

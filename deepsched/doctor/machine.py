@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from deepsched.doctor.diagnosis import Check, ok, unknown, warn
-from deepsched.doctor.host import Host, parse_list
+from deepsched.doctor.diagnosis import Check, count_cores, ok, unknown, warn
+from deepsched.doctor.host import Host
+from deepsched.partition import partition
 from deepsched.sysfs import format_cpu_list
 from deepsched.topology import Core, distinct
 
@@ -13,8 +14,8 @@ def smt(host: Host) -> Check:
     name = "smt"
     threads = max(len(core.cpus) for core in host.online)
     usable = frozenset(host.topology.cpus)
-    halves = [core for core in host.online if set(core.cpus) & usable and set(core.cpus) - usable]
-    others = sorted(cpu for core in halves for cpu in core.cpus if cpu not in usable)
+    others = sorted(host.whole_cores(usable) - usable)
+    halves = [core for core in host.online if not set(core.cpus).isdisjoint(others)]
     num_cores = len(host.topology.cores)
     data = {"threads_per_core": threads, "usable_cores": num_cores, "usable_cpus": len(usable),
             "sibling_cpus_left_out": others}  # fmt: skip
@@ -34,7 +35,7 @@ def smt(host: Host) -> Check:
             **data,
         )  # fmt: skip
     return ok(
-        name, f"on; the {len(usable)} usable CPUs are {num_cores} cores",
+        name, f"on; the {len(usable)} usable CPUs are {count_cores(num_cores)}",
         "deepsched runs on one thread of each core.", **data,
     )  # fmt: skip
 
@@ -54,10 +55,18 @@ def core_kinds(host: Host) -> Check:
         name, f"{len(kinds)} kinds of core, the most capable first: {', '.join(parts)}",
         "An operator is cut into equal parts, one for each core of the stream, and is done when "
         "the slowest core is.",
-        f"num_cores={len(best)} uses the most capable ones alone; or choose num_streams so that no "
-        "stream has both: deepsched topology --num-streams N shows it.",
+        f"{_only(host, best)}num_streams so that no stream has both: deepsched topology "
+        "--num-streams N shows it.",
         **data,
     )  # fmt: skip
+
+
+def _only(host: Host, best: list[Core]) -> str:
+    """How to use these alone; cores of several packages cannot be had so, packages come first."""
+    streams = partition(host.topology, num_cores=len(best)).streams
+    if {core for stream in streams for core in stream.cores} != set(best):
+        return "Choose "
+    return f"num_cores={len(best)} uses the most capable ones alone; or choose "
 
 
 def _cpus(cores: list[Core]) -> list[int]:
@@ -106,8 +115,8 @@ def numa_balancing(host: Host) -> Check:
 def memory_nodes(host: Host) -> Check:
     """Whether memory may come from the nodes that the cores are in."""
     name = "memory_nodes"
-    allowed = parse_list(_status_field(host, "Mems_allowed_list"))
-    if not allowed:
+    allowed = host.memory_nodes
+    if allowed is None:
         return unknown(name, "proc/self/status does not tell which nodes memory may come from")
     nodes = frozenset(distinct(core.numa_node for core in host.used_cores))
     nodes &= host.read_list("sys/devices/system/node/has_memory") or nodes
@@ -123,11 +132,3 @@ def memory_nodes(host: Host) -> Check:
         f"{format_cpu_list(nodes)}, or numactl --cpunodebind and --membind with the same nodes.",
         **data,
     )  # fmt: skip
-
-
-def _status_field(host: Host, field: str) -> str | None:
-    for line in (host.read_text("proc/self/status") or "").splitlines():
-        name, _, value = line.partition(":")
-        if name == field:
-            return value.strip()
-    return None

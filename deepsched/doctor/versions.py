@@ -23,6 +23,10 @@ def installed_packages() -> dict[str, str | None]:
             packages[package] = version(package)
         except PackageNotFoundError:
             packages[package] = None
+    if packages["onnxruntime"] is None:  # it has other names, for other hardware
+        for wheel in _wheels():
+            packages.pop("onnxruntime", None)
+            packages[wheel] = version(wheel)
     return packages
 
 
