@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import sys
 import unittest
 import warnings
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 HANG_SECONDS = 60
 
@@ -50,9 +52,9 @@ def run(names, results):
     results.put(None)
 
 
-def main():
+def run_all(names):
+    """{name: outcome}, by children one after another."""
     context = multiprocessing.get_context("spawn")
-    names = sorted(collect())
     outcomes = {}
     while len(outcomes) < len(names):
         results = context.Queue()
@@ -75,7 +77,16 @@ def main():
                     print(f"{current}: {outcome}: {why[:200]}")
         child.kill()
         child.join()
-    print(json.dumps(Counter(outcomes.values())))
+    return outcomes
+
+
+def main():
+    names = sorted(collect())
+    num_shards = len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(num_shards) as pool:
+        shards = pool.map(run_all, (names[shard::num_shards] for shard in range(num_shards)))
+        counts = Counter(outcome for outcomes in shards for outcome in outcomes.values())
+    print(json.dumps(counts))
 
 
 if __name__ == "__main__":

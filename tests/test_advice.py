@@ -163,12 +163,12 @@ def test_advice_is_remembered_for_the_same_question_only(mlp):
 
 
 def test_an_answer_is_good_for_less_time_and_for_fewer_questions_but_not_for_more(mlp):
-    advise(mlp, seconds=0.5, compares_batches=False)
-    assert advise(mlp, seconds=0.4, compares_batches=False).was_remembered
-    assert not advise(mlp, seconds=0.4).was_remembered  # nothing was known of batches
-    assert advise(mlp, seconds=0.4, compares_batches=False).was_remembered
-    assert not advise(mlp, seconds=0.6).was_remembered
-    assert advise(mlp, seconds=0.6, compares_batches=False).was_remembered
+    advise(mlp, num_cores=1, seconds=0.5, compares_batches=False)
+    assert advise(mlp, num_cores=1, seconds=0.4, compares_batches=False).was_remembered
+    assert not advise(mlp, num_cores=1, seconds=0.4).was_remembered  # nothing was known of batches
+    assert advise(mlp, num_cores=1, seconds=0.4, compares_batches=False).was_remembered
+    assert not advise(mlp, num_cores=1, seconds=0.6).was_remembered
+    assert advise(mlp, num_cores=1, seconds=0.6, compares_batches=False).was_remembered
 
 
 def test_ctrl_c_ends_it_and_nothing_is_remembered(mlp, monkeypatch):
@@ -177,10 +177,10 @@ def test_ctrl_c_ends_it_and_nothing_is_remembered(mlp, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("deepsched.advice.measuring.measure", measure_interrupted)
-        assert main(["advise", mlp, "--seconds", "0.5", "-q"]) == 130
+        assert main(["advise", mlp, "--seconds", "0.2", "-q", "-ncores", "1"]) == 130
         with pytest.raises(KeyboardInterrupt):
-            compile_model(mlp, scheduler="auto")
-    assert not advise(mlp, seconds=0.5).was_remembered
+            compile_model(mlp, num_cores=1, scheduler="auto")
+    assert not advise(mlp, seconds=0.2, num_cores=1).was_remembered
 
 
 def test_one_core_has_but_one_setting(mlp):
@@ -196,7 +196,7 @@ def test_a_model_that_fails_with_larger_batches_is_advised_without_them(tmp_path
         [onnx.helper.make_node("Reshape", ["x", "shape"], ["y"])],
         [models.tensor("x", ["batch", 64])], [models.tensor("y", None)], [shape],
     )  # fmt: skip
-    found = advise(fixed, seconds=0.3, cache_dir=tmp_path)
+    found = advise(fixed, seconds=0.2, num_cores=1, cache_dir=tmp_path)
     assert [it.batch_size for it in found.batches] == [1]
     assert caplog.messages == []  # of what was only tried
 
@@ -230,10 +230,10 @@ def test_the_command_prints_the_line_to_paste_and_json(mlp, capsys):
 
 
 def test_larger_requests_are_tried_where_all_cores_are_to_be_busy(mlp, capsys):
-    busy = advise(mlp, seconds=0.5)
+    busy = advise(mlp, seconds=0.2, num_cores=1)
     assert [it.batch_size for it in busy.batches[:2]] == [1, 4]
-    assert advise(mlp, seconds=0.5, callers=2).batches == ()
-    assert main(["advise", mlp, "--seconds", "0.5", "-q"]) == 0
+    assert advise(mlp, seconds=0.2, num_cores=1, callers=2).batches == ()
+    assert main(["advise", mlp, "--seconds", "0.2", "-q", "-ncores", "1"]) == 0
     assert "Batches: " in capsys.readouterr().out
 
 
@@ -244,7 +244,7 @@ def test_a_load_far_beyond_the_machine_takes_no_longer_than_another(mlp):
 
 
 def test_scheduler_auto_follows_the_advice(mlp, monkeypatch):
-    told = advise(mlp, seconds=0.5)
+    told = advise(mlp, seconds=0.2, num_cores=1)
     chosen = Setting("multi_stream", 1, 1)
     monkeypatch.setattr(
         "deepsched.compiling.advise",

@@ -59,7 +59,7 @@ class Memory:
                 "figures": tuple(
                     Figures(**{**it, "setting": Setting(**it["setting"])}) for it in kept["figures"]
                 ),
-                "batches": tuple(BatchFigures(**it) for it in kept["batches"]),
+                "batches": tuple(BatchFigures(**it) for it in kept["batches"] if compares_batches),
                 "scaling_ms": {int(cores): ms for cores, ms in kept["scaling_ms"].items()},
                 "was_remembered": True,
             }
