@@ -92,3 +92,5 @@ def test_the_modules_in_architecture_exist():
     assert listed
     for name in listed:
         assert (ROOT / "deepsched" / name).exists(), name
+    there = {path.name for path in (ROOT / "deepsched").glob("*.py")} - {"version.py"}
+    assert there <= set(listed)
