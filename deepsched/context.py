@@ -398,8 +398,9 @@ class Context:
         with self._lock:
             if self._is_closed:
                 raise ClosedError("this context is closed; make a new one")
+            # First, since whoever finds it among the engines may close it.
+            self._roster.add(engine._model, engine._traced)
             self._engines.add(engine)
-        self._roster.add(engine._model, engine._traced)
 
 
 def _check_topology(topology: Topology) -> Topology:
