@@ -28,7 +28,7 @@ from deepsched.model import ModelLike, Shapes, explain_override
 from deepsched.partition import Stream
 from deepsched.progress import tracked
 from deepsched.runtime.model import Model
-from deepsched.samples import explain_made_up, random_value
+from deepsched.samples import open_sizes, random_value
 from deepsched.scheduler import Scheduler
 from deepsched.stats import Counts, Stats
 from deepsched.timeline.trace import TracedModel
@@ -498,17 +498,26 @@ class Engine:
         rng = np.random.default_rng(0)
         return [random_value(rng, info, self.batch_size or 1) for info in self._model.inputs]
 
-    def _tried_inputs(self) -> list[Any]:
-        """Random inputs that it has answered once.
+    def _tried_inputs(self, warns: bool = False) -> list[Any]:
+        """Random inputs that it has answered once. `warns`: whether to log the sizes made up.
 
         Raises:
             InferenceError: it fails; says so if made-up sizes may be the reason.
         """
         inputs = self.generate_random_inputs()
+        made_up = open_sizes(self._model.inputs, inputs)
+        hint = "input_shapes (on the command line --input_shapes) gives others"
         try:
             self.run(inputs)
         except InferenceError as error:
-            raise InferenceError(explain_made_up(error, self._model.inputs, inputs)) from error
+            if not made_up:
+                raise
+            raise InferenceError(
+                f"{error}. The inputs were made up, with size 1 where the model leaves a size open "
+                f"({made_up}); {hint}"
+            ) from error
+        if made_up and warns:
+            logger.warning("sizes that the model leaves open are 1 (%s); %s", made_up, hint)
         return inputs
 
     # --- Its end ----------------------------------------------------------------------------

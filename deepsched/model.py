@@ -67,6 +67,8 @@ def prepare_model(
     batch_size = _reconcile(batch_size, shapes)
     _check_has_batch(proto, batch_size)
     changed, changed_fixed = _fix_shapes(proto, _wanted_shapes(proto, batch_size, shapes))
+    if any(shapes):
+        _check_room(proto, input_shapes)
     changed |= _drop_inputs_that_are_initializers(proto)
     files = tuple(sorted(_external_files(proto)))
     if not changed and path is not None:
@@ -195,7 +197,7 @@ def _check_batch_size(batch_size: int | None) -> None:
 
 def _check_path(path: str) -> str:
     if os.path.isdir(path):
-        raise ModelNotFoundError(f"{path!r} is a folder; expected an ONNX file in it")
+        raise ModelNotFoundError(f"{path!r} is a folder; give the ONNX file in it")
     if not os.path.exists(path):
         raise ModelNotFoundError(f"no model file at {path!r} (working folder: {os.getcwd()!r})")
     if not os.access(path, os.R_OK):
@@ -263,6 +265,32 @@ def _check_has_batch(proto: onnx.ModelProto, batch_size: int | None) -> None:
             f"batch_size={batch_size} would be the first dimension of the inputs, but no input of "
             "this model has dimensions; leave it at 1"
         )
+
+
+def _check_room(proto: onnx.ModelProto, input_shapes: Shapes | None) -> None:
+    """ONNX Runtime (1.32) divides by zero, which ends the process, where a convolution or a pooling
+    has no output. As far as onnx can tell the sizes."""
+    import onnx
+
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto)
+    except (onnx.shape_inference.InferenceError, ValueError):  # ValueError: above 2 GB
+        return
+    infos = (*inferred.graph.value_info, *inferred.graph.output)
+    sizes = {
+        info.name: [dim.dim_value for dim in info.type.tensor_type.shape.dim[2:]
+                    if dim.HasField("dim_value")]
+        for info in infos
+    }  # fmt: skip
+    for node in proto.graph.node:
+        if node.op_type in _WINDOWS and min(sizes.get(node.output[0], ()), default=1) < 1:
+            raise ShapeOverrideError(
+                f"input_shapes={input_shapes} leave nothing for {node.op_type} "
+                f"{node.name or node.output[0]!r} to work on; give larger ones"
+            )
+
+
+_WINDOWS = frozenset(("AveragePool", "Conv", "ConvInteger", "LpPool", "MaxPool", "QLinearConv"))
 
 
 def _wanted_shapes(

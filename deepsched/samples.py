@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from deepsched.errors import InferenceError, OptionError
+from deepsched.errors import OptionError
 
 
 def random_value(rng: np.random.Generator, info: Any, batch_size: int) -> Any:
@@ -34,17 +34,10 @@ def random_value(rng: np.random.Generator, info: Any, batch_size: int) -> Any:
     return rng.standard_normal(shape).astype(info.dtype)
 
 
-def explain_made_up(error: InferenceError, infos: Sequence[Any], inputs: Sequence[Any]) -> str:
-    """What `error` says, and which sizes of the inputs were made up: perhaps it fails for them."""
-    open_shapes = [
+def open_sizes(infos: Sequence[Any], inputs: Sequence[Any]) -> str:
+    """The shapes of made-up inputs that the model leaves open, beside the batch; empty if none."""
+    return ", ".join(
         f"{info.name}: {'x'.join(map(str, value.shape))}"
         for info, value in zip(infos, inputs, strict=True)
         if info.kind == "tensor" and not all(isinstance(size, int) for size in info.shape[1:])
-    ]
-    if not open_shapes:
-        return str(error)
-    return (
-        f"{error}. The inputs were made up, with size 1 where the model leaves a size open "
-        f"({', '.join(open_shapes)}); if it needs others, give input_shapes (on the command line "
-        "--input_shapes)"
     )

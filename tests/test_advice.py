@@ -142,6 +142,12 @@ def test_the_default_is_not_called_worse_where_it_is_as_good():
     assert "instead" in cost(chosen, [], default, load)
 
 
+@pytest.fixture(autouse=True)
+def _quiet_machine(monkeypatch):
+    """Whatever else runs here, what is advised is remembered."""
+    monkeypatch.setattr("deepsched.neighbours.Neighbours.share", lambda self: 0.0)
+
+
 @pytest.fixture
 def mlp(tmp_path, monkeypatch):
     monkeypatch.setenv("DEEPSCHED_CACHE_DIR", str(tmp_path / "cache"))
@@ -180,6 +186,14 @@ def test_ctrl_c_ends_it_and_nothing_is_remembered(mlp, monkeypatch):
         assert main(["advise", mlp, "--seconds", "0.2", "-q", "-ncores", "1"]) == 130
         with pytest.raises(KeyboardInterrupt):
             compile_model(mlp, num_cores=1, scheduler="auto")
+    assert not advise(mlp, seconds=0.2, num_cores=1).was_remembered
+
+
+def test_an_answer_from_a_busy_machine_says_so_and_is_not_remembered(mlp, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr("deepsched.neighbours.Neighbours.share", lambda self: 0.4)
+        assert main(["advise", mlp, "--seconds", "0.2", "-q", "-ncores", "1"]) == 0
+    assert "Other processes took 40% of these CPUs" in capsys.readouterr().out
     assert not advise(mlp, seconds=0.2, num_cores=1).was_remembered
 
 
@@ -269,6 +283,14 @@ def test_scheduler_auto_follows_the_advice(mlp, monkeypatch):
 def test_what_makes_no_sense_is_told(mlp, options):
     with pytest.raises(OptionError):
         advise(mlp, **options)
+
+
+def test_sizes_that_are_made_up_are_told_once(tmp_path, caplog):
+    advise(models.mlp(), None, seconds=0.2, num_cores=1, cache_dir=tmp_path)
+    assert caplog.messages == []  # only batches are open
+    advise(models.identity((1, "long")), None, seconds=0.2, num_cores=1, cache_dir=tmp_path)
+    (message,) = caplog.messages
+    assert "(x: 1x1)" in message and "--input_shapes" in message
 
 
 def test_a_model_that_is_not_there_is_told(tmp_path):

@@ -14,6 +14,7 @@ import pytest
 from deepsched import Engine, Topology
 from deepsched.benchmark import bundled_model, measure
 from deepsched.cli import main
+from deepsched.cli.help import HelpFormatter
 from tests import models
 from tests.sysfs_tree import write_machine
 
@@ -239,7 +240,7 @@ def test_ctrl_c_before_the_second_measurement_shows_the_first(mlp, arguments, fu
     arguments = [mlp if argument == "MLP" else argument for argument in arguments]
     script = INTERRUPTED.format(command=arguments[0], function=function)
     done = run_deepsched(arguments, script, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (130, "")
+    assert (done.returncode, done.stderr) == (130, "deepsched: interrupted\n")
     assert shown in done.stdout
 
 
@@ -390,3 +391,37 @@ def test_measure_counts_what_every_caller_did_and_raises_what_it_raised():
     assert result.seconds == pytest.approx(0.05)
     with pytest.raises(ZeroDivisionError):
         measure(lambda x: 1 // x, 0, callers=2, seconds=5)
+
+
+@pytest.mark.parametrize("command", ["benchmark", "advise", "analyze", "topology", "trace"])
+def test_help_fits_the_terminal_and_loses_no_word(command, capsys, monkeypatch):
+    texts = {}
+    for width in (80, 200):
+        monkeypatch.setenv("COLUMNS", str(width))
+        with pytest.raises(SystemExit):
+            main([command, "-h"])
+        texts[width] = capsys.readouterr().out
+    too_wide = [line for line in texts[80].splitlines() if len(line) > 80]
+    assert all(line.startswith("  deepsched ") for line in too_wide)  # examples are to be copied
+    # What is an option's own help, argparse wraps at hyphens.
+    words = {width: texts[width].partition("exit codes")[2].split() for width in texts}
+    assert words[80] == words[200]
+    assert "exit codes:\n  0    " in texts[80]
+
+
+def test_definitions_go_on_below_their_meaning():
+    formatter = HelpFormatter("prog", width=40)
+    text = (
+        "Words before that, long enough.\n\n  name   unit  a meaning that is too long for it\n"
+        + (
+            " " * 15
+            + "and its end\n  b      s     short\n\n  deepsched x --y z that is left as it is\n"
+        )
+    )
+    assert formatter._fill_text(text, 40, "") == (
+        "Words before that, long enough.\n\n"
+        "  name   unit  a meaning that is too\n"
+        "               long for it and its end\n"
+        "  b      s     short\n\n"
+        "  deepsched x --y z that is left as it is"
+    )

@@ -283,3 +283,10 @@ def test_onnxruntimes_python_package_is_not_imported():
         PYTHONPATH=os.getcwd(),
     )
     assert done.stdout == "clean\n", done.stderr
+
+
+def test_sizes_that_leave_a_convolution_nothing_are_an_error_and_not_the_end_of_the_process():
+    with pytest.raises(errors.ShapeOverrideError, match="leave nothing for .*give larger ones"):
+        compile_model(bundled_model("squeezenet"), input_shapes=[[1, 3, 20, 20]])
+    with compile_model(bundled_model("squeezenet"), input_shapes=[[1, 3, 64, 64]]) as engine:
+        assert engine.run(engine.generate_random_inputs())

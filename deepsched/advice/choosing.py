@@ -97,7 +97,7 @@ def explain(
             f"{chosen.items_per_sec:.0f} items/s is the most that was answered, by this one."
         )
     else:
-        what = f"With {load} it gives {load.aim}"
+        what = f"With {load} {chosen.setting} gives {load.aim}"
         if p99_limit_ms is not None:
             is_within = chosen.p99_ms <= p99_limit_ms
             what += (

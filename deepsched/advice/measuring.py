@@ -22,6 +22,7 @@ from deepsched.compiled import CacheDir
 from deepsched.engine import Engine
 from deepsched.errors import InferenceError, InputError, ModelError, OptionError
 from deepsched.model import ModelLike, Shapes
+from deepsched.neighbours import Neighbours, remark
 from deepsched.partition import most_cores
 from deepsched.speed import useful_cores, widths
 from deepsched.topology import Topology
@@ -73,7 +74,7 @@ def advise(
         compares_batches: without callers, a rate, or input_shapes (there is a batch in these), try
             larger requests as well.
         remembers: look for, and keep, the result for this model, machine, load and these versions
-            in the cache folder.
+            in the cache folder; not kept if other processes took a tenth of the CPUs or more.
         on_progress: is told what is measured next.
 
     Returns:
@@ -111,6 +112,7 @@ def advise(
             input_shapes, cache_dir=cache_dir,
         )  # fmt: skip
 
+    neighbours = Neighbours()
     open_engine = functools.partial(open_batched, batch_size)
     scaling = _scaling(open_engine, most, seconds / 4, say)
     load = _measurable(load, scaling, seconds)
@@ -134,8 +136,9 @@ def advise(
         scaling_ms=scaling,
         load=str(load),
         seconds=time.monotonic() - began,
+        others_share=neighbours.share(),
     )
-    if memory is not None:
+    if memory is not None and not remark(advice.others_share):
         memory.keep(advice, seconds)
     return advice
 
@@ -158,7 +161,7 @@ def _scaling(open_engine: _OpenEngine, most: int, seconds: float, say: _Say) -> 
     scaling: dict[int, float] = {}
     for cores in widths(most):
         say(f"a lone request on {cores} core{'s' * (cores > 1)}")
-        scaling[cores] = _lone_ms(open_engine, cores, each)
+        scaling[cores] = _lone_ms(open_engine, cores, each, warns=cores == 1)
         narrower = [value for width, value in scaling.items() if width < cores]
         if narrower and scaling[cores] > 1.1 * min(narrower):
             break  # it gets slower: wider ones do so too
@@ -166,9 +169,9 @@ def _scaling(open_engine: _OpenEngine, most: int, seconds: float, say: _Say) -> 
     return {cores: min(ms, _lone_ms(open_engine, cores, each)) for cores, ms in scaling.items()}
 
 
-def _lone_ms(open_engine: _OpenEngine, cores: int, seconds: float) -> float:
+def _lone_ms(open_engine: _OpenEngine, cores: int, seconds: float, warns: bool = False) -> float:
     with open_engine(Setting("single_stream", None, cores)) as engine:
-        inputs = engine._tried_inputs()
+        inputs = engine._tried_inputs(warns)
         times: list[float] = []
         end = time.perf_counter() + seconds
         while len(times) < 3 or time.perf_counter() < end:

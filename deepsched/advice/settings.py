@@ -74,6 +74,9 @@ class Advice:
     load: str
     seconds: float
     """How long it took to find out."""
+    others_share: float | None = None
+    """What other processes took of the CPUs meanwhile, between 0 and 1; None: unknown. From a tenth
+    on the answer is unsure, and is not remembered."""
     was_remembered: bool = False
 
     @property

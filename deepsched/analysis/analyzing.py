@@ -20,6 +20,7 @@ from deepsched.analysis.work import NEED_POSITIONS, bytes_moved, operations
 from deepsched.compiled import CacheDir
 from deepsched.errors import OptionError
 from deepsched.model import ModelLike, Shapes
+from deepsched.neighbours import Neighbours
 from deepsched.partition import most_cores
 from deepsched.speed import widths
 from deepsched.topology import Topology
@@ -90,13 +91,13 @@ def measure(
         if subject.cache_dir is None or not subject.optimizes:
             # A compiled form that no engine opens, but a file that tells the weights' shapes.
             subject = subject._replace(cache_dir=folder)
-        began = time.monotonic()
+        began, neighbours = time.monotonic(), Neighbours()
         for number in range(num_rounds):
             if number and time.monotonic() > began + seconds:
                 break
             for count in cores:
                 say(f"{count} core{'s' * (count > 1)} ({number + 1} of {num_rounds})")
-                plain[count] += time_plain(subject, count, runs)
+                plain[count] += time_plain(subject, count, runs, warns=not plain[cores[0]])
                 profiled[count].append(profile(subject, count, runs))
                 timing[count] = min(timing_us(count, folder), timing.get(count, math.inf))
     joined = {count: _join(found) for count, found in profiled.items()}
@@ -107,6 +108,7 @@ def measure(
         operators=tuple(_operator(key, joined, timing, every) for key in keys),
         run_ms={count: float(np.mean(it.run_us)) / 1e3 for count, it in joined.items()},
         plain_ms={count: _mean_of_fast(times) for count, times in plain.items()},
+        others_share=neighbours.share(),
     )
 
 

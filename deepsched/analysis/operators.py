@@ -135,6 +135,9 @@ class Analysis:
     plain_ms: Mapping[int, float]
     """By cores: a request without that, from the call to the answer; in the mean of the faster
     half."""
+    others_share: float | None = None
+    """What other processes took of the CPUs meanwhile, between 0 and 1; None: unknown. From a tenth
+    on the figures are unsure."""
 
     @property
     def most_cores(self) -> int:
@@ -185,6 +188,7 @@ class Analysis:
             "plain_ms": dict(self.plain_ms),
             "run_ms": dict(self.run_ms),
             "slowdown": self.slowdown,
+            "others_share": self.others_share,
             "between_ms": self.between_ms,
             "types": [{**it.to_dict(), "share": self.share(it)} for it in self.types],
             "operators": [{**it.to_dict(), "share": self.share(it)} for it in self.operators],

@@ -44,10 +44,10 @@ class Runs(NamedTuple):
     seconds: float
 
 
-def time_plain(subject: Subject, num_cores: int, runs: Runs) -> list[float]:
-    """How long requests take that nobody looks into, ms."""
+def time_plain(subject: Subject, num_cores: int, runs: Runs, warns: bool = False) -> list[float]:
+    """How long requests take that nobody looks into, ms. `warns`: see Engine._tried_inputs."""
     with _open(subject, num_cores, None) as engine:
-        return _repeat(engine, subject.inputs, runs)
+        return _repeat(engine, subject.inputs, runs, warns)
 
 
 class Profiled(NamedTuple):
@@ -101,11 +101,11 @@ def _open(subject: Subject, num_cores: int, profile_to: str | None) -> Iterator[
         yield engine
 
 
-def _repeat(engine: Engine, inputs: Any, runs: Runs) -> list[float]:
+def _repeat(engine: Engine, inputs: Any, runs: Runs, warns: bool = False) -> list[float]:
     """Milliseconds of each run but the warm-ups."""
     num_warmups = runs.num_warmups
     if inputs is None:
-        inputs = engine._tried_inputs()
+        inputs = engine._tried_inputs(warns)
         num_warmups -= 1
     for _ in range(num_warmups):
         engine.run(inputs)

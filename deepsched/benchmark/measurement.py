@@ -158,6 +158,7 @@ class Measurement:
             "cpu_seconds_per_item": self.cpu_seconds_per_item,
             "peak_memory_bytes": usage.peak_memory_bytes if usage else None,
             "throttled_seconds": usage.throttled_seconds if usage else None,
+            "others_share": usage.others_share if usage else None,
         }
 
 

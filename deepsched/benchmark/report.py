@@ -59,6 +59,8 @@ FIELDS: dict[str, tuple[str, str]] = {
         "the whole process"),
     "throttled_seconds": ("s", "that the cgroup's CPU quota kept its threads from running, summed "
         "over CPUs; null: unknown"),
+    "others_share": ("share", "of the CPUs that this process may use, taken by other processes, "
+        "0 to 1: with more than a little the figures are unsure; null: unknown"),
 }  # fmt: skip
 """Field -> (unit, meaning), of the JSON; those of benchmark_result from `callers` on."""
 

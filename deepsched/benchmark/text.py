@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
 from deepsched.benchmark.report import FIELDS
+from deepsched.neighbours import remark
 from deepsched.terminal import Console
 from deepsched.words import short
 
@@ -64,6 +65,8 @@ def print_report(report: Report) -> None:
     print(f"Peak Memory (MB): {result['peak_memory_bytes'] / 1e6:.1f}")
     if result["throttled_seconds"]:
         print(f"Throttled by the CPU Quota (sec): {result['throttled_seconds']:.4f}")
+    if note := remark(result["others_share"]):
+        print(f"Note: {note}")
     if result["dropped"]:
         print(f"Dropped: {result['dropped']} requests; the load is more than the engine can do")
     elif not result["keeps_up"]:
@@ -92,13 +95,27 @@ def print_comparison(result: Report) -> None:
             *(short(numbers[key]) for key in ("mean", "median", "90.0%", "99.0%")),
         )
     _print(table)
-    print(
-        "Latency is of a whole call, waiting included. One caller: single_stream answers sooner.\n"
-        "More callers: multi_stream answers more of them a second, where a model does not use all\n"
-        "cores well by itself."
-    )
+    print("Latency is of a whole call, waiting included.")
+    for line in _comparison(reports):
+        print(line)
+    shares = [report["benchmark_result"]["others_share"] for report in reports]
+    if note := remark(max((share for share in shares if share is not None), default=None)):
+        print(note)
     if result["interrupted"]:
         print("Interrupted: the last line was measured for a shorter time, others are missing.")
+
+
+def _comparison(reports: Sequence[Report]) -> Iterator[str]:
+    """What the figures say."""
+    lone = [report for report in reports if report["benchmark_result"]["callers"] == 1]
+    if len(lone) > 1:
+        first = min(lone, key=lambda report: report["benchmark_result"]["median"])
+        yield f"One caller is answered soonest by {first['scheduler']}."
+    most = max(report["benchmark_result"]["callers"] for report in reports)
+    crowd = [report for report in reports if report["benchmark_result"]["callers"] == most]
+    if most > 1 and len(crowd) > 1:
+        first = max(crowd, key=lambda report: report["benchmark_result"]["items_per_sec"])
+        yield f"Of {most} callers most a second are answered by {first['scheduler']}."
 
 
 def print_sweep(result: Report) -> None:

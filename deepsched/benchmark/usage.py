@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepsched.cgroup import throttled_seconds
+from deepsched.neighbours import Neighbours
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,9 @@ class Usage:
     where the kernel does not tell."""
     peak_memory_bytes: int
     """The most that was resident at once (VmHWM), since `reset_peak_memory`."""
+    others_share: float | None
+    """What other processes took of the CPUs that this one may use: between 0 and 1; None where the
+    kernel does not tell."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +37,15 @@ class Reading:
     at_ns: int
     cpu_seconds: float
     throttled_seconds: tuple[float, ...]
+    neighbours: Neighbours
 
     @classmethod
     def take(cls, at_ns: int) -> Reading:
         """`at_ns`: the moment, of the clock that the load goes by."""
-        return cls(at_ns, time.process_time(), throttled_seconds(Path("/")))
+        return cls(at_ns, time.process_time(), throttled_seconds(Path("/")), Neighbours())
 
     def until(self, later: Reading) -> Usage:
-        """What was used between the two."""
+        """What was used between the two, of which `later` is now."""
         # A group's time and its parent's may be the same: the most, not the sum.
         pairs = zip(self.throttled_seconds, later.throttled_seconds, strict=False)
         return Usage(
@@ -48,6 +53,7 @@ class Reading:
             cpu_seconds=later.cpu_seconds - self.cpu_seconds,
             throttled_seconds=max((after - before for before, after in pairs), default=None),
             peak_memory_bytes=peak_memory_bytes(),
+            others_share=self.neighbours.share(),
         )
 
 

@@ -66,4 +66,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"deepsched: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        print("deepsched: interrupted", file=sys.stderr)
         return 130

@@ -11,7 +11,9 @@ from rich.table import Table
 from deepsched.advice import Advice, Setting, advise
 from deepsched.benchmark import bundled_model
 from deepsched.cli.files import to_json
+from deepsched.cli.help import HelpFormatter
 from deepsched.cli.options import finite, parse_shapes
+from deepsched.neighbours import remark
 from deepsched.terminal import Console
 from deepsched.words import short
 
@@ -41,6 +43,8 @@ other fields of the JSON:
   load              what the settings were compared under
   seconds           how long it took to find out
   was_remembered    whether that was at another time
+  others_share      what other processes took of the CPUs meanwhile, 0 to 1; from 0.1 on the
+                    answer is unsure, and not remembered; null: unknown
 
 exit codes:
   0    advised
@@ -64,7 +68,7 @@ def add_parser(commands: Any) -> None:
         "recommends scheduler, num_streams and num_cores for a load, with the reason, the figures, "
         "and the line to paste. The answer is remembered for this model, machine and load.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument(
         "model_path", nargs="?", metavar="MODEL",
@@ -117,6 +121,8 @@ def _print(advice: Advice, model: str) -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)  # into a file: not cut at 80
     console.print(advice.compile_line(model), style="bold", soft_wrap=True)  # to be copied whole
     console.print(f"\nWhy: {advice.reason} {advice.cost_of_ignoring}")
+    if note := remark(advice.others_share):
+        console.print(f"Note: {note} This answer is not remembered.")
     if advice.batches:
         _print_batches(console, advice, model)
     scaling = ", ".join(f"{cores}: {short(ms)} ms" for cores, ms in advice.scaling_ms.items())
@@ -127,7 +133,8 @@ def _print(advice: Advice, model: str) -> None:
         table.add_column(name, justify="right", overflow="fold")
     for it in advice.figures:
         table.add_row(
-            _short(it.setting), str(it.num_streams), f"{it.items_per_sec:.1f}", short(it.mean_ms),
+            ("> " if it.setting == advice.setting else "  ") + _short(it.setting),
+            str(it.num_streams), f"{it.items_per_sec:.1f}", short(it.mean_ms),
             short(it.p50_ms), short(it.p99_ms), "all" if it.answered == 1 else f"{it.answered:.1%}",
             style="bold" if it.setting == advice.setting else None,
         )  # fmt: skip
@@ -143,12 +150,12 @@ def _short(setting: Setting) -> str:
 def _print_batches(console: Console, advice: Advice, model: str) -> None:
     first, *others = advice.batches
     larger = ", ".join(
-        f"{it.batch_size}: {it.items_per_sec:.1f} items/s, p50 {short(it.p50_ms)} ms"
+        f"batch_size={it.batch_size}: {it.items_per_sec:.1f} items/s, p50 {short(it.p50_ms)} ms"
         for it in others
     )
     best = advice.best_batch_size
     if not larger:
-        text = f"the model, or the limit, takes none larger than {first.batch_size}."
+        text = f"the model takes none larger than {first.batch_size}, or they exceed the p99 limit."
     elif best == first.batch_size:
         text = f"larger ones do not gain ({larger})."
     else:

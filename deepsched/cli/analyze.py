@@ -16,8 +16,10 @@ from deepsched.analysis.operators import Timed
 from deepsched.benchmark import bundled_model
 from deepsched.benchmark.report import flatten
 from deepsched.cli.files import check_distinct, output, to_json
+from deepsched.cli.help import HelpFormatter
 from deepsched.cli.options import finite, parse_shapes
 from deepsched.errors import OptionError
+from deepsched.neighbours import remark
 from deepsched.terminal import Console
 from deepsched.words import short
 
@@ -69,7 +71,7 @@ def add_parser(commands: Any) -> None:
         help="show which operators a model's time goes into, and which stop scaling",
         description="Times every operator of MODEL on 1, 2, 4, ... cores and on all.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument(
         "model_path", nargs="?", metavar="MODEL",
@@ -158,6 +160,8 @@ def _print(analysis: Analysis, top: int) -> None:
     between = ", ".join(f"{cores}: {short(ms)} ms" for cores, ms in analysis.between_ms.items())
     console.print(f"Between operators, by cores: {between}\n")
     slowest = analysis.slowest[:top]
+    if not is_wide:
+        console.print("A wider terminal, or --csv, shows shapes, GB/s and all numbers of cores.\n")
     title = f"The {len(slowest)} slowest of {len(analysis.operators)} operators"
     names = ("operator", "type", "shapes") if is_wide else ("operator", "type")
     operators = _table(title, names, analysis, is_wide)
@@ -223,7 +227,8 @@ def _summary(analysis: Analysis) -> str:
         )
     if most > 1:
         sentences.append(_stuck(analysis))
-    return " ".join(sentences)
+    sentences.append(remark(analysis.others_share))
+    return " ".join(filter(None, sentences))
 
 
 def _stuck(analysis: Analysis) -> str:

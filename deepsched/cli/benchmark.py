@@ -33,6 +33,7 @@ from deepsched.benchmark.text import (
     print_sweep,
 )
 from deepsched.cli.files import check_distinct, output, to_json
+from deepsched.cli.help import HelpFormatter
 from deepsched.cli.options import finite, parse_shapes, streams_to_compare
 from deepsched.cli.progress import ProgressBar, progress_bar
 from deepsched.errors import OptionError
@@ -107,7 +108,7 @@ def add_parser(commands: Any) -> None:
         help="measure throughput and latency of a model",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("model_path", nargs="?", metavar="MODEL", help="path of an ONNX file")
     _add_engine_options(parser.add_argument_group("engine"))

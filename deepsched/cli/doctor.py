@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from deepsched.cli.help import HelpFormatter
 from deepsched.doctor import Check, Diagnosis, Status, check_hardware
 
 _EPILOG = """\
@@ -76,7 +77,7 @@ def add_parser(commands: Any) -> None:
         "process may use, how the kernel runs them, and the software. Measures\n"
         "and changes nothing.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument(
         "--sysfs", metavar="ROOT", default="/",

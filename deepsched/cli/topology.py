@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deepsched.cli.files import to_json, writing
+from deepsched.cli.help import HelpFormatter
 from deepsched.colours import fill_of, ink_of
 from deepsched.errors import OptionError
 from deepsched.partition import Partition, partition
@@ -59,7 +60,7 @@ def add_parser(commands: Any) -> None:
         description="Shows the machine, the cores of it that this process may use, the streams "
         "that multi_stream would make of them, and what is unwise about these.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument(
         "-ncores", "--num_cores", "--num-cores", type=int, metavar="N",

@@ -9,6 +9,7 @@ from typing import Any
 
 from deepsched.benchmark import bundled_model, measure
 from deepsched.cli.files import check_distinct, output, to_json
+from deepsched.cli.help import HelpFormatter
 from deepsched.cli.options import finite, parse_shapes, streams_to_compare
 from deepsched.cli.progress import ProgressBar, progress_bar
 from deepsched.engine import Engine
@@ -53,7 +54,7 @@ def add_parser(commands: Any) -> None:
         "Without -s: single_stream and multi_stream, one below the other. In a program of yours "
         "do the same with Context.trace().",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument(
         "model_path", nargs="?", metavar="MODEL",

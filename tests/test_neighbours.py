@@ -1,0 +1,57 @@
+"""What others take of this process's CPUs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepsched.neighbours import Neighbours, busy_seconds
+
+TICK = 1 / os.sysconf("SC_CLK_TCK")
+
+
+def write_stat(root, *cpus):
+    lines = ["cpu  " + " ".join(["9"] * 10), *(f"cpu{n} {words}" for n, words in cpus), "intr 1 2"]
+    (root / "proc").mkdir(exist_ok=True)
+    (root / "proc/stat").write_text("\n".join(lines))
+
+
+def test_busy_is_all_but_idle_and_waiting_for_disks(tmp_path):
+    write_stat(tmp_path, (0, "1 2 4 8 16 32 64 128 0 0"), (1, "1 0 0 5 5 0 0 0 0 0"))
+    assert busy_seconds(tmp_path, {0}) == pytest.approx((1 + 2 + 4 + 32 + 64 + 128) * TICK)
+    assert busy_seconds(tmp_path, {0, 1}) == pytest.approx((231 + 1) * TICK)
+    assert busy_seconds(tmp_path, {0, 2}) is None  # one that is not told
+    assert busy_seconds(tmp_path / "none", {0}) is None
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\r\x0b\x0c"), max_size=80))
+def test_an_odd_file_is_no_error(tmp_path_factory, text):
+    root = tmp_path_factory.mktemp("odd")
+    (root / "proc").mkdir()
+    (root / "proc/stat").write_text("cpu0 " + text)
+    found = busy_seconds(root, {0})
+    assert found is None or found >= 0
+
+
+def test_a_busy_neighbour_is_seen_and_our_own_work_is_not():
+    """Ratios of one run: alone we work; beside another process that works as well."""
+
+    def work(seconds):
+        neighbours = Neighbours()
+        begin = os.times().user
+        while os.times().user < begin + seconds:
+            pass
+        return neighbours.share()
+
+    alone = work(0.5)
+    code = "print('up', flush=True)\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+        other.stdout.readline()
+        beside = work(0.5)
+        other.kill()
+    assert alone is None or beside > alone
