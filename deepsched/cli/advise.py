@@ -12,7 +12,7 @@ from deepsched.advice import Advice, Setting, advise
 from deepsched.benchmark import bundled_model
 from deepsched.cli.files import to_json
 from deepsched.cli.help import HelpFormatter
-from deepsched.cli.options import finite, parse_shapes
+from deepsched.cli.options import add_model, add_sizes, finite, parse_shapes
 from deepsched.neighbours import remark
 from deepsched.terminal import Console
 from deepsched.words import short
@@ -70,15 +70,8 @@ def add_parser(commands: Any) -> None:
         epilog=_EPILOG,
         formatter_class=HelpFormatter,
     )
-    parser.add_argument(
-        "model_path", nargs="?", metavar="MODEL",
-        help="path of an ONNX file (default: ResNet-50 from the onnx wheel)",
-    )  # fmt: skip
-    parser.add_argument("-b", "--batch_size", type=int, default=1, help="items in a request")
-    parser.add_argument(
-        "-i", "-shapes", "--input_shapes", default="", metavar="SHAPES",
-        help='shapes of the inputs, such as "[1,3,320,320]" or "[1,128],[1,128]"',
-    )  # fmt: skip
+    add_model(parser)
+    add_sizes(parser)
     parser.add_argument("-ncores", "--num_cores", type=int, help="the most cores to use")
     load = parser.add_mutually_exclusive_group()
     load.add_argument(

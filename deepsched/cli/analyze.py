@@ -17,7 +17,7 @@ from deepsched.benchmark import bundled_model
 from deepsched.benchmark.report import flatten
 from deepsched.cli.files import check_distinct, output, to_json
 from deepsched.cli.help import HelpFormatter
-from deepsched.cli.options import finite, parse_shapes
+from deepsched.cli.options import add_model, add_sizes, finite, parse_shapes
 from deepsched.errors import OptionError
 from deepsched.neighbours import remark
 from deepsched.terminal import Console
@@ -73,15 +73,8 @@ def add_parser(commands: Any) -> None:
         epilog=_EPILOG,
         formatter_class=HelpFormatter,
     )
-    parser.add_argument(
-        "model_path", nargs="?", metavar="MODEL",
-        help="path of an ONNX file (default: ResNet-50 from the onnx wheel)",
-    )  # fmt: skip
-    parser.add_argument("-b", "--batch_size", type=int, default=1, help="items in a request")
-    parser.add_argument(
-        "-i", "-shapes", "--input_shapes", default="", metavar="SHAPES",
-        help='shapes of the inputs, such as "[1,3,320,320]" or "[1,128],[1,128]"',
-    )  # fmt: skip
+    add_model(parser)
+    add_sizes(parser)
     parser.add_argument("-ncores", "--num_cores", type=int, help="the most cores to use")
     parser.add_argument(
         "--seconds", type=finite, default=10.0, help="how long to measure, about (default 10)"

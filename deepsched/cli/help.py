@@ -23,28 +23,28 @@ class HelpFormatter(argparse.HelpFormatter):
 
 def _wrapped(line: str, hanging: int, width: int) -> str:
     return textwrap.fill(
-        line, width, subsequent_indent=" " * hanging, drop_whitespace=True,
-        break_long_words=False, break_on_hyphens=False,
+        line, width, subsequent_indent=" " * hanging, break_long_words=False,
+        break_on_hyphens=False,
     )  # fmt: skip
 
 
 def _entries(text: str) -> Iterator[tuple[str, int]]:
-    """(text, how far what follows of it is indented), each in one line."""
+    """Paragraphs, definitions and examples, each in one line; and how far its other lines are to
+    be indented."""
     entry, hanging = "", 0
     for line in text.splitlines():
-        found = _DEFINITION.match(line)
         indent = len(line) - len(line.lstrip())
-        is_example = line.strip().startswith("deepsched ")
-        goes_on = entry and line.strip() and indent == hanging and not is_example
-        if goes_on and not (found and indent < len(found[1]) and hanging == 0):
+        is_whole = not line.strip() or line.strip().startswith("deepsched ")
+        if entry and indent == hanging and not is_whole:
             entry = f"{entry} {line.strip()}"
             continue
         if entry:
             yield entry, hanging
-        if not line.strip() or is_example:
-            yield line.rstrip(), 0
             entry = ""
-            continue
-        entry, hanging = line, len(found[1]) if found and found[1].startswith(" ") else indent
+        if is_whole:
+            yield line.rstrip(), 0
+        else:
+            definition = _DEFINITION.match(line) if indent else None
+            entry, hanging = line, indent if definition is None else len(definition[1])
     if entry:
         yield entry, hanging

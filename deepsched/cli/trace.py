@@ -10,7 +10,7 @@ from typing import Any
 from deepsched.benchmark import bundled_model, measure
 from deepsched.cli.files import check_distinct, output, to_json
 from deepsched.cli.help import HelpFormatter
-from deepsched.cli.options import finite, parse_shapes, streams_to_compare
+from deepsched.cli.options import add_model, add_sizes, finite, parse_shapes, streams_to_compare
 from deepsched.cli.progress import ProgressBar, progress_bar
 from deepsched.engine import Engine
 from deepsched.errors import OptionError
@@ -56,10 +56,7 @@ def add_parser(commands: Any) -> None:
         epilog=_EPILOG,
         formatter_class=HelpFormatter,
     )
-    parser.add_argument(
-        "model_path", nargs="?", metavar="MODEL",
-        help="path of an ONNX file (default: ResNet-50 from the onnx wheel)",
-    )  # fmt: skip
+    add_model(parser)
     parser.add_argument("-o", "--output", metavar="FILE.json", help="write a timeline there")
     parser.add_argument("--svg", metavar="FILE.svg", help="write the picture there")
     parser.add_argument("--json", action="store_true", help="print the timeline instead")
@@ -69,11 +66,7 @@ def add_parser(commands: Any) -> None:
         "-s", "--scheduler", default="single_stream,multi_stream", metavar="NAME[,NAME]",
         help="single_stream, multi_stream, elastic (default single_stream,multi_stream)",
     )  # fmt: skip
-    engine.add_argument("-b", "--batch_size", type=int, default=1, help="items in a request")
-    engine.add_argument(
-        "-i", "-shapes", "--input_shapes", default="", metavar="SHAPES",
-        help='shapes of the inputs, such as "[1,3,320,320]" or "[1,128],[1,128]"',
-    )  # fmt: skip
+    add_sizes(engine)
     engine.add_argument("-ncores", "--num_cores", type=int, help="physical cores to use")
     engine.add_argument(
         "-nstreams", "--num_streams", type=int,
