@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from deepsched.cli.files import to_json
 from deepsched.cli.help import HelpFormatter
 from deepsched.doctor import Check, Diagnosis, Status, check_hardware
+from deepsched.terminal import Console
 
 _EPILOG = """\
 statuses:
@@ -62,9 +62,10 @@ fields of the JSON:
                   shares from 0 to 1, CPUs and nodes by the OS's numbers)
 
 exit codes:
-  0  nothing to do
-  1  something warns
-  2  arguments that cannot be had, or a machine that cannot be read
+  0    nothing to do
+  1    something warns
+  2    arguments that cannot be had, or a machine that cannot be read
+  141  nobody reads the output to its end, as with `| head`
 """
 
 
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints what is found. Returns 1 if something warns."""
     diagnosis = check_hardware(args.sysfs)
     if args.json:
-        print(json.dumps(diagnosis.to_dict(), indent=2))
+        print(to_json(diagnosis.to_dict()))
     else:
         _print(diagnosis, diagnosis.warnings if args.quiet else diagnosis.checks)
     return 1 if diagnosis.warnings else 0
@@ -104,7 +105,7 @@ def _print(diagnosis: Diagnosis, shown: Sequence[Check]) -> None:
     for check in shown:
         status = Text(str(check.status), _STYLES[check.status])
         table.add_row(status, check.name, _explained(check))
-    console = Console(highlight=False)
+    console = Console()
     console.print(table)
     counts = {
         status: sum(check.status == status for check in diagnosis.checks) for status in Status
