@@ -34,7 +34,7 @@ def compile_model(
 
     `scheduler="auto"` takes what `deepsched advise` recommends for a load that keeps all cores
     busy: it measures once for each model and machine, for 10 seconds or so (a log line says so),
-    and remembers the answer in the cache folder.
+    and remembers the answer in the cache folder, unless other processes took the CPUs meanwhile.
 
     Example:
         >>> from deepsched.benchmark import bundled_model
@@ -120,7 +120,7 @@ def _tell_once() -> Callable[[str], None]:
         if next(calls) == 0:
             logger.warning(
                 'scheduler="auto" measures this model, for about 10 s; the answer is kept for the '
-                "next time"
+                "next time, unless other processes take the CPUs meanwhile"
             )
 
     return tell
