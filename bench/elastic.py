@@ -30,7 +30,7 @@ from bench.peers import NUM_CORES, make_mlp
 from bench.simulate import Machine, poisson, simulate
 from deepsched import Engine, Topology, compile_model, partition
 from deepsched.benchmark import bundled_model, measure
-from deepsched.groups import tree_of
+from deepsched.scheduling.group_tree import tree_of
 
 SCHEDULERS = ("single_stream", "multi_stream", "elastic")
 LOADS = (0.2, 0.4, 0.6, 0.8, 0.9)

@@ -21,10 +21,10 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from deepsched.groups import GroupTree, tree_of
-from deepsched.partition import partition
+from deepsched.machine.partition import partition
+from deepsched.machine.topology import Topology
 from deepsched.runtime.policy import GroupTree as NativeTree
-from deepsched.topology import Topology
+from deepsched.scheduling.group_tree import GroupTree, tree_of
 
 
 class Result(NamedTuple):

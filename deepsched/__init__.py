@@ -1,13 +1,13 @@
 """deepsched decides which CPU cores serve which inference request."""
 
-from deepsched.analysis.debug import model_debug_analysis
-from deepsched.compiling import benchmark_model, compile_model
+from deepsched.analysis.deepsparse import model_debug_analysis
+from deepsched.api import benchmark_model, compile_model
 from deepsched.context import Context
 from deepsched.doctor import check_hardware
 from deepsched.engine import Engine, MultiModelEngine
-from deepsched.partition import partition
+from deepsched.machine.partition import partition
+from deepsched.machine.topology import Topology
 from deepsched.scheduler import Scheduler
-from deepsched.topology import Topology
 from deepsched.version import __version__
 
 __all__ = [

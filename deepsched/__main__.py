@@ -13,9 +13,9 @@ from deepsched.cli.topology import read_machine, to_dict
 from deepsched.doctor import check_hardware
 from deepsched.doctor.versions import installed_packages
 from deepsched.errors import DeepschedError
-from deepsched.partition import partition
+from deepsched.machine.partition import partition
+from deepsched.machine.topology import Topology
 from deepsched.runtime.library import describe_library
-from deepsched.topology import Topology
 from deepsched.version import __version__
 
 

@@ -15,24 +15,24 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deepsched.errors import ClosedError, ForkError, OptionError, StreamConfigError
-from deepsched.futures import FutureResolver
-from deepsched.groups import GroupTree, tree_of
-from deepsched.partition import PartitionWarning, Stream, WarningKind, partition
-from deepsched.roster import Roster
+from deepsched.invocation.futures import FutureResolver
+from deepsched.machine.partition import PartitionWarning, Stream, WarningKind, partition
+from deepsched.machine.topology import Topology
 from deepsched.runtime.dispatch import Dispatcher
 from deepsched.runtime.library import has_bounded_spinning
 from deepsched.runtime.model import Model
 from deepsched.runtime.policy import GroupTree as NativeTree
 from deepsched.runtime.session import Session, open_session
 from deepsched.scheduler import Scheduler
-from deepsched.speed import run_lengths
-from deepsched.stats import Counts, Stats
+from deepsched.scheduling.group_tree import GroupTree, tree_of
+from deepsched.scheduling.model_registry import Roster
+from deepsched.scheduling.scaling import run_lengths
+from deepsched.scheduling.stats import Counts, Stats
 from deepsched.timeline.trace import Trace
-from deepsched.topology import Topology
 
 if TYPE_CHECKING:
-    from deepsched.compiled import Source
     from deepsched.engine import Engine
+    from deepsched.models.compiled import Source
 
 logger = logging.getLogger("deepsched")
 

@@ -10,9 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from deepsched.asynchronous import run_on_loop
-from deepsched.batches import cut_batch, join_batch
-from deepsched.compiled import DEFAULT, CacheDir, Compiled, open_model
 from deepsched.context import Context
 from deepsched.errors import (
     ClosedError,
@@ -21,18 +18,21 @@ from deepsched.errors import (
     InputTypeError,
     OptionError,
 )
-from deepsched.futures import RequestFuture
-from deepsched.mapping import RequestMap
-from deepsched.memory import Memory, arenas, measure
-from deepsched.model import ModelLike, Shapes, explain_override
-from deepsched.partition import Stream
-from deepsched.progress import tracked
+from deepsched.invocation.batches import cut_batch, join_batch
+from deepsched.invocation.event_loop import run_on_loop
+from deepsched.invocation.futures import RequestFuture
+from deepsched.invocation.progress import tracked
+from deepsched.invocation.request_map import RequestMap
+from deepsched.invocation.sequential_timing import BenchmarkResults, timed_requests
+from deepsched.machine.partition import Stream
+from deepsched.models.compiled import DEFAULT, CacheDir, Compiled, open_model
+from deepsched.models.memory_usage import Memory, arenas, measure
+from deepsched.models.prepare import ModelLike, Shapes, explain_override
+from deepsched.models.random_inputs import open_sizes, random_value
 from deepsched.runtime.model import Model
-from deepsched.samples import open_sizes, random_value
 from deepsched.scheduler import Scheduler
-from deepsched.stats import Counts, Stats
+from deepsched.scheduling.stats import Counts, Stats
 from deepsched.timeline.trace import TracedModel
-from deepsched.timing import BenchmarkResults, timed_requests
 
 logger = logging.getLogger("deepsched")
 

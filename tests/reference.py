@@ -17,7 +17,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import deepsched
-from deepsched import advice, analysis, benchmark, cli, compiled, errors, memory, stats, timing
+from deepsched import advice, analysis, benchmark, cli, errors
+from deepsched.invocation import sequential_timing
+from deepsched.models import compiled, memory_usage
+from deepsched.scheduling import stats
 from deepsched.timeline import trace
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
@@ -125,7 +128,9 @@ _MAKERS: dict[str, Callable[[str], str]] = {
 COMMANDS = {name: module for name, module in vars(cli).items() if hasattr(module, "add_parser")}
 """The subcommands, by name."""
 
-_MODULES = (deepsched, advice, analysis, benchmark, compiled, memory, stats, timing, trace)
+_MODULES = (
+    deepsched, advice, analysis, benchmark, compiled, memory_usage, stats, sequential_timing, trace,
+)  # fmt: skip
 
 
 def actions_of(command: str) -> list[argparse.Action]:

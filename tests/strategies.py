@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from deepsched.topology import Core, Topology
+from deepsched.machine.topology import Core, Topology
 
 
 @st.composite

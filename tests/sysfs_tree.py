@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from deepsched.sysfs import format_cpu_list
-from deepsched.topology import Topology
+from deepsched.machine.sysfs import format_cpu_list
+from deepsched.machine.topology import Topology
 
 
 class SysfsTree:

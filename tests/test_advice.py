@@ -145,7 +145,7 @@ def test_the_default_is_not_called_worse_where_it_is_as_good():
 @pytest.fixture(autouse=True)
 def _quiet_machine(monkeypatch):
     """Whatever else runs here, what is advised is remembered."""
-    monkeypatch.setattr("deepsched.neighbours.Neighbours.share", lambda self: 0.0)
+    monkeypatch.setattr("deepsched.machine.contention.Neighbours.share", lambda self: 0.0)
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def test_ctrl_c_ends_it_and_nothing_is_remembered(mlp, monkeypatch):
 
 def test_an_answer_from_a_busy_machine_says_so_and_is_not_remembered(mlp, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr("deepsched.neighbours.Neighbours.share", lambda self: 0.4)
+        patch.setattr("deepsched.machine.contention.Neighbours.share", lambda self: 0.4)
         assert main(["advise", mlp, "--seconds", "0.2", "-q", "-ncores", "1"]) == 0
     assert "Other processes took 40% of these CPUs" in capsys.readouterr().out
     assert not advise(mlp, seconds=0.2, num_cores=1).was_remembered
@@ -261,7 +261,7 @@ def test_scheduler_auto_follows_the_advice(mlp, monkeypatch):
     told = advise(mlp, seconds=0.2, num_cores=1)
     chosen = Setting("multi_stream", 1, 1)
     monkeypatch.setattr(
-        "deepsched.compiling.advise",
+        "deepsched.api.advise",
         lambda *_, **__: told.__class__(**{**vars(told), "setting": chosen}),
     )
     with compile_model(mlp, scheduler="auto") as engine:

@@ -29,12 +29,12 @@ from deepsched.benchmark import (
 from deepsched.benchmark.load import MonotonicClock, open_loop
 from deepsched.benchmark.report import SEARCH_FIELDS
 from deepsched.benchmark.search import highest_rate
-from deepsched.cgroup import throttled_seconds
 from deepsched.cli import main
 from deepsched.errors import OptionError, ShapeOverrideError, UnsupportedModelError
-from deepsched.model import sequence_shapes
+from deepsched.machine.cgroup import throttled_seconds
+from deepsched.models.prepare import sequence_shapes
 from deepsched.runtime.histogram import RELATIVE_WIDTH, bucket_bounds, bucket_index
-from deepsched.stats import Counts
+from deepsched.scheduling.stats import Counts
 from tests import models
 from tests.sysfs_tree import SysfsTree
 

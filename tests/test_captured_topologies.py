@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from deepsched.doctor import check_hardware
-from deepsched.partition import partition
-from deepsched.topology import Core, Topology
+from deepsched.machine.partition import partition
+from deepsched.machine.topology import Core, Topology
 
 FOLDER = Path(
     os.environ.get("DEEPSCHED_TOPOLOGIES") or Path(__file__).parents[2] / "shared" / "topologies"

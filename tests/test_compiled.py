@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from deepsched import Context, Engine, Topology
-from deepsched.cache import Cache, hash_file
 from deepsched.cli import main
 from deepsched.errors import ModelError, OptionError
+from deepsched.models.cache import Cache, hash_file
 from deepsched.runtime.numa import copy_to_node
 from tests import models
 from tests.test_process import finish, start_python
@@ -338,7 +338,7 @@ def test_a_process_killed_at_any_moment_leaves_no_wrong_entry(cache_dir):
         import os, random, signal, time
         from pathlib import Path
         from deepsched import Engine
-        from deepsched.cache import Cache
+        from deepsched.models.cache import Cache
         from tests.test_compiled import assert_equals_plain, gemm
         rng = random.Random(0)
         num_killed = 0
@@ -381,7 +381,7 @@ def test_entries_in_use_stay_and_the_others_go_least_lately_used_first(cache_dir
 
 def is_cached(model, cache_dir):
     """Looks, and compiles nothing."""
-    from deepsched.compiled import _RawModel
+    from deepsched.models.compiled import _RawModel
 
     raw = _RawModel.of(model, None, None)
     entry = raw.find(Cache(cache_dir))

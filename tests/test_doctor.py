@@ -24,7 +24,7 @@ from deepsched.cli import main
 from deepsched.doctor import Check, Diagnosis, Status, limits, versions
 from deepsched.doctor.host import Host
 from deepsched.errors import OrtImportError, TopologyError
-from deepsched.sysfs import format_cpu_list, parse_cpu_list
+from deepsched.machine.sysfs import format_cpu_list, parse_cpu_list
 from tests.strategies import random_topologies
 from tests.sysfs_tree import SysfsTree, write_machine
 

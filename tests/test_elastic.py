@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from bench.simulate import Machine, amdahl, poisson, simulate
 from deepsched import Context, Engine, Topology, partition
 from deepsched.errors import StreamConfigError
-from deepsched.groups import tree_of
 from deepsched.runtime.model import Model
 from deepsched.runtime.policy import GroupTree as NativeTree
-from deepsched.speed import run_lengths, useful
+from deepsched.scheduling.group_tree import tree_of
+from deepsched.scheduling.scaling import run_lengths, useful
 from tests import models
 from tests.strategies import random_topologies
 from tests.test_dispatch import SQUARE, STEPS, in_threads, unpinned

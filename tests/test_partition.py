@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepsched.errors import StreamConfigError
-from deepsched.partition import Partition, partition
-from deepsched.topology import Topology
+from deepsched.machine.partition import Partition, partition
+from deepsched.machine.topology import Topology
 from tests.strategies import random_topologies
 
 TWO_BY_EIGHT = Topology.synthetic(packages=2, cores_per_l3=8)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from deepsched import Context, Engine, Topology
 from deepsched.errors import InferenceError
 from deepsched.runtime.histogram import RELATIVE_WIDTH, bucket_bounds, bucket_index
-from deepsched.stats import Counts
+from deepsched.scheduling.stats import Counts
 from tests import models
 from tests.test_dispatch import in_threads, unpinned
 

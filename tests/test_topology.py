@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepsched.errors import TopologyError
-from deepsched.sysfs import format_cpu_list, parse_cpu_list
-from deepsched.topology import Topology
+from deepsched.machine.sysfs import format_cpu_list, parse_cpu_list
+from deepsched.machine.topology import Topology
 from tests.strategies import random_topologies
 from tests.sysfs_tree import SysfsTree, write_machine
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deepsched.advice.settings import Figures, Setting
-from deepsched.speed import useful_cores
-from deepsched.words import short
+from deepsched.formatting import short
+from deepsched.scheduling.scaling import useful_cores
 
 # Settings within this of the best are as good: the simpler one is taken. Latencies at a given rate
 # differ by more from one run to the next.

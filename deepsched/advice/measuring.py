@@ -14,18 +14,18 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from deepsched.advice.answer_cache import Memory
 from deepsched.advice.choosing import Load, choose, cost, explain
-from deepsched.advice.memory import Memory
 from deepsched.advice.settings import Advice, BatchFigures, Figures, Setting
 from deepsched.benchmark.measurement import Measurement, measure
-from deepsched.compiled import CacheDir
 from deepsched.engine import Engine
 from deepsched.errors import InferenceError, InputError, ModelError, OptionError
-from deepsched.model import ModelLike, Shapes
-from deepsched.neighbours import Neighbours, remark
-from deepsched.partition import most_cores
-from deepsched.speed import useful_cores, widths
-from deepsched.topology import Topology
+from deepsched.machine.contention import Neighbours, remark
+from deepsched.machine.partition import most_cores
+from deepsched.machine.topology import Topology
+from deepsched.models.compiled import CacheDir
+from deepsched.models.prepare import ModelLike, Shapes
+from deepsched.scheduling.scaling import useful_cores, widths
 
 _OpenEngine = Callable[[Setting], Engine]
 _Say = Callable[[str], None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from deepsched.model import Shapes
+from deepsched.models.prepare import Shapes
 
 
 @dataclass(frozen=True)

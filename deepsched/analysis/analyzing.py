@@ -17,13 +17,13 @@ from deepsched.analysis.operators import Analysis, Operator
 from deepsched.analysis.profiling import Profiled, Runs, Subject, profile, time_plain
 from deepsched.analysis.reading import Call, Key, Reading
 from deepsched.analysis.work import NEED_POSITIONS, bytes_moved, operations
-from deepsched.compiled import CacheDir
 from deepsched.errors import OptionError
-from deepsched.model import ModelLike, Shapes
-from deepsched.neighbours import Neighbours
-from deepsched.partition import most_cores
-from deepsched.speed import widths
-from deepsched.topology import Topology
+from deepsched.machine.contention import Neighbours
+from deepsched.machine.partition import most_cores
+from deepsched.machine.topology import Topology
+from deepsched.models.compiled import CacheDir
+from deepsched.models.prepare import ModelLike, Shapes
+from deepsched.scheduling.scaling import widths
 
 # What is measured in turns, so that a disturbance hits all widths.
 _NUM_ROUNDS = 3

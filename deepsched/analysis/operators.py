@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from deepsched.speed import useful_cores
+from deepsched.scheduling.scaling import useful_cores
 
 Shape = tuple[int, ...]
 

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 from deepsched.analysis.constants import NodeConstants, read_constants
 from deepsched.analysis.reading import Key, Profile, events_of, read
-from deepsched.compiled import CacheDir
 from deepsched.context import Context, Inspection
 from deepsched.engine import Engine
 from deepsched.errors import ModelError
-from deepsched.model import ModelLike, Shapes
+from deepsched.models.compiled import CacheDir
+from deepsched.models.prepare import ModelLike, Shapes
 
 # Of one timeline, about; each is a line of a kilobyte.
 _MOST_EVENTS = 50_000

@@ -5,9 +5,9 @@ finds the highest rate that holds a limit. All return data; times of theirs end 
 """
 
 from deepsched.benchmark.arrivals import arrival_times_ns
+from deepsched.benchmark.bundled import bundled_model
 from deepsched.benchmark.engines import ENGINES, EngineOptions, OpenedEngine, open_engine
 from deepsched.benchmark.measurement import LoadOptions, Measurable, Measurement, measure
-from deepsched.benchmark.models import bundled_model
 from deepsched.benchmark.report import FIELDS, Asked, Setting, report
 from deepsched.benchmark.search import RateSearch, SearchOptions, Step, search_rate
 from deepsched.benchmark.sweep import AXES, Point, Sweep, SweepOptions, combinations, sweep

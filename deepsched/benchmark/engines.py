@@ -43,11 +43,11 @@ import numpy as np
 from deepsched.benchmark.load import Run
 from deepsched.engine import Engine
 from deepsched.errors import DeepschedError, OptionError, UnsupportedModelError
-from deepsched.model import PreparedModel, Shapes, inputs_of, prepare_model
-from deepsched.partition import Stream, partition
-from deepsched.samples import random_value
+from deepsched.machine.partition import Stream, partition
+from deepsched.machine.topology import Topology
+from deepsched.models.prepare import PreparedModel, Shapes, inputs_of, prepare_model
+from deepsched.models.random_inputs import random_value
 from deepsched.scheduler import Scheduler
-from deepsched.topology import Topology
 
 ENGINES = (
     "deepsched", "onnxruntime", "onnxruntime:per_stream", "openvino", "module:Class",

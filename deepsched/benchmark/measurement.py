@@ -15,7 +15,7 @@ from deepsched.benchmark.load import Clock, MonotonicClock, Run, Spans, closed_l
 from deepsched.benchmark.usage import Reading, Usage, reset_peak_memory
 from deepsched.engine import Engine
 from deepsched.errors import OptionError
-from deepsched.stats import Counts, Latency, Stats
+from deepsched.scheduling.stats import Counts, Latency, Stats
 
 PERCENTILES = (25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from deepsched.benchmark.measurement import Measurement
-from deepsched.model import Shapes
+from deepsched.models.prepare import Shapes
 from deepsched.scheduler import Scheduler
 from deepsched.version import __version__
 

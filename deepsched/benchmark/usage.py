@@ -9,8 +9,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from deepsched.cgroup import throttled_seconds
-from deepsched.neighbours import Neighbours
+from deepsched.machine.cgroup import throttled_seconds
+from deepsched.machine.contention import Neighbours
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from rich.table import Table
 
 from deepsched.advice import Advice, Setting, advise
 from deepsched.benchmark import bundled_model
+from deepsched.cli.console import Console
 from deepsched.cli.files import to_json
 from deepsched.cli.help import HelpFormatter
 from deepsched.cli.options import add_model, add_sizes, finite, parse_shapes
-from deepsched.neighbours import remark
-from deepsched.terminal import Console
-from deepsched.words import short
+from deepsched.formatting import short
+from deepsched.machine.contention import remark
 
 _EPILOG = """\
 fields of the table and of the JSON's `figures`:

@@ -15,13 +15,13 @@ from deepsched.analysis import Analysis, Operator, analyze
 from deepsched.analysis.operators import Timed
 from deepsched.benchmark import bundled_model
 from deepsched.benchmark.report import flatten
+from deepsched.cli.console import Console
 from deepsched.cli.files import check_distinct, output, to_json
 from deepsched.cli.help import HelpFormatter
 from deepsched.cli.options import add_model, add_sizes, finite, parse_shapes
 from deepsched.errors import OptionError
-from deepsched.neighbours import remark
-from deepsched.terminal import Console
-from deepsched.words import short
+from deepsched.formatting import short
+from deepsched.machine.contention import remark
 
 _EPILOG = """\
 What is timed are the operators that ONNX Runtime makes of the model, while one request runs alone.

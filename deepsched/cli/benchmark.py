@@ -25,7 +25,7 @@ from deepsched.benchmark import (
 )
 from deepsched.benchmark.plot import check_plot, plot_sweep
 from deepsched.benchmark.report import SEARCH_FIELDS, report, report_search, report_sweep, write_csv
-from deepsched.benchmark.text import (
+from deepsched.cli.benchmark_text import (
     fields_help,
     print_comparison,
     print_report,
@@ -37,11 +37,11 @@ from deepsched.cli.help import HelpFormatter
 from deepsched.cli.options import finite, parse_shapes, streams_to_compare
 from deepsched.cli.progress import ProgressBar, progress_bar
 from deepsched.errors import OptionError
-from deepsched.model import sequence_shapes
-from deepsched.partition import most_cores
+from deepsched.machine.partition import most_cores
+from deepsched.machine.topology import Topology
+from deepsched.models.prepare import sequence_shapes
 from deepsched.scheduler import Scheduler
-from deepsched.speed import widths
-from deepsched.topology import Topology
+from deepsched.scheduling.scaling import widths
 
 _DESCRIPTION = """\
 Measures throughput and latency of a model under load. Without MODEL: ResNet-50 from the onnx

@@ -8,10 +8,10 @@ from typing import Any
 
 from rich.table import Column, Table
 
-from deepsched.cache import Cache, default_folder
+from deepsched.cli.console import Console
 from deepsched.cli.files import to_json
 from deepsched.errors import OptionError
-from deepsched.terminal import Console
+from deepsched.models.cache import Cache, default_folder
 
 
 def add_parser(commands: Any) -> None:

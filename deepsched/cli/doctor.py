@@ -9,10 +9,10 @@ from typing import Any
 from rich.table import Column, Table
 from rich.text import Text
 
+from deepsched.cli.console import Console
 from deepsched.cli.files import to_json
 from deepsched.cli.help import HelpFormatter
 from deepsched.doctor import Check, Diagnosis, Status, check_hardware
-from deepsched.terminal import Console
 
 _EPILOG = """\
 statuses:

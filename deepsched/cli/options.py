@@ -9,8 +9,8 @@ from contextlib import suppress
 from typing import Any
 
 from deepsched.errors import OptionError
-from deepsched.partition import most_cores
-from deepsched.topology import Topology
+from deepsched.machine.partition import most_cores
+from deepsched.machine.topology import Topology
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from deepsched.terminal import Console
+from deepsched.cli.console import Console
 
 
 class ProgressBar:

@@ -13,16 +13,16 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from deepsched.cli.console import Console
 from deepsched.cli.files import to_json, writing
 from deepsched.cli.help import HelpFormatter
-from deepsched.colours import fill_of, ink_of
+from deepsched.cli.palette import fill_of, ink_of
+from deepsched.cli.topology_svg import draw_svg
 from deepsched.errors import OptionError
-from deepsched.partition import Partition, partition
-from deepsched.picture import OFFLINE, UNUSED, Box, Cell, Picture, picture
-from deepsched.svg import draw_svg
-from deepsched.sysfs import offline_cpus
-from deepsched.terminal import Console
-from deepsched.topology import Core, Topology, online_cores
+from deepsched.machine.diagram import OFFLINE, UNUSED, Box, Cell, Picture, picture
+from deepsched.machine.partition import Partition, partition
+from deepsched.machine.sysfs import offline_cpus
+from deepsched.machine.topology import Core, Topology, online_cores
 
 _MOST_CPUS = 8192  # NR_CPUS of an x86 kernel with MAXSMP
 

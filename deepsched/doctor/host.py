@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from deepsched import cgroup
-from deepsched.partition import partition
-from deepsched.sysfs import CpuInfo, CpuSet, parse_cpu_list, read_cpuinfo, read_text
-from deepsched.topology import Core, Topology, online_cores
+from deepsched.machine import cgroup
+from deepsched.machine.partition import partition
+from deepsched.machine.sysfs import CpuInfo, CpuSet, parse_cpu_list, read_cpuinfo, read_text
+from deepsched.machine.topology import Core, Topology, online_cores
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from deepsched.doctor.diagnosis import Check, ok, unknown, warn
 from deepsched.doctor.host import Host
-from deepsched.sysfs import format_cpu_list, frequency_folders, read_int, read_text
+from deepsched.machine.sysfs import format_cpu_list, frequency_folders, read_int, read_text
 
 _OWN_ALGORITHM = ("intel_pstate", "amd-pstate-epp")
 """Drivers that have an algorithm of their own under the name powersave, which follows the load

@@ -8,13 +8,13 @@ import shutil
 from dataclasses import replace
 from typing import Any
 
-from deepsched import cgroup
 from deepsched.doctor.diagnosis import Check, count_cores, ok, unknown, warn
 from deepsched.doctor.host import NOT_LOCAL, Host
 from deepsched.doctor.pools import BINDING_VARIABLES
-from deepsched.partition import partition
-from deepsched.sysfs import CpuSet, format_cpu_list
-from deepsched.topology import Topology, distinct
+from deepsched.machine import cgroup
+from deepsched.machine.partition import partition
+from deepsched.machine.sysfs import CpuSet, format_cpu_list
+from deepsched.machine.topology import Topology, distinct
 
 
 def affinity(host: Host) -> Check:

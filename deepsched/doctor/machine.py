@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from deepsched.doctor.diagnosis import Check, count_cores, ok, unknown, warn
 from deepsched.doctor.host import Host
-from deepsched.partition import partition
-from deepsched.sysfs import format_cpu_list
-from deepsched.topology import Core, distinct
+from deepsched.machine.partition import partition
+from deepsched.machine.sysfs import format_cpu_list
+from deepsched.machine.topology import Core, distinct
 
 
 def smt(host: Host) -> Check:

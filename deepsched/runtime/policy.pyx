@@ -91,7 +91,7 @@ cdef class GroupTree:
 
     Args:
         leaves: of each group, its first leaf and the one after its last: the leaves themselves
-            first, wider ones later, the root last (deepsched.groups.tree_of).
+            first, wider ones later, the root last (deepsched.scheduling.group_tree.tree_of).
         parents: of each group, the group that it is merged into; -1 for the root.
 
     >>> tree = GroupTree([(0, 1), (1, 2), (0, 2)], [2, 2, -1])

@@ -11,7 +11,7 @@ from typing import NamedTuple, overload
 
 import numpy as np
 
-from deepsched.partition import Stream
+from deepsched.machine.partition import Stream
 from deepsched.runtime.request import OUTCOMES
 from deepsched.runtime.tracing import ENTRY
 from deepsched.scheduler import Scheduler

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from deepsched.groups import GroupTree
+from deepsched.scheduling.group_tree import GroupTree
 
 # A wider group that saves less than this of the time is not used: its cores serve others better.
 _LEAST_GAIN = 0.05
@@ -65,7 +65,7 @@ def useful(tree: GroupTree, by_width: dict[int, int]) -> list[int]:
     and all that contain such a one.
 
     >>> from deepsched import Topology, partition
-    >>> from deepsched.groups import tree_of
+    >>> from deepsched.scheduling.group_tree import tree_of
     >>> tree = tree_of(partition(Topology.synthetic(1, 1, 1, 4), num_streams=4).streams)
     >>> useful(tree, {1: 100, 2: 60, 4: 58})
     [100, 100, 100, 100, 60, 60, 0]

@@ -7,13 +7,13 @@ import logging
 from collections.abc import Callable
 
 from deepsched.advice import advise
-from deepsched.compiled import DEFAULT, CacheDir
 from deepsched.context import Context
 from deepsched.engine import Engine, Inputs
 from deepsched.errors import OptionError
-from deepsched.model import ModelLike, Shapes
+from deepsched.invocation.sequential_timing import BenchmarkResults
+from deepsched.models.compiled import DEFAULT, CacheDir
+from deepsched.models.prepare import ModelLike, Shapes
 from deepsched.scheduler import Scheduler
-from deepsched.timing import BenchmarkResults
 
 logger = logging.getLogger("deepsched")
 

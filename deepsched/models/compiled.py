@@ -21,7 +21,9 @@ from typing import NamedTuple
 
 import blake3
 
-from deepsched.cache import (
+from deepsched.errors import ModelError, OptionError
+from deepsched.machine.partition import Stream
+from deepsched.models.cache import (
     Cache,
     Entry,
     default_folder,
@@ -29,8 +31,7 @@ from deepsched.cache import (
     make_private_folder,
     remove_if_left,
 )
-from deepsched.errors import ModelError, OptionError
-from deepsched.model import (
+from deepsched.models.prepare import (
     ModelLike,
     PreparedModel,
     Shapes,
@@ -38,7 +39,6 @@ from deepsched.model import (
     prepare_model,
     serialize,
 )
-from deepsched.partition import Stream
 from deepsched.runtime.library import describe_library
 from deepsched.runtime.numa import copy_to_node
 from deepsched.runtime.session import Session, trim_heap

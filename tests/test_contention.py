@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepsched.neighbours import Neighbours, busy_seconds
+from deepsched.machine.contention import Neighbours, busy_seconds
 
 TICK = 1 / os.sysconf("SC_CLK_TCK")
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
-from deepsched.colours import fill_of, ink_of
-from deepsched.picture import FORBIDDEN, OFFLINE, UNUSED, Box, Cell, Picture
+from deepsched.cli.palette import fill_of, ink_of
+from deepsched.machine.diagram import FORBIDDEN, OFFLINE, UNUSED, Box, Cell, Picture
 
 # Pixels.
 _WIDTH = 1080
@@ -34,7 +34,7 @@ def draw_svg(picture: Picture) -> str:
 
     Example:
         >>> from deepsched import Topology, partition
-        >>> from deepsched.picture import picture
+        >>> from deepsched.machine.diagram import picture
         >>> machine = Topology.synthetic(packages=2, cores_per_l3=4)
         >>> draw_svg(picture(machine, partition(machine)))[:46]
         '<svg xmlns="http://www.w3.org/2000/svg" width='
@@ -168,7 +168,7 @@ _MARKS = {UNUSED: "–", FORBIDDEN: "×", OFFLINE: "off"}
 
 def _tooltip(cell: Cell, place: str, has_kinds: bool) -> str:
     """
-    >>> from deepsched.topology import Core
+    >>> from deepsched.machine.topology import Core
     >>> core = Core(cpus=(0, 8), l2=0, l3=0, numa_node=0, package=0, kind=0)
     >>> _tooltip(Cell(core, (2, UNUSED)), "L3 0", False)
     'L3 0: CPU 0 stream 2, CPU 8 unused'

@@ -7,14 +7,14 @@ from typing import Any
 from deepsched.analysis.analyzing import measure
 from deepsched.analysis.operators import Analysis, Operator
 from deepsched.analysis.profiling import Runs, Subject
-from deepsched.compiled import DEFAULT
 from deepsched.engine import Inputs
 from deepsched.errors import OptionError
-from deepsched.model import ModelLike, Shapes
-from deepsched.partition import partition
+from deepsched.invocation.sequential_timing import check_iterations
+from deepsched.machine.partition import partition
+from deepsched.machine.topology import Topology
+from deepsched.models.compiled import DEFAULT
+from deepsched.models.prepare import ModelLike, Shapes
 from deepsched.scheduler import Scheduler
-from deepsched.timing import check_iterations
-from deepsched.topology import Topology
 
 
 def model_debug_analysis(

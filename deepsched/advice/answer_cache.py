@@ -12,12 +12,12 @@ from typing import Any
 import blake3
 
 from deepsched.advice.settings import Advice, BatchFigures, Figures, Setting
-from deepsched.cache import Cache, default_folder, hash_file
-from deepsched.compiled import CacheDir
-from deepsched.model import ModelLike, serialize
+from deepsched.machine.sysfs import read_cpuinfo
+from deepsched.machine.topology import Topology
+from deepsched.models.cache import Cache, default_folder, hash_file
+from deepsched.models.compiled import CacheDir
+from deepsched.models.prepare import ModelLike, serialize
 from deepsched.runtime.library import describe_library
-from deepsched.sysfs import read_cpuinfo
-from deepsched.topology import Topology
 from deepsched.version import __version__
 
 

@@ -14,8 +14,8 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from deepsched.errors import StreamConfigError
-from deepsched.sysfs import format_cpu_list
-from deepsched.topology import Core, Topology, distinct
+from deepsched.machine.sysfs import format_cpu_list
+from deepsched.machine.topology import Core, Topology, distinct
 
 
 @dataclass(frozen=True, slots=True)

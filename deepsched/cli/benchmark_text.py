@@ -10,9 +10,9 @@ from typing import Any
 from rich.table import Table
 
 from deepsched.benchmark.report import FIELDS
-from deepsched.neighbours import remark
-from deepsched.terminal import Console
-from deepsched.words import short
+from deepsched.cli.console import Console
+from deepsched.formatting import short
+from deepsched.machine.contention import remark
 
 Report = Mapping[str, Any]
 

@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from deepsched.sysfs import read_text
+from deepsched.machine.sysfs import read_text
 
 DISTURBING = 0.1
 """A share from which figures say more of the others than of what was measured."""

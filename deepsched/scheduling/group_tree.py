@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from deepsched.partition import Stream
+from deepsched.machine.partition import Stream
 
 Range = tuple[int, int]
 

@@ -9,9 +9,9 @@ import itertools
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from deepsched.partition import Partition, Stream
-from deepsched.sysfs import format_cpu_list
-from deepsched.topology import Core, Topology
+from deepsched.machine.partition import Partition, Stream
+from deepsched.machine.sysfs import format_cpu_list
+from deepsched.machine.topology import Core, Topology
 
 UNUSED = "unused"
 FORBIDDEN = "forbidden"
@@ -101,8 +101,8 @@ def picture(
     Args:
         topology: what the process may use of it.
         parts: the streams that are made of that.
-        online: all cores of the machine (`deepsched.topology.online_cores`); None: the process
-            may use all.
+        online: all cores of the machine (`machine.topology.online_cores`); None: the process may
+            use all.
         offline: the CPUs that are switched off.
 
     Example:

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deepsched import cgroup, sysfs
 from deepsched.errors import TopologyError
-from deepsched.sysfs import CpuFacts, CpuSet
+from deepsched.machine import cgroup, sysfs
+from deepsched.machine.sysfs import CpuFacts, CpuSet
 
 
 @dataclass(frozen=True, slots=True)

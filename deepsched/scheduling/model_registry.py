@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from deepsched.runtime.model import Model
-from deepsched.stats import Counts
+from deepsched.scheduling.stats import Counts
 from deepsched.timeline.trace import TracedModel
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from deepsched import Engine, benchmark_model
 from deepsched.errors import OptionError
-from deepsched.timing import BatchBenchmarkResult, BenchmarkResults
+from deepsched.invocation.sequential_timing import BatchBenchmarkResult, BenchmarkResults
 from tests import models
 
 

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 from deepsched.errors import OptionError
-from deepsched.progress import tracked
+from deepsched.invocation.progress import tracked
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepsched import Topology, partition
-from deepsched.colours import fill_of, ink_of
-from deepsched.partition import WarningKind
-from deepsched.picture import FORBIDDEN, OFFLINE, UNUSED, Picture, picture
-from deepsched.svg import draw_svg
-from deepsched.sysfs import offline_cpus
-from deepsched.topology import online_cores
+from deepsched.cli.palette import fill_of, ink_of
+from deepsched.cli.topology_svg import draw_svg
+from deepsched.machine.diagram import FORBIDDEN, OFFLINE, UNUSED, Picture, picture
+from deepsched.machine.partition import WarningKind
+from deepsched.machine.sysfs import offline_cpus
+from deepsched.machine.topology import online_cores
 from tests.strategies import random_topologies
 from tests.sysfs_tree import SysfsTree, write_machine
 

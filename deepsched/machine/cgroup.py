@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from deepsched.sysfs import CpuSet, read_cpu_list, read_int, read_text
+from deepsched.machine.sysfs import CpuSet, read_cpu_list, read_int, read_text
 
 
 class View(enum.Enum):

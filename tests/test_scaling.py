@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepsched.speed import useful_cores, widths
+from deepsched.scheduling.scaling import useful_cores, widths
 
 
 @given(st.dictionaries(st.sampled_from([1, 2, 4, 8]), st.floats(0.1, 100), min_size=1))

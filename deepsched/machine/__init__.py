@@ -1,0 +1,1 @@
+"""The machine, and the part of it that this process may use."""
