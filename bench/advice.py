@@ -30,9 +30,16 @@ from deepsched.advice.choosing import Load
 from deepsched.benchmark import bundled_model, measure
 
 LIGHT = (
-    "bvlc_alexnet", "densenet121", "inception_v1", "inception_v2", "resnet50", "shufflenet",
-    "squeezenet", "vgg19", "zfnet512",
-)  # fmt: skip
+    "bvlc_alexnet",
+    "densenet121",
+    "inception_v1",
+    "inception_v2",
+    "resnet50",
+    "shufflenet",
+    "squeezenet",
+    "vgg19",
+    "zfnet512",
+)
 ENCODERS = {
     "encoder": {},
     "encoder_minilm": {"layers": 6, "width": 384, "heads": 12, "length": 64},
@@ -60,9 +67,12 @@ def main() -> None:
     table = Table("model", "recommended", "the best", "share", "advise took")
     for row in results:
         table.add_row(
-            row["model"], row["recommended"], row["best"], f"{row['share']:.3f}",
+            row["model"],
+            row["recommended"],
+            row["best"],
+            f"{row['share']:.3f}",
             f"{row['advise_seconds']:.0f} s",
-        )  # fmt: skip
+        )
     Console().print(table)
     good = sum(row["share"] >= 0.95 for row in results)
     print(f"{good} of {len(results)} within 5 % of the best")
@@ -122,9 +132,13 @@ def _cost(model: str, setting: Setting, load: Load, seconds: float) -> float:
     """What the load wants little of: ms of latency, or seconds for an item."""
     with Engine(model, 1, setting.num_cores, setting.num_streams, setting.scheduler) as engine:
         measured = measure(
-            engine, callers=load.callers, rate=load.rate, poisson=load.rate is not None,
-            seconds=seconds, warmup_seconds=0.1 * seconds,
-        )  # fmt: skip
+            engine,
+            callers=load.callers,
+            rate=load.rate,
+            poisson=load.rate is not None,
+            seconds=seconds,
+            warmup_seconds=0.1 * seconds,
+        )
     if load.rate is not None:
         return float(np.mean(measured.latencies_ms))
     return measured.percentile(50) if load.callers == 1 else 1 / measured.items_per_sec

@@ -75,8 +75,10 @@ def report_memory(name: str, num_streams: int) -> None:
 def start(name: str, num_streams: int) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "bench.compiled", "--memory", name, str(num_streams)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 def answer(process: subprocess.Popen[str], ask: bool = False) -> dict[str, int]:
@@ -105,14 +107,20 @@ def memory_rows(name: str) -> list[list[Any]]:
     first.communicate("\n")
     mb = 1e-6
     return [
-        [f"{name}, memory, 8 streams against 1, activations aside",
-         f"{aside[1] * mb:.0f} against {aside[0] * mb:.0f} MB; activations "
-         f"{eight['activations'] * mb:.0f} and {one['activations'] * mb:.0f}",
-         aside[1] / aside[0], "<= 1.25"],
-        [f"{name}, weights of two processes (PSS) against one's",
-         f"{shared * mb:.0f} against {one['weights_shared'] * mb:.0f} MB",
-         shared / one["weights_shared"], "1.00"],
-    ]  # fmt: skip
+        [
+            f"{name}, memory, 8 streams against 1, activations aside",
+            f"{aside[1] * mb:.0f} against {aside[0] * mb:.0f} MB; activations "
+            f"{eight['activations'] * mb:.0f} and {one['activations'] * mb:.0f}",
+            aside[1] / aside[0],
+            "<= 1.25",
+        ],
+        [
+            f"{name}, weights of two processes (PSS) against one's",
+            f"{shared * mb:.0f} against {one['weights_shared'] * mb:.0f} MB",
+            shared / one["weights_shared"],
+            "1.00",
+        ],
+    ]
 
 
 def plain_session(model: str | bytes) -> onnxruntime.InferenceSession:
@@ -160,11 +168,19 @@ def opening_rows(folder: str, num_rounds: int = 7) -> list[list[Any]]:
         plain, cold, warm, write = (statistics.median(seen[name]) for name in seen)
         bound = 1.5 * plain + write
         return [
-            ["ResNet-50, 4 streams from a warm cache, against one plain session",
-             f"{1e3 * warm:.0f} against {1e3 * plain:.0f} ms", warm / plain, "<= 0.30"],
-            ["ResNet-50, cold, against 1.5 x one plain session + writing the file",
-             f"{1e3 * cold:.0f} against {1e3 * bound:.0f} ms", cold / bound, "<= 1.00"],
-        ]  # fmt: skip
+            [
+                "ResNet-50, 4 streams from a warm cache, against one plain session",
+                f"{1e3 * warm:.0f} against {1e3 * plain:.0f} ms",
+                warm / plain,
+                "<= 0.30",
+            ],
+            [
+                "ResNet-50, cold, against 1.5 x one plain session + writing the file",
+                f"{1e3 * cold:.0f} against {1e3 * bound:.0f} ms",
+                cold / bound,
+                "<= 1.00",
+            ],
+        ]
 
 
 def speed_row(name: str, num_rounds: int = 7) -> list[Any]:
@@ -190,8 +206,10 @@ def speed_row(name: str, num_rounds: int = 7) -> list[Any]:
         )
         return [
             f"{name}, speed of runs, outputs {'' if same else 'NOT '}bit for bit the same",
-            figures, speed, ">= 0.99",
-        ]  # fmt: skip
+            figures,
+            speed,
+            ">= 0.99",
+        ]
 
 
 def main() -> None:

@@ -78,10 +78,12 @@ def make_encoder(layers: int = 4, width: int = 256, heads: int = 4, length: int 
         x = add("Add", x, linear(hidden, 4 * width, width))
     shape = [1, length, width]
     graph = helper.make_graph(
-        [*nodes, helper.make_node("Identity", [x], ["y"])], "encoder",
+        [*nodes, helper.make_node("Identity", [x], ["y"])],
+        "encoder",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)], weights,
-    )  # fmt: skip
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+        weights,
+    )
     opsets = [helper.make_opsetid("", 17)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()  # type: ignore[no-any-return]
 
@@ -157,11 +159,14 @@ def run_model(name: str, num_rounds: int, seconds: float, simulated: bool) -> di
     model = MODELS[name]()
     engines = {
         scheduler: compile_model(
-            model, 1, scheduler=scheduler, num_cores=NUM_CORES,
+            model,
+            1,
+            scheduler=scheduler,
+            num_cores=NUM_CORES,
             num_streams=None if scheduler == "single_stream" else NUM_CORES,
         )
         for scheduler in SCHEDULERS
-    }  # fmt: skip
+    }
     inputs = engines["elastic"].generate_random_inputs()
     figures: dict[str, dict[str, list[float]]] = {}
 
@@ -222,9 +227,10 @@ def simulate_model(medians: dict[str, Any], capacity: float) -> dict[str, Any]:
             if scheduler == "single_stream" and load * capacity * run_s[NUM_CORES] > 0.98:
                 continue  # it does not end
             found = simulate(
-                Machine(tree, lengths, NUM_CORES), poisson(load * capacity),
+                Machine(tree, lengths, NUM_CORES),
+                poisson(load * capacity),
                 is_elastic=scheduler == "elastic",
-            )  # fmt: skip
+            )
             results.setdefault(f"mean at {load:.0%}", {})[scheduler] = found.mean
             results.setdefault(f"p99 at {load:.0%}", {})[scheduler] = found.p99
     return results

@@ -165,11 +165,18 @@ def identity_rows() -> Iterator[list[Row]]:
 
         yield [
             Row(
-                "identity, 1 caller, single_stream", 0.50, False, "p50 us",
-                {"ours": of_single, "onnxruntime run": of_raw}, ours_over_least,
+                "identity, 1 caller, single_stream",
+                0.50,
+                False,
+                "p50 us",
+                {"ours": of_single, "onnxruntime run": of_raw},
+                ours_over_least,
             ),
             Row(
-                "the same, above a C loop, us", 1.0, False, "p50 us",
+                "the same, above a C loop, us",
+                1.0,
+                False,
+                "p50 us",
                 {
                     "ours": of_single,
                     "C loop": lambda: loops.run_p50_ns(bare, inputs[0], 5000) / 1e3,
@@ -177,11 +184,14 @@ def identity_rows() -> Iterator[list[Row]]:
                 lambda medians: medians["ours"] - medians["C loop"],
             ),
             Row(
-                "identity, 1 caller, multi_stream", 0.80, False, "p50 us",
+                "identity, 1 caller, multi_stream",
+                0.80,
+                False,
+                "p50 us",
                 {"ours": lambda: p50_us(lambda: multi.run(inputs)), "onnxruntime run": of_raw},
                 ours_over_least,
             ),
-        ]  # fmt: skip
+        ]
 
 
 @contextmanager
@@ -206,7 +216,10 @@ def mlp_rows() -> Iterator[list[Row]]:
         yield [
             *(
                 Row(
-                    f"MLP 3x128, {callers} threads", 2.5, True, "requests/s",
+                    f"MLP 3x128, {callers} threads",
+                    2.5,
+                    True,
+                    "requests/s",
                     {"ours": by_callers(engine.run, callers)}
                     | {name: by_callers(run, callers) for name, run in raw_runs.items()},
                     ours_over_best,
@@ -214,21 +227,30 @@ def mlp_rows() -> Iterator[list[Row]]:
                 for callers in (4, 8)
             ),
             Row(
-                "MLP 3x128, map, 1 thread", 2.5, True, "requests/s",
+                "MLP 3x128, map, 1 thread",
+                2.5,
+                True,
+                "requests/s",
                 {"ours": lambda: map_rate(engine, inputs), "run in a loop": raw_loop},
                 ours_over_best,
             ),
             Row(
-                "MLP 3x128, asyncio, 64 in flight", 1.3, True, "requests/s",
+                "MLP 3x128, asyncio, 64 in flight",
+                1.3,
+                True,
+                "requests/s",
                 {"ours": lambda: asyncio_rate(engine, inputs, 64), "run in a loop": raw_loop},
                 ours_over_best,
             ),
             Row(
-                "MLP 3x128, 32 callers against own 4", 0.85, True, "requests/s",
+                "MLP 3x128, 32 callers against own 4",
+                0.85,
+                True,
+                "requests/s",
                 {"ours": by_callers(engine.run, 32), "ours, 4": by_callers(engine.run, 4)},
                 ours_over_best,
             ),
-        ]  # fmt: skip
+        ]
 
 
 LARGE: dict[str, Callable[[], str | bytes]] = {
@@ -255,18 +277,23 @@ def large_rows(name: str) -> Iterator[list[Row]]:
         }
         rows = [
             Row(
-                f"{name}, 4 callers", 1.0, True, "requests/s",
+                f"{name}, 4 callers",
+                1.0,
+                True,
+                "requests/s",
                 {
                     form: lambda run=run: rate(run, inputs, 4, seconds)
                     for form, run in forms.items()
                 },
                 ours_over_best,
             )
-        ]  # fmt: skip
+        ]
         if name in ("SqueezeNet", "MLP 8x1024"):
             rows.append(
                 Row(
-                    f"{name}, all streams busy against the sum of each alone", 0.97, True,
+                    f"{name}, all streams busy against the sum of each alone",
+                    0.97,
+                    True,
                     "requests/s",
                     {
                         "ours": lambda: rate(engine.run, inputs, NUM_CORES, seconds),
@@ -276,7 +303,7 @@ def large_rows(name: str) -> Iterator[list[Row]]:
                     },
                     ours_over_best,
                 )
-            )  # fmt: skip
+            )
         yield rows
 
 
@@ -342,7 +369,10 @@ def open_loop_rows() -> Iterator[list[Row]]:
 
         yield [
             Row(
-                "1 ms model, Poisson arrivals at 70 %, thread pool", 0.9, False, "p99 ms",
+                "1 ms model, Poisson arrivals at 70 %, thread pool",
+                0.9,
+                False,
+                "p99 ms",
                 {
                     "ours": by_pool(engine.run, 8),
                     "all threads": by_pool(raw.run_all_threads, 1),
@@ -353,7 +383,10 @@ def open_loop_rows() -> Iterator[list[Row]]:
                 ours_over_least,
             ),
             Row(
-                "1 ms model, Poisson arrivals at 70 %, asyncio", 0.9, False, "p99 ms",
+                "1 ms model, Poisson arrivals at 70 %, asyncio",
+                0.9,
+                False,
+                "p99 ms",
                 {
                     "ours": lambda: in_loop(lambda: engine.run_async(inputs)),
                     "executor, all threads": by_executor(raw.run_all_threads),
@@ -362,7 +395,7 @@ def open_loop_rows() -> Iterator[list[Row]]:
                 },
                 ours_over_least,
             ),
-        ]  # fmt: skip
+        ]
 
 
 GROUPS: dict[str, Callable[[], Any]] = {

@@ -139,8 +139,10 @@ class DeepSparse:
         script = Path(__file__).with_name("deepsparse_peer.py")
         self.process = subprocess.Popen(
             [python, str(script), model, scheduler, str(NUM_CORES)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         self.pipes = (self.process.stdin, self.process.stdout)
 
     def measure(self, inputs: list[Any], callers: int, seconds: float) -> tuple[float, float]:

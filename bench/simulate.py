@@ -76,9 +76,12 @@ class Machine:
 
 
 def simulate(
-    machine: Machine, arrivals: Iterable[float] | None = None, callers: int = 0,
-    num_requests: int = 20_000, is_elastic: bool = True,
-) -> Result:  # fmt: skip
+    machine: Machine,
+    arrivals: Iterable[float] | None = None,
+    callers: int = 0,
+    num_requests: int = 20_000,
+    is_elastic: bool = True,
+) -> Result:
     """Open loop at the times of `arrivals`, or `callers` that each ask again when they are served.
 
     Not elastic: every request takes one leaf.
@@ -149,9 +152,12 @@ def amdahl(serial: float, scales_to: int, one_core_s: float) -> Callable[[int], 
 
 
 def compare(
-    topology: Topology, run_s: Callable[[int], float], useful: int, loads: Sequence[float],
+    topology: Topology,
+    run_s: Callable[[int], float],
+    useful: int,
+    loads: Sequence[float],
     num_requests: int,
-) -> dict[float, dict[str, Result]]:  # fmt: skip
+) -> dict[float, dict[str, Result]]:
     """All fixed settings and elastic at shares of the highest capacity of any."""
     num_cores = len(topology.cores)
     counts = [count for count in range(1, num_cores + 1) if num_cores % count == 0]
@@ -162,12 +168,14 @@ def compare(
         rate = load * capacity
         results[load] = {
             f"{count} streams": simulate(
-                Machine(trees[count], run_s, useful), poisson(rate),
-                num_requests=num_requests, is_elastic=False,
+                Machine(trees[count], run_s, useful),
+                poisson(rate),
+                num_requests=num_requests,
+                is_elastic=False,
             )
             for count in counts
             if rate < 0.99 * count / run_s(num_cores // count)
-        }  # fmt: skip
+        }
         results[load]["elastic"] = simulate(
             Machine(trees[num_cores], run_s, useful), poisson(rate), num_requests=num_requests
         )

@@ -107,9 +107,13 @@ def benchmark_model(
         model, batch_size, num_cores, num_streams, scheduler, input_shapes
     ) as engine:
         return engine.benchmark(
-            inp, num_iterations, num_warmup_iterations, include_inputs, include_outputs,
+            inp,
+            num_iterations,
+            num_warmup_iterations,
+            include_inputs,
+            include_outputs,
             show_progress,
-        )  # fmt: skip
+        )
 
 
 def _tell_once() -> Callable[[str], None]:

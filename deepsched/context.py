@@ -161,9 +161,10 @@ class Context:
             logger.warning(
                 "multi_stream makes one stream of all %d cores, since they share one L3 cache: "
                 "requests do not run side by side. %s cuts it finer; deepsched advise MODEL tells "
-                "what serves most", num_cores,
+                "what serves most",
+                num_cores,
                 "num_streams=2" if num_cores == 2 else f"num_streams=2 to {num_cores}",
-            )  # fmt: skip
+            )
 
     def _partition(
         self, num_cores: int | None, num_streams: int | None

@@ -88,10 +88,12 @@ class Engine:
         self._owns_context = context is None
         if context is None:
             context = Context(
-                num_cores, num_streams, Scheduler.default if scheduler is None else scheduler,
+                num_cores,
+                num_streams,
+                Scheduler.default if scheduler is None else scheduler,
                 "core" if pin is None else pin,
                 _is_shared=False,
-            )  # fmt: skip
+            )
         elif not isinstance(context, Context):
             raise OptionError(f"context must be a Context, got {context!r}")
         elif (num_cores, num_streams, scheduler, pin) != (None,) * 4:
@@ -432,9 +434,13 @@ class Engine:
             (3, True)
         """
         return self.benchmark_loader(
-            [inp], num_iterations, num_warmup_iterations, include_inputs, include_outputs,
+            [inp],
+            num_iterations,
+            num_warmup_iterations,
+            include_inputs,
+            include_outputs,
             show_progress,
-        )  # fmt: skip
+        )
 
     def benchmark_loader(
         self,
@@ -459,9 +465,15 @@ class Engine:
             What `run` raises.
         """
         return timed_requests(
-            self.run, loader, self.batch_size, num_iterations, num_warmup_iterations,
-            include_inputs, include_outputs, show_progress,
-        )  # fmt: skip
+            self.run,
+            loader,
+            self.batch_size,
+            num_iterations,
+            num_warmup_iterations,
+            include_inputs,
+            include_outputs,
+            show_progress,
+        )
 
     def stats(self) -> Stats:
         """What happened to its requests so far; queue figures are the context's."""

@@ -108,14 +108,18 @@ def spin(steps="steps", rows=64):
     matrix = np.eye(64, dtype=np.float32)
     return make(
         [
-            helper.make_node("Constant", [], ["true"], value=helper.make_tensor(
-                "t", TensorProto.BOOL, [], [True])),
+            helper.make_node(
+                "Constant",
+                [],
+                ["true"],
+                value=helper.make_tensor("t", TensorProto.BOOL, [], [True]),
+            ),
             helper.make_node("Loop", ["steps", "true", "x"], ["y"], body=body),
         ],
         [tensor("steps", [], TensorProto.INT64), tensor("x", [rows, 64])],
         [tensor("y", [rows, 64])],
         [onnx.numpy_helper.from_array(matrix, "w")],
-    )  # fmt: skip
+    )
 
 
 def sequence_insert():

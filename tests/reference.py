@@ -93,10 +93,13 @@ def fields_of(path: str) -> str:
 def options_of(command: str) -> str:
     """A line for each option of a subcommand."""
     rows = [
-        (f"`{', '.join(action.option_strings) or action.metavar or action.dest}`{_value(action)}",
-         action.help or "")
+        (
+            f"`{', '.join(action.option_strings) or action.metavar or action.dest}`"
+            f"{_value(action)}",
+            action.help or "",
+        )
         for action in actions_of(command)
-    ]  # fmt: skip
+    ]
     return _markdown(("option", "meaning"), rows)
 
 
@@ -129,8 +132,16 @@ COMMANDS = {name: module for name, module in vars(cli).items() if hasattr(module
 """The subcommands, by name."""
 
 _MODULES = (
-    deepsched, advice, analysis, benchmark, compiled, memory_usage, stats, sequential_timing, trace,
-)  # fmt: skip
+    deepsched,
+    advice,
+    analysis,
+    benchmark,
+    compiled,
+    memory_usage,
+    stats,
+    sequential_timing,
+    trace,
+)
 
 
 def actions_of(command: str) -> list[argparse.Action]:

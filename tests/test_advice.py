@@ -62,8 +62,15 @@ def test_what_is_chosen_is_near_the_best_that_is_allowed(figures, load, limit):
 
 
 def alike(**changes):
-    values = {"num_streams": 2, "items_per_sec": 100.0, "mean_ms": 5.2, "p50_ms": 5.0,
-              "p99_ms": 6.0, "answered": 1.0, "keeps_up": True} | changes  # fmt: skip
+    values = {
+        "num_streams": 2,
+        "items_per_sec": 100.0,
+        "mean_ms": 5.2,
+        "p50_ms": 5.0,
+        "p99_ms": 6.0,
+        "answered": 1.0,
+        "keeps_up": True,
+    } | changes
     return [Figures(setting, **values) for setting in SETTINGS]
 
 
@@ -158,8 +165,9 @@ def test_advice_is_remembered_for_the_same_question_only(mlp):
     first = advise(mlp, seconds=0.5)
     assert not first.was_remembered
     assert {it.setting for it in first.figures} >= {
-        Setting("single_stream", None, None), Setting("elastic", None, None)
-    }  # fmt: skip
+        Setting("single_stream", None, None),
+        Setting("elastic", None, None),
+    }
     again = advise(mlp, seconds=0.5)
     assert again.was_remembered
     assert again.to_dict() == {**first.to_dict(), "was_remembered": True}
@@ -208,8 +216,10 @@ def test_a_model_that_fails_with_larger_batches_is_advised_without_them(tmp_path
     shape = onnx.numpy_helper.from_array(np.array([1, 64], np.int64), "shape")
     fixed = models.make(
         [onnx.helper.make_node("Reshape", ["x", "shape"], ["y"])],
-        [models.tensor("x", ["batch", 64])], [models.tensor("y", None)], [shape],
-    )  # fmt: skip
+        [models.tensor("x", ["batch", 64])],
+        [models.tensor("y", None)],
+        [shape],
+    )
     found = advise(fixed, seconds=0.2, num_cores=1, cache_dir=tmp_path)
     assert [it.batch_size for it in found.batches] == [1]
     assert caplog.messages == []  # of what was only tried

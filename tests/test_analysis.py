@@ -126,9 +126,12 @@ def test_shapes_left_out_of_a_timeline_come_from_the_constants(data):
 
 
 @given(
-    st.integers(1, 4), st.integers(1, 4), st.integers(1, 4),
-    st.lists(st.integers(1, 3), max_size=2), st.booleans(),
-)  # fmt: skip
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.lists(st.integers(1, 3), max_size=2),
+    st.booleans(),
+)
 def test_operations_of_products(rows, depth, columns, batch, is_left_broadcast):
     left = np.ones((*(() if is_left_broadcast else batch), rows, depth))
     right = np.ones((*batch, depth, columns))
@@ -281,8 +284,9 @@ def test_what_timing_adds_to_small_operators_is_taken_off():
             helper.make_node("Tanh", [before], [after])
             for before, after in zip(names, names[1:], strict=False)
         ],
-        [models.tensor("t0", [1])], [models.tensor(names[-1], [1])],
-    )  # fmt: skip
+        [models.tensor("t0", [1])],
+        [models.tensor(names[-1], [1])],
+    )
     analysis = analyze(chain, None, seconds=0.5)
     for cores, ms in analysis.run_ms.items():
         assert sum(it.ms[cores] for it in analysis.operators) < 0.6 * ms
@@ -298,11 +302,12 @@ def test_operations_of_a_loop_whose_state_grows_are_those_of_every_call():
         ],
         "body",
         [
-            models.tensor("i", [], TensorProto.INT64), models.tensor("go_on", [], TensorProto.BOOL),
+            models.tensor("i", [], TensorProto.INT64),
+            models.tensor("go_on", [], TensorProto.BOOL),
             models.tensor("rows", [None, 8]),
         ],
         [models.tensor("again", [], TensorProto.BOOL), models.tensor("more", [None, 8])],
-    )  # fmt: skip
+    )
     always = helper.make_tensor("t", TensorProto.BOOL, [], [True])
     constants = [
         onnx.numpy_helper.from_array(np.eye(8, dtype=np.float32), "w"),
@@ -314,8 +319,9 @@ def test_operations_of_a_loop_whose_state_grows_are_those_of_every_call():
             helper.make_node("Loop", ["steps", "true", "x"], ["y"], body=body),
         ],
         [models.tensor("steps", [], TensorProto.INT64), models.tensor("x", [1, 8])],
-        [models.tensor("y", [None, 8])], constants,
-    )  # fmt: skip
+        [models.tensor("y", [None, 8])],
+        constants,
+    )
     inputs = [np.array(5, np.int64), np.ones((1, 8), np.float32)]
     found = analyze(model, None, inputs=inputs, num_cores=1, seconds=0.05)
     (product,) = (it for it in found.operators if it.op_type == "MatMul")
@@ -363,9 +369,11 @@ def test_a_model_that_fails_says_so_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(InferenceError):
         analyze(
-            models.gather(), None, seconds=0.1,
+            models.gather(),
+            None,
+            seconds=0.1,
             inputs=[np.zeros(3, np.float32), np.array([9], np.int64)],
-        )  # fmt: skip
+        )
     with pytest.raises(ModelNotFoundError):
         analyze("nowhere.onnx")
     with pytest.raises(OptionError, match="seconds must be"):

@@ -163,9 +163,14 @@ def test_a_load_far_beyond_the_machine_takes_no_longer_than_another(poisson):
     """Each request that is dropped on its own would take 1 us at least: 5 s in all."""
     clock = CountingClock()
     result = measure(
-        FakeEngine(clock, itertools.repeat(1)), rate=1e7, seconds=0.5, callers=1,
-        warmup_seconds=0, clock=clock, poisson=poisson,
-    )  # fmt: skip
+        FakeEngine(clock, itertools.repeat(1)),
+        rate=1e7,
+        seconds=0.5,
+        callers=1,
+        warmup_seconds=0,
+        clock=clock,
+        poisson=poisson,
+    )
     assert result.seconds < 1.01
     assert result.iterations == pytest.approx(1000, rel=0.02)
     due = result.iterations + result.num_dropped
@@ -198,9 +203,17 @@ def test_requests_that_take_longer_than_the_load_show_no_rate():
 
 def test_what_an_open_loop_measured_is_in_the_order_that_requests_fell_due():
     spans = open_loop(
-        lambda x: None, None, rate=2000, poisson=False, seed=0, callers=4, seconds=0.2,
-        max_late_seconds=60, clock=MonotonicClock(), on_tick=lambda now_ns: None,
-    )  # fmt: skip
+        lambda x: None,
+        None,
+        rate=2000,
+        poisson=False,
+        seed=0,
+        callers=4,
+        seconds=0.2,
+        max_late_seconds=60,
+        clock=MonotonicClock(),
+        on_tick=lambda now_ns: None,
+    )
     assert len(spans) == 400
     assert np.all(np.diff(spans.due) > 0)
 
@@ -209,9 +222,14 @@ def test_the_warm_up_of_an_open_loop_leaves_no_backlog():
     services = [1000] * 3 + [1] * 10_000
     clock = ManualClock()
     result = measure(
-        FakeEngine(clock, services), rate=10, callers=1, seconds=1, warmup_seconds=3, clock=clock,
+        FakeEngine(clock, services),
+        rate=10,
+        callers=1,
+        seconds=1,
+        warmup_seconds=3,
+        clock=clock,
         max_late_seconds=0,
-    )  # fmt: skip
+    )
     assert result.latencies_ms == pytest.approx(np.ones(10))
 
 
@@ -225,11 +243,18 @@ def test_one_caller_fewer_than_requests_under_way_is_all_that_is_needed():
 @pytest.mark.parametrize(
     "options",
     [
-        {"rate": 0}, {"rate": math.inf}, {"callers": 0}, {"poisson": True}, {"seconds": 0},
-        {"warmup_seconds": -1}, {"rate": 1, "max_late_seconds": -1}, {"rate": 1e9},
-        {"rate": 1, "poisson": True, "seed": -1}, {"rate": math.nan},
+        {"rate": 0},
+        {"rate": math.inf},
+        {"callers": 0},
+        {"poisson": True},
+        {"seconds": 0},
+        {"warmup_seconds": -1},
+        {"rate": 1, "max_late_seconds": -1},
+        {"rate": 1e9},
+        {"rate": 1, "poisson": True, "seed": -1},
+        {"rate": math.nan},
     ],
-)  # fmt: skip
+)
 def test_a_load_that_cannot_be_is_refused(options):
     with pytest.raises(OptionError, match=r"got|needs"):
         measure(sum, [1], **options)
@@ -311,9 +336,14 @@ def test_search_finds_the_rate_that_an_engine_of_known_capacity_sustains(service
     clock = ManualClock()
     engine = FakeEngine(clock, itertools.repeat(service_ms))
     found = search_rate(
-        engine, p99_limit_ms=3 * service_ms, precision=0.02, callers=1, seconds=20,
-        warmup_seconds=0, clock=clock,
-    )  # fmt: skip
+        engine,
+        p99_limit_ms=3 * service_ms,
+        precision=0.02,
+        callers=1,
+        seconds=20,
+        warmup_seconds=0,
+        clock=clock,
+    )
     capacity = 1000 / service_ms
     assert found.rate == pytest.approx(capacity, rel=0.03)
     assert found.closed_loop_rate == pytest.approx(capacity, rel=0.01)
@@ -367,10 +397,13 @@ def fakes(opened, failing=()):
 def test_a_sweep_measures_each_combination_once_and_goes_on_after_one_that_cannot_be_had():
     opened = []
     result = sweep(
-        "model", {"num_streams": [1, 2, 2], "batch_size": [1, 8]},
+        "model",
+        {"num_streams": [1, 2, 2], "batch_size": [1, 8]},
         open_with=fakes(opened, failing=[{"num_streams": 2, "batch_size": 1}]),
-        callers=1, seconds=0.01, warmup_seconds=0,
-    )  # fmt: skip
+        callers=1,
+        seconds=0.01,
+        warmup_seconds=0,
+    )
     expected = [{"num_streams": s, "batch_size": b} for s in (1, 2) for b in (1, 8)]
     assert opened == [point.values for point in result.points] == expected
     assert [point.error is None for point in result.points] == [True, True, False, True]
@@ -564,14 +597,36 @@ def test_other_engines_refuse_what_does_not_fit_the_model(mlp, tmp_path):
 # --- The command --------------------------------------------------------------------------------
 
 DEEPSPARSE_KEYS = {
-    "engine", "version", "orig_model_path", "model_path", "batch_size", "input_shapes",
-    "num_cores", "scenario", "scheduler", "seconds_to_run", "num_streams", "benchmark_result",
+    "engine",
+    "version",
+    "orig_model_path",
+    "model_path",
+    "batch_size",
+    "input_shapes",
+    "num_cores",
+    "scenario",
+    "scheduler",
+    "seconds_to_run",
+    "num_streams",
+    "benchmark_result",
     "fraction_of_supported_ops",
-}  # fmt: skip
+}
 DEEPSPARSE_RESULTS = {
-    "scenario", "items_per_sec", "seconds_ran", "iterations", "median", "mean", "std", "25.0%",
-    "50.0%", "75.0%", "90.0%", "95.0%", "99.0%", "99.9%",
-}  # fmt: skip
+    "scenario",
+    "items_per_sec",
+    "seconds_ran",
+    "iterations",
+    "median",
+    "mean",
+    "std",
+    "25.0%",
+    "50.0%",
+    "75.0%",
+    "90.0%",
+    "95.0%",
+    "99.0%",
+    "99.9%",
+}
 QUICK = ["-t", "0.05", "-w", "0", "-q"]
 
 
@@ -656,9 +711,15 @@ def test_scenarios_are_called_as_deepsparse_calls_them(
 
 def test_deepsparses_flags_of_a_kv_cache_are_taken_and_said_to_have_no_effect(mlp, capsys):
     flags = [
-        "-pin", "numa", "-input_ids_len", "4", "--no-internal-kv-cache",
-        "--disable_kv_cache_overrides", "--num-kv-cache-tokens", "0",
-    ]  # fmt: skip
+        "-pin",
+        "numa",
+        "-input_ids_len",
+        "4",
+        "--no-internal-kv-cache",
+        "--disable_kv_cache_overrides",
+        "--num-kv-cache-tokens",
+        "0",
+    ]
     assert main(["benchmark", mlp, *QUICK, *flags]) == 0
     err = capsys.readouterr().err.splitlines()
     assert err == [

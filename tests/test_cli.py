@@ -20,10 +20,15 @@ from tests.sysfs_tree import write_machine
 
 # DeepSparse's report lines, in its order; ours are added between and after them.
 REPORT = [
-    "Original Model Path:", "Batch Size:", "Scenario:", "Throughput (items/sec):",
-    "Latency Mean (ms/batch):", "Latency Median (ms/batch):", "Latency Std (ms/batch):",
+    "Original Model Path:",
+    "Batch Size:",
+    "Scenario:",
+    "Throughput (items/sec):",
+    "Latency Mean (ms/batch):",
+    "Latency Median (ms/batch):",
+    "Latency Std (ms/batch):",
     "Iterations:",
-]  # fmt: skip
+]
 
 
 @pytest.fixture

@@ -47,18 +47,28 @@ def test_examples_in_compiled_modules_run(module):
 
 def test_the_public_names_are_the_contract():
     assert set(deepsched.__all__) >= {
-        "Context", "Engine", "MultiModelEngine", "Scheduler", "Topology", "compile_model",
+        "Context",
+        "Engine",
+        "MultiModelEngine",
+        "Scheduler",
+        "Topology",
+        "compile_model",
         "partition",
-    }  # fmt: skip
+    }
     for name in deepsched.__all__:
         assert getattr(deepsched, name).__doc__
 
 
 DOCUMENTS = [
-    "README.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE",
-    "examples/README.md", "deepsched/runtime/README.md",
+    "README.md",
+    "ARCHITECTURE.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "examples/README.md",
+    "deepsched/runtime/README.md",
     *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
-]  # fmt: skip
+]
 
 
 def anchors_of(document):

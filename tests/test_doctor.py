@@ -312,7 +312,7 @@ def test_private_namespace_is_fine_and_told_to_hide_what_is_above(tree: SysfsTre
         "cpu.max": "max 100000",
         "cpu.stat": "nr_periods 9\nnr_throttled 0\nthrottled_usec 0",
     }.items():
-        tree.write(f"sys/fs/cgroup/{name}", text)  # fmt: skip
+        tree.write(f"sys/fs/cgroup/{name}", text)
     assert sees_part(tree) == {*LIMITS, "memory"}
     # A group's effective cpuset is what those above leave it: that is seen in full.
     tree.write("sys/fs/cgroup/cpuset.cpus.effective", "0-7")
@@ -366,9 +366,12 @@ def test_memory_high_is_told_and_stalls_warn(
 ) -> None:
     pressure = f"some avg10=0.00 avg60=0.00 avg300=0.00 total={stalled_usec}\nfull total=0"
     put_in_cgroup(
-        tree, memory_max=2 << 30, memory_high=1 << 30, memory_pressure=pressure,
+        tree,
+        memory_max=2 << 30,
+        memory_high=1 << 30,
+        memory_pressure=pressure,
         cpu_stat="usage_usec 9500000",
-    )  # fmt: skip
+    )
     memory = check(tree, "memory")
     assert memory.status == status
     assert "limit is 2 GiB; from 1 GiB on (memory.high) it is slowed down" in memory.found
@@ -709,9 +712,12 @@ def test_two_packages_in_one_folder_warn(tmp_path: Path, monkeypatch: pytest.Mon
 
 def run_python(code: str, **environment: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
         env={**os.environ, "PYTHONPATH": os.getcwd(), **environment},
-    )  # fmt: skip
+    )
     return done.stdout.strip()
 
 
@@ -738,26 +744,65 @@ def test_blas_pool_of_numpy_alone_is_no_warning() -> None:
 # --- Whatever the files hold ------------------------------------------------------------------
 
 _FILES = (
-    "proc/cpuinfo", "proc/stat", "proc/meminfo", "proc/self/status", "proc/self/cgroup",
-    "proc/self/mountinfo", "proc/mounts",
-    "proc/sys/kernel/numa_balancing", "sys/kernel/mm/transparent_hugepage/enabled",
-    "sys/devices/system/cpu/isolated", "sys/devices/system/node/has_memory",
-    "sys/devices/system/cpu/cpufreq/boost", "sys/devices/system/cpu/intel_pstate/no_turbo",
+    "proc/cpuinfo",
+    "proc/stat",
+    "proc/meminfo",
+    "proc/self/status",
+    "proc/self/cgroup",
+    "proc/self/mountinfo",
+    "proc/mounts",
+    "proc/sys/kernel/numa_balancing",
+    "sys/kernel/mm/transparent_hugepage/enabled",
+    "sys/devices/system/cpu/isolated",
+    "sys/devices/system/node/has_memory",
+    "sys/devices/system/cpu/cpufreq/boost",
+    "sys/devices/system/cpu/intel_pstate/no_turbo",
     "sys/devices/system/cpu/cpu0/cpufreq/scaling_driver",
     "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor",
     "sys/devices/system/cpu/cpu0/cpufreq/energy_performance_preference",
-    "sys/fs/cgroup/job/cpu.max", "sys/fs/cgroup/job/cpu.stat", "sys/fs/cgroup/job/memory.max",
-    "sys/fs/cgroup/job/memory.events", "sys/fs/cgroup/job/memory.high",
-    "sys/fs/cgroup/job/memory.pressure", "proc/filesystems",
+    "sys/fs/cgroup/job/cpu.max",
+    "sys/fs/cgroup/job/cpu.stat",
+    "sys/fs/cgroup/job/memory.max",
+    "sys/fs/cgroup/job/memory.events",
+    "sys/fs/cgroup/job/memory.high",
+    "sys/fs/cgroup/job/memory.pressure",
+    "proc/filesystems",
     "sys/devices/system/cpu/cpu0/cpufreq/scaling_max_freq",
     "sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq",
     "sys/devices/system/cpu/cpu0/cpufreq/scaling_setspeed",
-)  # fmt: skip
+)
 _WORDS = st.sampled_from(
-    ["flags", "processor", ":", "cpu", "max", "MemTotal:", "kB", "oom_kill", "[", "always]", "0",
-     "-1", "3", "²", "1e9", "nr_periods", "throttled_usec", "Mems_allowed_list:", "\n", "\t", " ",
-     " - cgroup2", " - cgroup none cpu", "none", "/sys/fs/cgroup", "\\000", "\0", "0::/"]
-)  # fmt: skip
+    [
+        "flags",
+        "processor",
+        ":",
+        "cpu",
+        "max",
+        "MemTotal:",
+        "kB",
+        "oom_kill",
+        "[",
+        "always]",
+        "0",
+        "-1",
+        "3",
+        "²",
+        "1e9",
+        "nr_periods",
+        "throttled_usec",
+        "Mems_allowed_list:",
+        "\n",
+        "\t",
+        " ",
+        " - cgroup2",
+        " - cgroup none cpu",
+        "none",
+        "/sys/fs/cgroup",
+        "\\000",
+        "\0",
+        "0::/",
+    ]
+)
 _GARBAGE = st.binary(max_size=40) | st.lists(_WORDS).map(lambda words: "".join(words).encode())
 
 
@@ -798,9 +843,18 @@ def test_files_that_are_missing_or_folders_are_unknown(tree: SysfsTree) -> None:
     bare = another(tree, SMT)
     for path in ("proc/stat", "proc/meminfo", "proc/cpuinfo"):
         (bare.root / path).mkdir(parents=True)
-    for name in ("instructions_fp32", "instructions_int8", "instructions_fp16",
-                 "instructions_bf16", "memory", "memory_nodes", "huge_pages", "governor", "boost",
-                 "steal"):  # fmt: skip
+    for name in (
+        "instructions_fp32",
+        "instructions_int8",
+        "instructions_fp16",
+        "instructions_bf16",
+        "memory",
+        "memory_nodes",
+        "huge_pages",
+        "governor",
+        "boost",
+        "steal",
+    ):
         assert check(bare, name).status == Status.unknown
 
 

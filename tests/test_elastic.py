@@ -77,12 +77,18 @@ def situations(draw):
     one = draw(st.integers(1_000, 10**9))
     serial = draw(st.floats(0, 1))
     lengths = amdahl(serial, draw(st.integers(1, 64)), one)
-    run_ns = useful(tree, {tree.num_cores(g): max(1, int(lengths(tree.num_cores(g))))
-                           for g in range(len(tree.leaves))})  # fmt: skip
+    run_ns = useful(
+        tree,
+        {
+            tree.num_cores(g): max(1, int(lengths(tree.num_cores(g))))
+            for g in range(len(tree.leaves))
+        },
+    )
     busy = draw(
-        st.lists(st.just(0) | st.integers(1, 10**9), min_size=tree.num_leaves,
-                 max_size=tree.num_leaves)
-    )  # fmt: skip
+        st.lists(
+            st.just(0) | st.integers(1, 10**9), min_size=tree.num_leaves, max_size=tree.num_leaves
+        )
+    )
     leaf = draw(st.integers(0, tree.num_leaves - 1))
     busy[leaf] = 0
     return tree, native, run_ns, busy, leaf

@@ -17,9 +17,16 @@ from tests import models
 from tests.test_dispatch import in_threads
 
 LIGHT_MODELS = [
-    "bvlc_alexnet", "densenet121", "inception_v1", "inception_v2", "resnet50", "shufflenet",
-    "squeezenet", "vgg19", "zfnet512",
-]  # fmt: skip
+    "bvlc_alexnet",
+    "densenet121",
+    "inception_v1",
+    "inception_v2",
+    "resnet50",
+    "shufflenet",
+    "squeezenet",
+    "vgg19",
+    "zfnet512",
+]
 NUM_CORES = len(Topology.detect().cores)
 
 

@@ -64,9 +64,10 @@ def test_a_truncated_model_is_told(tmp_path, batch_size):
 
 def test_an_invalid_graph_is_told():
     unknown = models.make(
-        [helper.make_node("Relu", ["nowhere"], ["y"])], [models.tensor("x", [1])],
+        [helper.make_node("Relu", ["nowhere"], ["y"])],
+        [models.tensor("x", [1])],
         [models.tensor("y", [1])],
-    )  # fmt: skip
+    )
     mistyped = models.make(
         [helper.make_node("Add", ["a", "b"], ["y"])],
         [models.tensor("a", [1]), models.tensor("b", [1], TensorProto.INT64)],
@@ -79,9 +80,10 @@ def test_an_invalid_graph_is_told():
 
 def test_unsupported_operators_and_opsets_are_told():
     operator = models.make(
-        [helper.make_node("Teleport", ["x"], ["y"])], [models.tensor("x", [1])],
+        [helper.make_node("Teleport", ["x"], ["y"])],
+        [models.tensor("x", [1])],
         [models.tensor("y", [1])],
-    )  # fmt: skip
+    )
     opset = models.identity([1], opset=999)
     ir_version = models.identity([1], ir_version=999)
     for model in (operator, opset, ir_version):

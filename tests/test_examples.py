@@ -46,9 +46,12 @@ def inputs(number, width=64):
 
 def start(*command, **options):
     return subprocess.Popen(
-        [sys.executable, *command], cwd=ROOT, text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", **options.pop("env", {})}, **options,
-    )  # fmt: skip
+        [sys.executable, *command],
+        cwd=ROOT,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **options.pop("env", {})},
+        **options,
+    )
 
 
 @contextlib.contextmanager
@@ -480,9 +483,14 @@ def test_a_view_of_an_npy_file_copies_nothing():
 def serve(model, **env):
     """uvicorn with the application, and its address. Port 0: the kernel chooses a free one."""
     return start(
-        "-m", "uvicorn", "examples.fastapi_app:app", "--port", "0",
-        env={"MODEL": model, "TIMEOUT": "60", **env}, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        "-m",
+        "uvicorn",
+        "examples.fastapi_app:app",
+        "--port",
+        "0",
+        env={"MODEL": model, "TIMEOUT": "60", **env},
+        stderr=subprocess.PIPE,
+    )
 
 
 def address_of(server):
@@ -661,8 +669,9 @@ def test_a_stopped_worker_takes_no_more_and_cancels_what_does_not_end(ending):
                 jobs.worker.stop()
             await working
             assert {name: result.error for name, result in jobs.results.items()} == {
-                "a": "cancelled", "b": "cancelled",
-            }  # fmt: skip
+                "a": "cancelled",
+                "b": "cancelled",
+            }
             assert jobs.queue.qsize() == 1
             assert engine.run([np.array(1)])[0].shape == (64, 64)
 
@@ -755,9 +764,13 @@ def test_a_result_that_cannot_be_reported_ends_the_work(mlp):
 
 def worker_program(*options):
     return start(
-        "-m", "examples.asyncio_worker", *options,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        "-m",
+        "examples.asyncio_worker",
+        *options,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def test_the_worker_program_reads_paths_and_sigterm_ends_it_in_order(mlp, tmp_path):
@@ -860,9 +873,13 @@ def test_a_batch_job_goes_on_after_a_run_that_fails(tmp_path):
 
 def batch(*options, **popen):
     return start(
-        "-m", "examples.batch_folder", *map(str, options),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, **popen,
-    )  # fmt: skip
+        "-m",
+        "examples.batch_folder",
+        *map(str, options),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **popen,
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -37,9 +37,11 @@ PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted(ROOT.glob(
 NOT_RUN = ("pip", "python3 -m venv", "docker", "kubectl")
 SHOWN_ONLY = ("text", "yaml")
 SHORTER = {
-    "benchmark": "-t 0.1 -w 0", "trace": "-t 0.1", "advise": "--seconds 0.5",
+    "benchmark": "-t 0.1 -w 0",
+    "trace": "-t 0.1",
+    "advise": "--seconds 0.5",
     "analyze": "--seconds 0.5",
-}  # fmt: skip
+}
 
 
 class Block(NamedTuple):
@@ -115,13 +117,16 @@ def run(command, folder):
     first_cpu = min(os.sched_getaffinity(0))  # the guide says 0
     return subprocess.run(
         ["bash", "-c", shortened(command).replace("taskset -c 0", f"taskset -c {first_cpu}")],
-        cwd=folder, capture_output=True, text=True, timeout=60,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
         env={
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
         },
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

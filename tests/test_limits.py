@@ -132,9 +132,15 @@ def test_urgent_requests_go_first_and_first_come_first_served_within_a_class(spi
 
 
 @pytest.mark.parametrize(
-    "options", [{"queue_capacity": 0}, {"queue_capacity": 1.5}, {"queue_capacity": True},
-                {"spin": "fast"}, {"spin": None}],
-)  # fmt: skip
+    "options",
+    [
+        {"queue_capacity": 0},
+        {"queue_capacity": 1.5},
+        {"queue_capacity": True},
+        {"spin": "fast"},
+        {"spin": None},
+    ],
+)
 def test_options_of_limits_are_checked(options):
     with pytest.raises(OptionError, match=next(iter(options))):
         Context(**options)

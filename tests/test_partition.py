@@ -90,8 +90,10 @@ def test_warning_is_ready_for_json() -> None:
     warning = partition(TWO_BY_EIGHT, num_streams=4).warnings[0]
     described = json.loads(json.dumps(warning.to_dict()))
     assert described == {
-        "kind": "shares_l3", "streams": [0, 1, 2, 3], "message": str(warning),
-    }  # fmt: skip
+        "kind": "shares_l3",
+        "streams": [0, 1, 2, 3],
+        "message": str(warning),
+    }
 
 
 @given(random_topologies(), st.data())

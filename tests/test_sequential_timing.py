@@ -32,9 +32,12 @@ def test_timed_run_returns_what_run_does_and_how_long_it_took(engine):
 
 def test_a_loader_is_gone_through_in_its_order_and_again(engine):
     results = engine.benchmark_loader(
-        batches(3), num_iterations=5, num_warmup_iterations=2, include_inputs=True,
+        batches(3),
+        num_iterations=5,
+        num_warmup_iterations=2,
+        include_inputs=True,
         include_outputs=True,
-    )  # fmt: skip
+    )
     assert len(results) == results.num_batches == 5
     assert [inputs[0][0] for inputs in results.inputs] == [2, 0, 1, 2, 0]
     assert [outputs[0][0] for outputs in results.outputs] == [2, 0, 1, 2, 0]

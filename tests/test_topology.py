@@ -74,8 +74,13 @@ def test_where_it_was_read_does_not_make_it_another_machine() -> None:
 def test_to_dict_is_ready_for_json(machine: SysfsTree) -> None:
     described = json.loads(json.dumps(read(machine).to_dict()))
     assert described["cores"][4] == {
-        "cpus": [4], "l2": 4, "l3": 1, "numa_node": 1, "package": 1, "kind": 0,
-    }  # fmt: skip
+        "cpus": [4],
+        "l2": 4,
+        "l3": 1,
+        "numa_node": 1,
+        "package": 1,
+        "kind": 0,
+    }
     assert described["cpu_quota"] is None
 
 

@@ -55,9 +55,13 @@ def trace_of(*records, seconds=1.0, streams=STREAMS):
 def record(submitted, started, ended, stream=0, width=1, **other):
     values = {"model": "a", "batch_size": 1, "outcome": "done", "by_worker": True, **other}
     return RequestRecord(
-        **values, stream=stream, num_streams=width, submitted_ns=submitted, started_ns=started,
+        **values,
+        stream=stream,
+        num_streams=width,
+        submitted_ns=submitted,
+        started_ns=started,
         ended_ns=ended,
-    )  # fmt: skip
+    )
 
 
 # --- What is collected --------------------------------------------------------------------------
@@ -102,9 +106,12 @@ def test_what_failed_and_what_never_ran_is_traced_too():
             spin.submit([np.array(1, np.int64), LONG[1]]).result()  # the others have ended
     ends = [(it.outcome, it.started_ns is not None) for it in trace]
     assert Counter(ends) == {
-        ("failed", True): 1, ("cancelled", True): 1, ("cancelled", False): 1, ("expired", False): 1,
+        ("failed", True): 1,
+        ("cancelled", True): 1,
+        ("cancelled", False): 1,
+        ("expired", False): 1,
         ("done", True): 1,
-    }  # fmt: skip
+    }
     for it in trace:
         assert (it.stream is None) == (it.num_streams == 0) == (it.started_ns is None)
         assert it.ended_ns >= it.submitted_ns > 0
@@ -530,8 +537,11 @@ def test_the_command_draws_both_schedulers_and_writes_the_files(mlp, tmp_path, c
     assert main(args) == 0
     out = capsys.readouterr().out
     assert "single_stream, 1 stream:" in out and "multi_stream, " in out
-    names = [e["args"]["name"] for e in json.loads(timeline.read_text())["traceEvents"]
-             if e["name"] == "process_name"]  # fmt: skip
+    names = [
+        e["args"]["name"]
+        for e in json.loads(timeline.read_text())["traceEvents"]
+        if e["name"] == "process_name"
+    ]
     assert "single_stream: streams" in names and "multi_stream: streams" in names
     assert _boxes(picture.read_text())
     assert main(["trace", mlp, "-t", "0.05", "-q", "-s", "elastic", "--json"]) == 0

@@ -86,9 +86,12 @@ def _simplicity(setting: Setting) -> tuple[int, int]:
 
 
 def explain(
-    chosen: Figures, as_good: Sequence[Figures], scaling_ms: dict[int, float], load: Load,
+    chosen: Figures,
+    as_good: Sequence[Figures],
+    scaling_ms: dict[int, float],
+    load: Load,
     p99_limit_ms: float | None,
-) -> str:  # fmt: skip
+) -> str:
     """Why that setting."""
     sentences = [_scaling(scaling_ms)]
     if not chosen.keeps_up:

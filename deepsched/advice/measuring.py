@@ -108,9 +108,14 @@ def advise(
 
     def open_batched(batch_size: int | None, setting: Setting) -> Engine:
         return Engine(
-            model, batch_size, setting.num_cores, setting.num_streams, setting.scheduler,
-            input_shapes, cache_dir=cache_dir,
-        )  # fmt: skip
+            model,
+            batch_size,
+            setting.num_cores,
+            setting.num_streams,
+            setting.scheduler,
+            input_shapes,
+            cache_dir=cache_dir,
+        )
 
     neighbours = Neighbours()
     open_engine = functools.partial(open_batched, batch_size)
@@ -261,20 +266,30 @@ def _compare(
 def _put_on(engine: Engine, load: Load, seconds: float, seed: int = 0) -> Measurement:
     """`seed`: of the random times, the same for all that are compared."""
     measured = measure(
-        engine, callers=load.callers, rate=load.rate, poisson=load.rate is not None, seed=seed,
-        seconds=seconds, warmup_seconds=0.1 * seconds,
+        engine,
+        callers=load.callers,
+        rate=load.rate,
+        poisson=load.rate is not None,
+        seed=seed,
+        seconds=seconds,
+        warmup_seconds=0.1 * seconds,
         # What is so late shows that the rate is too high; it need not be waited for.
         max_late_seconds=0.3 * seconds,
-    )  # fmt: skip
+    )
     if measured.is_interrupted:  # Ctrl-C: a part of the figures is no advice
         raise KeyboardInterrupt
     return measured
 
 
 def _batches(
-    chosen: Figures, batch_size: int, open_batched: Callable[[int, Setting], Engine], load: Load,
-    p99_limit_ms: float | None, seconds: float, say: _Say,
-) -> tuple[BatchFigures, ...]:  # fmt: skip
+    chosen: Figures,
+    batch_size: int,
+    open_batched: Callable[[int, Setting], Engine],
+    load: Load,
+    p99_limit_ms: float | None,
+    seconds: float,
+    say: _Say,
+) -> tuple[BatchFigures, ...]:
     """Larger requests with the chosen setting, as long as they gain and stay within the limit."""
     found = [BatchFigures(batch_size, chosen.items_per_sec, chosen.p50_ms)]
     for _ in range(_BATCH_STEPS):

@@ -73,15 +73,22 @@ def analyze(
     each = seconds / 2 / _NUM_ROUNDS / len(cores)
     return measure(
         Subject(model, batch_size, input_shapes, inputs, cache_dir, optimizes=True),
-        cores, Runs(2, _LEAST_RUNS, _MOST_RUNS, each), _NUM_ROUNDS, seconds,
+        cores,
+        Runs(2, _LEAST_RUNS, _MOST_RUNS, each),
+        _NUM_ROUNDS,
+        seconds,
         on_progress or (lambda text: None),
-    )  # fmt: skip
+    )
 
 
 def measure(
-    subject: Subject, cores: Sequence[int], runs: Runs, num_rounds: int, seconds: float,
+    subject: Subject,
+    cores: Sequence[int],
+    runs: Runs,
+    num_rounds: int,
+    seconds: float,
     say: Callable[[str], None],
-) -> Analysis:  # fmt: skip
+) -> Analysis:
     """Each number of cores in each round, with ONNX Runtime's timing and without; no more rounds
     once `seconds` have passed."""
     plain: dict[int, list[float]] = {count: [] for count in cores}
@@ -154,9 +161,11 @@ def _half(count: int) -> int:
 
 
 def _operator(
-    key: Key, joined: Mapping[int, _Joined], timing: Mapping[int, float],
+    key: Key,
+    joined: Mapping[int, _Joined],
+    timing: Mapping[int, float],
     profiled: Sequence[Profiled],
-) -> Operator:  # fmt: skip
+) -> Operator:
     constants = next((it.constants[key] for it in profiled if key in it.constants), None)
     calls: Counter[Call] = Counter()
     for it in profiled:

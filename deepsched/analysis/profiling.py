@@ -94,10 +94,13 @@ def _open(subject: Subject, num_cores: int, profile_to: str | None) -> Iterator[
     with (
         context,
         Engine(
-            subject.model, subject.batch_size, input_shapes=subject.input_shapes, context=context,
+            subject.model,
+            subject.batch_size,
+            input_shapes=subject.input_shapes,
+            context=context,
             cache_dir=subject.cache_dir,
         ) as engine,
-    ):  # fmt: skip
+    ):
         yield engine
 
 

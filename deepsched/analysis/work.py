@@ -61,10 +61,12 @@ NEED_POSITIONS = frozenset(_PASTS)
 
 # These hand their input on as it is, take a few rows of it, or run other operators.
 _MOVES_LESS = frozenset(
-    ("Constant", "ConstantOfShape", "Dropout", "Flatten", "Gather", "GatherBlockQuantized",
-     "GatherElements", "GatherND", "Identity", "If", "Loop", "Reshape", "Scan", "ScatterElements",
-     "ScatterND", "Shape", "Size", "Slice", "Squeeze", "Unsqueeze", "EmbedLayerNormalization")
-)  # fmt: skip
+    """
+    Constant ConstantOfShape Dropout Flatten Gather GatherBlockQuantized GatherElements
+    GatherND Identity If Loop Reshape Scan ScatterElements ScatterND Shape Size Slice Squeeze
+    Unsqueeze EmbedLayerNormalization
+    """.split()
+)
 
 
 def _convolution(weights: int) -> Callable[[Shapes], int]:
@@ -123,11 +125,21 @@ _COUNTS: dict[str, Callable[[Shapes], int]] = {
     "QLinearConv": _convolution(3),
     "ConvTranspose": _transposed_convolution,
     **dict.fromkeys(
-        ("MatMul", "FusedMatMul", "Gemm", "FusedGemm", "MatMulInteger", "MatMulIntegerToFloat",
-         "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm", "MatMulNBits"),
+        (
+            "MatMul",
+            "FusedMatMul",
+            "Gemm",
+            "FusedGemm",
+            "MatMulInteger",
+            "MatMulIntegerToFloat",
+            "DynamicQuantizeMatMul",
+            "QLinearMatMul",
+            "QGemm",
+            "MatMulNBits",
+        ),
         _product,
     ),
     **dict.fromkeys(("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"), _recurrence),
     "Attention": _attention,
     "MultiHeadAttention": _multi_head_attention,
-}  # fmt: skip
+}

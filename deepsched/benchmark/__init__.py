@@ -13,8 +13,28 @@ from deepsched.benchmark.search import RateSearch, SearchOptions, Step, search_r
 from deepsched.benchmark.sweep import AXES, Point, Sweep, SweepOptions, combinations, sweep
 
 __all__ = [
-    "AXES", "ENGINES", "FIELDS", "Asked", "EngineOptions", "LoadOptions", "Measurable",
-    "Measurement", "OpenedEngine", "Point", "RateSearch", "SearchOptions", "Setting", "Step",
-    "Sweep", "SweepOptions", "arrival_times_ns", "bundled_model", "combinations", "measure",
-    "open_engine", "report", "search_rate", "sweep",
-]  # fmt: skip
+    "AXES",
+    "ENGINES",
+    "FIELDS",
+    "Asked",
+    "EngineOptions",
+    "LoadOptions",
+    "Measurable",
+    "Measurement",
+    "OpenedEngine",
+    "Point",
+    "RateSearch",
+    "SearchOptions",
+    "Setting",
+    "Step",
+    "Sweep",
+    "SweepOptions",
+    "arrival_times_ns",
+    "bundled_model",
+    "combinations",
+    "measure",
+    "open_engine",
+    "report",
+    "search_rate",
+    "sweep",
+]

@@ -50,9 +50,13 @@ from deepsched.models.random_inputs import random_value
 from deepsched.scheduler import Scheduler
 
 ENGINES = (
-    "deepsched", "onnxruntime", "onnxruntime:per_stream", "openvino", "module:Class",
+    "deepsched",
+    "onnxruntime",
+    "onnxruntime:per_stream",
+    "openvino",
+    "module:Class",
     "script.py:Class",
-)  # fmt: skip
+)
 
 _OURS = ("deepsched", "deepsparse")
 
@@ -367,9 +371,14 @@ def _find_class(name: str) -> Callable[..., Any]:
     except DeepschedError:
         raise
     except Exception as error:  # whatever the lines of a module raise
-        where = "" if is_file else (
-            "; it must be importable from here: in the working folder, in PYTHONPATH or installed"
-        )  # fmt: skip
+        where = (
+            ""
+            if is_file
+            else (
+                "; it must be importable from here: in the working folder, in PYTHONPATH or "
+                "installed"
+            )
+        )
         raise OptionError(
             f"engine {name!r}: cannot import {module_name!r} ({type(error).__name__}: {error})"
             f"{where}"
@@ -423,11 +432,19 @@ _ORT_DTYPES: dict[str, Any] = {
     **{
         f"tensor({name})": np.dtype(name)
         for name in (
-            "float16", "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32",
+            "float16",
+            "bool",
+            "int8",
+            "int16",
+            "int32",
+            "int64",
+            "uint8",
+            "uint16",
+            "uint32",
             "uint64",
         )
     },
-}  # fmt: skip
+}
 
 _BUILT_IN: dict[str, Callable[[_Plan], OpenedEngine]] = {
     "onnxruntime": _OnnxRuntime,

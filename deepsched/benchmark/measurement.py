@@ -270,9 +270,15 @@ def measure(
         spans = _closed(closed, seconds, warmup_seconds, meter, progress)
     else:
         opened = functools.partial(
-            open_loop, run, inputs, rate=rate, seed=seed, callers=callers, max_late_seconds=late,
+            open_loop,
+            run,
+            inputs,
+            rate=rate,
+            seed=seed,
+            callers=callers,
+            max_late_seconds=late,
             clock=clock,
-        )  # fmt: skip
+        )
         spans = _open(opened, seconds, warmup_seconds, poisson, meter, progress)
     usage, stats, num_answered = meter.end(spans)
     return Measurement(

@@ -29,39 +29,65 @@ FIELDS: dict[str, tuple[str, str]] = {
     "scheduler": ("text", "deepsched's; null for other engines"),
     "seconds_to_run": ("s", "--time"),
     "num_streams": ("streams", "requests that run side by side"),
-    "fraction_of_supported_ops": ("share", "of the operators, that the engine runs by kernels of "
-        "its own: 1.0, ONNX Runtime has them all; null for other engines"),
+    "fraction_of_supported_ops": (
+        "share",
+        "of the operators, that the engine runs by kernels of "
+        "its own: 1.0, ONNX Runtime has them all; null for other engines",
+    ),
     "interrupted": ("bool", "whether Ctrl-C ended it early"),
     "callers": ("threads", "that call at once; in an open loop at most"),
     "items_per_sec": ("items/s", "throughput: iterations * batch_size / seconds_ran"),
     "seconds_ran": ("s", "the time measured; in an open loop until the last answer"),
     "iterations": ("requests", "answered in that time"),
-    "mean, median, std": ("ms", "latency of a request, waiting included; open loop: from the "
-        "time it was due"),
+    "mean, median, std": (
+        "ms",
+        "latency of a request, waiting included; open loop: from the time it was due",
+    ),
     "25.0% ... 99.9%": ("ms", "percentiles of the same: so many requests took no longer"),
     "max": ("ms", "the longest of the same"),
     "rate": ("requests/s", "that fell due; null: closed loop"),
     "poisson": ("bool", "whether they fell due at random times"),
-    "dropped": ("requests", "due so long before a caller was free that they were not sent; no "
-        "latency counts them"),
-    "keeps_up": ("bool", "open loop: whether no more than 1 % was dropped, and latency did not "
+    "dropped": (
+        "requests",
+        "due so long before a caller was free that they were not sent; no latency counts them",
+    ),
+    "keeps_up": (
+        "bool",
+        "open loop: whether no more than 1 % was dropped, and latency did not "
         "grow from quarter to quarter of the load, by more than 3 % of the time in all; closed "
-        "loop: true"),
-    "send_delay_ms": ("ms", "open loop: from the time it was due until it was sent, part of "
-        "the latency"),
-    "waiting_ms": ("ms", "from the call until the run began, by deepsched's own count; null for "
-        "other engines; to 2 %"),
+        "loop: true",
+    ),
+    "send_delay_ms": (
+        "ms",
+        "open loop: from the time it was due until it was sent, part of the latency",
+    ),
+    "waiting_ms": (
+        "ms",
+        "from the call until the run began, by deepsched's own count; null for "
+        "other engines; to 2 %",
+    ),
     "running_ms": ("ms", "inside ONNX Runtime, in the same way"),
-    "streams": ("list", "of each stream: requests answered, inline (on the caller's thread) and "
-        "by_worker, busy_fraction of the time"),
+    "streams": (
+        "list",
+        "of each stream: requests answered, inline (on the caller's thread) and "
+        "by_worker, busy_fraction of the time",
+    ),
     "cpu_seconds_per_item": ("s", "CPU time of the process for an item, the callers' included"),
-    "peak_memory_bytes": ("bytes", "most memory resident during the load, warm-up included; of "
-        "the whole process"),
-    "throttled_seconds": ("s", "that the cgroup's CPU quota kept its threads from running, summed "
-        "over CPUs; null: unknown"),
-    "others_share": ("share", "of the CPUs that this process may use, taken by other processes, "
-        "0 to 1: with more than a little the figures are unsure; null: unknown"),
-}  # fmt: skip
+    "peak_memory_bytes": (
+        "bytes",
+        "most memory resident during the load, warm-up included; of the whole process",
+    ),
+    "throttled_seconds": (
+        "s",
+        "that the cgroup's CPU quota kept its threads from running, summed "
+        "over CPUs; null: unknown",
+    ),
+    "others_share": (
+        "share",
+        "of the CPUs that this process may use, taken by other processes, "
+        "0 to 1: with more than a little the figures are unsure; null: unknown",
+    ),
+}
 """Field -> (unit, meaning), of the JSON; those of benchmark_result from `callers` on."""
 
 SEARCH_FIELDS: dict[str, tuple[str, str]] = {
@@ -70,12 +96,14 @@ SEARCH_FIELDS: dict[str, tuple[str, str]] = {
     "closed_loop_rate": ("requests/s", "with a caller for each stream, where the search began"),
     "steps": ("list", "of each rate that was tried, in this order:"),
     "steps[].rate": ("requests/s", "that fell due"),
-    "steps[].p99_ms": ("ms", "99th percentile of the latency of all that fell due; null: more than "
-        "1 % was dropped"),
+    "steps[].p99_ms": (
+        "ms",
+        "99th percentile of the latency of all that fell due; null: more than 1 % was dropped",
+    ),
     "steps[].dropped": ("requests", "that could not be sent within the limit"),
     "steps[].keeps_up": ("bool", "see above"),
     "steps[].is_held": ("bool", "keeps_up, and p99_ms within the limit"),
-}  # fmt: skip
+}
 """The same, of `search`."""
 
 
@@ -92,9 +120,12 @@ class Setting(NamedTuple):
     def of(cls, engine: OpenedEngine) -> Setting:
         """What `engine` was told."""
         return cls(
-            repr(engine), engine.batch_size, engine.num_cores, engine.num_streams,
+            repr(engine),
+            engine.batch_size,
+            engine.num_cores,
+            engine.num_streams,
             getattr(engine, "scheduler", None),
-        )  # fmt: skip
+        )
 
 
 class Asked(NamedTuple):

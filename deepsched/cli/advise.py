@@ -75,9 +75,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("-ncores", "--num_cores", type=int, help="the most cores to use")
     load = parser.add_mutually_exclusive_group()
     load.add_argument(
-        "--callers", type=int, metavar="N",
+        "--callers",
+        type=int,
+        metavar="N",
         help="load: N threads that each wait for their answer (default 2 a core)",
-    )  # fmt: skip
+    )
     load.add_argument(
         "--rate", type=finite, metavar="R", help="load: R requests a second, at random times"
     )
@@ -98,11 +100,17 @@ def run(args: argparse.Namespace) -> None:
         if args.quiet:
             status.stop()
         advice = advise(
-            model, args.batch_size, parse_shapes(args.input_shapes),
-            num_cores=args.num_cores, callers=args.callers, rate=args.rate,
-            p99_limit_ms=args.p99_limit, seconds=args.seconds, remembers=not args.fresh,
+            model,
+            args.batch_size,
+            parse_shapes(args.input_shapes),
+            num_cores=args.num_cores,
+            callers=args.callers,
+            rate=args.rate,
+            p99_limit_ms=args.p99_limit,
+            seconds=args.seconds,
+            remembers=not args.fresh,
             on_progress=lambda text: status.update(f"measuring {text}"),
-        )  # fmt: skip
+        )
     if args.json:
         line = {"compile_line": advice.compile_line(model)}
         print(to_json({**advice.to_dict(), **line}))
@@ -127,10 +135,14 @@ def _print(advice: Advice, model: str) -> None:
     for it in advice.figures:
         table.add_row(
             ("> " if it.setting == advice.setting else "  ") + _short(it.setting),
-            str(it.num_streams), f"{it.items_per_sec:.1f}", short(it.mean_ms),
-            short(it.p50_ms), short(it.p99_ms), "all" if it.answered == 1 else f"{it.answered:.1%}",
+            str(it.num_streams),
+            f"{it.items_per_sec:.1f}",
+            short(it.mean_ms),
+            short(it.p50_ms),
+            short(it.p99_ms),
+            "all" if it.answered == 1 else f"{it.answered:.1%}",
             style="bold" if it.setting == advice.setting else None,
-        )  # fmt: skip
+        )
     console.print(table)
     how = "remembered; --fresh measures anew" if advice.was_remembered else "measured"
     console.print(f"({how}; took {advice.seconds:.0f} s)")

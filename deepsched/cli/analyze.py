@@ -101,10 +101,13 @@ def run(args: argparse.Namespace) -> None:
             if args.quiet:
                 status.stop()
             analysis = analyze(
-                args.model_path or bundled_model(), args.batch_size,
-                parse_shapes(args.input_shapes), num_cores=args.num_cores, seconds=args.seconds,
+                args.model_path or bundled_model(),
+                args.batch_size,
+                parse_shapes(args.input_shapes),
+                num_cores=args.num_cores,
+                seconds=args.seconds,
                 on_progress=lambda text: status.update(f"measuring on {text}"),
-            )  # fmt: skip
+            )
         if args.json:
             print(to_json(analysis.to_dict()))
         else:

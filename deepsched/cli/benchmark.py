@@ -122,42 +122,62 @@ def _add_engine_options(group: Any) -> None:
         "-b", "--batch_size", type=int, default=1, help="items in a request (default 1)"
     )
     group.add_argument(
-        "-i", "-shapes", "--input_shapes", "--input_shape", default="", metavar="SHAPES",
+        "-i",
+        "-shapes",
+        "--input_shapes",
+        "--input_shape",
+        default="",
+        metavar="SHAPES",
         help='shapes of the inputs, such as "[1,3,320,320]" or "[1,128],[1,128]"',
-    )  # fmt: skip
+    )
     group.add_argument(
-        "-ncores", "--num_cores", type=int,
+        "-ncores",
+        "--num_cores",
+        type=int,
         help="physical cores to use (default: all that this process may use)",
-    )  # fmt: skip
+    )
     group.add_argument(
-        "-nstreams", "--num_streams", type=int,
+        "-nstreams",
+        "--num_streams",
+        type=int,
         help="requests that run side by side (default: one per L3 cache, where DeepSparse's is "
         "half the cores; without MODEL: two at least, if there are two cores)",
-    )  # fmt: skip
+    )
     group.add_argument(
-        "-s", "--scenario", metavar="{sync,async,elastic}",
+        "-s",
+        "--scenario",
+        metavar="{sync,async,elastic}",
         help="sync: single_stream, one caller on all cores; async: multi_stream, one caller for "
         "each stream; elastic: as many callers (default async, where DeepSparse's is sync; without "
         "MODEL: both). The schedulers' names do too; the JSON says singlestream and multistream, "
         "as DeepSparse's",
-    )  # fmt: skip
+    )
     group.add_argument(
-        "-pin", "--thread_pinning", choices=["core", "numa", "none"], default="core",
+        "-pin",
+        "--thread_pinning",
+        choices=["core", "numa", "none"],
+        default="core",
         help="pin deepsched's threads to their stream's cores, or leave them to the kernel "
         "(default core); numa means core: streams keep to NUMA nodes by themselves",
-    )  # fmt: skip
+    )
     group.add_argument(
-        "-seq_len", "--sequence_length", type=int, metavar="N",
+        "-seq_len",
+        "--sequence_length",
+        type=int,
+        metavar="N",
         help="the second dimension of inputs that leave it open; those of --input_shapes otherwise",
-    )  # fmt: skip
+    )
     for flags, options in _WITHOUT_EFFECT.items():
         group.add_argument(
             *flags, **options, help="no effect: there is no KV cache that the engine keeps"
         )
     group.add_argument(
-        "-e", "--engine", default="deepsched", metavar="ENGINE",
+        "-e",
+        "--engine",
+        default="deepsched",
+        metavar="ENGINE",
         help=f"{', '.join(ENGINES)}; see below (default deepsched)",
-    )  # fmt: skip
+    )
 
 
 def _add_load_options(group: Any) -> None:
@@ -168,10 +188,12 @@ def _add_load_options(group: Any) -> None:
         "-w", "--warmup_time", type=finite, default=2.0, help="seconds before it (default 2)"
     )
     group.add_argument(
-        "--callers", type=int, metavar="N",
+        "--callers",
+        type=int,
+        metavar="N",
         help="threads that call; in an open loop at most so many requests are under way (default: "
         "one for each stream; open loop: four for each, 16 at least)",
-    )  # fmt: skip
+    )
     group.add_argument(
         "--rate", type=finite, metavar="R", help="open loop: R requests a second, evenly spaced"
     )
@@ -182,16 +204,21 @@ def _add_load_options(group: Any) -> None:
         "--seed", type=int, default=0, help="of these times; the same seed, the same times"
     )
     group.add_argument(
-        "--p99-limit", type=finite, metavar="MS",
+        "--p99-limit",
+        type=finite,
+        metavar="MS",
         help="search the highest rate at which 99 of 100 requests are answered within MS; each "
         "step takes --time",
-    )  # fmt: skip
+    )
     group.add_argument(
-        "--sweep", action="append", default=[], metavar="OPTION=V1,V2",
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="OPTION=V1,V2",
         help=f"measure each of these values ({', '.join(AXES)}); again for another option: "
         "every combination. Without values, OPTION or OPTION,OPTION: batch sizes 1, 4, 16, of the "
         "others powers of two up to what this machine has",
-    )  # fmt: skip
+    )
 
 
 def _add_output_options(group: Any) -> None:
@@ -202,10 +229,11 @@ def _add_output_options(group: Any) -> None:
     )
     group.add_argument("--csv", metavar="FILE", help="write a line for each measurement there")
     group.add_argument(
-        "--plot", metavar="FILE",
+        "--plot",
+        metavar="FILE",
         help="draw throughput and latency over the first --sweep; .png, .svg or .pdf; "
         "pip install 'deepsched[plot]'",
-    )  # fmt: skip
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -330,10 +358,15 @@ def _sweep(args: argparse.Namespace, axes: Mapping[str, Sequence[Any]], bar: Pro
 
     bar.begin("", total * each)
     result = sweep(
-        _model(args), axes, engine=args.engine, on_point=on_point, open_with=_opener(args),
+        _model(args),
+        axes,
+        engine=args.engine,
+        on_point=on_point,
+        open_with=_opener(args),
         on_progress=lambda seconds: bar.update(done + seconds),
-        **_engine_options(args), **_load_options(args),
-    )  # fmt: skip
+        **_engine_options(args),
+        **_load_options(args),
+    )
     if not any(point.measurement for point in result.points):
         raise next(point.error for point in result.points if point.error)
     if args.plot:
@@ -410,9 +443,12 @@ def _title(args: argparse.Namespace) -> str:
 
 def _asked(args: argparse.Namespace) -> Asked:
     return Asked(
-        _model(args), _scheduler(args), parse_shapes(args.input_shapes), args.time,
+        _model(args),
+        _scheduler(args),
+        parse_shapes(args.input_shapes),
+        args.time,
         args.sequence_length,
-    )  # fmt: skip
+    )
 
 
 def _scheduler(args: argparse.Namespace) -> Scheduler:

@@ -47,9 +47,13 @@ def _list(args: argparse.Namespace) -> None:
         print(to_json([info._asdict() for info in infos]))
         return
     table = Table(
-        Column("model", overflow="fold"), "batch", "MB", "last used", "in use",
+        Column("model", overflow="fold"),
+        "batch",
+        "MB",
+        "last used",
+        "in use",
         Column("entry", overflow="fold"),
-    )  # fmt: skip
+    )
     for info in infos:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(info.used))
         in_use = "yes" if info.is_in_use else ""

@@ -81,10 +81,12 @@ def add_parser(commands: Any) -> None:
         formatter_class=HelpFormatter,
     )
     parser.add_argument(
-        "--sysfs", metavar="ROOT", default="/",
+        "--sysfs",
+        metavar="ROOT",
+        default="/",
         help="folder with another machine's sys/ and proc/; the checks of this process are then "
         "unknown",
-    )  # fmt: skip
+    )
     parser.add_argument("-q", "--quiet", action="store_true", help="show only what warns")
     parser.add_argument("--json", action="store_true", help="print it as JSON")
     parser.set_defaults(run=run)

@@ -23,9 +23,12 @@ class HelpFormatter(argparse.HelpFormatter):
 
 def _wrapped(line: str, hanging: int, width: int) -> str:
     return textwrap.fill(
-        line, width, subsequent_indent=" " * hanging, break_long_words=False,
+        line,
+        width,
+        subsequent_indent=" " * hanging,
+        break_long_words=False,
         break_on_hyphens=False,
-    )  # fmt: skip
+    )
 
 
 def _entries(text: str) -> Iterator[tuple[str, int]]:

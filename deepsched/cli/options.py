@@ -16,18 +16,24 @@ from deepsched.machine.topology import Topology
 def add_model(parser: argparse.ArgumentParser) -> None:
     """MODEL; ResNet-50 unless it is given."""
     parser.add_argument(
-        "model_path", nargs="?", metavar="MODEL",
+        "model_path",
+        nargs="?",
+        metavar="MODEL",
         help="path of an ONNX file (default: ResNet-50 from the onnx wheel)",
-    )  # fmt: skip
+    )
 
 
 def add_sizes(group: Any) -> None:
     """What a request is: --batch_size and --input_shapes."""
     group.add_argument("-b", "--batch_size", type=int, default=1, help="items in a request")
     group.add_argument(
-        "-i", "-shapes", "--input_shapes", default="", metavar="SHAPES",
+        "-i",
+        "-shapes",
+        "--input_shapes",
+        default="",
+        metavar="SHAPES",
         help='shapes of the inputs, such as "[1,3,320,320]" or "[1,128],[1,128]"',
-    )  # fmt: skip
+    )
 
 
 def finite(text: str) -> float:

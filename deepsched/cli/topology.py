@@ -63,24 +63,37 @@ def add_parser(commands: Any) -> None:
         formatter_class=HelpFormatter,
     )
     parser.add_argument(
-        "-ncores", "--num_cores", "--num-cores", type=int, metavar="N",
+        "-ncores",
+        "--num_cores",
+        "--num-cores",
+        type=int,
+        metavar="N",
         help="physical cores to use (default: all that this process may use)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "-nstreams", "--num_streams", "--num-streams", type=int, metavar="N",
+        "-nstreams",
+        "--num_streams",
+        "--num-streams",
+        type=int,
+        metavar="N",
         help="streams to make (default: one per L3 cache)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--threads_per_core", "--threads-per-core", type=int, default=1, metavar="N",
+        "--threads_per_core",
+        "--threads-per-core",
+        type=int,
+        default=1,
+        metavar="N",
         help="hardware threads of each core to use (default 1)",
-    )  # fmt: skip
+    )
     machine = parser.add_mutually_exclusive_group()
     machine.add_argument("--sysfs", metavar="ROOT", help="folder with a machine's sys/ and proc/")
     machine.add_argument(
-        "--synthetic", metavar="P:N:L:C:T",
+        "--synthetic",
+        metavar="P:N:L:C:T",
         help="a made-up machine: packages, NUMA nodes in each, L3s in each, cores in each, "
         "hardware threads in each; 2:1:4:8:2 for example",
-    )  # fmt: skip
+    )
     parser.add_argument("--svg", metavar="FILE", help="draw it there as well")
     parser.add_argument("--json", action="store_true", help="print it as JSON")
     parser.set_defaults(run=run)

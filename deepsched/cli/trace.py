@@ -63,23 +63,30 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
     engine = parser.add_argument_group("engine")
     engine.add_argument(
-        "-s", "--scheduler", default="single_stream,multi_stream", metavar="NAME[,NAME]",
+        "-s",
+        "--scheduler",
+        default="single_stream,multi_stream",
+        metavar="NAME[,NAME]",
         help="single_stream, multi_stream, elastic (default single_stream,multi_stream)",
-    )  # fmt: skip
+    )
     add_sizes(engine)
     engine.add_argument("-ncores", "--num_cores", type=int, help="physical cores to use")
     engine.add_argument(
-        "-nstreams", "--num_streams", type=int,
+        "-nstreams",
+        "--num_streams",
+        type=int,
         help="requests that run side by side with multi_stream and elastic (default: one per L3 "
         "cache, two at least if there are two cores; elastic: one per core)",
-    )  # fmt: skip
+    )
     load = parser.add_argument_group("load")
     load.add_argument("-t", "--time", type=finite, default=2.0, help="seconds to trace (default 2)")
     load.add_argument(
-        "--callers", type=int, metavar="N",
+        "--callers",
+        type=int,
+        metavar="N",
         help="threads that call (default: one more than there are streams; open loop: see "
         "`deepsched benchmark -h`)",
-    )  # fmt: skip
+    )
     load.add_argument("--rate", type=finite, metavar="R", help="open loop: R requests a second")
     load.add_argument("--poisson", action="store_true", help="at random times")
     parser.set_defaults(run=run)
@@ -137,9 +144,15 @@ def _trace(args: argparse.Namespace, scheduler: Scheduler, bar: ProgressBar) -> 
         engine.run(inputs)
         with engine.context.trace() as trace:
             result = measure(
-                engine, inputs, callers=_callers(args, engine), rate=args.rate,
-                poisson=args.poisson, seconds=args.time, warmup_seconds=0, on_progress=bar.update,
-            )  # fmt: skip
+                engine,
+                inputs,
+                callers=_callers(args, engine),
+                rate=args.rate,
+                poisson=args.poisson,
+                seconds=args.time,
+                warmup_seconds=0,
+                on_progress=bar.update,
+            )
     return trace, result.is_interrupted
 
 
@@ -148,9 +161,13 @@ def _open(args: argparse.Namespace, scheduler: Scheduler) -> Engine:
     if scheduler == Scheduler.multi_stream and num_streams is None:
         num_streams = streams_to_compare(args.num_cores)
     return Engine(
-        args.model_path or bundled_model(), args.batch_size, args.num_cores, num_streams,
-        scheduler, parse_shapes(args.input_shapes),
-    )  # fmt: skip
+        args.model_path or bundled_model(),
+        args.batch_size,
+        args.num_cores,
+        num_streams,
+        scheduler,
+        parse_shapes(args.input_shapes),
+    )
 
 
 def _callers(args: argparse.Namespace, engine: Engine) -> int | None:

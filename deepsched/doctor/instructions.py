@@ -13,9 +13,22 @@ from deepsched.doctor.diagnosis import Check, ok, unknown, warn
 from deepsched.doctor.host import Host
 
 _X86 = (
-    "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni",
-    "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16",
-)  # fmt: skip
+    "avx",
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512bw",
+    "avx512dq",
+    "avx512vl",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_tile",
+    "amx_int8",
+    "amx_bf16",
+)
 _ARM = ("asimd", "asimddp", "fphp", "asimdhp", "sve", "sve2", "i8mm", "bf16", "sme", "sme2")
 
 
@@ -77,12 +90,13 @@ def _x86_fp32(name: str, flags: _Flags, sets: list[str]) -> Check:
     if not {"avx2", "fma"} <= flags:
         width = 8 if "avx" in flags else 4
         return warn(
-            name, f"no AVX2 with FMA; kernels of {width} numbers an instruction",
+            name,
+            f"no AVX2 with FMA; kernels of {width} numbers an instruction",
             "Kernels without fused multiply-add do half the work an instruction, or less.",
             "On a virtual machine, let it have the host's instructions (QEMU: -cpu host; libvirt: "
             "host-passthrough); else choose a CPU with AVX2 (Intel since 2013, AMD since 2015).",
             flags=sets,
-        )  # fmt: skip
+        )
     if "avx512f" in flags:
         return ok(name, "AVX-512; kernels of 16 numbers an instruction", flags=sets)
     return ok(name, "AVX2 and FMA; kernels of 8 numbers an instruction", flags=sets)
@@ -92,50 +106,62 @@ def _x86_int8(name: str, flags: _Flags, sets: list[str]) -> Check:
     has_vnni = "avx_vnni" in flags or (_has_avx512(flags) and "avx512_vnni" in flags)
     if {"amx_tile", "amx_int8"} <= flags:
         return ok(
-            name, "AMX and VNNI" if has_vnni else "AMX",
-            "uint8 x int8 products use AMX tiles; sums are exact.", flags=sets,
-        )  # fmt: skip
+            name,
+            "AMX and VNNI" if has_vnni else "AMX",
+            "uint8 x int8 products use AMX tiles; sums are exact.",
+            flags=sets,
+        )
     if has_vnni:
         width = "AVX-512" if "avx512_vnni" in flags and _has_avx512(flags) else "AVX"
         return ok(
-            name, f"{width} VNNI", "One instruction multiplies and adds four int8 values a lane; "
-            "sums are exact.", flags=sets,
-        )  # fmt: skip
+            name,
+            f"{width} VNNI",
+            "One instruction multiplies and adds four int8 values a lane; sums are exact.",
+            flags=sets,
+        )
     slow = "Quantised models are often no faster than fp32"
     if not {"avx2", "fma"} <= flags:  # the kernels of SSE widen to 16 bits first: exact, and slow
         return warn(
-            name, "neither VNNI nor AVX2", f"{slow}.",
+            name,
+            "neither VNNI nor AVX2",
+            f"{slow}.",
             "Serve fp32, or compare the two on this machine: deepsched benchmark MODEL.",
             flags=sets,
-        )  # fmt: skip
+        )
     return warn(
-        name, "no VNNI",
+        name,
+        "no VNNI",
         f"{slow}, and pairs of products of uint8 activations with int8 weights are summed in 16 "
         "bits, which may saturate and cost accuracy.",
         "Serve fp32, or quantise with reduce_range=True (7-bit weights) or to uint8 weights, and "
         "compare speed and accuracy on this machine.",
         flags=sets,
-    )  # fmt: skip
+    )
 
 
 def _x86_fp16(name: str, flags: _Flags, sets: list[str]) -> Check:
     has_conversion = "f16c" in flags
     return ok(
-        name, "conversions only (F16C)" if has_conversion else "none",
+        name,
+        "conversions only (F16C)" if has_conversion else "none",
         "ONNX Runtime computes fp16 models in fp32 on x86: they are smaller, not faster.",
         flags=sets,
-    )  # fmt: skip
+    )
 
 
 def _x86_bf16(name: str, flags: _Flags, sets: list[str]) -> Check:
-    has = [title for flag, title in (("avx512_bf16", "AVX-512 BF16"), ("amx_bf16", "AMX BF16"))
-           if flag in flags]  # fmt: skip
+    has = [
+        title
+        for flag, title in (("avx512_bf16", "AVX-512 BF16"), ("amx_bf16", "AMX BF16"))
+        if flag in flags
+    ]
     return ok(
-        name, " and ".join(has) or "none",
+        name,
+        " and ".join(has) or "none",
         "ONNX Runtime's kernels on x86 do not use bf16, and models in bf16 do not run (1.32 has "
         "neither MatMul nor Conv for it): convert them to fp32.",
         flags=sets,
-    )  # fmt: skip
+    )
 
 
 # --- Arm --------------------------------------------------------------------------------------
@@ -150,34 +176,52 @@ def _arm_fp32(name: str, flags: _Flags, sets: list[str]) -> Check:
 
 def _arm_int8(name: str, flags: _Flags, sets: list[str]) -> Check:
     if "i8mm" in flags:
-        return ok(name, "int8 matrix instructions (i8mm)", "Products of quantised models use them; "
-                  "sums are exact.", flags=sets)  # fmt: skip
+        return ok(
+            name,
+            "int8 matrix instructions (i8mm)",
+            "Products of quantised models use them; sums are exact.",
+            flags=sets,
+        )
     if "asimddp" in flags:
-        return ok(name, "dot product instructions (asimddp)", "Products of quantised models use "
-                  "them; sums are exact.", flags=sets)  # fmt: skip
+        return ok(
+            name,
+            "dot product instructions (asimddp)",
+            "Products of quantised models use them; sums are exact.",
+            flags=sets,
+        )
     return warn(
-        name, "neither dot product (asimddp) nor int8 matrix instructions (i8mm)",
+        name,
+        "neither dot product (asimddp) nor int8 matrix instructions (i8mm)",
         "Quantised models are often no faster than fp32.",
         "Serve fp32, or compare the two on this machine: deepsched benchmark MODEL.",
         flags=sets,
-    )  # fmt: skip
+    )
 
 
 def _arm_fp16(name: str, flags: _Flags, sets: list[str]) -> Check:
     if {"fphp", "asimdhp"} <= flags:
-        return ok(name, "fp16 arithmetic (fphp, asimdhp)", "ONNX Runtime has kernels of its own "
-                  "for fp16 here, for some operators.", flags=sets)  # fmt: skip
-    return ok(name, "none", "ONNX Runtime computes fp16 models in fp32: they are smaller, not "
-              "faster.", flags=sets)  # fmt: skip
+        return ok(
+            name,
+            "fp16 arithmetic (fphp, asimdhp)",
+            "ONNX Runtime has kernels of its own for fp16 here, for some operators.",
+            flags=sets,
+        )
+    return ok(
+        name,
+        "none",
+        "ONNX Runtime computes fp16 models in fp32: they are smaller, not faster.",
+        flags=sets,
+    )
 
 
 def _arm_bf16(name: str, flags: _Flags, sets: list[str]) -> Check:
     if "bf16" in flags:
         return ok(
-            name, "bf16 matrix instructions",
+            name,
+            "bf16 matrix instructions",
             "ONNX Runtime uses them for fp32 matrix products where its option "
             "mlas.enable_gemm_fastmath_arm64_bfloat16 says so; deepsched leaves it off, so that "
             "outputs are those of fp32.",
             flags=sets,
-        )  # fmt: skip
+        )
     return ok(name, "none", flags=sets)

@@ -89,8 +89,9 @@ def _troubles(policies: dict[int, _Policy]) -> Iterator[tuple[str, str]]:
     if slow:
         yield (
             f"Under this driver powersave keeps CPUs {format_cpu_list(slow)} at their lowest "
-            "frequency, whatever the load.", _FOLLOW_THE_LOAD,
-        )  # fmt: skip
+            "frequency, whatever the load.",
+            _FOLLOW_THE_LOAD,
+        )
     saving = [cpu for cpu, policy in policies.items() if policy.saves_energy]
     if saving:
         yield (
@@ -103,8 +104,9 @@ def _troubles(policies: dict[int, _Policy]) -> Iterator[tuple[str, str]]:
     for cpus, policy in _alike(fixed):
         yield (
             f"Under userspace CPUs {cpus} stay at {_ghz(policy.fixed_khz)} of "
-            f"{_ghz(policy.highest_khz)} GHz, whatever the load.", _FOLLOW_THE_LOAD,
-        )  # fmt: skip
+            f"{_ghz(policy.highest_khz)} GHz, whatever the load.",
+            _FOLLOW_THE_LOAD,
+        )
     capped = {cpu: policy for cpu, policy in policies.items() if policy.is_capped}
     highest = max((policy.highest_khz or 0 for policy in capped.values()), default=0)
     for cpus, policy in _alike(capped):
@@ -160,12 +162,13 @@ def boost(host: Host) -> Check:
             # Others show a switch, off, for CPUs without boost as well (cppc_cpufreq does).
             return unknown(name, "off; whether these CPUs have it is not told", is_on=False)
         return warn(
-            name, "off", "Cores stay at or below their base frequency: steady, and slower than "
-            "they could be.",
+            name,
+            "off",
+            "Cores stay at or below their base frequency: steady, and slower than they could be.",
             f"echo {1 - int(off)} | sudo tee /sys/devices/system/cpu/{path}, unless it is meant; "
             "if that is refused, it is off in the firmware.",
             is_on=False,
-        )  # fmt: skip
+        )
     return unknown(name, "the kernel shows no switch for it", is_on=None)
 
 
@@ -206,9 +209,10 @@ def steal(host: Host) -> Check:
     if share <= _MUCH_STEAL:
         return ok(name, found, share=share)
     return warn(
-        name, found,
+        name,
+        found,
         "The hypervisor ran others when this machine had work to do. All threads of a stream then "
         "wait for the one that was taken off its CPU.",
         "Move to a host that is not overcommitted, or to an instance type with dedicated CPUs.",
         share=share,
-    )  # fmt: skip
+    )

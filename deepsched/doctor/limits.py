@@ -32,21 +32,27 @@ def affinity(host: Host) -> Check:
         f"({format_cpu_list(mask)} of {format_cpu_list(allowed)})"
     )
     if left_out <= host.isolated:
-        return ok(name, f"{found}; the others are isolated",
-                  "The kernel keeps programs off isolated CPUs unless they ask: taskset -c "
-                  f"{format_cpu_list(left_out)} COMMAND runs there.", **data)  # fmt: skip
+        return ok(
+            name,
+            f"{found}; the others are isolated",
+            "The kernel keeps programs off isolated CPUs unless they ask: taskset -c "
+            f"{format_cpu_list(left_out)} COMMAND runs there.",
+            **data,
+        )
     if _follows_the_machine(host, mask, allowed):
         return ok(name, f"{found}: whole NUMA nodes, or kinds of core", **data)
     wider = _wider(host, allowed)
     if wider <= mask:
         return ok(name, f"{found}: the others would gain nothing", **data)
     return warn(
-        name, found, "deepsched makes its streams of the CPUs in the mask and of no others.",
+        name,
+        found,
+        "deepsched makes its streams of the CPUs in the mask and of no others.",
         "If that is not meant, look for taskset, numactl, CPUAffinity= of systemd and --cpuset-cpus"
         f"{_binding(host)}; taskset -acp {format_cpu_list(wider)} PID widens the mask of a "
         "running process, before it makes its first engine.",
         **data,
-    )  # fmt: skip
+    )
 
 
 def _follows_the_machine(host: Host, mask: frozenset[int], allowed: frozenset[int]) -> bool:
@@ -100,15 +106,18 @@ def cpuset(host: Host) -> Check:
     """Which CPUs the cgroup allows."""
     name = "cpuset"
     if host.cpuset is None:
-        return _unlimited(host, name, "cpuset", "the cgroup allows every CPU that is online",
-                          cpus=None)  # fmt: skip
+        return _unlimited(
+            host, name, "cpuset", "the cgroup allows every CPU that is online", cpus=None
+        )
     if host.cpuset >= host.online_cpus:
         return ok(name, "the cgroup allows every CPU that is online", cpus=None)
     allowed = host.cpuset & host.online_cpus
     return ok(
-        name, f"the cgroup allows {len(allowed)} CPUs ({format_cpu_list(allowed)}) of the "
-        f"{len(host.online_cpus)} online", cpus=sorted(allowed),
-    )  # fmt: skip
+        name,
+        f"the cgroup allows {len(allowed)} CPUs ({format_cpu_list(allowed)}) of the "
+        f"{len(host.online_cpus)} online",
+        cpus=sorted(allowed),
+    )
 
 
 def cpu_quota(host: Host) -> Check:
@@ -192,7 +201,8 @@ def throttling(host: Host) -> Check:
     if share <= _HARMLESS:
         return _unlimited(host, name, "cpu", found, **data)
     return warn(
-        name, found,
+        name,
+        found,
         "All threads of the group stand still from when the quota is used up until the period (0.1 "
         "s unless set otherwise) ends: requests take that much longer. Of requests the share is "
         "larger: periods without work count, and a long request spans several.",
@@ -200,7 +210,7 @@ def throttling(host: Host) -> Check:
         "or move other work out of the cgroup; `deepsched benchmark MODEL` reports the throttling "
         "of its own run.",
         **data,
-    )  # fmt: skip
+    )
 
 
 def memory(host: Host) -> Check:
@@ -210,9 +220,12 @@ def memory(host: Host) -> Check:
     high, stall = cgroup.memory_high(host.root), cgroup.memory_stall(host.root)
     total = _total_memory(host)
     data = {
-        "limit_bytes": limit, "high_bytes": high, "total_bytes": total, "oom_kills": kills,
+        "limit_bytes": limit,
+        "high_bytes": high,
+        "total_bytes": total,
+        "oom_kills": kills,
         "stall_seconds": None if stall is None else stall.seconds,
-    }  # fmt: skip
+    }
     if limit is None and total is None:
         return unknown(name, "neither the machine's memory nor a limit is told", **data)
     machine = "" if total is None else f"{_gib(total)} in the machine"
@@ -232,12 +245,13 @@ def memory(host: Host) -> Check:
     if not troubles:
         return ok(name, found, **data)
     return warn(
-        name, "; ".join([found, *troubles]),
+        name,
+        "; ".join([found, *troubles]),
         "Weights are shared by all streams; activations are not, so each stream adds to them.",
         "Raise the limit (docker run --memory, Kubernetes limits.memory, MemoryHigh= of systemd), "
         "or use fewer streams or a smaller batch; engine.memory() tells what each takes.",
         **data,
-    )  # fmt: skip
+    )
 
 
 _MUCH_STALL = 0.01
@@ -290,9 +304,17 @@ def shared_memory(host: Host) -> Check:
                 "docker run --shm-size=4g; Kubernetes: an emptyDir with medium: Memory at /dev/shm."
             )
         return warn(
-            name, found, "Each NUMA node has a copy of a model's weights there; where they do not "
-            "fit, all nodes read one copy, most of them from remote memory.", advice,
+            name,
+            found,
+            "Each NUMA node has a copy of a model's weights there; where they do not "
+            "fit, all nodes read one copy, most of them from remote memory.",
+            advice,
             **data,
-        )  # fmt: skip
-    return ok(name, found, "Models that are compiled with cache_dir=None are kept there; what does "
-              "not fit goes to the folder for temporary files.", **data)  # fmt: skip
+        )
+    return ok(
+        name,
+        found,
+        "Models that are compiled with cache_dir=None are kept there; what does "
+        "not fit goes to the folder for temporary files.",
+        **data,
+    )

@@ -17,8 +17,12 @@ def smt(host: Host) -> Check:
     others = sorted(host.whole_cores(usable) - usable)
     halves = [core for core in host.online if not set(core.cpus).isdisjoint(others)]
     num_cores = len(host.topology.cores)
-    data = {"threads_per_core": threads, "usable_cores": num_cores, "usable_cpus": len(usable),
-            "sibling_cpus_left_out": others}  # fmt: skip
+    data = {
+        "threads_per_core": threads,
+        "usable_cores": num_cores,
+        "usable_cpus": len(usable),
+        "sibling_cpus_left_out": others,
+    }
     if threads == 1:
         hidden = "A virtual machine may hide that two of its CPUs are one core."
         return ok(
@@ -26,18 +30,21 @@ def smt(host: Host) -> Check:
         )
     if halves:
         return warn(
-            name, f"on; of {len(halves)} of the {num_cores} usable cores the process has only some "
+            name,
+            f"on; of {len(halves)} of the {num_cores} usable cores the process has only some "
             "of the threads",
             f"What runs on CPUs {format_cpu_list(others)} shares the arithmetic units and the "
             "first caches of these cores.",
             "Have whole cores in the mask and the cpuset: docker run --cpuset-cpus="
             f"{format_cpu_list([*usable, *others])}, or taskset -c with the same list.",
             **data,
-        )  # fmt: skip
+        )
     return ok(
-        name, f"on; the {len(usable)} usable CPUs are {count_cores(num_cores)}",
-        "deepsched runs on one thread of each core.", **data,
-    )  # fmt: skip
+        name,
+        f"on; the {len(usable)} usable CPUs are {count_cores(num_cores)}",
+        "deepsched runs on one thread of each core.",
+        **data,
+    )
 
 
 def core_kinds(host: Host) -> Check:
@@ -52,13 +59,14 @@ def core_kinds(host: Host) -> Check:
     parts = [f"{len(cores)} (CPUs {format_cpu_list(_cpus(cores))})" for cores in kinds.values()]
     best = next(iter(kinds.values()))
     return warn(
-        name, f"{len(kinds)} kinds of core, the most capable first: {', '.join(parts)}",
+        name,
+        f"{len(kinds)} kinds of core, the most capable first: {', '.join(parts)}",
         "An operator is cut into equal parts, one for each core of the stream, and is done when "
         "the slowest core is.",
         f"{_only(host, best)}num_streams so that no stream has both: deepsched topology "
         "--num-streams N shows it.",
         **data,
-    )  # fmt: skip
+    )
 
 
 def _only(host: Host, best: list[Core]) -> str:
@@ -85,11 +93,12 @@ def numa(host: Host) -> Check:
         of = f" of {len(nodes)}" if len(nodes) > 1 else ""
         return ok(name, f"all cores that deepsched uses are in node {used[0]}{of}", **data)
     return ok(
-        name, f"the cores that deepsched uses lie in {len(used)} nodes ({format_cpu_list(used)})",
+        name,
+        f"the cores that deepsched uses lie in {len(used)} nodes ({format_cpu_list(used)})",
         "A stream that spans nodes, as single_stream does, reads its weights from one of them. "
         "multi_stream keeps a copy of the weights in each node that has streams.",
         **data,
-    )  # fmt: skip
+    )
 
 
 def numa_balancing(host: Host) -> Check:
@@ -104,12 +113,13 @@ def numa_balancing(host: Host) -> Check:
     if not data["value"] & 1:  # 2 alone: between fast and slow memory only
         return ok(name, "off between the nodes of CPUs", **data)
     return warn(
-        name, f"on (kernel.numa_balancing = {text})",
+        name,
+        f"on (kernel.numa_balancing = {text})",
         "The kernel unmaps pages from time to time, to learn by page faults who uses them. Threads "
         "and weights are bound to their nodes already, so the faults cost time and gain little.",
         "sysctl -w kernel.numa_balancing=0, on the host, if it serves nothing but such programs.",
         **data,
-    )  # fmt: skip
+    )
 
 
 def memory_nodes(host: Host) -> Check:
@@ -125,10 +135,11 @@ def memory_nodes(host: Host) -> Check:
     if not forbidden:
         return ok(name, "memory may come from every node that has cores in use", **data)
     return warn(
-        name, f"memory may come from nodes {format_cpu_list(allowed)}; cores in use are also in "
+        name,
+        f"memory may come from nodes {format_cpu_list(allowed)}; cores in use are also in "
         f"nodes {format_cpu_list(forbidden)}",
         "These cores read all their memory from another node: more latency, less bandwidth.",
         "Let CPUs and memory be of the same nodes: docker run --cpuset-mems="
         f"{format_cpu_list(nodes)}, or numactl --cpunodebind and --membind with the same nodes.",
         **data,
-    )  # fmt: skip
+    )

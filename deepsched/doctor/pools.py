@@ -33,7 +33,8 @@ def thread_pools(host: Host) -> Check:
     crowds = [pool for pool in pools if pool["num_threads"] > 1]
     if any(pool["user_api"] == "openmp" for pool in crowds):
         return warn(
-            name, f"threads: {found}",
+            name,
+            f"threads: {found}",
             "OpenMP's threads spin for a while after each parallel region, on the cores of the "
             "streams. Which library runs such regions (PyTorch, scikit-learn, MKL) only the "
             "program knows.",
@@ -41,12 +42,13 @@ def thread_pools(host: Host) -> Check:
             "threadpoolctl.threadpool_limits(1):`. It does not change deepsched's threads: ONNX "
             "Runtime has a pool of its own.",
             **data,
-        )  # fmt: skip
+        )
     if crowds:
         return ok(
-            name, f"threads: {found}",
+            name,
+            f"threads: {found}",
             "They work only while numpy or scipy multiply matrices. A program that does so beside "
             "inference limits them: OPENBLAS_NUM_THREADS=1, or threadpoolctl.threadpool_limits(1).",
             **data,
-        )  # fmt: skip
+        )
     return ok(name, f"threads: {found}" if pools else "none is loaded", **data)

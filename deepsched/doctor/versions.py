@@ -68,11 +68,13 @@ def onnxruntime(host: Host) -> Check:
     found, data = f"{library['version']}, {library['path']}", {**library, "wheels": wheels}
     if len(wheels) > 1:
         return warn(
-            name, f"{found}; installed: {' and '.join(wheels)}",
+            name,
+            f"{found}; installed: {' and '.join(wheels)}",
             "These packages write into the same folder: what was installed last has overwritten "
             "files of the others, and to remove one breaks the others.",
-            f"pip uninstall -y {' '.join(wheels)}, then pip install the one that is wanted", **data,
-        )  # fmt: skip
+            f"pip uninstall -y {' '.join(wheels)}, then pip install the one that is wanted",
+            **data,
+        )
     return ok(name, found, **data)
 
 

@@ -170,10 +170,13 @@ def timed_requests(
         end = time.perf_counter()
         results.append(
             BatchBenchmarkResult(
-                begin, end, batch_size or _num_items(each),
-                each if include_inputs else None, outputs if include_outputs else None,
+                begin,
+                end,
+                batch_size or _num_items(each),
+                each if include_inputs else None,
+                outputs if include_outputs else None,
             )
-        )  # fmt: skip
+        )
     return BenchmarkResults(results)
 
 

@@ -153,8 +153,9 @@ def open_model(
         if trouble:
             logger.warning(
                 "the compiled model is not kept for the next start: %s; cache_dir= or "
-                "DEEPSCHED_CACHE_DIR chooses another folder", trouble,
-            )  # fmt: skip
+                "DEEPSCHED_CACHE_DIR chooses another folder",
+                trouble,
+            )
         compiled = opened.compiled._replace(folder=None, why_not=trouble)
         return opened._replace(compiled=compiled, entry=None)
     source = Source(prepared.source, prepared.config, False, prepared.path)

@@ -278,10 +278,13 @@ def _check_room(proto: onnx.ModelProto, input_shapes: Shapes | None) -> None:
         return
     infos = (*inferred.graph.value_info, *inferred.graph.output)
     sizes = {
-        info.name: [dim.dim_value for dim in info.type.tensor_type.shape.dim[2:]
-                    if dim.HasField("dim_value")]
+        info.name: [
+            dim.dim_value
+            for dim in info.type.tensor_type.shape.dim[2:]
+            if dim.HasField("dim_value")
+        ]
         for info in infos
-    }  # fmt: skip
+    }
     for node in proto.graph.node:
         if node.op_type in _WINDOWS and min(sizes.get(node.output[0], ()), default=1) < 1:
             raise ShapeOverrideError(

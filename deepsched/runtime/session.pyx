@@ -250,8 +250,8 @@ cdef _raise_for_load(OrtStatus* status, model, str name):
         raise ModelNotFoundError(f"{name}: {message}")
     # ORT's codes do not tell these apart: an unknown operator is INVALID_GRAPH, and so is a cycle.
     unsupported = (
-        "opset", "IR version", "No Op registered", "is not a registered", "Could not find an impl"
-    )  # fmt: skip
+        "opset", "IR version", "No Op registered", "is not a registered", "Could not find an impl",
+    )
     if code == ORT_NOT_IMPLEMENTED or any(word in message for word in unsupported):
         raise UnsupportedModelError(
             f"{name} needs something that this onnxruntime does not have: {message}"

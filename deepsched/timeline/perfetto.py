@@ -72,9 +72,12 @@ def _request(
         # Many wait at a time, so these are not slices of one row but of one for each.
         # Local: the same number is another request in another trace.
         edge = {
-            "cat": "waiting", "name": it.model, "id2": {"local": hex(number)},
-            "pid": first_pid + _WAITING, "tid": 0,
-        }  # fmt: skip
+            "cat": "waiting",
+            "name": it.model,
+            "id2": {"local": hex(number)},
+            "pid": first_pid + _WAITING,
+            "tid": 0,
+        }
         until = it.submitted_ns + it.waited_ns
         yield {"ph": "b", "ts": _us(trace, it.submitted_ns), **edge, "args": args}
         yield {"ph": "e", "ts": _us(trace, until), **edge}

@@ -171,12 +171,25 @@ class Trace(Sequence[RequestRecord]):
         ]
 
     def _record(
-        self, submitted_ns: int, started_ns: int, ended_ns: int, number: int, group: int,
-        stage: int, by_worker: int,
-    ) -> RequestRecord:  # fmt: skip
+        self,
+        submitted_ns: int,
+        started_ns: int,
+        ended_ns: int,
+        number: int,
+        group: int,
+        stage: int,
+        by_worker: int,
+    ) -> RequestRecord:
         model = self._models[number]
         low, high = self._ranges[group] if started_ns else (0, 0)
         return RequestRecord(
-            model.name, model.batch_size, OUTCOMES[stage], bool(by_worker),
-            low if started_ns else None, high - low, submitted_ns, started_ns or None, ended_ns,
-        )  # fmt: skip
+            model.name,
+            model.batch_size,
+            OUTCOMES[stage],
+            bool(by_worker),
+            low if started_ns else None,
+            high - low,
+            submitted_ns,
+            started_ns or None,
+            ended_ns,
+        )
