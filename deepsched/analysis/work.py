@@ -61,11 +61,29 @@ NEED_POSITIONS = frozenset(_PASTS)
 
 # These hand their input on as it is, take a few rows of it, or run other operators.
 _MOVES_LESS = frozenset(
-    """
-    Constant ConstantOfShape Dropout Flatten Gather GatherBlockQuantized GatherElements
-    GatherND Identity If Loop Reshape Scan ScatterElements ScatterND Shape Size Slice Squeeze
-    Unsqueeze EmbedLayerNormalization
-    """.split()
+    [
+        "Constant",
+        "ConstantOfShape",
+        "Dropout",
+        "Flatten",
+        "Gather",
+        "GatherBlockQuantized",
+        "GatherElements",
+        "GatherND",
+        "Identity",
+        "If",
+        "Loop",
+        "Reshape",
+        "Scan",
+        "ScatterElements",
+        "ScatterND",
+        "Shape",
+        "Size",
+        "Slice",
+        "Squeeze",
+        "Unsqueeze",
+        "EmbedLayerNormalization",
+    ]
 )
 
 
