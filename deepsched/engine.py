@@ -32,7 +32,7 @@ from deepsched.models.random_inputs import open_sizes, random_value
 from deepsched.runtime.model import Model
 from deepsched.scheduler import Scheduler
 from deepsched.scheduling.stats import Counts, Stats
-from deepsched.timeline.trace import TracedModel
+from deepsched.timeline.records import TracedModel
 
 logger = logging.getLogger("deepsched")
 

@@ -17,11 +17,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import deepsched
-from deepsched import advice, analysis, benchmark, cli, errors
+from deepsched import advice, analysis, benchmark, cli, errors, timeline
 from deepsched.invocation import sequential_timing
 from deepsched.models import compiled, memory_usage
 from deepsched.scheduling import stats
-from deepsched.timeline import trace
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
 
@@ -140,7 +139,7 @@ _MODULES = (
     memory_usage,
     stats,
     sequential_timing,
-    trace,
+    timeline,
 )
 
 

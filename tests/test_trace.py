@@ -503,8 +503,8 @@ def test_pictures_of_machines_of_any_size_keep_within_their_frame(num_cores):
 def test_any_trace_can_be_drawn(times, width):
     runs = [record(t, t + wait, t + wait + run, i % 4) for i, (t, wait, run) in enumerate(times)]
     trace = trace_of(*sorted(runs, key=lambda it: it.submitted_ns))
-    assert len(_boxes(draw([trace]))) == len(windows([trace])[0].boxes())
-    assert bool(windows([trace])[0].boxes()) == bool(runs)
+    assert len(_boxes(draw([trace]))) == len(windows([trace])[0].runs())
+    assert bool(windows([trace])[0].runs()) == bool(runs)
     for line in render([trace], width).splitlines()[1:]:
         assert len(line) <= max(width, 40)
 

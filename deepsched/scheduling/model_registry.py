@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from deepsched.runtime.model import Model
 from deepsched.scheduling.stats import Counts
-from deepsched.timeline.trace import TracedModel
+from deepsched.timeline.records import TracedModel
 
 if TYPE_CHECKING:
     from deepsched.runtime.model import GroupCounts

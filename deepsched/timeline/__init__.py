@@ -1,5 +1,10 @@
-"""What became of each request, as data, for Perfetto, and as pictures."""
+"""Traces of requests: records, timelines for Perfetto, and drawings.
 
-from deepsched.timeline.trace import RequestRecord, Trace
+Imports point from the drawing to the data: records <- levels, window <- svg, text, perfetto
+<- trace.
+"""
+
+from deepsched.timeline.records import RequestRecord
+from deepsched.timeline.trace import Trace
 
 __all__ = ["RequestRecord", "Trace"]

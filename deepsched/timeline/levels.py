@@ -1,4 +1,4 @@
-"""How many at a time: the queue's depth and the busy cores, over the time of a trace."""
+"""Queue depth and busy cores over the time of a trace."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from itertools import groupby
 from operator import itemgetter
 
-from deepsched.timeline.trace import Trace
+from deepsched.timeline.records import TraceRecords
 
 Level = tuple[int, int]
-"""(from this time on, in ns; so many)"""
+"""A time in ns, and the value from then on."""
 
 
 def levels(spans: Iterable[tuple[int, int, int]]) -> list[Level]:
-    """The sum of the weights of the (begin, end, weight) that a time lies in, at each change.
+    """The total weight of the (begin, end, weight) spans in progress, at each time it changes.
 
     >>> levels([(10, 30, 1), (20, 30, 4)])
     [(10, 1), (20, 5), (30, 0)]
@@ -25,20 +25,20 @@ def levels(spans: Iterable[tuple[int, int, int]]) -> list[Level]:
     changes.sort()
     found: list[Level] = []
     level = 0
-    for time, together in groupby(changes, itemgetter(0)):
-        before, level = level, level + sum(change for _, change in together)
+    for time, simultaneous in groupby(changes, itemgetter(0)):
+        before, level = level, level + sum(change for _, change in simultaneous)
         if level != before:
             found.append((time, level))
     return found
 
 
-def queue_depth(trace: Trace) -> list[Level]:
-    """How many requests wait."""
+def queue_depth(trace: TraceRecords) -> list[Level]:
+    """Number of requests in the queue."""
     return levels((it.submitted_ns, it.submitted_ns + it.waited_ns, 1) for it in trace)
 
 
-def busy_cores(trace: Trace) -> list[Level]:
-    """How many cores belong to a request that runs."""
+def busy_cores(trace: TraceRecords) -> list[Level]:
+    """Number of cores that are running a request."""
     return levels(
         (it.started_ns, it.ended_ns, trace.num_cores(it))
         for it in trace

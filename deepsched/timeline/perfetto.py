@@ -1,4 +1,4 @@
-"""A trace in Chrome's trace format, which Perfetto reads too.
+"""Traces in Chrome's trace event format, which Perfetto reads too.
 
 The format: docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU
 """
@@ -9,19 +9,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from deepsched.timeline.levels import Level, busy_cores, queue_depth
-from deepsched.timeline.trace import RequestRecord, Trace
+from deepsched.timeline.records import RequestRecord, TraceRecords
 from deepsched.version import __version__
 
 Event = dict[str, Any]
 
-# Of each trace, in this order; what the viewer shows as processes.
+# The viewer's processes, which it shows in this order; each trace has these four.
 _LOAD, _STREAMS, _GROUPS, _WAITING = range(4)
 _TITLES = ("load", "streams", "core groups", "waiting")
 
 
-def to_perfetto(traces: Sequence[Trace]) -> dict[str, Any]:
-    """Traces in one timeline, each from 0 on, where its first request was submitted or the trace
-    began; to be written as JSON."""
+def to_perfetto(traces: Sequence[TraceRecords]) -> dict[str, Any]:
+    """The JSON of one timeline with all traces. Each begins at 0, which is when it began or its
+    first request was submitted, whichever is earlier."""
     events = [event for i, trace in enumerate(traces) for event in _events(trace, 1 + 4 * i)]
     return {
         "traceEvents": events,
@@ -33,7 +33,7 @@ def to_perfetto(traces: Sequence[Trace]) -> dict[str, Any]:
     }
 
 
-def _events(trace: Trace, first_pid: int) -> Iterator[Event]:
+def _events(trace: TraceRecords, first_pid: int) -> Iterator[Event]:
     for which, title in enumerate(_TITLES):
         pid = first_pid + which
         yield _meta("process_name", pid, 0, name=f"{trace.scheduler}: {title}")
@@ -58,7 +58,7 @@ def _events(trace: Trace, first_pid: int) -> Iterator[Event]:
 
 
 def _request(
-    trace: Trace, number: int, it: RequestRecord, first_pid: int, groups: list[Any]
+    trace: TraceRecords, number: int, it: RequestRecord, first_pid: int, groups: list[Any]
 ) -> Iterator[Event]:
     args = {
         "request": number,
@@ -69,8 +69,8 @@ def _request(
         "waited_ms": it.waited_ns / 1e6,
     }
     if it.waited_ns:
-        # Many wait at a time, so these are not slices of one row but of one for each.
-        # Local: the same number is another request in another trace.
+        # Async events ("b", "e"), since waits overlap and slices of one row must nest.
+        # Local ids: the same number is another request in another trace.
         edge = {
             "cat": "waiting",
             "name": it.model,
@@ -98,7 +98,7 @@ def _request(
         yield {**slice_, "pid": first_pid + _GROUPS, "tid": tid}
 
 
-def _counter(trace: Trace, name: str, found: list[Level], pid: int) -> Iterator[Event]:
+def _counter(trace: TraceRecords, name: str, found: list[Level], pid: int) -> Iterator[Event]:
     for time, level in [(_origin_ns(trace), 0), *found]:
         ts = _us(trace, time)
         yield {"ph": "C", "name": name, "pid": pid, "ts": ts, "args": {name: level}}
@@ -113,13 +113,13 @@ def _meta(what: str, pid: int, tid: int, **args: Any) -> Event:
     return {"ph": "M", "name": what, "pid": pid, "tid": tid, "args": args}
 
 
-def _us(trace: Trace, time_ns: int) -> float:
+def _us(trace: TraceRecords, time_ns: int) -> float:
     return (time_ns - _origin_ns(trace)) / 1e3
 
 
-def _origin_ns(trace: Trace) -> int:
-    """Requests may have waited when the trace began, and viewers leave out what is before 0."""
-    # They are in the order of their submission.
+def _origin_ns(trace: TraceRecords) -> int:
+    """The time that is shown as 0. Requests may have been queued when the trace began, and viewers
+    drop what is before 0."""
     return min(trace.began_ns, trace[0].submitted_ns) if len(trace) else trace.began_ns
 
 

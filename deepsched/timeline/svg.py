@@ -1,4 +1,4 @@
-"""A picture of traces: cores downwards, time to the right, a box for each request."""
+"""Traces drawn as an SVG: a lane for each core, time to the right, a box for each run."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from deepsched.timeline.levels import queue_depth
-from deepsched.timeline.trace import Trace
-from deepsched.timeline.window import Box, Window, summary, windows
+from deepsched.timeline.records import TraceRecords
+from deepsched.timeline.window import VisibleRun, Window, summary, windows
 
-# Okabe and Ito's, lightened: told apart by the colour-blind, and dark text reads on all.
+# Okabe and Ito's palette for colour-blind readers, lightened so that dark text is legible on all.
 _COLOURS = ("#8ecae6", "#f4c27a", "#9bd8b5", "#f2a6b3", "#c9b6e4", "#f3e58c", "#b5cf9f", "#d9c2a7")
 
 _WIDTH, _LEFT, _RIGHT = 960, 130, 20
 _PLOT = _WIDTH - _LEFT - _RIGHT
 _TOP, _HEADER, _QUEUE, _AXIS, _GAP = 10, 26, 40, 34, 14
-_MOST_HEIGHT = 640  # of the lanes of one trace
+_MAX_HEIGHT = 640  # of the lanes of one trace
 _LANE = 26
 
 
-def draw(traces: Sequence[Trace]) -> str:
-    """An SVG, one trace below the other, all on one scale.
+def draw(traces: Sequence[TraceRecords]) -> str:
+    """An SVG file with the traces one below the other, on one time scale.
 
     >>> from deepsched import Scheduler
-    >>> draw([Trace(Scheduler.single_stream, (), 0, 10**9)]).startswith("<svg ")
+    >>> draw([TraceRecords(Scheduler.single_stream, (), 0, 10**9)]).startswith("<svg ")
     True
     """
     parts: list[str] = []
@@ -42,15 +42,15 @@ def draw(traces: Sequence[Trace]) -> str:
     )
 
 
-def _num_lanes(trace: Trace) -> int:
+def _num_lanes(trace: TraceRecords) -> int:
     return sum(len(stream.cores) for stream in trace.streams)
 
 
-def _lane_height(trace: Trace) -> float:
-    return min(_LANE, _MOST_HEIGHT / max(1, _num_lanes(trace)))
+def _lane_height(trace: TraceRecords) -> float:
+    return min(_LANE, _MAX_HEIGHT / max(1, _num_lanes(trace)))
 
 
-def _height(trace: Trace) -> float:
+def _height(trace: TraceRecords) -> float:
     return _HEADER + _num_lanes(trace) * _lane_height(trace) + _QUEUE + _AXIS
 
 
@@ -59,9 +59,9 @@ def _panel(window: Window, top: float) -> Iterator[str]:
     yield _text(10, top + 16, summary(trace), weight="bold")
     lane = _lane_height(trace)
     y = top + _HEADER
-    firsts = []  # of each stream, where its first lane begins
+    stream_tops = []  # where the first lane of each stream begins
     for stream in trace.streams:
-        firsts.append(y)
+        stream_tops.append(y)
         height = lane * len(stream.cores)
         yield (
             f'<rect x="{_LEFT}" y="{y:g}" width="{_PLOT}" height="{height:g}" '
@@ -78,34 +78,37 @@ def _panel(window: Window, top: float) -> Iterator[str]:
         y += height
     by_model = len({it.model for it in trace}) > 1
     models = sorted({it.model for it in trace})
-    for box in window.boxes():
-        colour = models.index(box.record.model) if by_model else box.number
-        yield from _box(window, box, firsts, lane, _COLOURS[colour % len(_COLOURS)])
+    for run in window.runs():
+        # Alternating colours keep the runs of a single model apart.
+        colour = models.index(run.record.model) if by_model else run.number
+        yield from _box(window, run, stream_tops, lane, _COLOURS[colour % len(_COLOURS)])
     yield from _queue(window, y)
     yield from _axis(window, y + _QUEUE)
 
 
-def _box(window: Window, box: Box, firsts: list[float], lane: float, colour: str) -> Iterator[str]:
-    it = box.record
+def _box(
+    window: Window, run: VisibleRun, stream_tops: list[float], lane: float, colour: str
+) -> Iterator[str]:
+    it = run.record
     assert it.stream is not None
-    x, width = _x(window, box.begin_ns), _x(window, box.end_ns) - _x(window, box.begin_ns)
-    y, height = firsts[it.stream], lane * window.trace.num_cores(it)
-    told = (
-        f"request {box.number} of {it.model}: waited {it.waited_ns / 1e6:.3g} ms, "
+    x, width = _x(window, run.begin_ns), _x(window, run.end_ns) - _x(window, run.begin_ns)
+    y, height = stream_tops[it.stream], lane * window.trace.num_cores(it)
+    tooltip = (
+        f"request {run.number} of {it.model}: waited {it.waited_ns / 1e6:.3g} ms, "
         f"ran {it.ran_ns / 1e6:.3g} ms {'on a worker' if it.by_worker else 'inline'}, {it.outcome}"
     )
     yield (
         f'<rect x="{x:.1f}" y="{y + 1:g}" width="{max(width, 0.5):.1f}" height="{height - 2:g}" '
         f'rx="3" fill="{colour}" stroke="#555555" stroke-width="0.7">'
-        f"<title>{escape(told)}</title></rect>"
+        f"<title>{escape(tooltip)}</title></rect>"
     )
-    label = str(box.number)
+    label = str(run.number)
     if width > 8 * len(label) + 4 and height >= 11:
         yield _text(x + width / 2, y + height / 2 + 4, label, anchor="middle")
 
 
 def _queue(window: Window, top: float) -> Iterator[str]:
-    """How many wait, as steps."""
+    """The queue depth as a step function."""
     points = [(0, 0)]
     for time, level in queue_depth(window.trace):
         time -= window.begin_ns
@@ -115,7 +118,7 @@ def _queue(window: Window, top: float) -> Iterator[str]:
             points += [(time, points[-1][1]), (time, level)]
     points.append((window.length_ns, points[-1][1]))
     most = max(level for _, level in points)
-    yield _text(10, top + _QUEUE / 2 + 8, f"waiting (at most {most})")
+    yield _text(10, top + _QUEUE / 2 + 8, f"queue depth (max {most})")
     base, room = top + _QUEUE - 4, _QUEUE - 12
     path = " ".join(
         f"{_x(window, time):.1f},{base - room * level / max(1, most):.1f}" for time, level in points

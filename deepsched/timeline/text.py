@@ -1,18 +1,18 @@
-"""The same picture in characters."""
+"""Traces drawn in characters: a line for each stream, a bracket for each run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from deepsched.timeline.trace import Trace
+from deepsched.timeline.records import TraceRecords
 from deepsched.timeline.window import Window, summary, windows
 
 
-def render(traces: Sequence[Trace], width: int = 100) -> str:
-    """A line for each stream, a bracket for each request; `width` characters to a line.
+def render(traces: Sequence[TraceRecords], width: int = 100) -> str:
+    """The traces one below the other, on one time scale; `width` characters to a line.
 
     >>> from deepsched import Scheduler
-    >>> render([Trace(Scheduler.single_stream, (), 0, 10**9)])
+    >>> render([TraceRecords(Scheduler.single_stream, (), 0, 10**9)])
     'single_stream: no request ran'
     """
     return "\n\n".join("\n".join(_lines(window, width)) for window in windows(traces))
@@ -26,17 +26,17 @@ def _lines(window: Window, width: int) -> list[str]:
     ]
     left = max(map(len, labels), default=0)
     room = max(10, width - left - 1)
-    boxes = window.boxes()
-    if not boxes:
+    runs = window.runs()
+    if not runs:
         return [summary(trace)]
     rows = [[" "] * room for _ in labels]
-    for box in boxes:
-        it = box.record
+    for run in runs:
+        it = run.record
         assert it.stream is not None
-        begin = box.begin_ns * room // window.length_ns
-        end = max(begin + 1, box.end_ns * room // window.length_ns)
+        begin = run.begin_ns * room // window.length_ns
+        end = max(begin + 1, run.end_ns * room // window.length_ns)
         for row in rows[it.stream : it.stream + it.num_streams]:
-            row[begin:end] = _bracket(box.number, end - begin)
+            row[begin:end] = _bracket(run.number, end - begin)
     return [
         summary(trace),
         *(f"{label:>{left}}{''.join(row)}│" for label, row in zip(labels, rows, strict=True)),

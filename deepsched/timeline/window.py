@@ -1,4 +1,4 @@
-"""Which part of a trace a picture shows, and what is in it."""
+"""The part of a trace that a drawing shows."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from deepsched.timeline.trace import RequestRecord, Trace
+from deepsched.timeline.records import RequestRecord, TraceRecords
 
-_NUM_RUNS = 6  # side by side in a picture: few enough to be told apart, enough to see an order
+_NUM_RUNS = 6  # one after another in a drawing: few enough to label, enough to show the order
 
 
-class Box(NamedTuple):
-    """A request in a picture. Times in ns since the window's begin, cut at its ends."""
+class VisibleRun(NamedTuple):
+    """A request's run, clipped to a window. Times in ns since the window's begin."""
 
     number: int
     """Of the request in the trace."""
@@ -24,12 +24,12 @@ class Box(NamedTuple):
 class Window(NamedTuple):
     """A part of a trace."""
 
-    trace: Trace
+    trace: TraceRecords
     begin_ns: int
     length_ns: int
 
-    def boxes(self) -> list[Box]:
-        """The runs in it, in the order of their submission."""
+    def runs(self) -> list[VisibleRun]:
+        """The runs in it, in order of submission."""
         found = []
         for number, it in enumerate(self.trace):
             if it.started_ns is None:
@@ -37,24 +37,29 @@ class Window(NamedTuple):
             begin = max(0, it.started_ns - self.begin_ns)
             end = min(self.length_ns, it.ended_ns - self.begin_ns)
             if begin < end:
-                found.append(Box(number, it, begin, end))
+                found.append(VisibleRun(number, it, begin, end))
         return found
 
 
-def windows(traces: Sequence[Trace]) -> list[Window]:
-    """A window for each, all of one length: about six of the longest runs, from the middle on."""
-    typical = [
+def windows(traces: Sequence[TraceRecords]) -> list[Window]:
+    """A window for each trace, all of one length so that the drawings compare: six median runs of
+    the slowest trace, from the middle of each trace on."""
+    median_runs = [
         statistics.median(it.ran_ns for it in runs)
         for trace in traces
         if (runs := [it for it in trace if it.started_ns is not None])
     ]
-    if not typical:
+    if not median_runs:
         return [Window(trace, trace.began_ns, 1) for trace in traces]
-    length = max(1, round(_NUM_RUNS * max(typical)))
+    length = max(1, round(_NUM_RUNS * max(median_runs)))
     return [Window(trace, _begin(trace, length), length) for trace in traces]
 
 
-def _begin(trace: Trace, length_ns: int) -> int:
+def _begin(trace: TraceRecords, length_ns: int) -> int:
+    """The first run from the middle on after which the trace fills a window; else an earlier one.
+
+    The middle, since a trace begins with empty queues and often with a first, slow run.
+    """
     starts = sorted(it.started_ns for it in trace if it.started_ns is not None)
     if not starts:
         return trace.began_ns
@@ -64,11 +69,11 @@ def _begin(trace: Trace, length_ns: int) -> int:
     return fits[0] if fits else starts[0]
 
 
-def summary(trace: Trace) -> str:
-    """One line on a trace.
+def summary(trace: TraceRecords) -> str:
+    """A line with the throughput, and the medians of waiting and running.
 
     >>> from deepsched import Scheduler
-    >>> summary(Trace(Scheduler.single_stream, (), 0, 10**9))
+    >>> summary(TraceRecords(Scheduler.single_stream, (), 0, 10**9))
     'single_stream: no request ran'
     """
     runs = [it for it in trace if it.started_ns is not None]
@@ -78,7 +83,7 @@ def summary(trace: Trace) -> str:
     waiting = statistics.median(it.waited_ns for it in runs)
     streams = f"{len(trace.streams)} stream{'s' * (len(trace.streams) != 1)}"
     return (
-        f"{trace.scheduler}, {streams}: {len(runs) / trace.seconds:.4g} requests/s, of which the "
-        f"median waited {waiting / 1e6:.3g} ms and ran {running / 1e6:.3g} ms"
-        + (f"; {trace.num_waiting} still waited at the end" if trace.num_waiting else "")
+        f"{trace.scheduler}, {streams}: {len(runs) / trace.seconds:.4g} requests/s; medians: "
+        f"waited {waiting / 1e6:.3g} ms, ran {running / 1e6:.3g} ms"
+        + (f"; {trace.num_waiting} still queued at the end" if trace.num_waiting else "")
     )
