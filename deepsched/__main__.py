@@ -9,10 +9,10 @@ from typing import Any
 
 import psutil
 
-from deepsched.cli.topology import read_machine, to_dict
 from deepsched.doctor import check_hardware
 from deepsched.doctor.versions import installed_packages
 from deepsched.errors import DeepschedError
+from deepsched.machine.inventory import read_machine
 from deepsched.machine.partition import partition
 from deepsched.machine.topology import Topology
 from deepsched.runtime.library import describe_library
@@ -36,8 +36,7 @@ def diagnose() -> dict[str, Any]:
         report["onnxruntime_library"] = {"error": str(error)}
     try:
         topology = Topology.detect()
-        forbidden = read_machine(topology).forbidden_cpus
-        report |= to_dict(topology, partition(topology), forbidden)
+        report |= read_machine(topology).to_dict(partition(topology))
         report["diagnosis"] = check_hardware().to_dict()
     except DeepschedError as error:
         report["topology"] = {"error": str(error)}

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from deepsched import Engine, model_debug_analysis
 from deepsched.analysis import Analysis, Operator, analyze
 from deepsched.analysis.constants import NodeConstants, shapes_by_position
-from deepsched.analysis.reading import read
+from deepsched.analysis.reading import read_profile
 from deepsched.analysis.work import operations
 from deepsched.benchmark import bundled_model
 from deepsched.cli import main
@@ -81,7 +81,7 @@ def test_every_operator_gets_its_own_time_and_its_calls(graph, num_runs, num_war
     clock.own_ns, clock.calls = {}, {}
     for _ in range(num_runs):
         clock.run(graph)
-    found = read(clock.events, num_warmups)
+    found = read_profile(clock.events, num_warmups)
     assert len(found.run_us) == num_runs
     # The same body may run several times in one call: several graphs, one path.
     calls = {}
@@ -101,7 +101,7 @@ def test_an_operator_of_a_branch_not_taken_has_zeros_there():
     clock = Clock()
     clock.run([(1000, [])])
     clock.run([(1000, []), (5000, [])])
-    readings = read(clock.events).operators
+    readings = read_profile(clock.events).operators
     (second,) = (it for key, it in readings.items() if key.path == ("n1",))
     assert second.num_calls == [0, 1]
     assert second.microseconds == [0, 5]
@@ -338,8 +338,8 @@ def test_runs_before_those_asked_for_are_left_out(monkeypatch):
     """A model whose fixed batch is replaced is tried out once when it is opened."""
     asked = []
     monkeypatch.setattr(
-        "deepsched.analysis.profiling.read",
-        lambda events, num_before: asked.append(num_before) or read(events, num_before),
+        "deepsched.analysis.profiling.read_profile",
+        lambda events, num_before: asked.append(num_before) or read_profile(events, num_before),
     )
     inputs = [np.zeros((2, 3, 224, 224), np.float32)]
     model_debug_analysis(

@@ -1,4 +1,4 @@
-"""What others take of this process's CPUs."""
+"""CPU contention from other processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepsched.machine.contention import Neighbours, busy_seconds
+from deepsched.machine.contention import ContentionMonitor, read_busy_seconds
 
 TICK = 1 / os.sysconf("SC_CLK_TCK")
 
@@ -21,32 +21,32 @@ def write_stat(root, *cpus):
     (root / "proc/stat").write_text("\n".join(lines))
 
 
-def test_busy_is_all_but_idle_and_waiting_for_disks(tmp_path):
+def test_busy_time_excludes_idle_and_iowait(tmp_path):
     write_stat(tmp_path, (0, "1 2 4 8 16 32 64 128 0 0"), (1, "1 0 0 5 5 0 0 0 0 0"))
-    assert busy_seconds(tmp_path, {0}) == pytest.approx((1 + 2 + 4 + 32 + 64 + 128) * TICK)
-    assert busy_seconds(tmp_path, {0, 1}) == pytest.approx((231 + 1) * TICK)
-    assert busy_seconds(tmp_path, {0, 2}) is None  # one that is not told
-    assert busy_seconds(tmp_path / "none", {0}) is None
+    assert read_busy_seconds(tmp_path, {0}) == pytest.approx((1 + 2 + 4 + 32 + 64 + 128) * TICK)
+    assert read_busy_seconds(tmp_path, {0, 1}) == pytest.approx((231 + 1) * TICK)
+    assert read_busy_seconds(tmp_path, {0, 2}) is None  # the kernel does not count CPU 2
+    assert read_busy_seconds(tmp_path / "none", {0}) is None
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\r\x0b\x0c"), max_size=80))
-def test_an_odd_file_is_no_error(tmp_path_factory, text):
+def test_a_malformed_proc_stat_is_no_error(tmp_path_factory, text):
     root = tmp_path_factory.mktemp("odd")
     (root / "proc").mkdir()
     (root / "proc/stat").write_text("cpu0 " + text)
-    found = busy_seconds(root, {0})
+    found = read_busy_seconds(root, {0})
     assert found is None or found >= 0
 
 
-def test_a_busy_neighbour_is_seen_and_our_own_work_is_not():
+def test_other_processes_count_and_our_own_work_does_not():
     """Ratios of one run: alone we work; beside another process that works as well."""
 
     def work(seconds):
-        neighbours = Neighbours()
+        monitor = ContentionMonitor()
         begin = os.times().user
         while os.times().user < begin + seconds:
             pass
-        return neighbours.share()
+        return monitor.others_share()
 
     alone = work(0.5)
     code = "print('up', flush=True)\nwhile True: pass"

@@ -1,4 +1,4 @@
-"""Pictures of machines: nothing is left out, nothing is shown as what it is not."""
+"""Diagrams of machines: complete, and each CPU shown as what it is used for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from deepsched import Topology, partition
 from deepsched.cli.palette import fill_of, ink_of
 from deepsched.cli.topology_svg import draw_svg
-from deepsched.machine.diagram import FORBIDDEN, OFFLINE, UNUSED, Picture, picture
+from deepsched.machine.diagram import FORBIDDEN, OFFLINE, UNUSED, Diagram, build_diagram
 from deepsched.machine.partition import WarningKind
 from deepsched.machine.sysfs import offline_cpus
 from deepsched.machine.topology import online_cores
@@ -22,9 +22,11 @@ from tests.sysfs_tree import SysfsTree, write_machine
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def uses(drawn: Picture) -> dict[int, int | str]:
+def uses(diagram: Diagram) -> dict[int, int | str]:
     return {
-        cpu: use for cell in drawn.cells for cpu, use in zip(cell.core.cpus, cell.uses, strict=True)
+        cpu: use
+        for cell in diagram.cells
+        for cpu, use in zip(cell.core.cpus, cell.uses, strict=True)
     }
 
 
@@ -44,35 +46,37 @@ def test_each_cpu_is_drawn_once_as_what_it_is(
     whole, usable = machines
     most = len(partition(usable).streams[0].cores)
     parts = partition(usable, num_streams=data.draw(st.integers(1, most)))
-    drawn = picture(usable, parts, whole.cores, offline=[9000])
-    assert [cell.core for cell in drawn.cells[:-1]] == list(whole.cores)
+    diagram = build_diagram(usable, parts, whole.cores, offline=[9000])
+    assert [cell.core for cell in diagram.cells[:-1]] == list(whole.cores)
     streams = {cpu: stream.index for stream in parts.streams for cpu in stream.cpus}
     expected = {
         cpu: streams.get(cpu, UNUSED if cpu in usable.cpus else FORBIDDEN) for cpu in whole.cpus
     }
-    assert uses(drawn) == {**expected, 9000: OFFLINE}
-    assert [use for use, _ in drawn.legend[: len(parts.streams)]] == list(range(len(parts.streams)))
-    assert {use for use, _ in drawn.legend} == set(uses(drawn).values())
+    assert uses(diagram) == {**expected, 9000: OFFLINE}
+    assert [use for use, _ in diagram.legend[: len(parts.streams)]] == list(
+        range(len(parts.streams))
+    )
+    assert {use for use, _ in diagram.legend} == set(uses(diagram).values())
 
 
 @given(topology=random_topologies(with_quota=False))
 @settings(max_examples=20, deadline=None)
 def test_a_file_is_xml_with_a_tooltip_for_each_core(topology: Topology) -> None:
-    drawn = picture(topology, partition(topology))
-    root = ElementTree.fromstring(draw_svg(drawn))
+    diagram = build_diagram(topology, partition(topology))
+    root = ElementTree.fromstring(draw_svg(diagram))
     tooltips = [title.text or "" for title in root.iter(f"{SVG}title")]
-    assert tooltips[0] == drawn.title
+    assert tooltips[0] == diagram.title
     assert len(tooltips) == 1 + len(topology.cores)
     texts = [text.text for text in root.iter(f"{SVG}text")]
     for cpu in topology.cpus:
         assert str(cpu) in texts
-    for _, explanation in drawn.warnings:
+    for _, explanation in diagram.warnings:
         assert explanation.split()[0] in " ".join(filter(None, texts))
 
 
 def test_a_file_is_as_large_as_what_is_in_it() -> None:
     small, large = (
-        ElementTree.fromstring(draw_svg(picture(machine, partition(machine))))
+        ElementTree.fromstring(draw_svg(build_diagram(machine, partition(machine))))
         for machine in (Topology.synthetic(1, cores_per_l3=2), Topology.synthetic(2, 2, 4, 8, 2))
     )
     assert float(small.get("height", 0)) < float(large.get("height", 0)) / 3
@@ -81,7 +85,9 @@ def test_a_file_is_as_large_as_what_is_in_it() -> None:
 
 def test_every_line_of_a_file_ends_inside_it() -> None:
     machine = Topology.synthetic(packages=2, cores_per_l3=8)
-    root = ElementTree.fromstring(draw_svg(picture(machine, partition(machine, num_streams=3))))
+    root = ElementTree.fromstring(
+        draw_svg(build_diagram(machine, partition(machine, num_streams=3)))
+    )
     bold = [text for text in root.iter(f"{SVG}text") if text.get("font-weight") == "bold"]
     longest = max(len(text.text or "") for text in bold if text.get("font-size") == "12")
     # A bold letter of 12 px is 7.6 px wide in DejaVu Sans, on average.
@@ -94,7 +100,7 @@ def test_levels_nest_as_the_machine_has_them() -> None:
         for core in Topology.synthetic(packages=4, cores_per_l3=2).cores
     )
     machine = Topology(cores)
-    boxes = picture(machine, partition(machine)).boxes
+    boxes = build_diagram(machine, partition(machine)).boxes
     assert [box.title for box in boxes] == ["NUMA node 0", "NUMA node 1"]
     assert [box.title for box in boxes[1].boxes] == ["package 2 · L3 2", "package 3 · L3 3"]
 
@@ -102,7 +108,7 @@ def test_levels_nest_as_the_machine_has_them() -> None:
 def test_a_machine_that_tells_nothing_is_one_box_without_a_title() -> None:
     core = replace(Topology.synthetic(1, cores_per_l3=1).cores[0], l3=None, numa_node=None)
     machine = Topology((replace(core, package=None),))
-    (box,) = picture(machine, partition(machine)).boxes
+    (box,) = build_diagram(machine, partition(machine)).boxes
     assert box.title == ""
     assert len(box.cells) == 1
 
@@ -111,7 +117,7 @@ def test_l3_caches_have_the_numbers_by_which_streams_are_told() -> None:
     whole = Topology.synthetic(packages=2, cores_per_l3=2)
     second = tuple(replace(core, l3=0) for core in whole.cores[2:])
     usable = Topology(second)
-    boxes = picture(usable, partition(usable), whole.cores).boxes
+    boxes = build_diagram(usable, partition(usable), whole.cores).boxes
     assert [box.title for box in boxes] == [
         "package 0 · NUMA node 0 · L3",
         "package 1 · NUMA node 1 · L3 0",

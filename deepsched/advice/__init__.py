@@ -1,9 +1,9 @@
-"""Which scheduler, how many streams and cores: measured for one model, on this machine.
+"""Recommends scheduler, streams and cores for a model, from measurements on this machine.
 
-* **settings**: what is recommended, and the figures behind it.
-* **choosing**: the best of the figures, and the reason in words; pure.
-* **measuring**: `advise`: the few settings worth trying, under the load that is asked for.
-* **memory**: answers are kept for the same question.
+* **settings**: the recommendation, and the figures behind it.
+* **choosing**: picks the best setting from the figures and explains it; pure.
+* **measuring**: `advise`, which measures the few promising settings under the given load.
+* **answer_cache**: keeps answers for the same question.
 """
 
 from deepsched.advice.measuring import advise

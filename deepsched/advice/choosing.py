@@ -1,4 +1,4 @@
-"""The best of the figures, and the reason in words: pure functions."""
+"""Picks the best setting from the figures, and explains the choice: pure functions."""
 
 from __future__ import annotations
 
@@ -7,46 +7,47 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deepsched.advice.settings import Figures, Setting
-from deepsched.formatting import short
+from deepsched.formatting import rounded
 from deepsched.scheduling.scaling import useful_cores
 
-# Settings within this of the best are as good: the simpler one is taken. Latencies at a given rate
-# differ by more from one run to the next.
-_AS_GOOD = 0.03
-_AS_GOOD_AT_RATE = 0.05
+# Settings within this relative distance of the best tie with it; the simplest of them is chosen.
+# Latencies at a given rate vary more from one run to the next.
+_TIE_TOLERANCE = 0.03
+_TIE_TOLERANCE_AT_RATE = 0.05
 
 
 @dataclass(frozen=True)
 class Load:
-    """What the settings are compared under: so many callers, or so many requests a second."""
+    """The load that settings are compared under: a closed loop of callers, or an arrival rate."""
 
     callers: int | None
     rate: float | None
     sparse_rate: float | None = None
-    """The rate that one caller stands for: its requests hardly ever meet."""
+    """The arrival rate that a single caller stands in for: its requests rarely overlap."""
 
     def __str__(self) -> str:
         if self.rate is not None:
-            return f"{self.rate:g} requests/s at random times"
+            return f"{self.rate:g} requests/s (Poisson arrivals)"
         if self.sparse_rate is not None:
-            return f"1 caller (requests that come {self.sparse_rate:g} a second hardly meet)"
-        return "1 caller" if self.callers == 1 else f"{self.callers} callers at once"
+            return f"1 caller (at {self.sparse_rate:g} requests/s, requests rarely overlap)"
+        return "1 caller" if self.callers == 1 else f"{self.callers} callers"
 
-    def num_at_once(self, ms: float) -> int:
-        """How many requests there are at a time, about, where each takes so long."""
+    def concurrency(self, run_ms: float) -> int:
+        """Approximate number of requests in the system, if each runs for `run_ms`."""
         if self.callers is not None:
             return self.callers
-        return 1 + math.ceil((self.rate or 0.0) * ms / 1e3)
+        # By Little's law a Poisson arrival finds rate * run_ms others in the mean; plus itself.
+        return 1 + math.ceil((self.rate or 0.0) * run_ms / 1e3)
 
     @property
-    def aim(self) -> str:
-        """What is best under this load."""
+    def objective(self) -> str:
+        """The objective under this load, in words."""
         if self.rate is not None:
-            return "the least mean latency"
-        return "the least median latency" if self.callers == 1 else "the most items a second"
+            return "lowest mean latency"
+        return "lowest median latency" if self.callers == 1 else "highest throughput"
 
-    def key(self, figures: Figures) -> float:
-        """Less is better."""
+    def cost(self, figures: Figures) -> float:
+        """The value to minimise under this load."""
         if self.rate is not None:
             return figures.mean_ms
         return figures.p50_ms if self.callers == 1 else -figures.items_per_sec
@@ -55,102 +56,104 @@ class Load:
 def choose(
     figures: Sequence[Figures], load: Load, p99_limit_ms: float | None
 ) -> tuple[Figures, list[Figures]]:
-    """The setting to take, and the others that are as good.
+    """The setting to recommend, and the others that tie with it.
 
-    Those that do not keep up with the rate, or exceed the limit, are out, if any is not; where none
-    keeps up, the one that answers most is taken.
+    Settings that do not keep up with the rate are excluded, then those above the p99 limit unless
+    all are. If none keeps up, the one with the highest throughput is recommended.
     """
     allowed = [it for it in figures if it.keeps_up]
     if not allowed:
-        most = max(figures, key=lambda it: it.items_per_sec)
-        return most, []
+        return max(figures, key=lambda it: it.items_per_sec), []
     within = [it for it in allowed if p99_limit_ms is None or it.p99_ms <= p99_limit_ms]
     allowed = within or allowed
-    best = min(load.key(it) for it in allowed)
-    tolerance = (_AS_GOOD if load.rate is None else _AS_GOOD_AT_RATE) * abs(best)
-    # Less is better, whether it is a latency or a negative rate.
-    as_good = [it for it in allowed if load.key(it) <= best + tolerance]
-    chosen = min(as_good, key=lambda it: _simplicity(it.setting))
-    return chosen, [it for it in as_good if it is not chosen]
+    best = min(load.cost(it) for it in allowed)
+    # The cost is a latency or a negative throughput, hence abs.
+    tolerance = (_TIE_TOLERANCE if load.rate is None else _TIE_TOLERANCE_AT_RATE) * abs(best)
+    tied = [it for it in allowed if load.cost(it) <= best + tolerance]
+    chosen = min(tied, key=lambda it: _complexity(it.setting))
+    return chosen, [it for it in tied if it is not chosen]
 
 
-def _simplicity(setting: Setting) -> tuple[int, int]:
-    """Fewer cores leave some for others; elastic stays right when the load changes."""
+def _complexity(setting: Setting) -> tuple[int, int]:
+    """Sorts the simplest first: fewer cores, which leaves some to other work; then elastic, which
+    still fits if the load changes."""
     order = ("elastic", "single_stream", "multi_stream")
     if setting.scheduler == "single_stream" and setting.num_cores is not None:
         return 0, setting.num_cores
     return 1 + order.index(setting.scheduler), 0
 
 
-# --- In words -------------------------------------------------------------------------------------
+# --- Explanations ---------------------------------------------------------------------------------
 
 
 def explain(
     chosen: Figures,
-    as_good: Sequence[Figures],
+    tied: Sequence[Figures],
     scaling_ms: dict[int, float],
     load: Load,
     p99_limit_ms: float | None,
 ) -> str:
-    """Why that setting."""
+    """Explains the choice."""
     sentences = [_scaling(scaling_ms)]
     if not chosen.keeps_up:
         sentences.append(
-            f"No setting keeps up: {load.rate:g} requests/s are due, and "
-            f"{chosen.items_per_sec:.0f} items/s is the most that was answered, by this one."
+            f"No setting keeps up with {load.rate:g} requests/s; this one has the highest "
+            f"throughput, {chosen.items_per_sec:.0f} items/s."
         )
     else:
-        what = f"With {load} {chosen.setting} gives {load.aim}"
+        sentence = f"With {load}, {chosen.setting} has the {load.objective}"
         if p99_limit_ms is not None:
             is_within = chosen.p99_ms <= p99_limit_ms
-            what += (
-                f" within a p99 of {p99_limit_ms:g} ms"
+            sentence += (
+                f" with p99 within {p99_limit_ms:g} ms"
                 if is_within
-                else f"; no setting stays within a p99 of {p99_limit_ms:g} ms"
+                else f"; no setting keeps p99 within {p99_limit_ms:g} ms"
             )
-        if as_good:
-            others = " and ".join(str(it.setting) for it in as_good)
-            what += f"; {others} {'is' if len(as_good) == 1 else 'are'} as good, within the noise"
-        sentences.append(what + ".")
+        if tied:
+            others = " and ".join(str(it.setting) for it in tied)
+            sentence += f"; {others} {'ties' if len(tied) == 1 else 'tie'} with it, within noise"
+        sentences.append(sentence + ".")
     if chosen.setting.scheduler == "elastic":
         sentences.append(
-            f"elastic makes {chosen.num_streams} streams here and joins them for a request as long "
-            "as few wait; it needs no num_streams."
+            f"elastic has {chosen.num_streams} streams here and merges them for a request while "
+            "few wait; it needs no num_streams."
         )
     return " ".join(sentences)
 
 
 def _scaling(scaling_ms: dict[int, float]) -> str:
     if len(scaling_ms) == 1:
-        return "There is one core to use."
+        return "There is only one core to use."
     enough = useful_cores(scaling_ms)
     one = scaling_ms[min(scaling_ms)]
     if enough == max(scaling_ms):
         return (
-            f"A lone request gets faster with every core: {short(one)} ms on one, "
-            f"{short(scaling_ms[enough])} ms on {enough}."
+            f"A lone request gets faster with every core: {rounded(one)} ms on one, "
+            f"{rounded(scaling_ms[enough])} ms on {enough}."
         )
     if enough == min(scaling_ms):
-        return f"A lone request takes {short(one)} ms on one core, and more cores do not help."
+        return f"A lone request takes {rounded(one)} ms on one core; more cores do not help."
     return (
-        f"A lone request takes {short(one)} ms on one core, {short(scaling_ms[enough])} ms on "
-        f"{enough}, and more cores do not help."
+        f"A lone request takes {rounded(one)} ms on one core, {rounded(scaling_ms[enough])} ms on "
+        f"{enough}; more cores do not help."
     )
 
 
-def cost(chosen: Figures, as_good: Sequence[Figures], default: Figures, load: Load) -> str:
-    """What the default setting would give instead."""
+def compare_default(chosen: Figures, tied: Sequence[Figures], default: Figures, load: Load) -> str:
+    """Compares the default setting with the recommended one."""
     if chosen.setting == default.setting:
         return "It is the default: single_stream on all cores."
-    if default in as_good:
-        instead, against = "The default, single_stream on all cores, is as good here:", "against"
+    if default in tied:
+        subject = "The default, single_stream on all cores, is as good here:"
     else:
-        instead, against = "With the default, single_stream on all cores, instead:", "not"
+        subject = "The default, single_stream on all cores, instead:"
     if not default.keeps_up:
-        return f"{instead} {default.answered:.0%} of the requests answered."
+        return f"{subject} it answers {default.answered:.0%} of the requests."
     if load.rate is not None or load.callers == 1:
         return (
-            f"{instead} p50 {short(default.p50_ms)} ms, {against} {short(chosen.p50_ms)}; "
-            f"p99 {short(default.p99_ms)} ms, {against} {short(chosen.p99_ms)}."
+            f"{subject} p50 {rounded(default.p50_ms)} ms (recommended: {rounded(chosen.p50_ms)}), "
+            f"p99 {rounded(default.p99_ms)} ms ({rounded(chosen.p99_ms)})."
         )
-    return f"{instead} {default.items_per_sec:.1f} items/s, {against} {chosen.items_per_sec:.1f}."
+    return (
+        f"{subject} {default.items_per_sec:.1f} items/s (recommended: {chosen.items_per_sec:.1f})."
+    )

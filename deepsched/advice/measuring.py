@@ -1,7 +1,7 @@
-"""advise: the few settings worth trying, under the load that is asked for.
+"""advise: measures the few promising settings under a load, and recommends one.
 
-As the user's guide teaches: first how a single request gets faster with cores, then what that says
-of requests side by side, then the few settings that are left.
+In three steps, as in the user's guide: how a lone request scales with cores; which settings that
+makes promising; these under the load.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from deepsched.advice.answer_cache import Memory
-from deepsched.advice.choosing import Load, choose, cost, explain
+from deepsched.advice.choosing import Load, choose, compare_default, explain
 from deepsched.advice.settings import Advice, BatchFigures, Figures, Setting
 from deepsched.benchmark.measurement import Measurement, measure
 from deepsched.engine import Engine
 from deepsched.errors import InferenceError, InputError, ModelError, OptionError
-from deepsched.machine.contention import Neighbours, remark
+from deepsched.machine.contention import ContentionMonitor, is_contended
 from deepsched.machine.partition import most_cores
 from deepsched.machine.topology import Topology
 from deepsched.models.compiled import CacheDir
@@ -28,18 +28,17 @@ from deepsched.models.prepare import ModelLike, Shapes
 from deepsched.scheduling.scaling import useful_cores, widths
 
 _OpenEngine = Callable[[Setting], Engine]
-_Say = Callable[[str], None]
+_OnProgress = Callable[[str], None]
 
-# Of one load on one setting.
-_LEAST_SECONDS = 0.1
+_MIN_SECONDS = 0.1  # of one measurement of one setting
 
-# At a rate: for each setting, of so many at most. A caller stands for requests of which fewer than
-# one in ten finds another.
-_LEAST_REQUESTS = 30
-_MOST_SETTINGS = 6
-_HARDLY_MEET = 0.1
+# At an arrival rate, each setting must get this many requests; there are at most so many settings.
+_MIN_REQUESTS = 30
+_MAX_SETTINGS = 6
+# One caller stands in for a rate at which fewer requests than this share find another one running.
+_RARE_OVERLAP = 0.1
 
-# Each batch size that is tried is so many times the last, so often, as long as that gains so much.
+# Batch sizes grow by this factor, in so many steps, while throughput gains at least this much.
 _BATCH_STEP = 4
 _BATCH_STEPS = 3
 _BATCH_GAIN = 1.03
@@ -64,28 +63,28 @@ def advise(
 
     Args:
         model, batch_size, input_shapes, cache_dir: see Engine.
-        num_cores: the most cores to use; None for all that this process may use.
-        callers: the load: as many threads, each of which sends the next request when it has its
-            answer. None, without a rate: two for each core, which keep everything busy.
-        rate: the load instead: requests a second, at random times. Where they hardly ever meet, and
-            are too few to measure, one caller stands for them.
-        p99_limit_ms: settings whose 99th percentile is above that are out, if any is not.
-        seconds: about how long to measure.
-        compares_batches: without callers, a rate, or input_shapes (there is a batch in these), try
-            larger requests as well.
-        remembers: look for, and keep, the result for this model, machine, load and these versions
-            in the cache folder; not kept if other processes took a tenth of the CPUs or more.
-        on_progress: is told what is measured next.
+        num_cores: the maximum number of cores; None for all that this process may use.
+        callers: the load as a closed loop: this many threads, each of which sends its next request
+            when the last one is answered. None, without a rate: two per core, which keep all busy.
+        rate: the load as an open loop: Poisson arrivals, in requests per second. If requests rarely
+            overlap, and are too few to measure, one caller stands in for them.
+        p99_limit_ms: excludes settings with a p99 latency above that, unless all have.
+        seconds: approximate duration.
+        compares_batches: also measure larger batch sizes; only without callers, rate and
+            input_shapes (which contain the batch size).
+        remembers: look the answer up in the cache folder, by model, machine, load and versions, and
+            keep it there; not kept if other processes used 10 % of the CPUs or more.
+        on_progress: called with a description of each measurement before it begins.
 
     Returns:
-        The setting with the most items a second (for a lone caller with the least median latency,
-        at a rate with the least mean latency); of those that are within 3 % of it (at a rate 5 %),
-        the simplest: elastic, single_stream, multi_stream; and no more cores than help.
+        The setting with the highest throughput (for one caller the lowest median latency, at a rate
+        the lowest mean latency). Of those within 3 % of it (at a rate 5 %) the simplest: first
+        single_stream on no more cores than help, then elastic, single_stream, multi_stream.
 
     Raises:
-        OptionError: callers and rate together, values that make no sense, or too few seconds for a
-            low rate.
-        What Engine raises.
+        OptionError: both callers and rate are given, a value is out of range, or seconds is too
+            short for a low rate.
+        The exceptions of Engine.
 
     Example:
         >>> from deepsched.benchmark import bundled_model
@@ -94,13 +93,13 @@ def advise(
     """
     _check(callers, rate, p99_limit_ms, seconds)
     began = time.monotonic()
-    say = on_progress or (lambda text: None)
-    has_open_load = callers is None and rate is None
+    on_progress = on_progress or (lambda text: None)
+    is_default_load = callers is None and rate is None
     compares_batches = (
-        compares_batches and has_open_load and bool(batch_size) and input_shapes is None
+        compares_batches and is_default_load and bool(batch_size) and input_shapes is None
     )
     most = most_cores(Topology.detect(), num_cores)
-    load = Load(2 * most if has_open_load else callers, rate)
+    load = Load(2 * most if is_default_load else callers, rate)
     question = [batch_size, input_shapes, num_cores, str(load), p99_limit_ms]
     memory = Memory.of(model, cache_dir, question) if remembers else None
     if memory is not None and (known := memory.recall(seconds, compares_batches)) is not None:
@@ -117,15 +116,15 @@ def advise(
             cache_dir=cache_dir,
         )
 
-    neighbours = Neighbours()
+    contention = ContentionMonitor()
     open_engine = functools.partial(open_batched, batch_size)
-    scaling = _scaling(open_engine, most, seconds / 4, say)
+    scaling = _scaling(open_engine, most, seconds / 4, on_progress)
     load = _measurable(load, scaling, seconds)
     candidates = _candidates(scaling, most, num_cores, load)
-    figures = _compare(candidates, open_engine, load, 0.6 * seconds, say)
-    chosen, as_good = choose(figures, load, p99_limit_ms)
+    figures = _compare(candidates, open_engine, load, 0.6 * seconds, on_progress)
+    chosen, tied = choose(figures, load, p99_limit_ms)
     batches = (
-        _batches(chosen, batch_size, open_batched, load, p99_limit_ms, 0.05 * seconds, say)
+        _batches(chosen, batch_size, open_batched, load, p99_limit_ms, 0.05 * seconds, on_progress)
         if compares_batches and batch_size
         else ()
     )
@@ -134,16 +133,16 @@ def advise(
         setting=chosen.setting,
         batch_size=batch_size,
         input_shapes=input_shapes,
-        reason=explain(chosen, as_good, scaling, load, p99_limit_ms),
-        cost_of_ignoring=cost(chosen, as_good, default, load),
-        figures=tuple(sorted(figures, key=lambda it: (not it.keeps_up, load.key(it)))),
+        reason=explain(chosen, tied, scaling, load, p99_limit_ms),
+        cost_of_ignoring=compare_default(chosen, tied, default, load),
+        figures=tuple(sorted(figures, key=lambda it: (not it.keeps_up, load.cost(it)))),
         batches=batches,
         scaling_ms=scaling,
         load=str(load),
         seconds=time.monotonic() - began,
-        others_share=neighbours.share(),
+        others_share=contention.others_share(),
     )
-    if memory is not None and not remark(advice.others_share):
+    if memory is not None and not is_contended(advice.others_share):
         memory.keep(advice, seconds)
     return advice
 
@@ -160,17 +159,19 @@ def _check(
             raise OptionError(f"{name} must be a positive number, got {value!r}")
 
 
-def _scaling(open_engine: _OpenEngine, most: int, seconds: float, say: _Say) -> dict[int, float]:
-    """The median latency of a lone request by cores, ms; stops where more cores do not help."""
+def _scaling(
+    open_engine: _OpenEngine, most: int, seconds: float, on_progress: _OnProgress
+) -> dict[int, float]:
+    """By cores: median latency of a lone request in ms, up to where more cores do not help."""
     each = seconds / 2 / len(widths(most))
     scaling: dict[int, float] = {}
     for cores in widths(most):
-        say(f"a lone request on {cores} core{'s' * (cores > 1)}")
+        on_progress(f"a lone request on {cores} core{'s' * (cores > 1)}")
         scaling[cores] = _lone_ms(open_engine, cores, each, warns=cores == 1)
         narrower = [value for width, value in scaling.items() if width < cores]
         if narrower and scaling[cores] > 1.1 * min(narrower):
-            break  # it gets slower: wider ones do so too
-    # Once more: what else the machine did meanwhile only ever adds to a time.
+            break  # slower than on fewer cores: more cores make it slower still
+    # Measured twice, at some distance in time: disturbances only ever add to a latency.
     return {cores: min(ms, _lone_ms(open_engine, cores, each)) for cores, ms in scaling.items()}
 
 
@@ -187,67 +188,71 @@ def _lone_ms(open_engine: _OpenEngine, cores: int, seconds: float, warns: bool =
 
 
 def _measurable(load: Load, scaling: dict[int, float], seconds: float) -> Load:
-    """The load, if there is time for enough requests of it; else one caller, if requests of that
-    rate hardly meet.
+    """The load if enough requests arrive in the time; else one caller, if requests rarely overlap.
 
     Raises:
-        OptionError: they do meet, and it takes more seconds.
+        OptionError: requests do overlap, and there is too little time to measure them.
     """
-    each = 0.6 * seconds / _MOST_SETTINGS
-    if load.rate is None or load.rate * each >= _LEAST_REQUESTS:
+    each = 0.6 * seconds / _MAX_SETTINGS
+    if load.rate is None or load.rate * each >= _MIN_REQUESTS:
         return load
-    if load.rate * max(scaling.values()) / 1e3 < _HARDLY_MEET:
+    if load.rate * max(scaling.values()) / 1e3 < _RARE_OVERLAP:
         return Load(1, None, load.rate)
-    enough = math.ceil(seconds * _LEAST_REQUESTS / (load.rate * each))
+    enough = math.ceil(seconds * _MIN_REQUESTS / (load.rate * each))
     raise OptionError(
-        f"in {seconds:g} seconds there are too few requests at {load.rate:g} a second to tell "
-        f"settings apart; give seconds={enough} or more (on the command line --seconds {enough})"
+        f"at {load.rate:g} requests/s, too few arrive in {seconds:g} seconds to compare settings; "
+        f"give seconds={enough} or more (on the command line --seconds {enough})"
     )
 
 
 def _candidates(
     scaling: dict[int, float], most: int, num_cores: int | None, load: Load
 ) -> list[Setting]:
-    """The default first; then, pruned by the curve, the multi_streams that promise most."""
+    """The settings to measure: the default first, elastic, single_stream on fewer cores, and the
+    three multi_streams with the highest throughput predicted from the scaling."""
     candidates = [Setting("single_stream", None, num_cores)]
     if most == 1:
-        return candidates  # all of them are this one
+        return candidates  # on one core all settings are the same
     candidates.append(Setting("elastic", None, num_cores))
     enough = useful_cores(scaling)
     if enough < most:
         candidates.append(Setting("single_stream", None, enough))
 
     def run_ms(streams: int) -> float:
-        """On the widest group that was measured, of those that are no wider."""
+        """Predicted run time: that of the widest measured group that is no wider than a stream."""
         return scaling[max(cores for cores in scaling if cores <= most // streams)]
 
-    def promise(streams: int) -> float:
-        """Runs a ms, with no more of them at a time than there are requests."""
-        return min(streams, load.num_at_once(run_ms(streams))) / run_ms(streams)
+    def throughput(streams: int) -> float:
+        """Predicted runs per ms; streams without a request are idle."""
+        return min(streams, load.concurrency(run_ms(streams))) / run_ms(streams)
 
     counts = {most // cores for cores in scaling} | set(widths(most))
     if load.callers is not None:
         counts.add(min(load.callers, most))
-    by_promise = sorted(counts - {1}, key=lambda streams: (-promise(streams), streams))
+    best_first = sorted(counts - {1}, key=lambda streams: (-throughput(streams), streams))
     if load.callers != 1:
-        candidates += [Setting("multi_stream", streams, num_cores) for streams in by_promise[:3]]
+        candidates += [Setting("multi_stream", streams, num_cores) for streams in best_first[:3]]
     return candidates
 
 
 def _compare(
-    candidates: Sequence[Setting], open_engine: _OpenEngine, load: Load, seconds: float, say: _Say
+    candidates: Sequence[Setting],
+    open_engine: _OpenEngine,
+    load: Load,
+    seconds: float,
+    on_progress: _OnProgress,
 ) -> list[Figures]:
-    """Each under the load, in turns, so that a disturbance hits all."""
+    """Measures each setting under the load, in turns so that a disturbance affects all of them."""
     num_rounds = 3
-    each = max(_LEAST_SECONDS, seconds / num_rounds / len(candidates))
-    seen: dict[Setting, list[Measurement]] = {setting: [] for setting in candidates}
+    each = max(_MIN_SECONDS, seconds / num_rounds / len(candidates))
+    results: dict[Setting, list[Measurement]] = {setting: [] for setting in candidates}
     num_streams: dict[Setting, int] = {}
     for number in range(num_rounds):
         for setting in candidates:
-            say(f"{setting}, {load} ({number + 1} of {num_rounds})")
+            on_progress(f"{setting}, {load} ({number + 1} of {num_rounds})")
             with open_engine(setting) as engine:
                 num_streams[setting] = engine.num_streams
-                seen[setting].append(_put_on(engine, load, each, seed=number))
+                results[setting].append(_apply_load(engine, load, each, seed=number))
     return [
         Figures(
             setting,
@@ -259,12 +264,12 @@ def _compare(
             statistics.median(it.iterations / (it.iterations + it.num_dropped) for it in measured),
             statistics.median(it.keeps_up for it in measured) > 0.5,
         )
-        for setting, measured in seen.items()
+        for setting, measured in results.items()
     ]
 
 
-def _put_on(engine: Engine, load: Load, seconds: float, seed: int = 0) -> Measurement:
-    """`seed`: of the random times, the same for all that are compared."""
+def _apply_load(engine: Engine, load: Load, seconds: float, seed: int = 0) -> Measurement:
+    """Puts the load on an engine. `seed`: of the arrivals, the same for all settings."""
     measured = measure(
         engine,
         callers=load.callers,
@@ -273,10 +278,10 @@ def _put_on(engine: Engine, load: Load, seconds: float, seed: int = 0) -> Measur
         seed=seed,
         seconds=seconds,
         warmup_seconds=0.1 * seconds,
-        # What is so late shows that the rate is too high; it need not be waited for.
+        # Requests this late show that the rate is too high; no need to wait for them.
         max_late_seconds=0.3 * seconds,
     )
-    if measured.is_interrupted:  # Ctrl-C: a part of the figures is no advice
+    if measured.is_interrupted:  # by Ctrl-C: no advice from a part of the figures
         raise KeyboardInterrupt
     return measured
 
@@ -288,21 +293,21 @@ def _batches(
     load: Load,
     p99_limit_ms: float | None,
     seconds: float,
-    say: _Say,
+    on_progress: _OnProgress,
 ) -> tuple[BatchFigures, ...]:
-    """Larger requests with the chosen setting, as long as they gain and stay within the limit."""
+    """Larger batches with the chosen setting, while throughput grows and p99 is in the limit."""
     found = [BatchFigures(batch_size, chosen.items_per_sec, chosen.p50_ms)]
     for _ in range(_BATCH_STEPS):
         batch_size *= _BATCH_STEP
-        say(f"{chosen.setting}, batches of {batch_size}")
+        on_progress(f"{chosen.setting}, batches of {batch_size}")
         try:
-            # Tried alone first: an elastic engine would log that it cannot be measured.
+            # A trial without elastic first, which would log that it cannot measure the model.
             with open_batched(batch_size, Setting("single_stream", None, 1)) as engine:
                 engine._tried_inputs()
             with open_batched(batch_size, chosen.setting) as engine:
-                measured = _put_on(engine, load, max(_LEAST_SECONDS, seconds))
+                measured = _apply_load(engine, load, max(_MIN_SECONDS, seconds))
         except (ModelError, InputError, InferenceError):
-            break  # its shapes are fixed, or something in it relies on the batch
+            break  # the model has fixed shapes, or depends on the batch size elsewhere
         if p99_limit_ms is not None and measured.percentile(99) > p99_limit_ms:
             break
         found.append(BatchFigures(batch_size, measured.items_per_sec, measured.percentile(50)))

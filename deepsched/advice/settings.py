@@ -1,4 +1,4 @@
-"""What is recommended, and the figures behind it."""
+"""The recommendation of `advise`, and the figures behind it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from deepsched.models.prepare import Shapes
 
 @dataclass(frozen=True)
 class Setting:
-    """What to give to `compile_model`."""
+    """Arguments for `compile_model`; None stands for its default.
+
+    `deepsched.benchmark.Setting` is what an opened engine runs with, defaults resolved.
+    """
 
     scheduler: str
     num_streams: int | None
@@ -27,61 +30,62 @@ class Setting:
 
 @dataclass(frozen=True)
 class Figures:
-    """What a setting reached under the load."""
+    """Performance of a setting under the load."""
 
     setting: Setting
     num_streams: int
-    """How many streams that makes here; elastic joins them as the load allows."""
+    """Number of streams on this machine; elastic merges them when the load allows."""
     items_per_sec: float
-    """Requests a second times batch size."""
+    """Throughput: requests per second times batch size."""
     mean_ms: float
+    """Mean latency; at a rate, from the request's arrival."""
     p50_ms: float
     p99_ms: float
     answered: float
-    """The share of the requests due that were answered: 1.0, but for a rate that is too high."""
+    """Share of the requests that were answered, not dropped; below 1.0 if the rate is too high."""
     keeps_up: bool
-    """Whether what was due was answered as fast as it fell due; see Measurement.keeps_up."""
+    """Whether throughput keeps up with the arrival rate; see `Measurement.keeps_up`."""
 
 
 @dataclass(frozen=True)
 class BatchFigures:
-    """What the recommended setting reached with larger requests."""
+    """Performance of the recommended setting with another batch size."""
 
     batch_size: int
     items_per_sec: float
     p50_ms: float
-    """Of whole requests, ms."""
+    """Median latency of a request with the whole batch, in ms."""
 
 
 @dataclass(frozen=True)
 class Advice:
-    """What `advise` recommends, and why."""
+    """The setting that `advise` recommends, and why."""
 
     setting: Setting
     batch_size: int | None
-    """As asked for."""
+    """As given to `advise`."""
     input_shapes: Shapes | None
-    """As asked for."""
+    """As given to `advise`."""
     reason: str
     cost_of_ignoring: str
-    """What the default, single_stream on all cores, would give instead."""
+    """Performance of the default, single_stream on all cores, in comparison."""
     figures: tuple[Figures, ...]
-    """What was measured under the load, the best first."""
+    """Performance of each measured setting, the best first."""
     batches: tuple[BatchFigures, ...]
-    """By batch size, where a load that keeps all cores busy was asked for; else empty."""
+    """By batch size, for a load that keeps all cores busy; else empty."""
     scaling_ms: dict[int, float]
-    """By cores, the median latency of a lone request, ms."""
+    """By cores: median latency of a lone request, in ms."""
     load: str
     seconds: float
-    """How long it took to find out."""
+    """How long the measurements took."""
     others_share: float | None = None
-    """What other processes took of the CPUs meanwhile, between 0 and 1; None: unknown. From a tenth
-    on the answer is unsure, and is not remembered."""
+    """CPU contention: the share of the CPUs that other processes used during the measurements,
+    between 0 and 1; None if unknown. From 0.1 on the answer is unreliable, and not remembered."""
     was_remembered: bool = False
 
     @property
     def best_batch_size(self) -> int | None:
-        """The smallest within 3 % of the most items a second; None if none were compared.
+        """The smallest within 3 % of the highest throughput; None if none were compared.
 
         >>> batches = BatchFigures(1, 100.0, 10.0), BatchFigures(4, 125.0, 32.0)
         >>> elastic = Setting("elastic", None, None)
@@ -95,7 +99,7 @@ class Advice:
         return min(it.batch_size for it in self.batches if it.items_per_sec >= 0.97 * most)
 
     def compile_line(self, model: str, batch_size: int | None = None) -> str:
-        """Python that follows the advice, for another batch size if one is given.
+        """A line of Python that follows the advice, with another batch size if one is given.
 
         >>> elastic = Setting("elastic", None, None)
         >>> advice = Advice(elastic, 1, None, "", "", (), (), {}, "", 0)
@@ -109,5 +113,5 @@ class Advice:
         return f"compile_model({path}, batch_size={batch_size}, {self.setting}{shapes})"
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Ready for JSON."""
         return {**asdict(self), "best_batch_size": self.best_batch_size}

@@ -1,11 +1,13 @@
-"""Where a model's time goes: by operator, and on how many cores each is done soonest.
+"""Profiles a model by operator: where the time goes, and how each operator scales with cores.
 
-* **reading**: ONNX Runtime's timeline of a session, as what each operator took in each run; pure.
-* **work**: how many operations an operator does, from its shapes; pure.
-* **operators**: what an analysis returns.
-* **profiling**: runs a model with ONNX Runtime's profiler on so many cores.
-* **analyzing**: `analyze`: the same on every width of core group.
-* **debug**: DeepSparse's `model_debug_analysis`, on the same figures.
+* **reading**: parses ONNX Runtime's profile of a session; pure.
+* **constants**: shapes and sizes of each operator's constants, from the model's file.
+* **work**: the operation count of an operator, from its shapes; pure.
+* **operators**: the result of an analysis.
+* **profiling**: runs a model under ONNX Runtime's profiler on a given number of cores.
+* **calibration**: measures the profiler's own overhead.
+* **analyzing**: `analyze`, which does that for core groups of every width.
+* **deepsparse**: DeepSparse's `model_debug_analysis`, from the same figures.
 """
 
 from deepsched.analysis.analyzing import analyze

@@ -1,4 +1,4 @@
-"""analyze: what each operator takes on core groups of every width."""
+"""analyze: times each operator on core groups of every width."""
 
 from __future__ import annotations
 
@@ -11,26 +11,32 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deepsched.analysis.calibration import timing_us
+from deepsched.analysis.calibration import overhead_us
 from deepsched.analysis.constants import NodeConstants, shapes_by_position
 from deepsched.analysis.operators import Analysis, Operator
-from deepsched.analysis.profiling import Profiled, Runs, Subject, profile, time_plain
-from deepsched.analysis.reading import Call, Key, Reading
+from deepsched.analysis.profiling import (
+    ProfiledRuns,
+    ProfilingTarget,
+    RunBudget,
+    profile,
+    time_plain,
+)
+from deepsched.analysis.reading import OperatorCall, OperatorKey, OperatorProfile
 from deepsched.analysis.work import NEED_POSITIONS, bytes_moved, operations
 from deepsched.errors import OptionError
-from deepsched.machine.contention import Neighbours
+from deepsched.machine.contention import ContentionMonitor
 from deepsched.machine.partition import most_cores
 from deepsched.machine.topology import Topology
 from deepsched.models.compiled import CacheDir
 from deepsched.models.prepare import ModelLike, Shapes
 from deepsched.scheduling.scaling import widths
 
-# What is measured in turns, so that a disturbance hits all widths.
+# All widths are measured in turns, so that a disturbance affects each of them.
 _NUM_ROUNDS = 3
 
-# Of one round.
-_LEAST_RUNS = 3
-_MOST_RUNS = 50
+# Runs of one width in one round.
+_MIN_RUNS = 3
+_MAX_RUNS = 50
 
 
 def analyze(
@@ -44,22 +50,25 @@ def analyze(
     cache_dir: CacheDir = "default",
     on_progress: Callable[[str], None] | None = None,
 ) -> Analysis:
-    """Measures which operators a request's time goes into, on 1, 2, 4, ... cores and on all.
+    """Profiles a model: the time of each operator on 1, 2, 4, ... cores and on all.
 
-    The operators are those that ONNX Runtime makes of the model. It times each of them while one
-    request runs alone, which takes longer; see Analysis.
+    The operators are those that ONNX Runtime optimises the model to. One request runs at a time.
+    Profiling makes it slower; see Analysis.
 
     Args:
         model, batch_size, input_shapes, cache_dir: see Engine.
-        inputs: what to run, as `Engine.run` takes it; None for random ones.
-        num_cores: the most cores to use; None for all that this process may use.
-        seconds: about how long to measure. Opening the model, four times at least, comes on top.
-        on_progress: is told what is measured next.
+        inputs: the inputs to run, as `Engine.run` takes them; None for random ones.
+        num_cores: the maximum number of cores; None for all that this process may use.
+        seconds: approximate duration. Opening the model, four times at least, comes on top.
+        on_progress: called with a description of each measurement before it begins.
+
+    Returns:
+        Times of operators, of operator types and of whole requests, by number of cores.
 
     Raises:
         OptionError: seconds is not a positive number.
-        ModelError: a run has more operators than ONNX Runtime's timeline has room for.
-        What Engine and `Engine.run` raise.
+        ModelError: a run has more operator calls than ONNX Runtime's profiler keeps.
+        The exceptions of Engine and `Engine.run`.
 
     Example:
         >>> from deepsched.benchmark import bundled_model
@@ -71,70 +80,83 @@ def analyze(
         raise OptionError(f"seconds must be a positive number, got {seconds!r}")
     cores = widths(most_cores(Topology.detect(), num_cores))
     each = seconds / 2 / _NUM_ROUNDS / len(cores)
-    return measure(
-        Subject(model, batch_size, input_shapes, inputs, cache_dir, optimizes=True),
+    return profile_widths(
+        ProfilingTarget(model, batch_size, input_shapes, inputs, cache_dir, optimizes=True),
         cores,
-        Runs(2, _LEAST_RUNS, _MOST_RUNS, each),
+        RunBudget(2, _MIN_RUNS, _MAX_RUNS, each),
         _NUM_ROUNDS,
         seconds,
         on_progress or (lambda text: None),
     )
 
 
-def measure(
-    subject: Subject,
+def profile_widths(
+    target: ProfilingTarget,
     cores: Sequence[int],
-    runs: Runs,
+    budget: RunBudget,
     num_rounds: int,
     seconds: float,
-    say: Callable[[str], None],
+    on_progress: Callable[[str], None],
 ) -> Analysis:
-    """Each number of cores in each round, with ONNX Runtime's timing and without; no more rounds
-    once `seconds` have passed."""
+    """Profiles the target on each number of cores, in rounds.
+
+    Args:
+        target: the model, and its inputs.
+        cores: the numbers of cores.
+        budget: the runs of each number of cores in a round, once with the profiler, once without.
+        num_rounds: how many rounds; no further one begins after `seconds`.
+        seconds: see num_rounds.
+        on_progress: see `analyze`.
+    """
     plain: dict[int, list[float]] = {count: [] for count in cores}
-    profiled: dict[int, list[Profiled]] = {count: [] for count in cores}
-    timing: dict[int, float] = {}
+    profiled: dict[int, list[ProfiledRuns]] = {count: [] for count in cores}
+    overhead: dict[int, float] = {}
     with tempfile.TemporaryDirectory(prefix="deepsched-analysis-") as folder:
-        if subject.cache_dir is None or not subject.optimizes:
-            # A compiled form that no engine opens, but a file that tells the weights' shapes.
-            subject = subject._replace(cache_dir=folder)
-        began, neighbours = time.monotonic(), Neighbours()
+        if target.cache_dir is None or not target.optimizes:
+            # The shapes of the weights are read from a compiled file. Engines would never open an
+            # unoptimised one: keep it out of the user's cache.
+            target = target._replace(cache_dir=folder)
+        began, contention = time.monotonic(), ContentionMonitor()
         for number in range(num_rounds):
             if number and time.monotonic() > began + seconds:
                 break
             for count in cores:
-                say(f"{count} core{'s' * (count > 1)} ({number + 1} of {num_rounds})")
-                plain[count] += time_plain(subject, count, runs, warns=not plain[cores[0]])
-                profiled[count].append(profile(subject, count, runs))
-                timing[count] = min(timing_us(count, folder), timing.get(count, math.inf))
-    joined = {count: _join(found) for count, found in profiled.items()}
-    every = [it for found in profiled.values() for it in found]
-    keys = dict.fromkeys(key for it in joined.values() for key in it.microseconds)
+                on_progress(f"{count} core{'s' * (count > 1)} ({number + 1} of {num_rounds})")
+                plain[count] += time_plain(target, count, budget, warns=not plain[cores[0]])
+                profiled[count].append(profile(target, count, budget))
+                # The minimum: disturbances only ever add to it.
+                overhead[count] = min(overhead_us(count, folder), overhead.get(count, math.inf))
+    fastest = {count: _fastest_runs(rounds) for count, rounds in profiled.items()}
+    every = [it for rounds in profiled.values() for it in rounds]
+    keys = dict.fromkeys(key for it in fastest.values() for key in it.microseconds)
     return Analysis(
         batch_size=every[0].batch_size,
-        operators=tuple(_operator(key, joined, timing, every) for key in keys),
-        run_ms={count: float(np.mean(it.run_us)) / 1e3 for count, it in joined.items()},
-        plain_ms={count: _mean_of_fast(times) for count, times in plain.items()},
-        others_share=neighbours.share(),
+        operators=tuple(_operator(key, fastest, overhead, every) for key in keys),
+        run_ms={count: float(np.mean(it.run_us)) / 1e3 for count, it in fastest.items()},
+        plain_ms={count: _mean_of_fastest(times) for count, times in plain.items()},
+        others_share=contention.others_share(),
     )
 
 
-class _Joined(NamedTuple):
-    """The faster half of the runs on some cores, of all rounds: whatever else the machine did made
-    the others longer. All figures are of these same runs, so that they add up."""
+class _FastestRuns(NamedTuple):
+    """The faster half of the runs on some number of cores, over all rounds.
+
+    The others were slowed down by other work on the machine. Runs are chosen as a whole, not by
+    operator, so that the operators' times add up to the run's.
+    """
 
     run_us: list[int]
-    num_calls: dict[Key, float]
-    """In the mean."""
-    microseconds: dict[Key, float]
-    """In the mean."""
+    num_calls: dict[OperatorKey, float]
+    """Mean over these runs."""
+    microseconds: dict[OperatorKey, float]
+    """Mean over these runs."""
 
 
-def _join(rounds: Sequence[Profiled]) -> _Joined:
+def _fastest_runs(rounds: Sequence[ProfiledRuns]) -> _FastestRuns:
     run_us = [us for it in rounds for us in it.profile.run_us]
     fast = np.argsort(run_us, kind="stable")[: _half(len(run_us))]
     keys = dict.fromkeys(key for it in rounds for key in it.profile.operators)
-    return _Joined(
+    return _FastestRuns(
         run_us=[run_us[run] for run in fast],
         num_calls={key: _mean(rounds, key, fast, lambda it: it.num_calls) for key in keys},
         microseconds={key: _mean(rounds, key, fast, lambda it: it.microseconds) for key in keys},
@@ -142,17 +164,20 @@ def _join(rounds: Sequence[Profiled]) -> _Joined:
 
 
 def _mean(
-    rounds: Sequence[Profiled], key: Key, runs: Any, of: Callable[[Reading], list[int]]
+    rounds: Sequence[ProfiledRuns],
+    key: OperatorKey,
+    runs: Any,
+    values: Callable[[OperatorProfile], list[int]],
 ) -> float:
-    """Over these runs of all rounds; in some rounds the operator may not have run at all."""
+    """Mean of an operator's value over the given runs; 0 in those in which it did not run."""
     by_run: list[int] = []
     for it in rounds:
         found = it.profile.operators.get(key)
-        by_run += [0] * len(it.profile.run_us) if found is None else of(found)
+        by_run += [0] * len(it.profile.run_us) if found is None else values(found)
     return float(np.mean(np.asarray(by_run)[runs]))
 
 
-def _mean_of_fast(times: Sequence[float]) -> float:
+def _mean_of_fastest(times: Sequence[float]) -> float:
     return float(np.mean(sorted(times)[: _half(len(times))]))
 
 
@@ -161,13 +186,13 @@ def _half(count: int) -> int:
 
 
 def _operator(
-    key: Key,
-    joined: Mapping[int, _Joined],
-    timing: Mapping[int, float],
-    profiled: Sequence[Profiled],
+    key: OperatorKey,
+    fastest: Mapping[int, _FastestRuns],
+    overhead: Mapping[int, float],
+    profiled: Sequence[ProfiledRuns],
 ) -> Operator:
     constants = next((it.constants[key] for it in profiled if key in it.constants), None)
-    calls: Counter[Call] = Counter()
+    calls: Counter[OperatorCall] = Counter()
     for it in profiled:
         if key in it.profile.operators:
             calls += it.profile.operators[key].calls
@@ -176,12 +201,12 @@ def _operator(
     inputs = shapes_by_position(example.input_shapes, constants)
     weights = () if constants is None else constants.shapes.values()
     timing_ms = {
-        cores: timing[cores] * it.num_calls.get(key, 0.0) / 1e3 for cores, it in joined.items()
+        cores: overhead[cores] * it.num_calls.get(key, 0.0) / 1e3 for cores, it in fastest.items()
     }
     return Operator(
         ms={
             cores: max(0.0, it.microseconds.get(key, 0.0) / 1e3 - timing_ms[cores])
-            for cores, it in joined.items()
+            for cores, it in fastest.items()
         },
         timing_ms=timing_ms,
         operations=_per_run(calls, num_runs, lambda it: _operations(key, it, constants)),
@@ -197,9 +222,9 @@ def _operator(
 
 
 def _per_run(
-    calls: Counter[Call], num_runs: int, count: Callable[[Call], int | None]
+    calls: Counter[OperatorCall], num_runs: int, count: Callable[[OperatorCall], int | None]
 ) -> int | None:
-    """The sum over all calls, whose shapes may differ, of one run; None if one is not known."""
+    """Mean per run of a count, summed over all calls, whose shapes may differ; None if unknown."""
     total = 0
     for call, number in calls.items():
         each = count(call)
@@ -209,13 +234,17 @@ def _per_run(
     return round(total / num_runs)
 
 
-def _operations(key: Key, call: Call, constants: NodeConstants | None) -> int | None:
+def _operations(
+    key: OperatorKey, call: OperatorCall, constants: NodeConstants | None
+) -> int | None:
     if constants is None and key.op_type in NEED_POSITIONS:
         return None
     output = call.output_shapes[0] if call.output_shapes else None
     return operations(key.op_type, shapes_by_position(call.input_shapes, constants), output)
 
 
-def _bytes_moved(key: Key, call: Call, constants: NodeConstants | None) -> int | None:
+def _bytes_moved(
+    key: OperatorKey, call: OperatorCall, constants: NodeConstants | None
+) -> int | None:
     num_bytes = None if constants is None else constants.num_bytes
     return bytes_moved(key.op_type, call.activation_bytes, num_bytes)

@@ -1,4 +1,4 @@
-"""The constants of a model's operators, from its file."""
+"""Shapes and sizes of each operator's constants, from the model's file."""
 
 from __future__ import annotations
 
@@ -8,40 +8,38 @@ from typing import NamedTuple
 
 import onnx
 
-from deepsched.analysis.reading import Key
-
-Shape = tuple[int, ...]
+from deepsched.analysis.reading import OperatorKey, Shape
 
 
 class NodeConstants(NamedTuple):
-    """Of one node."""
+    """The constants among the inputs of one node."""
 
     positions: tuple[int, ...]
-    """Those of its inputs that are there, constants or not."""
+    """Positions of the inputs that are present, constants or not."""
     shapes: dict[int, Shape]
-    """By position."""
+    """Shapes of the constants, by position."""
     num_bytes: int
 
 
-def read_constants(path: Path) -> dict[Key, NodeConstants]:
-    """Of each node of the main graph, under the name that ONNX Runtime's timeline gives it.
+def read_constants(path: Path) -> dict[OperatorKey, NodeConstants]:
+    """The constants of each node of the main graph, by the key that it has in profiles.
 
-    Timelines leave out the constants that a kernel has packed for itself.
+    Needed since profiles omit the constants that a kernel has prepacked.
     """
     graph = onnx.load(path, load_external_data=False).graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    found: dict[Key, NodeConstants] = {}
+    found: dict[OperatorKey, NodeConstants] = {}
     for index, node in enumerate(graph.node):
-        mine = {
+        own = {
             position: constants[name]
             for position, name in enumerate(node.input)
             if name in constants
         }
         name = node.name or f"{node.op_type}_{index}"
-        found[Key((name,), index, node.op_type)] = NodeConstants(
+        found[OperatorKey((name,), index, node.op_type)] = NodeConstants(
             tuple(position for position, name in enumerate(node.input) if name),
-            {position: tuple(tensor.dims) for position, tensor in mine.items()},
-            sum(_num_bytes(tensor) for tensor in mine.values()),
+            {position: tuple(tensor.dims) for position, tensor in own.items()},
+            sum(_num_bytes(tensor) for tensor in own.values()),
         )
     return found
 
@@ -49,11 +47,11 @@ def read_constants(path: Path) -> dict[Key, NodeConstants]:
 def shapes_by_position(
     listed: Sequence[Shape], constants: NodeConstants | None
 ) -> dict[int, Shape]:
-    """The shapes of a node's inputs.
+    """The shapes of a node's inputs, by position.
 
     Args:
-        listed: as the timeline has them: in order, some of the constants left out.
-        constants: those of the node; None where they are not known.
+        listed: the input shapes in a profile: in order, some of the constants omitted.
+        constants: the node's constants; None if unknown.
 
     >>> shapes_by_position([(1, 8), (4,)], NodeConstants((0, 1, 2), {1: (8, 4), 2: (4,)}, 144))
     {0: (1, 8), 1: (8, 4), 2: (4,)}
@@ -62,12 +60,12 @@ def shapes_by_position(
         return dict(enumerate(listed))
     shapes: dict[int, Shape] = {}
     rest = list(listed)
-    num_left_out = len(constants.positions) - len(listed)
+    num_omitted = len(constants.positions) - len(listed)
     for position in constants.positions:
         constant = constants.shapes.get(position)
-        if constant is not None and num_left_out > 0 and rest[:1] != [constant]:
+        if constant is not None and num_omitted > 0 and rest[:1] != [constant]:
             shapes[position] = constant
-            num_left_out -= 1
+            num_omitted -= 1
         elif rest:
             shapes[position] = rest.pop(0)
     return shapes
@@ -77,4 +75,4 @@ def _num_bytes(tensor: onnx.TensorProto) -> int:
     for entry in tensor.external_data:
         if entry.key == "length":
             return int(entry.value)
-    return int(tensor.ByteSize())  # a small one: with some bytes of name and shape
+    return int(tensor.ByteSize())  # embedded, so small: some bytes of name and shape do not matter

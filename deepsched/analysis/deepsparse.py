@@ -1,12 +1,12 @@
-"""model_debug_analysis: an analysis in the form that DeepSparse's had."""
+"""model_debug_analysis: DeepSparse's function, on top of `analyze`."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from deepsched.analysis.analyzing import measure
+from deepsched.analysis.analyzing import profile_widths
 from deepsched.analysis.operators import Analysis, Operator
-from deepsched.analysis.profiling import Runs, Subject
+from deepsched.analysis.profiling import ProfilingTarget, RunBudget
 from deepsched.engine import Inputs
 from deepsched.errors import OptionError
 from deepsched.invocation.sequential_timing import check_iterations
@@ -29,35 +29,36 @@ def model_debug_analysis(
     scheduler: Scheduler | str | None = None,
     input_shapes: Shapes | None = None,
 ) -> dict[str, Any]:
-    """Times each operator of a model: DeepSparse's function, in its form.
+    """Times each operator of a model, with the signature and the result of DeepSparse's function.
 
-    `deepsched.analysis.analyze` tells more.
+    `deepsched.analysis.analyze` returns more.
 
     Args:
-        inp: what `Engine.run` takes.
+        inp: inputs as `Engine.run` takes them.
         model, batch_size, num_cores, input_shapes: see compile_model.
-        num_iterations: runs to take the time of.
-        num_warmup_iterations: runs before those.
-        optimization_level: 1 for the operators that engines run; 0 for those of the model's file.
-        scheduler: multi_stream looks at a run on one stream, the others at one on all cores.
+        num_iterations: number of timed runs.
+        num_warmup_iterations: number of runs before those.
+        optimization_level: 1 for the optimised operators, which engines run; 0 for those of the
+            model's file.
+        scheduler: multi_stream profiles a run on one stream, the others a run on all cores.
 
     Returns:
         `layer_info`, a dict for each operator:
 
-        - `name`: its type; `canonical_name`: its node's name; `activation_sparsity`: 0.0, which
-          ONNX Runtime does not look for; `sub_layer_info`: empty;
-        - `input_dims`, `output_dims`, `kernel_dims`: lists of sizes by the index of the input or
-          output; the last of the constant of two dimensions or more. `strides`: empty;
-        - `average_run_time_in_ms`; `average_teraflops_per_second`, 0.0 where it is not known;
-        - `average_utilization`: the speed-up over one core, for each core; between 0 and 1, 0.0
-          where the operator is too short to tell.
+        - `name`: its type; `canonical_name`: its node's name; `activation_sparsity`: 0.0, since
+          ONNX Runtime does not measure it; `sub_layer_info`: empty;
+        - `input_dims`, `output_dims`: lists of sizes by index; `kernel_dims`: likewise, of the
+          first constant of two or more dimensions; `strides`: empty;
+        - `average_run_time_in_ms`; `average_teraflops_per_second`, 0.0 if unknown;
+        - `average_utilization`: speed-up over one core divided by the number of cores, between 0
+          and 1; 0.0 if the operator is too short to measure.
 
-        `average_total_time`, ms of a request, and `items_per_second`, both without the timing of
-        operators; `batch_size`, `num_threads`.
+        `average_total_time` in ms per request and `items_per_second`, both without the profiler;
+        `batch_size`, `num_threads`.
 
     Raises:
         OptionError: an option has a value that is not allowed.
-        What compile_model and `Engine.run` raise.
+        The exceptions of compile_model and `Engine.run`.
 
     Example:
         >>> import numpy as np
@@ -73,13 +74,13 @@ def model_debug_analysis(
     is_multi = scheduler is not None and Scheduler.from_str(scheduler) == Scheduler.multi_stream
     streams = partition(Topology.detect(), num_cores, None if is_multi else 1).streams
     cores = len(streams[0].cores)
-    analysis = measure(
-        Subject(model, batch_size, input_shapes, inp, DEFAULT, optimization_level == 1),
+    analysis = profile_widths(
+        ProfilingTarget(model, batch_size, input_shapes, inp, DEFAULT, optimization_level == 1),
         sorted({1, cores}),
-        Runs(num_warmup_iterations, num_iterations, num_iterations, 0.0),
+        RunBudget(num_warmup_iterations, num_iterations, num_iterations, 0.0),
         num_rounds=1,
         seconds=0.0,
-        say=lambda text: None,
+        on_progress=lambda text: None,
     )
     return _to_dict(analysis)
 

@@ -1,4 +1,4 @@
-"""What an analysis returns: each operator, each type of operator, and the model as a whole."""
+"""The result of an analysis: each operator, each type of operator, and the whole model."""
 
 from __future__ import annotations
 
@@ -7,54 +7,53 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from deepsched.analysis.reading import Shape
 from deepsched.scheduling.scaling import useful_cores
-
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Timed:
-    """What takes time, by the number of cores that it may use."""
+class Timings:
+    """Time and work of an operator, or of all operators of one type, by number of cores."""
 
     ms: Mapping[int, float]
-    """By cores: milliseconds of a request, in the mean of the faster half of the runs, without what
-    it takes to time it (`timing_ms`)."""
+    """By cores: ms per request, mean of the faster half of the runs, without the profiler's
+    overhead (`timing_ms`)."""
     timing_ms: Mapping[int, float]
-    """By cores: what timing its calls added, as measured with operators that do next to nothing."""
+    """By cores: the profiler's overhead on its calls in ms, measured with near-empty operators."""
     operations: int | None
-    """Additions and multiplications in a request; None where they are not known."""
+    """Additions and multiplications per request; None if unknown."""
     bytes_moved: int | None
-    """Inputs, weights and outputs of a request, each once: the least that it reads and writes. None
-    where they are not known."""
+    """Minimum memory traffic per request: inputs, weights and outputs, each once; None if
+    unknown."""
 
     @property
     def most_cores(self) -> int:
-        """The widest core group that was looked at."""
+        """Number of cores of the widest core group that was measured."""
         return max(self.ms)
 
     @property
     def is_told(self) -> bool:
-        """Whether its calls are long enough to be told from the timing of them."""
+        """Whether its time exceeds the profiler's overhead: below that it is not measurable."""
         return all(self.ms[cores] > self.timing_ms[cores] for cores in self.ms)
 
     @property
     def useful_cores(self) -> int | None:
-        """As many cores as still make it faster; None unless `is_told`."""
+        """Number of cores up to which it gets faster; None unless `is_told`."""
         return useful_cores(self.ms) if self.is_told else None
 
     @property
     def speedup(self) -> float | None:
-        """Of the widest core group over the narrowest; None unless `is_told`."""
+        """Speed-up of the widest core group over the narrowest; None unless `is_told`."""
         return self.ms[min(self.ms)] / self.ms[self.most_cores] if self.is_told else None
 
     def gflops(self, cores: int) -> float | None:
-        """Operations a second, in 1e9, on so many cores; None where they are not known, and unless
+        """Operations per second in 1e9, on this many cores; None if unknown, and unless
         `is_told`."""
         return self._rate(self.operations, cores)
 
     def gigabytes_per_second(self, cores: int) -> float | None:
-        """`bytes_moved` a second, in 1e9, on so many cores; None where they are not known, and
-        unless `is_told`."""
+        """`bytes_moved` per second in 1e9, on this many cores; None if unknown, and unless
+        `is_told`."""
         return self._rate(self.bytes_moved, cores)
 
     def _rate(self, count: int | None, cores: int) -> float | None:
@@ -75,24 +74,24 @@ class Timed:
 
 
 @dataclass(frozen=True)
-class Operator(Timed):
-    """One operator of the model, as ONNX Runtime runs it: after it has fused and replaced some."""
+class Operator(Timings):
+    """An operator that ONNX Runtime runs: of the optimised graph, in which some are fused."""
 
     name: str
-    """Its node's name; within a subgraph after the names of the operators around it."""
+    """Its node's name; in a subgraph, preceded by the names of the enclosing operators."""
     op_type: str
     dtype: str
-    """Of its first input, as ONNX Runtime writes it: "float", "uint8"."""
+    """ONNX Runtime's name of the type of its first input: "float", "uint8"."""
     input_shapes: tuple[Shape | None, ...]
-    """Of each, constants too; None where it is not known. Of one call."""
+    """Shapes of the inputs of one call, constants included; None if unknown."""
     output_shapes: tuple[Shape, ...]
     weight_shape: Shape | None
-    """Of its first constant of two dimensions or more; None if it has none, or that is unknown."""
+    """Shape of its first constant of two or more dimensions; None if there is none or unknown."""
     calls: float
-    """How often it runs in a request; not 1 only in loops and branches."""
+    """Calls per request; other than 1 in loops and branches only."""
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Ready for JSON."""
         return {
             "name": self.name,
             "op_type": self.op_type,
@@ -106,15 +105,15 @@ class Operator(Timed):
 
 
 @dataclass(frozen=True)
-class OperatorType(Timed):
-    """All operators of one type together."""
+class OperatorType(Timings):
+    """The sum over all operators of one type."""
 
     op_type: str
     count: int
-    """How many there are."""
+    """Number of operators of this type."""
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Ready for JSON."""
         return {"op_type": self.op_type, "count": self.count, **self._figures()}
 
 
@@ -122,45 +121,45 @@ class OperatorType(Timed):
 class Analysis:
     """Where the time of a lone request goes, on core groups of several widths.
 
-    Operators are timed in runs of their own (`run_ms`), which takes longer. What that adds to each
-    call is measured and taken off, so that shares are of the request itself (`plain_ms`). Where
-    there are many small operators they are estimates: see `Timed.is_told`.
+    Operators are timed in separate runs under the profiler (`run_ms`), which are slower. Its
+    overhead per call is measured and subtracted, so that shares refer to a plain request
+    (`plain_ms`). With many small operators they are estimates: see `Timings.is_told`.
     """
 
     batch_size: int | None
     operators: tuple[Operator, ...]
-    """In the order in which they run."""
+    """In order of execution."""
     run_ms: Mapping[int, float]
-    """By cores: a run while each operator is timed; in the mean of the faster half."""
+    """By cores: ms of a run under the profiler, mean of the faster half."""
     plain_ms: Mapping[int, float]
-    """By cores: a request without that, from the call to the answer; in the mean of the faster
-    half."""
+    """By cores: latency of a request without the profiler in ms, mean of the faster half."""
     others_share: float | None = None
-    """What other processes took of the CPUs meanwhile, between 0 and 1; None: unknown. From a tenth
-    on the figures are unsure."""
+    """CPU contention: the share of the CPUs that other processes used during the measurement,
+    between 0 and 1; None if unknown. From 0.1 on the figures are unreliable."""
 
     @property
     def most_cores(self) -> int:
-        """The widest core group that was looked at."""
+        """Number of cores of the widest core group that was measured."""
         return max(self.run_ms)
 
     @cached_property
     def types(self) -> tuple[OperatorType, ...]:
-        """By type, what takes longest on the widest core group first."""
+        """Sums by type, the slowest on the widest core group first."""
         by_type: dict[str, list[Operator]] = {}
         for operator in self.operators:
             by_type.setdefault(operator.op_type, []).append(operator)
-        types = [_join(op_type, alike) for op_type, alike in by_type.items()]
+        types = [_sum_of_type(op_type, alike) for op_type, alike in by_type.items()]
         return tuple(sorted(types, key=lambda it: -it.ms[self.most_cores]))
 
     @property
     def slowest(self) -> list[Operator]:
-        """What takes longest on the widest core group first."""
+        """The operators, the slowest on the widest core group first."""
         return sorted(self.operators, key=lambda it: -it.ms[self.most_cores])
 
-    def share(self, timed: Timed, cores: int | None = None) -> float:
-        """What of the request goes into it, on so many cores (the most): between 0 and 1."""
+    def share(self, timed: Timings, cores: int | None = None) -> float:
+        """Its share of a request's time on this many cores (None: `most_cores`), from 0 to 1."""
         cores = self.most_cores if cores is None else cores
+        # Estimated times may add up to more than the request took.
         return timed.ms[cores] / max(self.plain_ms[cores], self._sum_ms(cores))
 
     def _sum_ms(self, cores: int) -> float:
@@ -168,21 +167,21 @@ class Analysis:
 
     @property
     def between_ms(self) -> dict[int, float]:
-        """By cores: what of the request is in no operator: ONNX Runtime's own work, and ours."""
+        """By cores: ms of a request outside of operators, in ONNX Runtime and in deepsched."""
         return {cores: max(0.0, ms - self._sum_ms(cores)) for cores, ms in self.plain_ms.items()}
 
     @property
     def slowdown(self) -> float:
-        """How many times as long a run takes while its operators are timed, on the most cores."""
+        """Run time under the profiler over that without, on the most cores."""
         return self.run_ms[self.most_cores] / self.plain_ms[self.most_cores]
 
     @property
     def stuck(self) -> list[OperatorType]:
-        """The types that fewer cores than the most serve as well, what takes longest first."""
+        """Types that stop scaling below `most_cores`, the slowest first."""
         return [it for it in self.types if (it.useful_cores or self.most_cores) < self.most_cores]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; lengths in ms, by cores."""
+        """Ready for JSON; times in ms, by cores."""
         return {
             "batch_size": self.batch_size,
             "plain_ms": dict(self.plain_ms),
@@ -195,7 +194,7 @@ class Analysis:
         }
 
 
-def _join(op_type: str, alike: list[Operator]) -> OperatorType:
+def _sum_of_type(op_type: str, alike: list[Operator]) -> OperatorType:
     return OperatorType(
         ms={cores: sum(it.ms[cores] for it in alike) for cores in alike[0].ms},
         timing_ms={cores: sum(it.timing_ms[cores] for it in alike) for cores in alike[0].ms},
@@ -207,7 +206,7 @@ def _join(op_type: str, alike: list[Operator]) -> OperatorType:
 
 
 def _sum(counts: Iterable[int | None]) -> int | None:
-    """None if one of them is."""
+    """The sum; None if a count is unknown."""
     total = 0
     for count in counts:
         if count is None:

@@ -1,4 +1,4 @@
-"""Runs a model with ONNX Runtime's profiler, on so many cores."""
+"""Times a model on a given number of cores, with ONNX Runtime's profiler and without."""
 
 from __future__ import annotations
 
@@ -10,111 +10,116 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deepsched.analysis.constants import NodeConstants, read_constants
-from deepsched.analysis.reading import Key, Profile, events_of, read
+from deepsched.analysis.reading import OperatorKey, Profile, read_events, read_profile
 from deepsched.context import Context, Inspection
 from deepsched.engine import Engine
 from deepsched.errors import ModelError
 from deepsched.models.compiled import CacheDir
 from deepsched.models.prepare import ModelLike, Shapes
 
-# Of one timeline, about; each is a line of a kilobyte.
-_MOST_EVENTS = 50_000
+# Approximate limit for one profile, where each event is a line of about a kilobyte.
+_MAX_EVENTS = 50_000
 
 
-class Subject(NamedTuple):
-    """What is analysed."""
+class ProfilingTarget(NamedTuple):
+    """The model to profile, and its inputs."""
 
     model: ModelLike
     batch_size: int | None
     input_shapes: Shapes | None
     inputs: Any
-    """What `Engine.run` takes; None for random ones."""
+    """As `Engine.run` takes them; None for random ones."""
     cache_dir: CacheDir
     optimizes: bool
     """Whether ONNX Runtime may fuse and replace operators, as it does for engines."""
 
 
-class Runs(NamedTuple):
-    """As many runs as fit into `seconds`, within bounds."""
+class RunBudget(NamedTuple):
+    """Number of runs: as many as fit into `seconds`, within bounds."""
 
     num_warmups: int
-    """Before those; they do not count."""
-    least: int
-    most: int
+    """Runs before those, which are not counted."""
+    min_runs: int
+    max_runs: int
     seconds: float
 
 
-def time_plain(subject: Subject, num_cores: int, runs: Runs, warns: bool = False) -> list[float]:
-    """How long requests take that nobody looks into, ms. `warns`: see Engine._tried_inputs."""
-    with _open(subject, num_cores, None) as engine:
-        return _repeat(engine, subject.inputs, runs, warns)
+def time_plain(
+    target: ProfilingTarget, num_cores: int, budget: RunBudget, warns: bool = False
+) -> list[float]:
+    """Latency of each run without the profiler, in ms. `warns`: see Engine._tried_inputs."""
+    with _open(target, num_cores, None) as engine:
+        return _repeat(engine, target.inputs, budget, warns)
 
 
-class Profiled(NamedTuple):
-    """Runs that were looked into."""
+class ProfiledRuns(NamedTuple):
+    """The profile of some runs, and what it omits."""
 
     profile: Profile
-    constants: dict[Key, NodeConstants]
-    """Of the graph that ran; empty where it has no file."""
+    constants: dict[OperatorKey, NodeConstants]
+    """Constants of the graph that ran; empty if it has no file."""
     batch_size: int | None
 
 
-def profile(subject: Subject, num_cores: int, runs: Runs) -> Profiled:
-    """What each operator took in each run.
+def profile(target: ProfilingTarget, num_cores: int, budget: RunBudget) -> ProfiledRuns:
+    """Runs the model under ONNX Runtime's profiler.
 
     Raises:
-        ModelError: the operators of one run are more than ONNX Runtime keeps.
+        ModelError: one run has more events than ONNX Runtime's profiler keeps.
     """
     with tempfile.TemporaryDirectory(prefix="deepsched-profile-") as folder:
-        with _open(subject, num_cores, str(Path(folder, "run"))) as engine:
+        with _open(target, num_cores, str(Path(folder, "run"))) as engine:
             entry = engine._opened.entry
             constants = {} if entry is None else read_constants(entry.model)
-            most = max(runs.least, min(runs.most, _MOST_EVENTS // max(1, len(constants))))
-            num_runs = len(_repeat(engine, subject.inputs, runs._replace(most=most)))
+            max_runs = min(budget.max_runs, _MAX_EVENTS // max(1, len(constants)))
+            budget = budget._replace(max_runs=max(budget.min_runs, max_runs))
+            num_runs = len(_repeat(engine, target.inputs, budget))
             (session,) = engine._opened.sessions
-            timeline = Path(session.end_profiling())
-            # Engines may have run before they are asked to, to try a model out.
+            events = read_events(Path(session.end_profiling()))
+            # Includes trial runs of the engine itself, while it was opened.
             num_before = engine.stats().done - num_runs
-        found = read(events_of(timeline), num_before)
+        found = read_profile(events, num_before)
     if not found.run_us:
         raise ModelError(
-            f"{num_before + 1} runs have more operators than ONNX Runtime's timeline has room for "
-            "(a million; those in loops count each time); analyse it with smaller inputs"
+            f"{num_before + 1} runs have more operator calls than the million that ONNX Runtime's "
+            "profiler keeps (each pass of a loop counts); analyse the model with smaller inputs"
         )
-    return Profiled(found, constants, engine.batch_size)
+    return ProfiledRuns(found, constants, engine.batch_size)
 
 
 @contextmanager
-def _open(subject: Subject, num_cores: int, profile_to: str | None) -> Iterator[Engine]:
-    inspection = Inspection(profile_to, subject.optimizes)
-    # As an engine's own context, which spins as plain ONNX Runtime does.
+def _open(target: ProfilingTarget, num_cores: int, profile_to: str | None) -> Iterator[Engine]:
+    inspection = Inspection(profile_to, target.optimizes)
+    # Not shared, so that ONNX Runtime's threads spin as in an engine that has its own context.
     context = Context(
         num_cores, scheduler="single_stream", _is_shared=False, _inspection=inspection
     )
     with (
         context,
         Engine(
-            subject.model,
-            subject.batch_size,
-            input_shapes=subject.input_shapes,
+            target.model,
+            target.batch_size,
+            input_shapes=target.input_shapes,
             context=context,
-            cache_dir=subject.cache_dir,
+            cache_dir=target.cache_dir,
         ) as engine,
     ):
         yield engine
 
 
-def _repeat(engine: Engine, inputs: Any, runs: Runs, warns: bool = False) -> list[float]:
-    """Milliseconds of each run but the warm-ups."""
-    num_warmups = runs.num_warmups
+def _repeat(engine: Engine, inputs: Any, budget: RunBudget, warns: bool = False) -> list[float]:
+    """Latency of each run after the warm-up, in ms."""
+    num_warmups = budget.num_warmups
     if inputs is None:
         inputs = engine._tried_inputs(warns)
-        num_warmups -= 1
+        num_warmups -= 1  # _tried_inputs ran the model once
     for _ in range(num_warmups):
         engine.run(inputs)
     times: list[float] = []
-    end = time.perf_counter() + runs.seconds
-    while len(times) < runs.least or (len(times) < runs.most and time.perf_counter() < end):
+    end = time.perf_counter() + budget.seconds
+    while len(times) < budget.min_runs or (
+        len(times) < budget.max_runs and time.perf_counter() < end
+    ):
         begin = time.perf_counter()
         engine.run(inputs)
         times.append(1e3 * (time.perf_counter() - begin))

@@ -1,9 +1,10 @@
-"""ONNX Runtime's timeline of a session, as what each operator took in each run: pure functions.
+"""Parses ONNX Runtime's profile of a session into times by operator and run: pure functions.
 
-The timeline is a list of events in the order in which they ended, in Chrome's format; times are
-microseconds, rounded down (onnxruntime/core/common/profiler.cc). Of a run there are: an event of
-category "Node" for each kernel, whose name ends in "_kernel_time"; after those of each graph one
-named "SequentialExecutor::Execute"; last "model_run". Sessions of ours run one operator at a time.
+ONNX Runtime writes a list of events in Chrome's trace format, in the order in which they ended;
+times are microseconds, rounded down (onnxruntime/core/common/profiler.cc). A run has an event of
+category "Node" for each kernel, whose name ends in "_kernel_time", then one named
+"SequentialExecutor::Execute" for each graph, last "model_run". Our sessions run one operator at a
+time, so events of one run do not overlap unless they nest.
 """
 
 from __future__ import annotations
@@ -19,57 +20,57 @@ Shape = tuple[int, ...]
 Event = Mapping[str, Any]
 
 
-class Key(NamedTuple):
-    """Which operator it is."""
+class OperatorKey(NamedTuple):
+    """Identifies an operator of a model."""
 
     path: tuple[str, ...]
-    """Its name, after those of the operators whose subgraphs it is in."""
+    """Its name, preceded by those of the operators whose subgraphs it is in."""
     node: int
-    """Its number in its graph, in the file's order."""
+    """Index of its node in its graph."""
     op_type: str
 
 
-class Call(NamedTuple):
-    """What one call of an operator worked on."""
+class OperatorCall(NamedTuple):
+    """Shapes, type and size of the tensors of one call of an operator."""
 
     input_shapes: tuple[Shape, ...]
-    """Without the constants that the kernel has packed for itself."""
+    """Without constants that the kernel has prepacked: ONNX Runtime does not report these."""
     output_shapes: tuple[Shape, ...]
     dtype: str
-    """As ONNX Runtime writes it ("float", "uint8"), of the first input, or output if it has none;
-    empty if it has neither."""
+    """ONNX Runtime's name ("float", "uint8") of the type of the first input, or of the first output
+    if there is no input; empty if there is neither."""
     activation_bytes: int
-    """The inputs that are no constants, and the outputs."""
+    """Size of the outputs and of the inputs that are not constants."""
 
 
 @dataclass
-class Reading:
-    """What a timeline says of one operator."""
+class OperatorProfile:
+    """The calls and times of one operator in a profile."""
 
-    calls: Counter[Call] = field(default_factory=Counter)
-    """Of all runs together."""
+    calls: Counter[OperatorCall] = field(default_factory=Counter)
+    """Over all runs."""
     num_calls: list[int] = field(default_factory=list)
-    """By run; 0 in a branch not taken."""
+    """By run; 0 in a branch that was not taken."""
     microseconds: list[int] = field(default_factory=list)
-    """By run: of all its calls, without the operators inside of it."""
+    """By run: time of all its calls, without that of the operators in its subgraphs."""
 
     def pad(self, num_runs: int) -> None:
-        """Adds the runs that it was not called in."""
+        """Appends zeros for the runs that it was not called in."""
         self.num_calls += [0] * (num_runs - len(self.num_calls))
         self.microseconds += [0] * (num_runs - len(self.microseconds))
 
 
 class Profile(NamedTuple):
-    """What a timeline says of a session's runs."""
+    """The profile of a session's runs."""
 
-    operators: dict[Key, Reading]
-    """In the order in which they first ended."""
+    operators: dict[OperatorKey, OperatorProfile]
+    """In order of their first end."""
     run_us: list[int]
-    """By run: all of it."""
+    """Time of each run."""
 
 
-def events_of(path: Path) -> Iterator[Event]:
-    """The events of a timeline's file, which has one a line: it may be larger than memory."""
+def read_events(path: Path) -> Iterator[Event]:
+    """The events of a profile's file, one line at a time: it may be larger than memory."""
     with open(path, encoding="utf-8", errors="replace") as lines:
         for line in lines:
             text = line.strip().rstrip(",")
@@ -77,26 +78,26 @@ def events_of(path: Path) -> Iterator[Event]:
                 yield json.loads(text)
 
 
-def read(events: Iterable[Event], num_warmups: int = 0) -> Profile:
-    """Reads a timeline. The first `num_warmups` runs are left out.
+def read_profile(events: Iterable[Event], num_warmups: int = 0) -> Profile:
+    """Parses a profile, without its first `num_warmups` runs.
 
-    The time of a subgraph is taken off the operator that ran it, so that nothing counts twice.
+    The time of a subgraph is subtracted from the operator that ran it: nothing counts twice.
     """
-    operators: dict[Key, Reading] = {}
+    operators: dict[OperatorKey, OperatorProfile] = {}
     run_us: list[int] = []
     for number, (nodes, microseconds) in enumerate(_runs(events)):
         if number < num_warmups:
             continue
         run_us.append(microseconds)
         for node in nodes:
-            key = Key(node.path, node.number, node.args["op_name"])
-            reading = operators.setdefault(key, Reading())
-            reading.pad(len(run_us))
-            reading.calls[_describe(node.args)] += 1
-            reading.num_calls[-1] += 1
-            reading.microseconds[-1] += node.own_us
-    for reading in operators.values():
-        reading.pad(len(run_us))
+            key = OperatorKey(node.path, node.number, node.args["op_name"])
+            operator = operators.setdefault(key, OperatorProfile())
+            operator.pad(len(run_us))
+            operator.calls[_describe(node.args)] += 1
+            operator.num_calls[-1] += 1
+            operator.microseconds[-1] += node.own_us
+    for operator in operators.values():
+        operator.pad(len(run_us))
     return Profile(operators, run_us)
 
 
@@ -110,9 +111,10 @@ class _Node:
 
 
 def _runs(events: Iterable[Event]) -> Iterator[tuple[list[_Node], int]]:
-    """Of each run: its nodes in the order of their ends, and how long all of it took."""
+    """The nodes of each run in the order in which they ended, and the time of the run in us."""
     nodes: list[_Node] = []
-    executed: list[tuple[int, int]] = []  # subgraphs whose operator has not ended: (began, took)
+    # (begin, duration) of the subgraphs whose operator has not ended.
+    executed: list[tuple[int, int]] = []
     for event in events:
         name, began, took = event["name"], event["ts"], event["dur"]
         if name == "model_run":
@@ -124,7 +126,8 @@ def _runs(events: Iterable[Event]) -> Iterator[tuple[list[_Node], int]]:
             args = event["args"]
             path = (name.removesuffix("_kernel_time"),)
             node = _Node(path, int(args.get("node_index", -1)), began, took, args)
-            # What began no earlier than this operator, which is the next to end, is inside of it.
+            # Events come in order of their ends: graphs that began after this operator, and have
+            # ended before it, are its subgraphs.
             inside = began + took + 1
             while executed and executed[-1][0] >= began:
                 inside, subgraph_us = executed.pop()
@@ -136,10 +139,10 @@ def _runs(events: Iterable[Event]) -> Iterator[tuple[list[_Node], int]]:
             nodes.append(node)
 
 
-def _describe(args: Event) -> Call:
+def _describe(args: Event) -> OperatorCall:
     inputs = [pair for typed in args.get("input_type_shape", ()) for pair in typed.items()]
     outputs = [pair for typed in args.get("output_type_shape", ()) for pair in typed.items()]
-    return Call(
+    return OperatorCall(
         input_shapes=tuple(tuple(shape) for _, shape in inputs),
         output_shapes=tuple(tuple(shape) for _, shape in outputs),
         dtype=(inputs or outputs or [("", ())])[0][0],

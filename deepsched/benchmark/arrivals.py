@@ -1,4 +1,4 @@
-"""When requests fall due in an open loop: pure functions of rate and seed."""
+"""Arrival times of the requests of an open loop: pure functions of rate and seed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-_LEAST_CHUNK, _MOST_CHUNK = 1024, 65536  # drawn at once; what is in memory, however long the load
+# Times generated at once, which bounds the memory however long the load is.
+_MIN_CHUNK, _MAX_CHUNK = 1024, 65536
 
 Times = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -16,13 +17,13 @@ Times = np.ndarray[Any, np.dtype[np.float64]]
 def arrival_times_ns(
     rate: float, seconds: float, *, poisson: bool = False, seed: int = 0
 ) -> Iterator[int]:
-    """Nanoseconds after the start at which requests fall due, in order, all before `seconds`.
+    """Arrival times in nanoseconds after the start, ascending, all before `seconds`.
 
     Args:
-        rate: requests a second.
-        poisson: gaps are drawn from an exponential distribution, as of many callers who know
-            nothing of each other; else all are the same, and the first request is due at 0.
-        seed: of the draw. The same seed gives the same times.
+        rate: the arrival rate, in requests per second.
+        poisson: a Poisson process (exponential gaps), as of many independent users; else evenly
+            spaced, the first at 0.
+        seed: of the Poisson process. The same seed gives the same times.
 
     Example:
         >>> list(arrival_times_ns(4, 1))
@@ -35,9 +36,12 @@ def arrival_times_ns(
 def chunks_of_times(
     rate: float, seconds: float, *, poisson: bool = False, seed: int = 0
 ) -> Iterator[Times]:
-    """The same times, many at once, none of them empty: the higher the rate the more, so that
-    skipping all of them takes a small part of the time that they span."""
-    size = min(_MOST_CHUNK, max(_LEAST_CHUNK, int(rate / 100)))
+    """The same times in arrays, none of them empty.
+
+    Arrays grow with the rate, so that generating and dropping one takes far less time than it
+    spans: an overloaded load generator must not fall behind by generating.
+    """
+    size = min(_MAX_CHUNK, max(_MIN_CHUNK, int(rate / 100)))
     end = seconds * 1e9
     for times in _poisson(rate, seed, size) if poisson else _even(rate, size):
         if times[-1] < end:
@@ -51,7 +55,7 @@ def chunks_of_times(
 
 def _even(rate: float, size: int) -> Iterator[Times]:
     for first in itertools.count(0, size):
-        # From the index, not by adding up gaps: no error builds up.
+        # From the index: rounding errors of summed gaps would accumulate.
         yield np.arange(first, first + size, dtype=np.float64) * (1e9 / rate)
 
 

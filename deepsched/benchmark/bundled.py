@@ -1,4 +1,4 @@
-"""A real model without a download: the onnx wheel carries some for its tests."""
+"""Models without a download: the onnx wheel ships some for its own tests."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from deepsched.errors import ModelNotFoundError
 
 
 def bundled_model(name: str = "resnet50") -> str:
-    """The path of a model in the onnx wheel: full graphs whose weights are made up.
+    """The path of a model in the onnx wheel: the full graph, with random weights.
 
     Args:
         name: bvlc_alexnet, densenet121, inception_v1, inception_v2, resnet50, shufflenet,
             squeezenet, vgg19 or zfnet512.
 
     Raises:
-        ModelNotFoundError: this build of onnx does not carry it.
+        ModelNotFoundError: the installed onnx does not ship it.
 
     >>> bundled_model().endswith("light_resnet50.onnx")
     True
@@ -28,5 +28,5 @@ def bundled_model(name: str = "resnet50") -> str:
         if path.is_file():
             return str(path)
     raise ModelNotFoundError(
-        f"the installed onnx carries no light_{name}.onnx; give a model's path"
+        f"the installed onnx does not ship light_{name}.onnx; give the path of a model"
     )

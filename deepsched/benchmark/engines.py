@@ -1,26 +1,27 @@
-"""The engines that a load can be put on: deepsched's, plain onnxruntime, OpenVINO, a user's class.
+"""The engines to benchmark: deepsched, plain onnxruntime, OpenVINO, or a custom class.
 
-    deepsched                deepsched (DeepSparse's word, deepsparse, is taken too)
-    onnxruntime              plain onnxruntime, one session on all cores that every caller calls
-    onnxruntime:per_stream   one session for each stream, with that stream's number of threads; a
-                             caller takes one that is idle, or waits for one
-    openvino                 OpenVINO with num_streams streams, by a pool of infer requests, in fp32
-    module:Class             a class of yours, found as Python's import does
-    path/to/script.py:Class  the same, from a file; classes written for DeepSparse's benchmark work
+    deepsched                deepsched (deepsparse is an alias, for DeepSparse's scripts)
+    onnxruntime              plain onnxruntime: one session on all cores, shared by all callers
+    onnxruntime:per_stream   plain onnxruntime: a pool with one session per stream, each with as
+                             many threads as the stream has cores
+    openvino                 OpenVINO with num_streams streams and a pool of infer requests, in fp32
+    module:Class             a custom class from an importable module
+    path/to/script.py:Class  a custom class from a file; classes for DeepSparse's benchmark work
 
-A class of yours needs
+A custom class needs
 
     __init__(self, model_path, batch_size, num_cores, num_streams, input_shapes)
-        called with keywords, those of these that it takes; num_cores and num_streams are ints,
+        called with those of these keywords that it accepts; num_cores and num_streams are ints,
         input_shapes may be None
     run(self, inputs)
-        answers a request; called from several threads at once; one that takes val_inp gets False
+        answers a request; called from several threads at once; val_inp=False is passed if it
+        accepts that
 
 and may have
 
     generate_random_inputs(self), or inputs = [(name, shape, dtype), ...]
-        what `run` is given; from the second, a list with a random array for each; with neither,
-        the same made of what the model's file says of its inputs
+        the argument of `run`; from `inputs`, a list with a random array for each; with neither, the
+        same from the inputs that the model's file declares
     close(self)
 """
 
@@ -58,11 +59,11 @@ ENGINES = (
     "script.py:Class",
 )
 
-_OURS = ("deepsched", "deepsparse")
+_OURS = ("deepsched", "deepsparse")  # DeepSparse's scripts pass the second
 
 
 class EngineOptions(TypedDict, total=False):
-    """The options of `open_engine`; `sweep` takes them."""
+    """The options of `open_engine`; `sweep` takes them as well."""
 
     batch_size: int
     num_cores: int | None
@@ -73,7 +74,7 @@ class EngineOptions(TypedDict, total=False):
 
 
 class OpenedEngine(Protocol):
-    """What `open_engine` returns, an Engine among others."""
+    """An engine of `open_engine`; deepsched.Engine is one."""
 
     @property
     def batch_size(self) -> int | None:
@@ -81,20 +82,47 @@ class OpenedEngine(Protocol):
 
     @property
     def num_cores(self) -> int:
-        """How many physical cores it was told to use."""
+        """Number of physical cores that it was told to use."""
 
     @property
     def num_streams(self) -> int:
-        """How many requests it was told to run side by side."""
+        """Number of requests that it was told to run in parallel."""
 
     def run(self, inputs: Any) -> Any:
-        """Answers a request; from any number of threads at once."""
+        """Answers a request; called from several threads at once."""
 
     def generate_random_inputs(self) -> Any:
-        """What `run` takes; the same from every engine, but a class of the user's."""
+        """Inputs for `run`; the same from every engine but a custom class."""
 
     def close(self) -> None:
-        """Frees it."""
+        """Frees the engine's memory and threads."""
+
+
+class EngineSetting(NamedTuple):
+    """The configuration that an opened engine runs with, all defaults resolved.
+
+    Public as `deepsched.benchmark.Setting`. `deepsched.advice.Setting` is the other direction: the
+    arguments to give to compile_model, in which None stands for a default.
+    """
+
+    engine: str
+    """Its repr: name, version and configuration."""
+    batch_size: int | None
+    num_cores: int
+    num_streams: int
+    scheduler: Scheduler | None
+    """None: the engine is not deepsched's."""
+
+    @classmethod
+    def of(cls, engine: OpenedEngine) -> EngineSetting:
+        """The setting of an opened engine."""
+        return cls(
+            repr(engine),
+            engine.batch_size,
+            engine.num_cores,
+            engine.num_streams,
+            getattr(engine, "scheduler", None),
+        )
 
 
 def open_engine(
@@ -108,18 +136,18 @@ def open_engine(
     input_shapes: Shapes | None = None,
     pin: str = "core",
 ) -> OpenedEngine:
-    """Opens a model in one of the engines, told to use the same cores and streams.
+    """Opens a model in one of the engines, all configured for the same cores and streams.
 
     Args:
         name: "deepsched", "onnxruntime", "onnxruntime:per_stream", "openvino", "module:Class" or
             "path/to/script.py:Class".
         model_path: an ONNX file.
-        batch_size, num_cores, num_streams, scheduler, input_shapes: see Engine. Other engines are
-            told the numbers of cores and streams that deepsched would use.
-        pin: see Context; for deepsched alone.
+        batch_size, num_cores, num_streams, scheduler, input_shapes: see Engine. Other engines get
+            the numbers of cores and streams that deepsched would use.
+        pin: see Context; deepsched only.
 
     Raises:
-        OptionError: no such engine, or it is not installed, or a class of the user's fails.
+        OptionError: the engine is unknown or not installed, or a custom class fails.
         UnsupportedModelError: the engine cannot open or run this model.
         What Engine raises.
 
@@ -142,8 +170,8 @@ def open_engine(
         num_streams = 1
     streams, _ = partition(Topology.detect(), num_cores, num_streams)
     plan = _Plan(model_path, prepared, prepared.batch_size or 1, streams, input_shapes)
-    engine: OpenedEngine = make(plan) if make is not None else _UserEngine(name, plan)
-    try:  # whether it works is known before it is measured
+    engine: OpenedEngine = make(plan) if make is not None else _CustomEngine(name, plan)
+    try:  # a trial run, so that a model that the engine cannot run fails before the measurement
         engine.run(engine.generate_random_inputs())
     except BaseException as error:
         engine.close()
@@ -157,7 +185,7 @@ def open_engine(
 
 
 class _Plan(NamedTuple):
-    """What an engine is told."""
+    """The configuration for an engine that is not deepsched's."""
 
     path: str
     prepared: PreparedModel
@@ -170,15 +198,15 @@ class _Plan(NamedTuple):
         return sum(len(stream.cores) for stream in self.streams)
 
 
-class _Described:
-    """What all of these say of themselves."""
+class _OtherEngine:
+    """Base of the engines that are not deepsched's."""
 
     def __init__(self, plan: _Plan, text: str) -> None:
         self.batch_size = plan.batch_size
         self.num_cores = plan.num_cores
         self.num_streams = len(plan.streams)
         self.inputs: list[Any] = []
-        """Of each: what `random_value` takes."""
+        """The inputs, each as `random_value` takes it."""
         self._text = f"{text}, batch_size={plan.batch_size}, {plan.num_cores} cores"
 
     def generate_random_inputs(self) -> list[Any]:
@@ -187,13 +215,13 @@ class _Described:
         return [random_value(rng, info, self.batch_size) for info in self.inputs]
 
     def close(self) -> None:
-        """Nothing to free but what goes with the object."""
+        """Garbage collection frees the engine."""
 
     def __repr__(self) -> str:
         return f"<{self._text}>"
 
 
-class _OnnxRuntime(_Described):
+class _OnnxRuntime(_OtherEngine):
     """Plain onnxruntime, one session."""
 
     def __init__(self, plan: _Plan) -> None:
@@ -206,7 +234,7 @@ class _OnnxRuntime(_Described):
     def _open(self, plan: _Plan, num_threads: int) -> Any:
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = num_threads
-        options.log_severity_level = 4  # what goes wrong is raised
+        options.log_severity_level = 4  # fatal only: errors are raised as exceptions
         for key, value in plan.prepared.config.items():
             options.add_session_config_entry(key, value)
         try:
@@ -235,7 +263,7 @@ class _OnnxRuntimePerStream(_OnnxRuntime):
     def __init__(self, plan: _Plan) -> None:
         self._ort = _import("onnxruntime", "deepsched")
         text = f"onnxruntime {self._ort.__version__}, {len(plan.streams)} sessions"
-        _Described.__init__(self, plan, text)
+        _OtherEngine.__init__(self, plan, text)
         self._idle: SimpleQueue[Any] = SimpleQueue()
         for stream in plan.streams:
             session = self._open(plan, len(stream.cores))
@@ -250,8 +278,8 @@ class _OnnxRuntimePerStream(_OnnxRuntime):
             self._idle.put(session)
 
 
-class _OpenVino(_Described):
-    """OpenVINO, a pool of infer requests: as many as it says are best, one a stream at least."""
+class _OpenVino(_OtherEngine):
+    """OpenVINO, a pool of as many infer requests as it calls optimal, at least one per stream."""
 
     def __init__(self, plan: _Plan) -> None:
         openvino = _import("openvino", "peers")
@@ -260,7 +288,7 @@ class _OpenVino(_Described):
         options = {
             "NUM_STREAMS": len(plan.streams),
             "INFERENCE_NUM_THREADS": plan.num_cores,
-            # By default it computes in bfloat16 where the CPU can, which is other work.
+            # By default it computes in bfloat16 where the CPU supports it: less work than ours.
             "INFERENCE_PRECISION_HINT": "f32",
         }
         try:
@@ -285,21 +313,21 @@ class _OpenVino(_Described):
     def run(self, inputs: list[Any]) -> Any:
         request = self._idle.get()
         try:
-            # Inputs are not copied, as nowhere else; outputs are, since the request's are used
-            # again.
+            # Inputs are shared, as by the other engines. Outputs are copied, since the next use
+            # of the infer request overwrites its own.
             results = request.infer(dict(enumerate(inputs)), share_inputs=True)
             return list(results.values())
         finally:
             self._idle.put(request)
 
 
-class _UserEngine(_Described):
-    """A class of the user's."""
+class _CustomEngine(_OtherEngine):
+    """A custom class."""
 
     def __init__(self, name: str, plan: _Plan) -> None:
         super().__init__(plan, name)
         make = _find_class(name)
-        options = _taken_by(
+        options = _accepted(
             make,
             model_path=plan.path,
             batch_size=plan.batch_size,
@@ -320,8 +348,8 @@ class _UserEngine(_Described):
         run = getattr(self._engine, "run", None)
         if run is None:
             raise OptionError(f"engine {name!r} needs run; see deepsched.benchmark.engines")
-        # DeepSparse's engines are told not to look at the inputs each time.
-        self._run: Run = functools.partial(run, **_taken_by(run, by_name=True, val_inp=False))
+        # DeepSparse's classes validate the inputs of every run unless val_inp=False.
+        self._run: Run = functools.partial(run, **_accepted(run, by_name=True, val_inp=False))
         if not hasattr(self._engine, "generate_random_inputs"):
             described = getattr(self._engine, "inputs", None)
             if described is None:
@@ -352,11 +380,13 @@ class _UserEngine(_Described):
         return f"<{self._text}: {self._engine!r}>"
 
 
-def _taken_by(make: Callable[..., Any], by_name: bool = False, **options: Any) -> dict[str, Any]:
-    """Those of the options that it takes; `by_name`: that it has a parameter for."""
+def _accepted(
+    function: Callable[..., Any], by_name: bool = False, **options: Any
+) -> dict[str, Any]:
+    """The options that a function accepts. `by_name`: as parameters, not through **kwargs."""
     try:
-        parameters = inspect.signature(make).parameters
-    except (TypeError, ValueError):  # written in C, say
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # no signature, as of functions written in C
         return {} if by_name else options
     if not by_name and any(it.kind == it.VAR_KEYWORD for it in parameters.values()):
         return options
@@ -367,21 +397,14 @@ def _find_class(name: str) -> Callable[..., Any]:
     module_name, _, class_name = name.rpartition(":")
     is_file = module_name.endswith(".py") or os.sep in module_name
     try:
-        module = _load(module_name) if is_file else importlib.import_module(module_name)
+        module = _load_file(module_name) if is_file else importlib.import_module(module_name)
     except DeepschedError:
         raise
-    except Exception as error:  # whatever the lines of a module raise
-        where = (
-            ""
-            if is_file
-            else (
-                "; it must be importable from here: in the working folder, in PYTHONPATH or "
-                "installed"
-            )
-        )
+    except Exception as error:  # a module's code may raise anything
+        hint = "" if is_file else "; it must be in the working folder, in PYTHONPATH or installed"
+        reason = f"{type(error).__name__}: {error}"
         raise OptionError(
-            f"engine {name!r}: cannot import {module_name!r} ({type(error).__name__}: {error})"
-            f"{where}"
+            f"engine {name!r}: cannot import {module_name!r} ({reason}){hint}"
         ) from error
     found: Any = getattr(module, class_name, None)
     if not callable(found):
@@ -389,16 +412,17 @@ def _find_class(name: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def _load(path: str) -> ModuleType:
-    """A module from a file, once for a sweep of many engines."""
+def _load_file(path: str) -> ModuleType:
+    """Loads a module from a file; only once, since a sweep opens many engines."""
     if not os.path.isfile(path):
-        raise OptionError(f"no file {path!r} to take an engine from")
+        raise OptionError(f"no file {path!r} to load an engine from")
     name = f"deepsched engines of {os.path.realpath(path)}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
-            raise OptionError(f"{path!r} is no Python file to take an engine from")
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)  # as an import does
+            raise OptionError(f"{path!r} is not a Python file to load an engine from")
+        # In sys.modules before it runs, as by an import: pickle and dataclasses look there.
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(module)
         except BaseException:
@@ -408,12 +432,12 @@ def _load(path: str) -> ModuleType:
 
 
 def _tensor(name: str, shape: Sequence[Any], dtype: Any) -> Any:
-    """What `random_value` takes."""
+    """An input as `random_value` takes it."""
     try:
         return SimpleNamespace(name=name, kind="tensor", shape=tuple(shape), dtype=np.dtype(dtype))
     except TypeError:
         raise OptionError(
-            f"input {name!r} is {dtype}; random inputs can be made up for tensors of numpy's types"
+            f"input {name!r} is {dtype}; random inputs are only made for tensors of numpy's types"
         ) from None
 
 

@@ -1,14 +1,14 @@
-"""Closed and open loop: the threads that send requests, and the times they note.
+"""Load generators, closed and open loop: threads that send requests and record their times.
 
-Closed loop: each caller sends the next request when its last one is answered, so a slow engine is
-asked less. Open loop: requests fall due at times of their own, whatever the engine does, and a
-request's latency counts from then. A stall is thereby seen by every request that fell due in it,
-not just by the one that was under way.
+Closed loop: each caller sends its next request when the last one is answered, so a slow engine is
+offered less load. Open loop: requests arrive at times that do not depend on the engine, and latency
+counts from the arrival. A stall thereby delays every request that arrives during it, not just the
+one in flight: measuring from the send would be coordinated omission.
 
-In an open loop the callers take turns at the next request that falls due and wait for its time.
-Requests that are due while all callers are busy are not stored anywhere: they are the times that
-nobody has taken yet, so an overload takes no memory. Those that `max_late_seconds` have passed
-since are dropped and counted, all at once: a rate of millions takes no longer than another.
+In an open loop each caller claims the next arrival time and sleeps until then. Arrivals while all
+callers are busy are stored nowhere (they are times that nobody has claimed), so an overload takes
+no memory. Those older than `max_late_seconds` are dropped and counted, a whole array at a time: a
+rate of millions takes no longer than any other.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ Times = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class Clock(Protocol):
-    """What a load goes by. A test may bring one that moves only when it is told to."""
+    """The clock of a load. Tests bring one that they advance themselves."""
 
     def now_ns(self) -> int:
-        """Nanoseconds of a clock that never goes back."""
+        """Monotonic time in ns."""
 
-    def wait_until(self, due_ns: int, stop: threading.Event) -> None:
-        """Returns at `due_ns`, or soon after `stop` is set."""
+    def wait_until(self, time_ns: int, stop: threading.Event) -> None:
+        """Returns at `time_ns`, or soon after `stop` is set."""
 
 
 class MonotonicClock:
-    """The machine's."""
+    """The operating system's monotonic clock."""
 
     now_ns = staticmethod(time.perf_counter_ns)
 
-    def wait_until(self, due_ns: int, stop: threading.Event) -> None:
+    def wait_until(self, time_ns: int, stop: threading.Event) -> None:
         """See Clock."""
-        while (left := due_ns - time.perf_counter_ns()) > 0 and not stop.is_set():
+        while (left := time_ns - time.perf_counter_ns()) > 0 and not stop.is_set():
             if left > _NAP_NS:
                 stop.wait((left - _NAP_NS / 2) / 1e9)
             else:
-                time.sleep(left / 1e9)  # wakes up closer to its time than an Event
+                time.sleep(left / 1e9)  # wakes up more precisely than Event.wait with a timeout
 
 
 _NAP_NS = 20_000_000
@@ -59,18 +59,20 @@ _TICK_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
-class Spans:
-    """When each request was due, sent and answered, in ns of the clock; of an open loop in the
-    order in which they fell due. In a closed loop one is due when it is sent."""
+class RequestTimes:
+    """When each measured request arrived, was sent and was answered, in ns of the clock.
 
-    due: Times
+    An open loop's are in order of arrival. In a closed loop a request arrives when it is sent.
+    """
+
+    arrived: Times
     sent: Times
     ended: Times
     begin: int
     end: int
-    """From `begin` to `end` the load was measured."""
-    ended_in_all: Times
-    """When every request was answered, those outside of this time included."""
+    """The measurement lasted from `begin` to `end`."""
+    all_ended: Times
+    """When each request was answered, those outside of the measurement included."""
     num_dropped: int
     is_interrupted: bool
 
@@ -87,43 +89,46 @@ def closed_loop(
     warmup_seconds: float,
     clock: Clock,
     on_tick: Tick,
-) -> Spans:
+) -> RequestTimes:
     """Calls `run(inputs)` from `callers` threads until the time is over.
 
     Args:
         on_tick: called about ten times a second with the time in ns, 0 at the end of the warm-up.
 
     Returns:
-        The requests that ended within the time. If none did, all there were, and their time.
+        The requests that ended within the time. If none did, all of them, over the time they took.
     """
     started_at = clock.now_ns()
     begin = started_at + round(warmup_seconds * 1e9)
     end = begin + round(seconds * 1e9)
-    notes = [array("q") for _ in range(callers)]
+    # A flat array for each caller: no lock, and no Python object for each request.
+    logs = [array("q") for _ in range(callers)]
     now_ns = clock.now_ns
 
     def call(caller: int, stop: threading.Event) -> None:
-        note = notes[caller].append
+        log = logs[caller].append
         ended = 0
         while ended < end and not stop.is_set():
             sent = now_ns()
             run(inputs)
             ended = now_ns()
-            note(sent)
-            note(ended)
+            log(sent)
+            log(ended)
 
     is_interrupted = _on_threads(callers, call, lambda: on_tick(now_ns() - begin))
     if is_interrupted:
         end = min(end, now_ns())
-    every = _joined(notes, 2)
-    # What ended between begin and end, whenever it was sent: then neither the first requests nor
-    # the last, when fewer and fewer callers are under way, bias the rate.
-    spans = every[(every[:, 1] > begin) & (every[:, 1] <= end)]
-    if not len(spans):
+    every = _joined(logs, 2)
+    # What ended between begin and end, whenever it was sent: otherwise the last requests, when
+    # callers finish one by one, would bias the throughput.
+    counted = every[(every[:, 1] > begin) & (every[:, 1] <= end)]
+    if not len(counted):
         if is_interrupted:
             raise KeyboardInterrupt
-        spans, begin, end = every, int(every[:, 0].min()), int(every[:, 1].max())  # this long
-    return Spans(spans[:, 0], spans[:, 0], spans[:, 1], begin, end, every[:, 1], 0, is_interrupted)
+        # Each run takes longer than the measurement: report the time that they did take.
+        counted, begin, end = every, int(every[:, 0].min()), int(every[:, 1].max())
+    sent, ended = counted.T
+    return RequestTimes(sent, sent, ended, begin, end, every[:, 1], 0, is_interrupted)
 
 
 def open_loop(
@@ -138,50 +143,53 @@ def open_loop(
     max_late_seconds: float,
     clock: Clock,
     on_tick: Tick,
-) -> Spans:
-    """Calls `run(inputs)` at its own times; `callers` threads at most are under way at once.
+) -> RequestTimes:
+    """Calls `run(inputs)` at each arrival time, from `callers` threads.
 
     Args:
-        on_tick: called about ten times a second with the time in ns, 0 when the first may be due.
+        on_tick: called about ten times a second with the time in ns, 0 at the first arrival.
 
     Returns:
-        All requests that were due within the time. It ends with the last answer, if that is later.
+        All requests that arrived within the time. It ends with the last answer, if that is later.
+
+    Raises:
+        OptionError: no request arrives within the time.
     """
     chunks = chunks_of_times(rate, seconds, poisson=poisson, seed=seed)
-    notes = [array("q") for _ in range(callers)]
+    # A flat array for each caller: no lock, and no Python object for each request.
+    logs = [array("q") for _ in range(callers)]
     now_ns = clock.now_ns
-    # Threads take about 0.1 ms to start; before the first request is due all should be there.
+    # All threads should have started before the first arrival; each takes about 0.1 ms.
     begin = now_ns() + 5_000_000 + callers * 200_000
-    turns = _Turns(chunks, begin, round(max_late_seconds * 1e9), clock)
+    queue = _ArrivalQueue(chunks, begin, round(max_late_seconds * 1e9), clock)
 
     def call(caller: int, stop: threading.Event) -> None:
-        note = notes[caller].extend
-        while (due := turns.take(stop)) is not None:
-            clock.wait_until(due, stop)
+        log = logs[caller].extend
+        while (arrival := queue.take(stop)) is not None:
+            clock.wait_until(arrival, stop)
             if stop.is_set():
                 return
             sent = now_ns()
             run(inputs)
-            note((due, sent, now_ns()))
+            log((arrival, sent, now_ns()))
 
     is_interrupted = _on_threads(callers, call, lambda: on_tick(now_ns() - begin))
-    every = _joined(notes, 3)
+    every = _joined(logs, 3)
     if not len(every):
         if is_interrupted:
             raise KeyboardInterrupt
         raise OptionError(
-            f"no request fell due: {rate:g} a second for {seconds:g} seconds; give a higher rate "
-            "or more time"
+            f"no request arrives in {seconds:g} seconds at {rate:g} requests per second; give a "
+            "higher rate or more time"
         )
     end = begin + round(seconds * 1e9)
     end = now_ns() if is_interrupted else max(end, int(every[:, 2].max()))
-    due, sent, ended = every[np.argsort(every[:, 0], kind="stable")].T
-    return Spans(due, sent, ended, begin, end, ended, turns.num_dropped, is_interrupted)
+    arrived, sent, ended = every[np.argsort(every[:, 0], kind="stable")].T
+    return RequestTimes(arrived, sent, ended, begin, end, ended, queue.num_dropped, is_interrupted)
 
 
-class _Turns:
-    """The times that nobody has taken yet. Each caller takes the next; those that are too late by
-    then are dropped, many in one step."""
+class _ArrivalQueue:
+    """The arrival times that no caller has claimed yet. Overdue ones are dropped in bulk."""
 
     def __init__(
         self, chunks: Iterator[np.ndarray], begin: int, max_late: int, clock: Clock
@@ -197,7 +205,7 @@ class _Turns:
         self._has_begun = False
 
     def take(self, stop: threading.Event) -> int | None:
-        """When the next request is due; None: no more are, or `stop` is set."""
+        """The next arrival time; None if there are no more, or `stop` is set."""
         with self._lock:
             while not stop.is_set():
                 if self._index == len(self._times):
@@ -207,13 +215,13 @@ class _Turns:
                     self._times, self._index = times, 0
                 self._drop_late()
                 if self._index < len(self._times):
-                    due = self._begin + int(self._times[self._index])
+                    arrival = self._begin + int(self._times[self._index])
                     self._index += 1
-                    return due
+                    return arrival
         return None
 
     def _drop_late(self) -> None:
-        if not self._has_begun:  # the first is sent: there is always a latency
+        if not self._has_begun:  # the first is always sent, so that there is a latency to report
             self._has_begun = True
             return
         earliest = self._clock.now_ns() - self._max_late - self._begin
@@ -223,23 +231,23 @@ class _Turns:
             self.num_dropped += self._index - first
 
 
-def _joined(notes: list[array[int]], width: int) -> Times:
-    parts = [np.frombuffer(note, np.int64).reshape(-1, width) for note in notes if note]
+def _joined(logs: list[array[int]], width: int) -> Times:
+    parts = [np.frombuffer(log, np.int64).reshape(-1, width) for log in logs if log]
     return np.concatenate(parts) if parts else np.empty((0, width), np.int64)
 
 
 def _on_threads(
     count: int, call: Callable[[int, threading.Event], None], tick: Callable[[], None]
 ) -> bool:
-    """Runs `call(index, stop)` on `count` threads to their end, and `tick` on this one meanwhile.
+    """Runs `call(index, stop)` on `count` threads until they end, and `tick` on this one meanwhile.
 
-    Ctrl-C sets `stop` and waits for the requests under way; a second one does not.
+    Ctrl-C sets `stop` and waits for the requests in flight; a second one does not wait.
 
     Returns:
-        Whether Ctrl-C came.
+        Whether it was interrupted by Ctrl-C.
 
     Raises:
-        What `call` raises, the first of it; `stop` is set then, too.
+        The first exception that a `call` raised; it sets `stop` as well.
     """
     stop = threading.Event()
     failures: list[BaseException] = []
@@ -265,7 +273,7 @@ def _on_threads(
             if thread.ident is not None:
                 thread.join()
     finally:
-        stop.set()  # nobody goes on calling behind the back of an error
+        stop.set()  # no thread may go on calling after an error
     if failures:
         raise failures[0]
     return is_interrupted
@@ -277,7 +285,7 @@ def _start_and_join(threads: list[threading.Thread], tick: Callable[[], None]) -
             thread.start()
     except RuntimeError as error:  # "can't start new thread"
         raise OptionError(
-            f"the system does not start {len(threads)} threads; give fewer --callers"
+            f"the system refused to start {len(threads)} threads; use fewer callers"
         ) from error
     for thread in threads:
         while thread.is_alive():

@@ -1,4 +1,4 @@
-"""measure: one load on one engine, and what it measured."""
+"""measure: puts one load on one engine; Measurement: the result."""
 
 from __future__ import annotations
 
@@ -11,39 +11,47 @@ from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
-from deepsched.benchmark.load import Clock, MonotonicClock, Run, Spans, closed_loop, open_loop
-from deepsched.benchmark.usage import Reading, Usage, reset_peak_memory
+from deepsched.benchmark.load import (
+    Clock,
+    MonotonicClock,
+    RequestTimes,
+    Run,
+    closed_loop,
+    open_loop,
+)
+from deepsched.benchmark.usage import Usage, UsageSnapshot, reset_peak_memory
 from deepsched.engine import Engine
 from deepsched.errors import OptionError
 from deepsched.scheduling.stats import Counts, Latency, Stats
 
 PERCENTILES = (25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9)
 
-# What an engine that keeps up may drop, and may fall behind, by the time that passes.
-_MOST_DROPPED = 0.01
-_MOST_GROWTH = 0.03
+# An engine keeps up with a rate if it drops no more than this share of the requests, and latency
+# grows by no more than this share of the time that passes.
+_MAX_DROPPED = 0.01
+_MAX_GROWTH = 0.03
 
-_HIGHEST_RATE = 1e8  # above it, just counting what falls due takes longer than it may
+_MAX_RATE = 1e8  # above it, just counting the arrivals takes longer than the load lasts
 
 Milliseconds = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @runtime_checkable
 class Measurable(Protocol):
-    """What can be measured beside a plain function: deepsched's engines and `open_engine`'s.
+    """An engine that `measure` takes: deepsched's, or one of `open_engine`.
 
-    It may have `batch_size` (1 if not) and `num_streams` (1 if not) as well.
+    `batch_size` and `num_streams` are optional, and 1 where they are missing.
     """
 
     def run(self, inputs: Any) -> Any:
         """Answers a request; called from several threads at once."""
 
     def generate_random_inputs(self) -> Any:
-        """What `run` takes."""
+        """Inputs for `run`."""
 
 
 class LoadOptions(TypedDict, total=False):
-    """The options of `measure` that say what the load is; `sweep` and `search_rate` take them."""
+    """The options of `measure` that define the load; `sweep` takes them as well."""
 
     callers: int | None
     rate: float | None
@@ -57,80 +65,79 @@ class LoadOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a load measured.
+    """Throughput, latencies and resource usage of an engine under one load.
 
-    Latencies are of whole calls, waiting included. In an open loop they count from the time that
-    the request was due.
+    Latency is that of a whole call, time in the queue included. In an open loop it counts from the
+    request's arrival time.
     """
 
     callers: int
-    """How many threads called: in a closed loop all of them at once, in an open loop at most."""
+    """Number of calling threads: the concurrency of a closed loop, its limit in an open loop."""
     batch_size: int
     """Items in a request."""
     seconds: float
-    """The time measured, warm-up left out."""
+    """Length of the measurement, without the warm-up."""
     latencies_ms: Milliseconds
-    """Of each request, in milliseconds; of an open loop in the order in which they fell due."""
+    """Latency of each request in ms; an open loop's in order of arrival."""
     is_interrupted: bool = False
     """Whether Ctrl-C ended it early."""
     rate: float | None = None
-    """Requests a second that were due; None for a closed loop."""
+    """The arrival rate (offered load), in requests per second; None for a closed loop."""
     poisson: bool = False
-    """Whether their times were random, or evenly spaced."""
+    """Whether arrivals were a Poisson process; False: evenly spaced."""
     num_dropped: int = 0
-    """Requests that were due so long before a caller was free that they were not sent."""
+    """Requests that were not sent since no caller was free within `max_late_seconds`."""
     send_delays_ms: Milliseconds = field(default_factory=lambda: np.zeros(0))
-    """Of each request, the part of its latency before it was sent, in the same order; empty for a
+    """The part of each latency in ms before the request was sent, in the same order; empty for a
     closed loop."""
     usage: Usage | None = None
-    """What the process used meanwhile."""
+    """Resource usage of the process during the measurement."""
     stats: Stats | None = None
-    """What the engine counted meanwhile; None for engines that do not count."""
+    """The engine's own statistics over the measurement; None for other engines."""
     cpu_seconds_per_item: float | None = None
-    """CPU time of the process, the callers' included; None if no request was answered whole."""
+    """CPU time of the process, the callers' included; None if no request ended."""
 
     @property
     def iterations(self) -> int:
-        """How many requests were answered in that time."""
+        """Number of requests that were answered during the measurement."""
         return len(self.latencies_ms)
 
     @property
     def items_per_sec(self) -> float:
-        """Requests times batch size, a second."""
+        """Throughput: requests per second times batch size."""
         return self.iterations * self.batch_size / self.seconds
 
     @property
     def keeps_up(self) -> bool:
-        """Whether the engine answers requests as fast as they fall due; True for a closed loop.
+        """Whether throughput keeps up with the arrival rate; True for a closed loop.
 
-        Percentiles do not tell: an engine that is asked for more than it can do is later with
-        every request, which a high limit, or a short load, lets pass. So, in an open loop:
+        Percentiles do not tell: under overload latency grows with every request, and a high limit
+        or a short load may end before it exceeds any. An engine keeps up with an open loop if:
 
         - No more than 1 % of the requests were dropped.
-        - The backlog does not grow. At `x` times what the engine can do, latency grows by `x - 1`
-          seconds a second for as long as the load lasts; of an engine that keeps up it may rise
-          and falls again. A backlog grows if the median latency of each quarter of the requests,
-          in the order in which they fell due, is above that of the quarter before, and all of
-          that together is more than 3 % of the time that passed. Medians, of quarters that must
-          all agree, since a stall, or a burst of random arrivals, is late for a part of the load
-          only. The last must be twice the first as well: of a few requests noise alone may be
-          3 % of the time.
-        - At least half of the requests took less time than the load lasted, or it was over before
-          there was anything to see.
+        - The backlog does not grow. At `x` times the engine's capacity, latency grows by `x - 1`
+          seconds per second for as long as the load lasts; below capacity it rises at times and
+          falls again. The backlog grows if the median latency rises from each quarter of the
+          requests, in order of arrival, to the next, by more than 3 % of the elapsed time in all.
+          Medians of quarters that must all agree, since a stall or a burst of arrivals affects a
+          part of the load only. The last must also be twice the first: with few requests, noise
+          alone may be 3 % of the time.
+        - At least half of the requests took less time than the load lasted; otherwise it was too
+          short to show anything.
 
-        Rates within a few percent of the highest are told apart only by long loads: of 1000
-        requests at random times, one may well fall due 3 % more often than it was asked for.
+        Rates within a few percent of the capacity need long loads: 1000 Poisson arrivals may well
+        come 3 % faster than the given rate.
         """
         if self.rate is None:
             return True
-        due = self.iterations + self.num_dropped
-        if self.num_dropped > _MOST_DROPPED * due:
+        num_arrived = self.iterations + self.num_dropped
+        if self.num_dropped > _MAX_DROPPED * num_arrived:
             return False
-        milliseconds = 1e3 * due / self.rate
+        milliseconds = 1e3 * num_arrived / self.rate
         return self.percentile(50) < milliseconds and not _grows(self.latencies_ms, milliseconds)
 
     def percentile(self, percent: float) -> float:
-        """The latency in ms that `percent` of the requests stayed within."""
+        """A percentile of the latency, in ms; `percent` from 0 to 100."""
         return float(np.percentile(self.latencies_ms, percent))
 
     def to_dict(self) -> dict[str, Any]:
@@ -163,14 +170,14 @@ class Measurement:
 
 
 def _grows(latencies_ms: Milliseconds, milliseconds: float) -> bool:
-    """Whether latency rises from the first to the last of requests that fell due in this time."""
+    """Whether latency grows over a load of this length; see `Measurement.keeps_up`."""
     if len(latencies_ms) < 4:
         return False
     quarters = [float(np.median(part)) for part in np.array_split(latencies_ms, 4)]
     return (
         all(before < after for before, after in itertools.pairwise(quarters))
         and quarters[-1] > 2 * quarters[0]
-        and quarters[-1] - quarters[0] > _MOST_GROWTH * 0.75 * milliseconds  # middle to middle
+        and quarters[-1] - quarters[0] > _MAX_GROWTH * 0.75 * milliseconds  # middle to middle
     )
 
 
@@ -218,36 +225,38 @@ def measure(
     on_progress: Callable[[float], None] | None = None,
     clock: Clock | None = None,
 ) -> Measurement:
-    """Loads an engine for `seconds`, after a warm-up.
+    """Puts a load on an engine for `seconds`, after a warm-up.
 
-    To tell the most memory that the load had resident, the process's own record of it (VmHWM, what
-    `resource.getrusage` calls ru_maxrss) is set back first: a host program that looks at it sees
-    the peak since the last `measure`.
+    Resets the process's peak memory (VmHWM, ru_maxrss of `resource.getrusage`) to measure that of
+    the load: a host program that reads it sees the peak since the last `measure`.
 
     Args:
-        target: an Engine, what `open_engine` returns, or a function that answers a request.
-        inputs: what each request is; None: random ones, which a function cannot make up.
-        callers: threads that call. Closed loop: each sends the next request when its last one is
-            answered; None for one for each stream of the engine. Open loop: how many requests may
-            be under way at once; None for four for each stream, and 16 at least.
-        rate: requests a second, for an open loop: they fall due evenly spaced, however long the
-            answers take, and latency counts from then. None for a closed loop.
-        poisson: they fall due at random instead, as those of many independent users do.
-        seed: of those random times; the same seed, the same times.
-        seconds: how long requests fall due, or are sent.
-        warmup_seconds: the same load before that, which is not counted.
-        max_late_seconds: a request that no caller could send within this time of its being due is
-            dropped and counted; None for as long as `seconds`. It bounds the time that an
-            overloaded run takes, at `seconds` + `max_late_seconds` and the last answers.
+        target: an Engine, an engine of `open_engine`, or a function that answers a request.
+        inputs: the inputs of every request; None for random ones (a function needs them given).
+        callers: number of calling threads. Closed loop: each sends its next request when the last
+            one is answered; None for one per stream. Open loop: the limit of requests in flight;
+            None for four per stream, and at least 16.
+        rate: arrival rate of an open loop, in requests per second: requests arrive evenly spaced,
+            however long the answers take, and latency counts from the arrival. None for a closed
+            loop.
+        poisson: arrivals are a Poisson process instead, as from many independent users.
+        seed: of the Poisson process; the same seed gives the same arrival times.
+        seconds: how long requests arrive (open loop) or are sent (closed loop).
+        warmup_seconds: the same load before that, not measured.
+        max_late_seconds: a request that no caller could send within this time of its arrival is
+            dropped and counted; None for `seconds`. It bounds the duration under overload to
+            `seconds` + `max_late_seconds` and the last answers.
         batch_size: items in a request; None for the engine's.
-        on_progress: called about ten times a second with the seconds that have passed, the
-            warm-up included.
-        clock: what the load goes by, for tests; None for the machine's monotonic clock.
+        on_progress: called about ten times a second with the elapsed seconds, warm-up included.
+        clock: the clock of the load, for tests; None for the system's monotonic clock.
+
+    Returns:
+        The measurement. After Ctrl-C it covers the time until then.
 
     Raises:
         OptionError: an option has a value that is not allowed.
-        Whatever `run` raises, the first of it. KeyboardInterrupt ends the load early, and what
-        was measured so far is returned; with nothing measured it goes up.
+        KeyboardInterrupt: Ctrl-C before anything was measured.
+        The first exception that `run` raised.
 
     Example:
         >>> result = measure(sum, [1, 2], callers=2, seconds=0.05, warmup_seconds=0.0)
@@ -267,7 +276,7 @@ def measure(
     progress = _Progress(on_progress, seconds, warmup_seconds)
     if rate is None:
         closed = functools.partial(closed_loop, run, inputs, callers=callers, clock=clock)
-        spans = _closed(closed, seconds, warmup_seconds, meter, progress)
+        times = _closed(closed, seconds, warmup_seconds, meter, progress)
     else:
         opened = functools.partial(
             open_loop,
@@ -279,34 +288,32 @@ def measure(
             max_late_seconds=late,
             clock=clock,
         )
-        spans = _open(opened, seconds, warmup_seconds, poisson, meter, progress)
-    usage, stats, num_answered = meter.end(spans)
+        times = _open(opened, seconds, warmup_seconds, poisson, meter, progress)
+    usage, stats, num_ended = meter.end(times)
     return Measurement(
         callers=callers,
         batch_size=batch_size,
-        seconds=(spans.end - spans.begin) / 1e9,
-        latencies_ms=(spans.ended - spans.due) / 1e6,
-        is_interrupted=spans.is_interrupted,
+        seconds=(times.end - times.begin) / 1e9,
+        latencies_ms=(times.ended - times.arrived) / 1e6,
+        is_interrupted=times.is_interrupted,
         rate=rate,
         poisson=poisson,
-        num_dropped=spans.num_dropped,
-        send_delays_ms=np.zeros(0) if rate is None else (spans.sent - spans.due) / 1e6,
+        num_dropped=times.num_dropped,
+        send_delays_ms=np.zeros(0) if rate is None else (times.sent - times.arrived) / 1e6,
         usage=usage,
         stats=stats,
-        cpu_seconds_per_item=(
-            usage.cpu_seconds / (num_answered * batch_size) if num_answered else None
-        ),
+        cpu_seconds_per_item=(usage.cpu_seconds / (num_ended * batch_size) if num_ended else None),
     )
 
 
 def _closed(
-    loop: Callable[..., Spans],
+    loop: Callable[..., RequestTimes],
     seconds: float,
     warmup_seconds: float,
     meter: _Meter,
     progress: _Progress,
-) -> Spans:
-    """One load, the warm-up its first part: no caller waits for another in between."""
+) -> RequestTimes:
+    """One load, the warm-up its first part: the measurement begins with all callers busy."""
 
     def on_tick(now_ns: int) -> None:
         progress.load(now_ns)
@@ -319,18 +326,18 @@ def _closed(
 
 
 def _open(
-    loop: Callable[..., Spans],
+    loop: Callable[..., RequestTimes],
     seconds: float,
     warmup_seconds: float,
     poisson: bool,
     meter: _Meter,
     progress: _Progress,
-) -> Spans:
-    """Two loads, so that what the warm-up leaves over does not count."""
+) -> RequestTimes:
+    """Two loads, so that the backlog of the warm-up does not count."""
     if warmup_seconds > 0:
-        # Even: one request at least falls due.
-        spans = loop(seconds=warmup_seconds, poisson=False, on_tick=progress.warmup)
-        if spans.is_interrupted:
+        # Evenly spaced, so that at least one request arrives.
+        times = loop(seconds=warmup_seconds, poisson=False, on_tick=progress.warmup)
+        if times.is_interrupted:
             raise KeyboardInterrupt
     meter.begin()
     return loop(seconds=seconds, poisson=poisson, on_tick=progress.load)
@@ -361,8 +368,8 @@ def _check(
     for name, value in (("seconds", seconds), ("rate", 1 if rate is None else rate)):
         if not 0 < value < math.inf:
             raise OptionError(f"{name} must be positive, got {value!r}")
-    if rate is not None and rate > _HIGHEST_RATE:
-        raise OptionError(f"rate must be at most {_HIGHEST_RATE:g} requests a second, got {rate!r}")
+    if rate is not None and rate > _MAX_RATE:
+        raise OptionError(f"rate must be at most {_MAX_RATE:g} requests a second, got {rate!r}")
     if not isinstance(seed, int) or seed < 0:
         raise OptionError(f"seed must be 0 or a positive int, got {seed!r}")
     for name, value in (("warmup_seconds", warmup_seconds), ("max_late_seconds", max_late_seconds)):
@@ -372,12 +379,12 @@ def _check(
         raise OptionError(f"callers must be a positive int, got {callers!r}")
     if poisson and rate is None:
         raise OptionError(
-            "poisson needs a rate: random times are those of an open loop; give both, or neither"
+            "poisson needs a rate: random arrivals are for an open loop; give both or neither"
         )
 
 
 class _Progress:
-    """From the clock of a loop, whose 0 is its begin, to seconds since the start of it all."""
+    """Converts times of a loop, which begin at 0, to seconds since the start of the warm-up."""
 
     def __init__(
         self, report: Callable[[float], None] | None, seconds: float, warmup_seconds: float
@@ -396,36 +403,36 @@ class _Progress:
 
 
 class _Meter:
-    """Process and engine, read when the time to be measured begins and when it is over."""
+    """Reads the counters of process and engine at the begin and the end of the measurement."""
 
     def __init__(self, target: Any, clock: Clock) -> None:
         reset_peak_memory()
         self._engine = target if isinstance(target, Engine) else None
         self._clock = clock
         self._has_begun = False
-        # In case that the load is over before anybody finds that its warm-up is.
+        # A load may end before the next tick sees that its warm-up is over.
         self._first = self._read()
 
     def begin(self) -> None:
-        """Where the time begins; only the first call counts."""
+        """The measurement begins now; only the first call counts."""
         if not self._has_begun:
             self._has_begun = True
             self._first = self._read()
 
-    def end(self, spans: Spans) -> tuple[Usage, Stats | None, int]:
-        """What was used and counted, and how many requests were answered meanwhile."""
+    def end(self, times: RequestTimes) -> tuple[Usage, Stats | None, int]:
+        """Usage and statistics since `begin`, and the number of requests that ended since then."""
         (first, counts_before), (last, counts) = self._first, self._read()
-        ended = spans.ended_in_all
-        num_answered = int(((ended > first.at_ns) & (ended <= last.at_ns)).sum())
+        ended = times.all_ended
+        num_ended = int(((ended > first.at_ns) & (ended <= last.at_ns)).sum())
         usage = first.until(last)
         if self._engine is None or counts is None or counts_before is None:
-            return usage, None, num_answered
+            return usage, None, num_ended
         now = self._engine.stats()
         stats = counts.since(counts_before).summary(
             usage.seconds, now.queue_depth, now.queue_depth_max, now.queue_capacity
         )
-        return usage, stats, num_answered
+        return usage, stats, num_ended
 
-    def _read(self) -> tuple[Reading, Counts | None]:
+    def _read(self) -> tuple[UsageSnapshot, Counts | None]:
         counts = None if self._engine is None else self._engine._counts()
-        return Reading.take(self._clock.now_ns()), counts
+        return UsageSnapshot.take(self._clock.now_ns()), counts

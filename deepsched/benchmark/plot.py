@@ -1,4 +1,4 @@
-"""A picture of a sweep: throughput and latency over its first axis."""
+"""A plot of a sweep: throughput and latency over its first axis."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ _FORMATS = ("pdf", "png", "svg")
 
 
 def check_plot(path: str) -> None:
-    """Whether a picture can be drawn there, before anything is measured.
+    """Checks that a plot can be written to `path`, before anything is measured.
 
     Raises:
-        OptionError: matplotlib is missing, or the file's name does not end in a format's.
+        OptionError: matplotlib is not installed, the suffix is not that of a known format, or the
+            file is not writable.
     """
     if find_spec("matplotlib") is None:
         raise OptionError(
@@ -33,14 +34,14 @@ def check_plot(path: str) -> None:
 
 
 def plot_sweep(sweep: Sweep, path: str) -> None:
-    """Draws throughput, and p50 and p99 of latency, over the first axis: a line for each
+    """Plots throughput, and p50 and p99 of latency, over the first axis: a line for each
     combination of the others.
 
     Raises:
-        OptionError: see check_plot; or the file cannot be written.
+        OptionError: see check_plot, or the file could not be written.
     """
     check_plot(path)
-    from matplotlib.figure import Figure  # without pyplot: no window, no state
+    from matplotlib.figure import Figure  # not pyplot, which has global state and opens windows
 
     axis, *others = sweep.axes
     figure = Figure(figsize=(10, 4.5), layout="constrained")

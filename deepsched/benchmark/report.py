@@ -1,135 +1,113 @@
-"""What a benchmark reports: the fields and their units, as JSON and as CSV."""
+"""The report of a benchmark as JSON and CSV: its fields, and their units."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
+from deepsched.benchmark.engines import EngineSetting
 from deepsched.benchmark.measurement import Measurement
+from deepsched.benchmark.search import RateSearch
+from deepsched.benchmark.sweep import Point, Sweep
 from deepsched.models.prepare import Shapes
 from deepsched.scheduler import Scheduler
 from deepsched.version import __version__
 
-if TYPE_CHECKING:
-    from deepsched.benchmark.engines import OpenedEngine
-    from deepsched.benchmark.search import RateSearch
-    from deepsched.benchmark.sweep import Point, Sweep
-
 FIELDS: dict[str, tuple[str, str]] = {
-    "engine": ("text", "the engine and how it was told to run"),
+    "engine": ("text", "the engine and its configuration"),
     "version": ("text", "deepsched's"),
     "orig_model_path": ("path", "MODEL"),
-    "model_path": ("path", "the same; DeepSparse's is where a download lies"),
+    "model_path": ("path", "the same; in DeepSparse the path of the downloaded file"),
     "batch_size": ("items", "in a request"),
     "input_shapes": ("list", "--input_shapes; null: the model's"),
     "sequence_length": ("items", "--sequence_length; null: the model's"),
-    "num_cores": ("cores", "physical ones that the engine was told to use"),
+    "num_cores": ("cores", "physical cores that the engine was told to use"),
     "scenario": ("text", "singlestream, multistream or elastic; in benchmark_result once more"),
     "scheduler": ("text", "deepsched's; null for other engines"),
     "seconds_to_run": ("s", "--time"),
-    "num_streams": ("streams", "requests that run side by side"),
+    "num_streams": ("streams", "requests that run in parallel"),
     "fraction_of_supported_ops": (
         "share",
-        "of the operators, that the engine runs by kernels of "
-        "its own: 1.0, ONNX Runtime has them all; null for other engines",
+        "of the operators that the engine has kernels for: 1.0, ONNX Runtime has them all; null "
+        "for other engines",
     ),
-    "interrupted": ("bool", "whether Ctrl-C ended it early"),
-    "callers": ("threads", "that call at once; in an open loop at most"),
+    "interrupted": ("bool", "whether Ctrl-C ended the measurement early"),
+    "callers": ("threads", "calling threads; in an open loop the limit of requests in flight"),
     "items_per_sec": ("items/s", "throughput: iterations * batch_size / seconds_ran"),
-    "seconds_ran": ("s", "the time measured; in an open loop until the last answer"),
-    "iterations": ("requests", "answered in that time"),
+    "seconds_ran": ("s", "length of the measurement; in an open loop until the last answer"),
+    "iterations": ("requests", "answered during the measurement"),
     "mean, median, std": (
         "ms",
-        "latency of a request, waiting included; open loop: from the time it was due",
+        "latency of a request, time in the queue included; open loop: from its arrival",
     ),
-    "25.0% ... 99.9%": ("ms", "percentiles of the same: so many requests took no longer"),
-    "max": ("ms", "the longest of the same"),
-    "rate": ("requests/s", "that fell due; null: closed loop"),
-    "poisson": ("bool", "whether they fell due at random times"),
+    "25.0% ... 99.9%": ("ms", "percentiles of the latency"),
+    "max": ("ms", "the highest latency"),
+    "rate": ("requests/s", "arrival rate (offered load); null: closed loop"),
+    "poisson": ("bool", "whether arrivals were a Poisson process"),
     "dropped": (
         "requests",
-        "due so long before a caller was free that they were not sent; no latency counts them",
+        "not sent, since no caller was free in time; not part of the latencies",
     ),
     "keeps_up": (
         "bool",
-        "open loop: whether no more than 1 % was dropped, and latency did not "
-        "grow from quarter to quarter of the load, by more than 3 % of the time in all; closed "
-        "loop: true",
+        "open loop: whether at most 1 % was dropped, and latency did not grow from quarter to "
+        "quarter of the load by more than 3 % of the time in all; closed loop: true",
     ),
     "send_delay_ms": (
         "ms",
-        "open loop: from the time it was due until it was sent, part of the latency",
+        "open loop: from the arrival until the request was sent; part of the latency",
     ),
     "waiting_ms": (
         "ms",
-        "from the call until the run began, by deepsched's own count; null for "
-        "other engines; to 2 %",
+        "from the call until the run began, from deepsched's own statistics, to 2 %; null for "
+        "other engines",
     ),
-    "running_ms": ("ms", "inside ONNX Runtime, in the same way"),
+    "running_ms": ("ms", "inside ONNX Runtime, likewise"),
     "streams": (
         "list",
-        "of each stream: requests answered, inline (on the caller's thread) and "
-        "by_worker, busy_fraction of the time",
+        "for each stream: requests answered, of which inline (on the caller's thread) and "
+        "by_worker; busy_fraction of the time",
     ),
-    "cpu_seconds_per_item": ("s", "CPU time of the process for an item, the callers' included"),
+    "cpu_seconds_per_item": ("s", "CPU time of the process per item, the callers' included"),
     "peak_memory_bytes": (
         "bytes",
-        "most memory resident during the load, warm-up included; of the whole process",
+        "peak resident memory of the process during the load, warm-up included",
     ),
     "throttled_seconds": (
         "s",
-        "that the cgroup's CPU quota kept its threads from running, summed "
-        "over CPUs; null: unknown",
+        "that the cgroup's CPU quota throttled the process, summed over CPUs; null: unknown",
     ),
     "others_share": (
         "share",
-        "of the CPUs that this process may use, taken by other processes, "
-        "0 to 1: with more than a little the figures are unsure; null: unknown",
+        "CPU contention: of the CPUs that this process may use, used by other processes, 0 to 1; "
+        "from 0.1 on the figures are unreliable; null: unknown",
     ),
 }
-"""Field -> (unit, meaning), of the JSON; those of benchmark_result from `callers` on."""
+"""JSON field -> (unit, meaning). From `callers` on, fields of `benchmark_result`."""
 
 SEARCH_FIELDS: dict[str, tuple[str, str]] = {
     "p99_limit_ms": ("ms", "--p99-limit"),
-    "rate": ("requests/s", "the highest that held; 0.0: none did"),
-    "closed_loop_rate": ("requests/s", "with a caller for each stream, where the search began"),
-    "steps": ("list", "of each rate that was tried, in this order:"),
-    "steps[].rate": ("requests/s", "that fell due"),
+    "rate": ("requests/s", "the highest rate that held; 0.0: none held"),
+    "closed_loop_rate": (
+        "requests/s",
+        "closed-loop throughput with one caller per stream, where the search began",
+    ),
+    "steps": ("list", "the rates that were tried, in this order:"),
+    "steps[].rate": ("requests/s", "arrival rate"),
     "steps[].p99_ms": (
         "ms",
-        "99th percentile of the latency of all that fell due; null: more than 1 % was dropped",
+        "99th percentile of the latency of all arrivals; null: more than 1 % was dropped",
     ),
-    "steps[].dropped": ("requests", "that could not be sent within the limit"),
+    "steps[].dropped": ("requests", "not sent within the limit"),
     "steps[].keeps_up": ("bool", "see above"),
     "steps[].is_held": ("bool", "keeps_up, and p99_ms within the limit"),
 }
-"""The same, of `search`."""
-
-
-class Setting(NamedTuple):
-    """What an engine was told."""
-
-    engine: str
-    batch_size: int | None
-    num_cores: int
-    num_streams: int
-    scheduler: Scheduler | None
-
-    @classmethod
-    def of(cls, engine: OpenedEngine) -> Setting:
-        """What `engine` was told."""
-        return cls(
-            repr(engine),
-            engine.batch_size,
-            engine.num_cores,
-            engine.num_streams,
-            getattr(engine, "scheduler", None),
-        )
+"""The same, for `search`."""
 
 
 class Asked(NamedTuple):
-    """What the user asked for, as far as it is reported."""
+    """The options of the user that a report repeats."""
 
     model_path: str
     scheduler: Scheduler
@@ -138,10 +116,10 @@ class Asked(NamedTuple):
     sequence_length: int | None = None
 
 
-def report(asked: Asked, setting: Setting, measurement: Measurement) -> dict[str, Any]:
-    """The keys of DeepSparse's export, and ours; for JSON."""
+def report(asked: Asked, setting: EngineSetting, measurement: Measurement) -> dict[str, Any]:
+    """The report of one measurement, ready for JSON: DeepSparse's keys, and ours."""
     is_ours = setting.scheduler is not None
-    # DeepSparse's word; other engines have no scheduler to tell.
+    # DeepSparse writes "singlestream"; other engines have no scheduler, but were asked for one.
     scenario = str(setting.scheduler or asked.scheduler).replace("_", "")
     return {
         "engine": setting.engine,
@@ -163,7 +141,7 @@ def report(asked: Asked, setting: Setting, measurement: Measurement) -> dict[str
 
 
 def report_sweep(asked: Asked, sweep: Sweep) -> dict[str, Any]:
-    """A report for each combination, with its values as `swept`; `error` where there is none."""
+    """A report for each combination, with its values as `swept`; `error` if it failed."""
 
     def of_point(point: Point) -> dict[str, Any]:
         if point.measurement is None or point.setting is None:
@@ -178,8 +156,8 @@ def report_sweep(asked: Asked, sweep: Sweep) -> dict[str, Any]:
     }
 
 
-def report_search(asked: Asked, setting: Setting, search: RateSearch) -> dict[str, Any]:
-    """The report of the highest rate that held, if there was one, and `search`."""
+def report_search(asked: Asked, setting: EngineSetting, search: RateSearch) -> dict[str, Any]:
+    """The report of the highest rate that held, if any, and the search as `search`."""
     found = {} if search.measurement is None else report(asked, setting, search.measurement)
     return {
         "engine": setting.engine,
@@ -205,7 +183,7 @@ def report_search(asked: Asked, setting: Setting, search: RateSearch) -> dict[st
 
 
 def write_csv(reports: Iterable[Mapping[str, Any]], file: TextIO) -> None:
-    """A line for each report; columns are named as in the JSON, `waiting_ms.99.0%` for example."""
+    """Writes a line for each report; columns are `flatten`ed names, such as `waiting_ms.99.0%`."""
     rows = [flatten(each) for each in reports]
     columns = list(dict.fromkeys(column for row in rows for column in row))
     writer = csv.DictWriter(file, columns, lineterminator="\n")
@@ -214,7 +192,7 @@ def write_csv(reports: Iterable[Mapping[str, Any]], file: TextIO) -> None:
 
 
 def flatten(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Without nesting: parts of a part by a dot, lists of parts as words.
+    """A nested report as one row: nested names joined by dots, lists by spaces.
 
     >>> flatten({"benchmark_result": {"mean": 2.5, "streams": [{"requests": 3}, {"requests": 4}]}})
     {'mean': 2.5, 'streams.requests': '3 4'}
@@ -222,7 +200,7 @@ def flatten(report: Mapping[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for name, value in report.items():
         if isinstance(value, Mapping):
-            # These two add nothing to the names below them.
+            # The names in these two are unique without a prefix.
             prefix = "" if name in ("benchmark_result", "swept") else f"{name}."
             row |= {f"{prefix}{key}": each for key, each in flatten(value).items()}
         elif isinstance(value, list) and all(isinstance(each, Mapping) for each in value):

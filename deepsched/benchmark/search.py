@@ -1,4 +1,4 @@
-"""search_rate: the highest rate that an engine keeps up with, with p99 within a limit."""
+"""search_rate: the highest arrival rate that an engine keeps up with, with p99 within a limit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deepsched.benchmark.load import Clock, Run
 from deepsched.benchmark.measurement import Measurable, Measurement, measure
 from deepsched.errors import OptionError
 
-_MOST_DOUBLINGS = 24  # from a rate that the engine has just shown: it is never so far off
+_MAX_DOUBLINGS = 24  # the measured closed-loop throughput is never further off than that
 
 
 class SearchOptions(TypedDict, total=False):
@@ -29,33 +29,33 @@ class SearchOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Step:
-    """One rate that was tried."""
+    """One arrival rate that was tried."""
 
     rate: float
-    """Requests a second."""
+    """Requests per second."""
     p99_ms: float
-    """Of all requests that fell due; those dropped count as infinitely late."""
+    """Over all requests that arrived; dropped ones count as infinitely late."""
     num_dropped: int
     keeps_up: bool
     """See Measurement."""
     is_held: bool
-    """Whether the engine keeps up, with p99 within the limit."""
+    """Whether the engine keeps up with p99 within the limit."""
 
 
 @dataclass(frozen=True)
 class RateSearch:
-    """What a search found."""
+    """The result of a search."""
 
     p99_limit_ms: float
     rate: float
-    """Requests a second: the highest that was tried and held; 0.0 if none did."""
+    """The highest rate that was tried and held, in requests per second; 0.0 if none held."""
     measurement: Measurement | None
-    """At that rate."""
+    """The measurement at that rate; None if no rate held."""
     closed_loop_rate: float
-    """Requests a second of a closed loop with a caller for each stream, where the search began."""
+    """Requests per second of a closed loop with one caller per stream, where the search began."""
     steps: tuple[Step, ...]
     is_interrupted: bool = False
-    """Whether Ctrl-C ended it; a higher rate may hold."""
+    """Whether Ctrl-C ended it early; a higher rate may hold."""
 
 
 def highest_rate(
@@ -64,12 +64,13 @@ def highest_rate(
     """The highest rate that holds, by doubling or halving from `first`, then by bisection.
 
     Args:
-        holds: whether a rate holds; if one does, all lower ones are taken to.
+        holds: whether a rate holds; assumed to be monotonic.
+        first: the rate to start at.
         lowest: no rate below this is tried.
-        precision: it ends where a rate higher by this share, or less, does not hold.
+        precision: relative; it ends when a rate this much higher, or less, does not hold.
 
     Returns:
-        A rate that `holds` was true for; 0.0 if it was for none.
+        A rate that `holds` was true for; 0.0 if there was none.
 
     Example:
         >>> 95 < highest_rate(lambda rate: rate <= 100, first=3, lowest=1) <= 100
@@ -77,7 +78,7 @@ def highest_rate(
     """
     low, high = 0.0, math.inf
     rate = max(first, lowest)
-    for _ in range(_MOST_DOUBLINGS):
+    for _ in range(_MAX_DOUBLINGS):
         if holds(rate):
             low, rate = rate, rate * 2
             if high < math.inf:
@@ -90,7 +91,7 @@ def highest_rate(
     if low == 0 or high == math.inf:
         return low
     while high / low > 1 + precision:
-        middle = math.sqrt(low * high)
+        middle = math.sqrt(low * high)  # precision is relative: bisect the logarithm
         if holds(middle):
             low = middle
         else:
@@ -108,25 +109,27 @@ def search_rate(
     on_progress: Callable[[float], None] | None = None,
     **options: Unpack[SearchOptions],
 ) -> RateSearch:
-    """Searches the highest rate that the engine keeps up with, 99 of 100 requests answered within
-    a limit.
+    """Searches the highest arrival rate at which p99 stays within a limit.
 
-    Latency counts from the time that a request was due. A request that could not be sent within
-    the limit is dropped and counts as late. A rate is tried for `seconds`, once, and holds if the
-    engine keeps up as well (`Measurement.keeps_up`): give a time that some 100 requests fall due
-    in, for less does not show whether their backlog grows.
+    Latency counts from the arrival. A request that could not be sent within the limit is dropped
+    and counts as late. Each rate is tried once, for `seconds`, and holds if the engine also keeps
+    up (`Measurement.keeps_up`): choose `seconds` so that some 100 requests arrive, since fewer do
+    not show whether the backlog grows.
 
     Args:
         target, inputs: see `measure`.
-        p99_limit_ms: the limit, in ms.
-        precision: the search ends where a rate higher by this share, or less, does not hold.
+        p99_limit_ms: limit of the 99th percentile of latency, in ms.
+        precision: relative; the search ends when a rate this much higher, or less, does not hold.
         on_step: called with each rate before it is tried; None for the closed loop at the start.
-        on_progress: see `measure`; of the step under way.
+        on_progress: see `measure`; of the current step.
         options: of `measure`.
 
+    Returns:
+        The rate, its measurement and all steps. After Ctrl-C, the best until then.
+
     Raises:
-        OptionError: an option has a value that is not allowed. KeyboardInterrupt returns what was
-        found so far; with nothing measured it goes up.
+        OptionError: an option has a value that is not allowed.
+        KeyboardInterrupt: Ctrl-C before anything was measured.
 
     Example:
         >>> found = search_rate(
@@ -169,13 +172,14 @@ def search_rate(
     is_interrupted = closed.is_interrupted
     if not is_interrupted:
         try:
-            # One request at least; of random times there may be none, one in 20,000 times.
-            fewest = 10 if options.get("poisson") else 1
-            lowest = fewest / options.get("seconds", 10.0)
+            # At least one request must arrive. Of 10 expected Poisson arrivals there are none in
+            # one of 20,000 loads (e^-10).
+            min_requests = 10 if options.get("poisson") else 1
+            lowest = min_requests / options.get("seconds", 10.0)
             highest_rate(holds, closed_loop_rate, lowest, precision)
         except KeyboardInterrupt:
             is_interrupted = True
-    # `best` is of the highest: a rate is only tried above one that held.
+    # The last that held is the highest: only rates above one that held are tried.
     return RateSearch(
         p99_limit_ms=p99_limit_ms,
         rate=0.0 if best is None or best.rate is None else best.rate,
@@ -187,6 +191,6 @@ def search_rate(
 
 
 def _p99_ms(result: Measurement) -> float:
-    # "higher": never below what the report's interpolated percentile says.
+    # "higher" never rounds below the interpolated percentile of the report.
     every = np.append(result.latencies_ms, np.full(result.num_dropped, np.inf))
     return float(np.percentile(every, 99, method="higher"))

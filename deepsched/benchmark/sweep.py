@@ -1,4 +1,4 @@
-"""sweep: every combination of some options, measured one after the other."""
+"""sweep: measures every combination of some options, one after another."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Unpack
 
-from deepsched.benchmark.engines import EngineOptions, OpenedEngine, open_engine
+from deepsched.benchmark.engines import EngineOptions, EngineSetting, OpenedEngine, open_engine
 from deepsched.benchmark.measurement import LoadOptions, Measurement, measure
-from deepsched.benchmark.report import Setting
 from deepsched.errors import DeepschedError, OptionError
 
 AXES = ("num_streams", "batch_size", "num_cores", "callers", "rate")
@@ -19,34 +18,34 @@ Values = dict[str, Any]
 
 
 class SweepOptions(EngineOptions, LoadOptions, total=False):
-    """What is the same for all combinations; see `open_engine` and `measure`."""
+    """Options that all combinations share; see `open_engine` and `measure`."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One combination: what was measured, or why it could not be."""
+    """One combination: its measurement, or the error in place of it."""
 
     values: Values
-    setting: Setting | None
+    setting: EngineSetting | None
     measurement: Measurement | None
     error: DeepschedError | None = None
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep measured."""
+    """The result of a sweep."""
 
     axes: Mapping[str, Sequence[Any]]
     points: tuple[Point, ...]
     is_interrupted: bool = False
-    """Whether Ctrl-C ended it; the last point may have been measured for a shorter time."""
+    """Whether Ctrl-C ended it early; the last point may have been measured for a shorter time."""
 
 
 def combinations(axes: Mapping[str, Sequence[Any]]) -> list[Values]:
     """Each combination once; the last axis varies fastest.
 
     Raises:
-        OptionError: no such axis, or one without values.
+        OptionError: an axis is unknown, or has no values.
 
     Example:
         >>> combinations({"num_streams": [1, 2], "batch_size": [1, 8]})[1]
@@ -54,9 +53,9 @@ def combinations(axes: Mapping[str, Sequence[Any]]) -> list[Values]:
     """
     for axis, values in axes.items():
         if axis not in AXES:
-            raise OptionError(f"a sweep goes over {', '.join(AXES)}; got {axis!r}")
+            raise OptionError(f"a sweep axis must be one of {', '.join(AXES)}, got {axis!r}")
         if not values:
-            raise OptionError(f"a sweep over {axis} needs values, such as {axis}=1,2")
+            raise OptionError(f"the sweep axis {axis} needs values, for example {axis}=1,2")
     distinct = [dict.fromkeys(values) for values in axes.values()]
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*distinct)]
 
@@ -73,23 +72,26 @@ def sweep(
 ) -> Sweep:
     """Measures every combination, each with an engine of its own.
 
-    Combinations that cannot be had (more streams than cores) have an error in place of a
-    measurement. Their peak memory is the process's, in which what earlier ones freed may linger.
+    Combinations that are not possible (more streams than cores) have an error in place of a
+    measurement. Peak memory is the process's, and may include pages that the allocator kept from
+    earlier combinations.
 
     Args:
         model_path: an ONNX file.
-        axes: the values of `num_streams`, `batch_size`, `num_cores`, `callers`, `rate` (requests
-            a second; open loop), in any combination.
+        axes: the values of any of `num_streams`, `batch_size`, `num_cores`, `callers` and `rate`
+            (requests per second; open loop).
         engine: see `open_engine`.
         on_point: called with the values of each combination before it is measured.
-        on_progress: see `measure`; of the combination under way.
-        open_with: what makes an engine, in place of `open_engine`; takes the same arguments.
-        options: what is the same for all: the options of `open_engine` and of `measure`, in the
-            same units.
+        on_progress: see `measure`; of the current combination.
+        open_with: opens an engine in place of `open_engine`; takes the same arguments.
+        options: of `open_engine` and of `measure`, shared by all combinations.
+
+    Returns:
+        A point for each combination. After Ctrl-C, those until then.
 
     Raises:
-        OptionError: an axis is not one of these. KeyboardInterrupt returns what was measured so
-        far; with nothing measured it goes up.
+        OptionError: an axis is unknown, or has no values.
+        KeyboardInterrupt: Ctrl-C before anything was measured.
 
     Example:
         >>> from deepsched.benchmark import bundled_model
@@ -109,7 +111,7 @@ def sweep(
             for_load = {k: v for k, v in chosen.items() if k in LoadOptions.__annotations__}
             try:
                 with closing(open_with(engine, model_path, **for_engine)) as opened:
-                    setting = Setting.of(opened)
+                    setting = EngineSetting.of(opened)
                     measurement = measure(opened, on_progress=on_progress, **for_load)
             except DeepschedError as error:
                 points.append(Point(values, None, None, error))

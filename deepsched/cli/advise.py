@@ -14,8 +14,8 @@ from deepsched.cli.console import Console
 from deepsched.cli.files import to_json
 from deepsched.cli.help import HelpFormatter
 from deepsched.cli.options import add_model, add_sizes, finite, parse_shapes
-from deepsched.formatting import short
-from deepsched.machine.contention import remark
+from deepsched.formatting import rounded
+from deepsched.machine.contention import contention_note, is_contended
 
 _EPILOG = """\
 fields of the table and of the JSON's `figures`:
@@ -122,11 +122,12 @@ def _print(advice: Advice, model: str) -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)  # into a file: not cut at 80
     console.print(advice.compile_line(model), style="bold", soft_wrap=True)  # to be copied whole
     console.print(f"\nWhy: {advice.reason} {advice.cost_of_ignoring}")
-    if note := remark(advice.others_share):
+    if is_contended(advice.others_share):
+        note = contention_note(advice.others_share)
         console.print(f"Note: {note} This answer is not remembered.")
     if advice.batches:
         _print_batches(console, advice, model)
-    scaling = ", ".join(f"{cores}: {short(ms)} ms" for cores, ms in advice.scaling_ms.items())
+    scaling = ", ".join(f"{cores}: {rounded(ms)} ms" for cores, ms in advice.scaling_ms.items())
     console.print(f"A lone request, by cores: {scaling}\n")
     table = Table(title=f"With {advice.load}")
     table.add_column("setting", overflow="fold")
@@ -137,9 +138,9 @@ def _print(advice: Advice, model: str) -> None:
             ("> " if it.setting == advice.setting else "  ") + _short(it.setting),
             str(it.num_streams),
             f"{it.items_per_sec:.1f}",
-            short(it.mean_ms),
-            short(it.p50_ms),
-            short(it.p99_ms),
+            rounded(it.mean_ms),
+            rounded(it.p50_ms),
+            rounded(it.p99_ms),
             "all" if it.answered == 1 else f"{it.answered:.1%}",
             style="bold" if it.setting == advice.setting else None,
         )
@@ -155,7 +156,7 @@ def _short(setting: Setting) -> str:
 def _print_batches(console: Console, advice: Advice, model: str) -> None:
     first, *others = advice.batches
     larger = ", ".join(
-        f"batch_size={it.batch_size}: {it.items_per_sec:.1f} items/s, p50 {short(it.p50_ms)} ms"
+        f"batch_size={it.batch_size}: {it.items_per_sec:.1f} items/s, p50 {rounded(it.p50_ms)} ms"
         for it in others
     )
     best = advice.best_batch_size

@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 
 from deepsched.analysis import Analysis, Operator, analyze
-from deepsched.analysis.operators import Timed
+from deepsched.analysis.operators import Timings
 from deepsched.benchmark import bundled_model
 from deepsched.benchmark.report import flatten
 from deepsched.cli.console import Console
@@ -20,8 +20,8 @@ from deepsched.cli.files import check_distinct, output, to_json
 from deepsched.cli.help import HelpFormatter
 from deepsched.cli.options import add_model, add_sizes, finite, parse_shapes
 from deepsched.errors import OptionError
-from deepsched.formatting import short
-from deepsched.machine.contention import remark
+from deepsched.formatting import rounded
+from deepsched.machine.contention import contention_note, is_contended
 
 _EPILOG = """\
 What is timed are the operators that ONNX Runtime makes of the model, while one request runs alone.
@@ -153,7 +153,7 @@ def _print(analysis: Analysis, top: int) -> None:
     for it in analysis.types:
         types.add_row(it.op_type, str(it.count), *_figures(analysis, it, is_wide))
     console.print(types)
-    between = ", ".join(f"{cores}: {short(ms)} ms" for cores, ms in analysis.between_ms.items())
+    between = ", ".join(f"{cores}: {rounded(ms)} ms" for cores, ms in analysis.between_ms.items())
     console.print(f"Between operators, by cores: {between}\n")
     slowest = analysis.slowest[:top]
     if not is_wide:
@@ -183,7 +183,7 @@ def _table(title: str, names: Sequence[str], analysis: Analysis, is_wide: bool) 
     return table
 
 
-def _figures(analysis: Analysis, it: Timed, is_wide: bool) -> list[str]:
+def _figures(analysis: Analysis, it: Timings, is_wide: bool) -> list[str]:
     most = analysis.most_cores
     figures = [f"{analysis.share(it):.1%}"]
     figures += [f"{it.ms[cores]:.3f}" for cores in _shown(analysis, is_wide)]
@@ -204,7 +204,7 @@ def _or_dash(number: float | None, form: str) -> str:
 
 def _summary(analysis: Analysis) -> str:
     times = ", ".join(
-        f"{short(ms)} ms on {cores} core{'s' * (cores > 1)}"
+        f"{rounded(ms)} ms on {cores} core{'s' * (cores > 1)}"
         for cores, ms in analysis.plain_ms.items()
     )
     sentences = [f"A lone request takes {times}."]
@@ -223,8 +223,9 @@ def _summary(analysis: Analysis) -> str:
         )
     if most > 1:
         sentences.append(_stuck(analysis))
-    sentences.append(remark(analysis.others_share))
-    return " ".join(filter(None, sentences))
+    if is_contended(analysis.others_share):
+        sentences.append(contention_note(analysis.others_share))
+    return " ".join(sentences)
 
 
 def _stuck(analysis: Analysis) -> str:

@@ -15,7 +15,6 @@ from deepsched.benchmark import (
     ENGINES,
     Asked,
     OpenedEngine,
-    Setting,
     bundled_model,
     combinations,
     measure,
@@ -23,6 +22,7 @@ from deepsched.benchmark import (
     search_rate,
     sweep,
 )
+from deepsched.benchmark.engines import EngineSetting
 from deepsched.benchmark.plot import check_plot, plot_sweep
 from deepsched.benchmark.report import SEARCH_FIELDS, report, report_search, report_sweep, write_csv
 from deepsched.cli.benchmark_text import (
@@ -241,6 +241,7 @@ def run(args: argparse.Namespace) -> None:
     axes = _parse_sweep(args)
     _check(args, axes)
     _say_what_has_no_effect(args)
+    _make_custom_engine_importable(args.engine)
     # Opened before anything is measured: a path that cannot be written is known at once.
     with (
         ExitStack() as at_end,
@@ -258,6 +259,16 @@ def run(args: argparse.Namespace) -> None:
             write_csv(result.get("measurements", [result]), table)
     if result["interrupted"]:
         raise KeyboardInterrupt
+
+
+def _make_custom_engine_importable(engine: str) -> None:
+    """Puts the working folder, where a custom class usually lies, in sys.path, as `python -m` does.
+
+    For the `deepsched` script, which has its own folder there. Here and not in `open_engine`:
+    sys.path belongs to the program, not to a library.
+    """
+    if ":" in engine and engine not in ENGINES and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
 
 
 def _say_what_has_no_effect(args: argparse.Namespace) -> None:
@@ -341,7 +352,7 @@ def _search(args: argparse.Namespace, bar: ProgressBar) -> Result:
         found = search_rate(
             engine, p99_limit_ms=args.p99_limit, on_step=on_step, on_progress=bar.update, **options
         )
-        return report_search(_asked(args), Setting.of(engine), found)
+        return report_search(_asked(args), EngineSetting.of(engine), found)
 
 
 def _sweep(args: argparse.Namespace, axes: Mapping[str, Sequence[Any]], bar: ProgressBar) -> Result:
@@ -385,7 +396,7 @@ def _compare(args: argparse.Namespace, bar: ProgressBar) -> Result:
             loads = (1, 2 * num_streams) if args.callers is None else (args.callers,)
             interrupted = False
             for callers, engine in itertools.product(loads, (single, multi)):
-                name = Setting.of(engine).scheduler
+                name = EngineSetting.of(engine).scheduler
                 title = f"{name}, {callers} caller{'s' if callers > 1 else ''}"
                 try:
                     reports.append(_load(args, engine, callers, title, bar))
@@ -408,7 +419,7 @@ def _load(
     bar.begin(title, args.time + args.warmup_time)
     options = {**_load_options(args), "callers": callers}
     measurement = measure(engine, on_progress=bar.update, **options)
-    return report(_asked(args), Setting.of(engine), measurement)
+    return report(_asked(args), EngineSetting.of(engine), measurement)
 
 
 @contextmanager
@@ -456,8 +467,6 @@ def _scheduler(args: argparse.Namespace) -> Scheduler:
 
 
 def _engine_options(args: argparse.Namespace) -> dict[str, Any]:
-    if ":" in args.engine and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as `python -m` does; a class of the user's lies there
     return {
         "batch_size": args.batch_size,
         "num_cores": args.num_cores,

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from deepsched.benchmark.report import FIELDS
 from deepsched.cli.console import Console
-from deepsched.formatting import short
-from deepsched.machine.contention import remark
+from deepsched.formatting import rounded
+from deepsched.machine.contention import contention_note, is_contended
 
 Report = Mapping[str, Any]
 
@@ -65,8 +65,8 @@ def print_report(report: Report) -> None:
     print(f"Peak Memory (MB): {result['peak_memory_bytes'] / 1e6:.1f}")
     if result["throttled_seconds"]:
         print(f"Throttled by the CPU Quota (sec): {result['throttled_seconds']:.4f}")
-    if note := remark(result["others_share"]):
-        print(f"Note: {note}")
+    if is_contended(result["others_share"]):
+        print(f"Note: {contention_note(result['others_share'])}")
     if result["dropped"]:
         print(f"Dropped: {result['dropped']} requests; the load is more than the engine can do")
     elif not result["keeps_up"]:
@@ -92,15 +92,16 @@ def print_comparison(result: Report) -> None:
             str(report["num_streams"]),
             str(numbers["callers"]),
             f"{numbers['items_per_sec']:.1f}",
-            *(short(numbers[key]) for key in ("mean", "median", "90.0%", "99.0%")),
+            *(rounded(numbers[key]) for key in ("mean", "median", "90.0%", "99.0%")),
         )
     _print(table)
     print("Latency is of a whole call, waiting included.")
     for line in _comparison(reports):
         print(line)
     shares = [report["benchmark_result"]["others_share"] for report in reports]
-    if note := remark(max((share for share in shares if share is not None), default=None)):
-        print(note)
+    worst = max((share for share in shares if share is not None), default=None)
+    if is_contended(worst):
+        print(contention_note(worst))
     if result["interrupted"]:
         print("Interrupted: the last line was measured for a shorter time, others are missing.")
 
@@ -136,8 +137,8 @@ def print_sweep(result: Report) -> None:
         table.add_row(
             *values,
             f"{numbers['items_per_sec']:.1f}",
-            *(short(numbers[key]) for key in ("mean", "50.0%", "90.0%", "99.0%")),
-            "-" if cpu is None else short(cpu * 1e3),
+            *(rounded(numbers[key]) for key in ("mean", "50.0%", "90.0%", "99.0%")),
+            "-" if cpu is None else rounded(cpu * 1e3),
             f"{numbers['peak_memory_bytes'] / 1e6:.0f}",
         )
     _print(table)
@@ -154,7 +155,7 @@ def print_search(result: Report) -> None:
     for step in search["steps"]:
         table.add_row(
             f"{step['rate']:.2f}",
-            "-" if step["p99_ms"] is None else short(step["p99_ms"]),
+            "-" if step["p99_ms"] is None else rounded(step["p99_ms"]),
             str(step["dropped"]),
             *("yes" if step[name] else "no" for name in ("keeps_up", "is_held")),
         )

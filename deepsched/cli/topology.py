@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from rich.columns import Columns
 from rich.padding import Padding
@@ -19,10 +18,10 @@ from deepsched.cli.help import HelpFormatter
 from deepsched.cli.palette import fill_of, ink_of
 from deepsched.cli.topology_svg import draw_svg
 from deepsched.errors import OptionError
-from deepsched.machine.diagram import OFFLINE, UNUSED, Box, Cell, Picture, picture
+from deepsched.machine.diagram import OFFLINE, UNUSED, Box, Cell, Diagram, build_diagram
+from deepsched.machine.inventory import Machine, read_machine
 from deepsched.machine.partition import Partition, partition
-from deepsched.machine.sysfs import offline_cpus
-from deepsched.machine.topology import Core, Topology, online_cores
+from deepsched.machine.topology import Topology
 
 _MOST_CPUS = 8192  # NR_CPUS of an x86 kernel with MAXSMP
 
@@ -104,63 +103,20 @@ def run(args: argparse.Namespace) -> None:
     machine = _machine(args)
     topology = machine.topology
     parts = partition(topology, args.num_cores, args.num_streams, args.threads_per_core)
-    drawn = picture(topology, parts, machine.online, machine.offline)
+    diagram = build_diagram(topology, parts, machine.online, machine.offline)
     if args.svg:
         with writing(args.svg, "--svg") as file:
-            file.write(draw_svg(drawn))
+            file.write(draw_svg(diagram))
     if args.json:
-        print(to_json(to_dict(topology, parts, machine.forbidden_cpus)))
+        print(to_json(machine.to_dict(parts)))
         return
     console = Console()
-    _print_picture(console, drawn)
+    _print_diagram(console, diagram)
     for line in _reasons(args, topology, parts):
         console.print(line, soft_wrap=True)
-    for title, explanation in drawn.warnings:
+    for title, explanation in diagram.warnings:
         console.print(f"\n{title}", soft_wrap=True)
         console.print(Padding(explanation, (0, 0, 0, 2), expand=False))
-
-
-class Machine(NamedTuple):
-    """A machine, and what of it this process may use."""
-
-    topology: Topology
-    online: tuple[Core, ...]
-    offline: frozenset[int]
-
-    @property
-    def forbidden_cpus(self) -> list[int]:
-        """The CPUs that are offline, or not this process's to use; ascending."""
-        online = {cpu for core in self.online for cpu in core.cpus}
-        return sorted((online | self.offline) - set(self.topology.cpus))
-
-
-def read_machine(topology: Topology, root: str = "/") -> Machine:
-    """Adds to a topology what else is below the root that it was read from."""
-    return Machine(topology, online_cores(root), offline_cpus(Path(root)))
-
-
-def to_dict(
-    topology: Topology, parts: Partition, forbidden_cpus: Collection[int]
-) -> dict[str, Any]:
-    """Machine, streams and warnings, for JSON."""
-    return {
-        "topology": topology.to_dict(),
-        "streams": [
-            {
-                "index": stream.index,
-                "cpus": stream.cpus,
-                "l3_groups": stream.l3_groups,
-                "numa_nodes": stream.numa_nodes,
-                "packages": stream.packages,
-            }
-            for stream in parts.streams
-        ],
-        "warnings": [
-            {**warning.to_dict(), "explanation": warning.kind.explanation}
-            for warning in parts.warnings
-        ],
-        "forbidden_cpus": list(forbidden_cpus),
-    }
 
 
 def _machine(args: argparse.Namespace) -> Machine:
@@ -184,16 +140,16 @@ def _machine(args: argparse.Namespace) -> Machine:
     return read_machine(Topology.detect())
 
 
-# --- The picture ------------------------------------------------------------------------------
+# --- The diagram ------------------------------------------------------------------------------
 
 
-def _print_picture(console: Console, drawn: Picture) -> None:
-    console.print(drawn.title, style="bold")
-    for line in _lines(drawn, console.width):
+def _print_diagram(console: Console, diagram: Diagram) -> None:
+    console.print(diagram.title, style="bold")
+    for line in _lines(diagram, console.width):
         console.print(line, soft_wrap=True)
     console.print()
-    legend = [(_swatch(use), text) for use, text in drawn.legend]
-    num_streams = len(drawn.streams)
+    legend = [(_swatch(use), text) for use, text in diagram.legend]
+    num_streams = len(diagram.streams)
     if num_streams > 8:
         streams = (Text.assemble(swatch, " ", text) for swatch, text in legend[:num_streams])
         console.print(Columns(streams, padding=(0, 2)))
@@ -212,9 +168,9 @@ def _style(use: int | str) -> str:
     return "dim" if use == UNUSED else f"{ink_of(use)} on {fill_of(use)}"
 
 
-def _lines(drawn: Picture, width: int) -> Iterator[Text]:
-    field_width = max(len(_field(cell, 0)) for cell in drawn.cells)
-    has_kinds = drawn.has_kinds  # looks at every core
+def _lines(diagram: Diagram, width: int) -> Iterator[Text]:
+    field_width = max(len(_field(cell, 0)) for cell in diagram.cells)
+    has_kinds = diagram.has_kinds  # looks at every core
 
     def draw(boxes: Sequence[Box], indent: str) -> Iterator[Text]:
         title_width = max(0 if box.boxes else len(box.title) for box in boxes)
@@ -227,7 +183,7 @@ def _lines(drawn: Picture, width: int) -> Iterator[Text]:
                 fields = _fields(box.cells, has_kinds, field_width)
                 yield from _wrapped(start, fields, width)
 
-    yield from draw(drawn.boxes, "")
+    yield from draw(diagram.boxes, "")
 
 
 def _wrapped(start: str, fields: Iterator[Text], width: int) -> Iterator[Text]:

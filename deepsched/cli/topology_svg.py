@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 from deepsched.cli.palette import fill_of, ink_of
-from deepsched.machine.diagram import FORBIDDEN, OFFLINE, UNUSED, Box, Cell, Picture
+from deepsched.machine.diagram import FORBIDDEN, OFFLINE, UNUSED, Box, Cell, Diagram
 
 # Pixels.
 _WIDTH = 1080
@@ -29,30 +29,30 @@ _BOLD = 1.2
 """How much wider a bold one is."""
 
 
-def draw_svg(picture: Picture) -> str:
+def draw_svg(diagram: Diagram) -> str:
     """The text of an SVG file: boxes, a tooltip for each core, a legend, and the warnings.
 
     Example:
         >>> from deepsched import Topology, partition
-        >>> from deepsched.machine.diagram import picture
+        >>> from deepsched.machine.diagram import build_diagram
         >>> machine = Topology.synthetic(packages=2, cores_per_l3=4)
-        >>> draw_svg(picture(machine, partition(machine)))[:46]
+        >>> draw_svg(build_diagram(machine, partition(machine)))[:46]
         '<svg xmlns="http://www.w3.org/2000/svg" width='
     """
-    has_kinds = picture.has_kinds  # looks at every core
+    has_kinds = diagram.has_kinds  # looks at every core
     body = _stack(
         [
-            _text_block([picture.title], size=18, weight="bold"),
-            _flow([_box(box, has_kinds) for box in picture.boxes], _WIDTH),
-            _legend(picture),
-            *(_warning(title, text) for title, text in picture.warnings),
+            _text_block([diagram.title], size=18, weight="bold"),
+            _flow([_box(box, has_kinds) for box in diagram.boxes], _WIDTH),
+            _legend(diagram),
+            *(_warning(title, text) for title, text in diagram.warnings),
         ]
     )
     width, height = body.width + 2 * _MARGIN, body.height + 2 * _MARGIN
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height:g}" '
         f'viewBox="0 0 {width:g} {height:g}" font-family="DejaVu Sans, Verdana, sans-serif" '
-        f'font-size="12" fill="#222222">\n<title>{escape(picture.title)}</title>\n'
+        f'font-size="12" fill="#222222">\n<title>{escape(diagram.title)}</title>\n'
         '<rect width="100%" height="100%" fill="#ffffff"/>\n'
         f"{_at(_MARGIN, _MARGIN, body)}\n</svg>\n"
     )
@@ -182,9 +182,9 @@ def _tooltip(cell: Cell, place: str, has_kinds: bool) -> str:
     return f"{where}: {uses}" if where else uses
 
 
-def _legend(picture: Picture) -> _Piece:
-    entries = [_legend_entry(use, text) for use, text in picture.legend]
-    num_streams = len(picture.streams)
+def _legend(diagram: Diagram) -> _Piece:
+    entries = [_legend_entry(use, text) for use, text in diagram.legend]
+    num_streams = len(diagram.streams)
     width = max(entry.width for entry in entries[:num_streams])  # in columns
     streams = [_Piece(width, entry.height, entry.markup) for entry in entries[:num_streams]]
     return _stack([_flow(streams, _WIDTH), *entries[num_streams:]])

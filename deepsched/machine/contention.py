@@ -1,42 +1,50 @@
-"""How much of the CPUs that this process may use others take: what makes a measurement unsure."""
+"""CPU contention from other processes, which makes measurements unreliable."""
 
 from __future__ import annotations
 
 import os
 import time
 from pathlib import Path
+from typing import TypeGuard
 
 from deepsched.machine.sysfs import read_text
 
-DISTURBING = 0.1
-"""A share from which figures say more of the others than of what was measured."""
+CONTENDED_SHARE = 0.1
+"""From this share on, contention distorts figures by more than the differences they are to show."""
 
 
-class Neighbours:
-    """Counts from when it is made. The machine counts in ticks of 10 ms: too coarse for less than a
-    second or so."""
+class ContentionMonitor:
+    """Measures contention on the CPUs in this process's affinity mask, from construction on.
+
+    The kernel counts in ticks of 10 ms (USER_HZ), too coarse for intervals below about a second.
+    """
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._root = root
         self._cpus = os.sched_getaffinity(0)
         self._began = time.monotonic()
         self._own = time.process_time()
-        self._busy = busy_seconds(root, self._cpus)
+        self._busy = read_busy_seconds(root, self._cpus)
 
-    def share(self) -> float | None:
-        """What others took of the CPUs' time until now, a hypervisor that gave it to other machines
-        included: between 0 and 1. None where the machine does not tell."""
-        busy = busy_seconds(self._root, self._cpus)
+    def others_share(self) -> float | None:
+        """The share of these CPUs' time that others used so far, between 0 and 1; None if unknown.
+
+        Steal time counts as theirs: the hypervisor gave it to other virtual machines.
+        """
+        busy = read_busy_seconds(self._root, self._cpus)
         seconds = (time.monotonic() - self._began) * len(self._cpus)
         if busy is None or self._busy is None or seconds <= 0:
             return None
         others = busy - self._busy - (time.process_time() - self._own)
+        # Ticks and the process clock are not sampled at one moment: the difference may be negative.
         return min(1.0, max(0.0, others / seconds))
 
 
-def busy_seconds(root: Path, cpus: set[int]) -> float | None:
-    """For how long these CPUs have been busy, or stolen, since the machine started, together; None
-    where it does not tell (proc_stat(5))."""
+def read_busy_seconds(root: Path, cpus: set[int]) -> float | None:
+    """Busy and stolen time of these CPUs since boot, summed, in seconds, from proc_stat(5).
+
+    None where the kernel does not count all of them.
+    """
     ticks = 0
     seen = set()
     for line in (read_text(root / "proc/stat") or "").splitlines():
@@ -51,17 +59,22 @@ def busy_seconds(root: Path, cpus: set[int]) -> float | None:
     return ticks / os.sysconf("SC_CLK_TCK") if seen == cpus else None
 
 
-def remark(share: float | None) -> str:
-    """A sentence for those who read the figures; empty if others took little.
+def is_contended(others_share: float | None) -> TypeGuard[float]:
+    """Whether others used so much CPU time that figures are unreliable; False if unknown.
 
-    >>> remark(0.02), remark(None)
-    ('', '')
-    >>> remark(0.381)[:48]
-    'Other processes took 38% of these CPUs meanwhile'
+    >>> is_contended(0.02), is_contended(0.38), is_contended(None)
+    (False, True, False)
     """
-    if share is None or share < DISTURBING:
-        return ""
+    return others_share is not None and others_share >= CONTENDED_SHARE
+
+
+def contention_note(others_share: float) -> str:
+    """A sentence for the reader of figures that were measured under contention.
+
+    >>> contention_note(0.381)[:57]
+    'Other processes used 38% of these CPUs during measurement'
+    """
     return (
-        f"Other processes took {share:.0%} of these CPUs meanwhile, so the figures are unsure: run "
-        "it again when the machine is quiet."
+        f"Other processes used {others_share:.0%} of these CPUs during measurement, so the figures "
+        "are unreliable. Repeat it on an idle machine."
     )

@@ -1,6 +1,6 @@
-"""What a picture of the machine shows: nested boxes of cores, and who uses which. Pure functions.
+"""The diagram of a machine: nested boxes of cores, and what each CPU is used for. Pure functions.
 
-The terminal and the SVG file are both drawn from this.
+Rendered as text by the terminal, and as an SVG file.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ MEANINGS = {
     UNUSED: "this process may use these CPUs, the streams do not: second hardware threads of "
     "cores, cores beyond num_cores or the CPU quota",
     FORBIDDEN: "online, but outside the affinity mask or the cgroup's cpuset",
-    OFFLINE: "switched off; the machine does not tell which cores they are of",
+    OFFLINE: "switched off; the kernel does not expose which cores they belong to",
 }
-"""What a picture's legend says of the CPUs that are in no stream."""
+"""The legend's text for the CPUs that are in no stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,29 +31,29 @@ class Cell:
     """A core."""
 
     core: Core
-    """With all its online CPUs, whoever may use them."""
+    """With all its online CPUs, also those that this process may not use."""
     uses: tuple[int | str, ...]
-    """For each CPU of the core: the index of its stream, UNUSED, FORBIDDEN or OFFLINE."""
+    """Use of each CPU of the core: the index of its stream, UNUSED, FORBIDDEN or OFFLINE."""
 
     @property
     def use(self) -> int | str:
-        """What the core as a whole is for: its stream, if it is in one."""
+        """Use of the core as a whole: its stream, if any of its CPUs is in one."""
         streams = (use for use in self.uses if isinstance(use, int))
         return next(streams, UNUSED if UNUSED in self.uses else self.uses[0])
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A package, a NUMA node, an L3 cache, or several of these that are the same cores."""
+    """A package, a NUMA node, an L3 cache, or several of these that have the same cores."""
 
     title: str
     boxes: tuple[Box, ...]
-    """What it is made of; empty for a box that holds cores."""
+    """The boxes inside it; empty for a box that holds cores."""
     cells: tuple[Cell, ...]
     """Its cores, if it holds no boxes."""
 
     def leaves(self) -> Iterator[Box]:
-        """The boxes in it that hold cores, itself if it does."""
+        """The innermost boxes, which hold cores; itself if it is one."""
         if not self.boxes:
             yield self
         for box in self.boxes:
@@ -61,14 +61,14 @@ class Box:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A machine and what is made of it."""
+class Diagram:
+    """A machine and the streams made of it."""
 
     title: str
     boxes: tuple[Box, ...]
     streams: tuple[Stream, ...]
     warnings: tuple[tuple[str, str], ...]
-    """What is unwise about the streams, and its explanation."""
+    """The message and the explanation of each warning about the streams."""
 
     @property
     def has_kinds(self) -> bool:
@@ -83,42 +83,42 @@ class Picture:
 
     @property
     def legend(self) -> tuple[tuple[int | str, str], ...]:
-        """Each use that is in the picture, and what to say of it."""
+        """Each use that occurs in the diagram, with its text."""
         uses = {use for cell in self.cells for use in cell.uses}
         streams = [(it.index, f"stream {it.index}: {_describe(it)}") for it in self.streams]
         others = [(use, f"{use}: {text}") for use, text in MEANINGS.items() if use in uses]
         return (*streams, *others)
 
 
-def picture(
+def build_diagram(
     topology: Topology,
     parts: Partition,
     online: Sequence[Core] | None = None,
     offline: Collection[int] = (),
-) -> Picture:
-    """Arranges a machine for drawing.
+) -> Diagram:
+    """Arranges a machine's cores in nested boxes.
 
     Args:
-        topology: what the process may use of it.
-        parts: the streams that are made of that.
-        online: all cores of the machine (`machine.topology.online_cores`); None: the process may
-            use all.
-        offline: the CPUs that are switched off.
+        topology: the cores that the process may use.
+        parts: the streams made of them.
+        online: all online cores of the machine (`machine.topology.online_cores`); None if the
+            process may use them all.
+        offline: OS numbers of the offline CPUs.
 
     Example:
         >>> from deepsched import Topology, partition
         >>> machine = Topology.synthetic(packages=2, cores_per_l3=2, threads_per_core=2)
-        >>> drawn = picture(machine, partition(machine))
-        >>> [box.title for box in drawn.boxes]
+        >>> diagram = build_diagram(machine, partition(machine))
+        >>> [box.title for box in diagram.boxes]
         ['package 0 · NUMA node 0 · L3 0', 'package 1 · NUMA node 1 · L3 1']
-        >>> drawn.boxes[1].cells[0].uses
+        >>> diagram.boxes[1].cells[0].uses
         (1, 'unused')
     """
     use_of: dict[int, int | str] = dict.fromkeys(topology.cpus, UNUSED)
     use_of |= {cpu: stream.index for stream in parts.streams for cpu in stream.cpus}
     cores = topology.cores if online is None else online
     cells = [Cell(core, tuple(use_of.get(cpu, FORBIDDEN) for cpu in core.cpus)) for core in cores]
-    return Picture(
+    return Diagram(
         _title(topology, parts),
         (*_nest(cells, _levels(cores), _l3_titles(topology)), *_offline_box(offline)),
         parts.streams,
@@ -150,7 +150,11 @@ _LEVELS: tuple[_Level, ...] = (("package", "package"), ("numa_node", "NUMA node"
 
 
 def _levels(cores: Sequence[Core]) -> tuple[_Level, ...]:
-    """Those that the machine tells of, the coarsest first: a node may hold several packages."""
+    """The levels that the machine exposes, the coarsest first.
+
+    Sorted by the number of groups, since nesting differs: a package may have several NUMA nodes,
+    and a NUMA node may span several packages.
+    """
     counts = {level: len({getattr(core, level[0]) for core in cores}) for level in _LEVELS}
     known = [
         level for level in _LEVELS if any(getattr(core, level[0]) is not None for core in cores)
@@ -159,7 +163,10 @@ def _levels(cores: Sequence[Core]) -> tuple[_Level, ...]:
 
 
 def _l3_titles(topology: Topology) -> dict[int, str]:
-    """CPU -> its L3's number in the topology, which is what streams are told by."""
+    """CPU -> the title of its L3, by its id in the topology, which is what `Stream.l3_groups` has.
+
+    The ids in `online_cores` differ where the process may not use all caches.
+    """
     return {
         cpu: f"L3 {core.l3}" for core in topology.cores if core.l3 is not None for cpu in core.cpus
     }
@@ -175,7 +182,8 @@ def _nest(
     for number, group in itertools.groupby(cells, lambda cell: getattr(cell.core, level)):
         members = list(group)
         title = "" if number is None else f"{name} {number}"
-        if level == "l3" and number is not None:  # one that is all forbidden has no number
+        if level == "l3" and number is not None:
+            # A cache without usable CPUs has no id in the topology: its title has no number.
             cpus = (cpu for cell in members for cpu in cell.core.cpus)
             title = next((l3_titles[cpu] for cpu in cpus if cpu in l3_titles), name)
         boxes.append(_box(title, _nest(members, finer, l3_titles)))
@@ -189,7 +197,7 @@ def _offline_box(cpus: Collection[int]) -> Iterator[Box]:
 
 
 def _box(title: str, inner: tuple[Box, ...]) -> Box:
-    """A box around others; one alone is the same cores, so the two are drawn as one."""
+    """A box around others. With a single one inside, the two have the same cores and are merged."""
     if len(inner) > 1:
         return Box(title, inner, ())
     (only,) = inner
