@@ -1,4 +1,4 @@
-"""What a benchmark prints, from its report: DeepSparse's lines, and tables."""
+"""A benchmark's report as text: DeepSparse's lines, and tables."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def fields_help(fields: Mapping[str, tuple[str, str]] = FIELDS) -> str:
 def print_report(report: Report) -> None:
     """DeepSparse's lines in their order; ours between and after them."""
     result = report["benchmark_result"]
-    # DeepSparse prints what --scenario takes, and exports other words for it.
+    # DeepSparse prints the values of --scenario, but exports other names.
     scenario = {"singlestream": "sync", "multistream": "async"}
     print(f"Original Model Path: {report['orig_model_path']}")
     print(f"Batch Size: {report['batch_size']}")
@@ -42,10 +42,10 @@ def print_report(report: Report) -> None:
     print(f"Callers: {result['callers']}")
     print(f"Time (sec): {result['seconds_ran']:.1f}")
     if result["rate"] is not None:
-        times = "at random times" if result["poisson"] else "evenly spaced"
+        times = "Poisson arrivals" if result["poisson"] else "evenly spaced"
         print(f"Offered Load (requests/sec): {result['rate']:.4f}, {times}")
-        due = result["iterations"] + result["dropped"]
-        print(f"Answered: {result['iterations']} of the {due} requests that fell due")
+        num_arrived = result["iterations"] + result["dropped"]
+        print(f"Answered: {result['iterations']} of {num_arrived} requests that arrived")
     print(f"Throughput (items/sec): {result['items_per_sec']:.4f}")
     print(f"Latency Mean (ms/batch): {result['mean']:.4f}")
     print(f"Latency Median (ms/batch): {result['median']:.4f}")
@@ -68,10 +68,9 @@ def print_report(report: Report) -> None:
     if is_contended(result["others_share"]):
         print(f"Note: {contention_note(result['others_share'])}")
     if result["dropped"]:
-        print(f"Dropped: {result['dropped']} requests; the load is more than the engine can do")
+        print(f"Dropped: {result['dropped']} requests; the offered load exceeds the capacity")
     elif not result["keeps_up"]:
-        print("Falls Behind: latency grows for as long as this load lasts; it is more than the")
-        print("engine can do")
+        print("Falls Behind: latency grows for as long as the load lasts; it exceeds the capacity")
     if report["interrupted"]:
         ran, wanted = result["seconds_ran"], report["seconds_to_run"]
         print(f"Interrupted after {ran:.1f} of {wanted:g} seconds")
@@ -95,7 +94,7 @@ def print_comparison(result: Report) -> None:
             *(rounded(numbers[key]) for key in ("mean", "median", "90.0%", "99.0%")),
         )
     _print(table)
-    print("Latency is of a whole call, waiting included.")
+    print("Latency is that of a whole call, time in the queue included.")
     for line in _comparison(reports):
         print(line)
     shares = [report["benchmark_result"]["others_share"] for report in reports]
@@ -103,20 +102,20 @@ def print_comparison(result: Report) -> None:
     if is_contended(worst):
         print(contention_note(worst))
     if result["interrupted"]:
-        print("Interrupted: the last line was measured for a shorter time, others are missing.")
+        print("Interrupted: the last line was measured for a shorter time; others are missing.")
 
 
 def _comparison(reports: Sequence[Report]) -> Iterator[str]:
-    """What the figures say."""
+    """The best scheduler for one caller, and for many."""
     lone = [report for report in reports if report["benchmark_result"]["callers"] == 1]
     if len(lone) > 1:
         first = min(lone, key=lambda report: report["benchmark_result"]["median"])
-        yield f"One caller is answered soonest by {first['scheduler']}."
+        yield f"With 1 caller, {first['scheduler']} has the lowest latency."
     most = max(report["benchmark_result"]["callers"] for report in reports)
     crowd = [report for report in reports if report["benchmark_result"]["callers"] == most]
     if most > 1 and len(crowd) > 1:
         first = max(crowd, key=lambda report: report["benchmark_result"]["items_per_sec"])
-        yield f"Of {most} callers most a second are answered by {first['scheduler']}."
+        yield f"With {most} callers, {first['scheduler']} has the highest throughput."
 
 
 def print_sweep(result: Report) -> None:
@@ -145,11 +144,11 @@ def print_sweep(result: Report) -> None:
     for line in failed:
         print(line)
     if result["interrupted"]:
-        print("Interrupted: the last line may be of a shorter time, others are missing.")
+        print("Interrupted: the last line may be of a shorter time; others are missing.")
 
 
 def print_search(result: Report) -> None:
-    """The rates that were tried, and the report of the highest that held."""
+    """The rates that were tried, and the report of the highest one that held."""
     search = result["search"]
     table = _table("rates tried", ("requests/sec", "p99 ms", "dropped", "keeps up", "held"))
     for step in search["steps"]:
@@ -167,7 +166,7 @@ def print_search(result: Report) -> None:
     if result["interrupted"]:
         print("Interrupted: a higher rate may hold")
     elif not search["rate"]:
-        print("No rate held; the model takes longer by itself, or --time is too short")
+        print("No rate held; a lone request takes longer than the limit, or --time is too short")
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
@@ -178,5 +177,5 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
 
 def _print(table: Table) -> None:
-    width = None if sys.stdout.isatty() else 120  # into a file: whole, not cut at 80
+    width = None if sys.stdout.isatty() else 120  # into a file: do not truncate at 80 columns
     Console(width=width).print(table)
