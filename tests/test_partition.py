@@ -63,14 +63,15 @@ def test_stream_over_two_packages_is_warned_of() -> None:
         "uneven_sizes": (1, 2),
     }
     assert str(result.warnings[0]) == (
-        "stream 1 has cores in several packages, which costs remote memory; num_streams=2 avoids it"
+        "stream 1: cores in several packages, which costs remote memory accesses; "
+        "num_streams=2 avoids it"
     )
 
 
 def test_streams_that_share_an_l3_are_warned_of() -> None:
     result = partition(TWO_BY_EIGHT, num_streams=4)
     assert warned(result) == {"shares_l3": (0, 1, 2, 3)}
-    assert str(result.warnings[0]).startswith("streams 0-3 have to share L3 caches")
+    assert str(result.warnings[0]).startswith("streams 0-3: L3 cache shared")
 
 
 def test_stream_over_two_nodes_of_a_package_is_warned_of() -> None:

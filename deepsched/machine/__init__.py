@@ -1,1 +1,5 @@
-"""The machine, and the part of it that this process may use."""
+"""The machine, and the part of it that this process may use.
+
+sysfs and cgroup read the kernel's files; topology makes cores of them, partition cuts these into
+streams. Beside them: contention by other processes, the inventory of all CPUs, and its diagram.
+"""

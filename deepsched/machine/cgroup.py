@@ -1,10 +1,9 @@
-"""What the process's control group lets it use: CPUs (cpuset), CPU time (quota) and memory; and
-what these limits have cost.
+"""Limits of the process's control group (cpuset, CPU quota, memory), and how often they were hit.
 
-Version 2 (Documentation/admin-guide/cgroup-v2.rst), version 1 (Documentation/admin-guide/cgroup-v1/
-cpusets.rst, Documentation/scheduler/sched-bwc.rst), the "cpuset" file system from before both, and
-any mix of them. A controller lives in one hierarchy; which, and where it is mounted, only the
-mount table tells.
+Supports version 2 (Documentation/admin-guide/cgroup-v2.rst), version 1
+(Documentation/admin-guide/cgroup-v1/cpusets.rst, Documentation/scheduler/sched-bwc.rst), the
+"cpuset" file system that preceded both, and any mix of them. A controller is in one hierarchy; only
+the mount table has which one, and where it is mounted.
 """
 
 from __future__ import annotations
@@ -20,20 +19,20 @@ from deepsched.machine.sysfs import CpuSet, read_cpu_list, read_int, read_text
 
 
 class View(enum.Enum):
-    """How much of a controller's hierarchy the mounts show. A group is limited by those above."""
+    """How much of a controller's hierarchy is visible. A group is also limited by its ancestors."""
 
     nothing = enum.auto()
     """No mount shows the process's own group."""
     part = enum.auto()
-    """Its own and some above, not up to the top: what a container sees."""
+    """Its own group and some ancestors, but not the root: what a container sees."""
     whole = enum.auto()
-    """Its own and all above."""
+    """Its own group and all ancestors."""
     no_cgroups = enum.auto()
-    """The kernel has no control groups."""
+    """The kernel was built without control groups."""
 
 
 def view(root: Path, controller: str) -> View:
-    """What the limits read for this controller ("cpu", "cpuset", "memory") can be based on."""
+    """How much is visible for a controller ("cpu", "cpuset" or "memory")."""
     kinds = read_text(root / "proc/filesystems")
     if kinds and not _TYPES.keys() & set(kinds.split()):
         return View.no_cgroups
@@ -50,7 +49,7 @@ def view(root: Path, controller: str) -> View:
 
 
 def _read_version(root: Path, controller: str) -> int:
-    """The version of the hierarchy that the controller is in: 2 unless it is named for one of 1."""
+    """The version of the controller's hierarchy: 2 unless it is listed in one of version 1."""
     if any(controller in mount.options for mount in _read_mounts(root) if mount.version == 1):
         return 1
     lines = (line.split(":") for line in (read_text(root / "proc/self/cgroup") or "").splitlines())
@@ -59,10 +58,10 @@ def _read_version(root: Path, controller: str) -> int:
 
 
 def _is_below_the_top(folder: Path, version: int) -> bool:
-    """Whether a mount's root is a group with others above, as a cgroup namespace hides them.
+    """Whether a mount's root is not the hierarchy's root, whose ancestors a cgroup namespace hides.
 
-    All groups but the top one of version 2 have cgroup.events; none but the top one of version 1
-    has release_agent (a capture may lack both: then nothing says that there are more).
+    In version 2 all groups but the root have cgroup.events; in version 1 only the root has
+    release_agent. A capture may lack both files: then it is taken for the root.
     """
     if version == 2:
         return (folder / "cgroup.events").exists()
@@ -70,14 +69,14 @@ def _is_below_the_top(folder: Path, version: int) -> bool:
 
 
 def allowed_cpus(root: Path) -> CpuSet | None:
-    """The CPUs that the process's cpuset allows, offline ones perhaps among them.
+    """The CPUs that the process's cpuset allows, possibly including offline ones.
 
     Args:
-        root: where the machine's /proc lies; mount points are taken as below it.
+        root: the folder with proc/; mount points are relative to it.
 
     Returns:
-        The set of the nearest group, from the process's own upwards, that has one; None if none
-        has: the process may use every CPU.
+        The cpuset of the process's group, or of the nearest ancestor that has one; None if there is
+        none: the process may use every CPU.
     """
     for mount, folder in _group_folders(root, "cpuset"):
         cpus = read_cpu_list(folder, *_cpuset_files(mount))
@@ -87,8 +86,8 @@ def allowed_cpus(root: Path) -> CpuSet | None:
 
 
 def _cpuset_files(mount: _Mount) -> tuple[str, ...]:
-    """The files that say which CPUs a group has, the one that counts first."""
-    if mount.version == 2:  # what is configured may be empty ("as the parent"): the effective set
+    """The files with a group's CPUs, the authoritative one first."""
+    if mount.version == 2:  # cpuset.cpus may be empty, which means the parent's
         return ("cpuset.cpus.effective",)
     names = ("cpus", "effective_cpus")  # without prefix: mounted with "noprefix", or as "cpuset"
     if "cpuset_v2_mode" in mount.options:
@@ -97,17 +96,16 @@ def _cpuset_files(mount: _Mount) -> tuple[str, ...]:
 
 
 def cpu_quota(root: Path) -> float | None:
-    """How much CPU time the process may take, in cores; None if there is no limit.
+    """The CPU quota in cores; None if there is no limit.
 
-    A group may take no more than any group above it, so this is the smallest limit on the way from
-    the process's own group to the root.
+    Quotas of ancestors apply as well: this is the smallest from the process's group to the root.
     """
     quotas = [_quota(folder) for _, folder in _group_folders(root, "cpu")]
     return min((quota for quota in quotas if quota is not None), default=None)
 
 
 def _quota(folder: Path) -> float | None:
-    """Quota over period, both in microseconds."""
+    """A group's own quota in cores: quota over period, both in microseconds."""
     words = (read_text(folder / "cpu.max") or "").split()  # version 2: "max 100000" is no limit
     if len(words) != 2:
         names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")  # version 1: -1 is no limit
@@ -118,20 +116,20 @@ def _quota(folder: Path) -> float | None:
 
 
 class Throttling(NamedTuple):
-    """What a group's CPU quota has cost since the group was made."""
+    """Throttling by a group's CPU quota, since the group was created."""
 
     seconds: float
-    """For how long it was kept from running; summed over CPUs, so it may outrun the clock."""
+    """Throttled time, summed over CPUs: it may exceed the elapsed time."""
     num_throttled: int
-    """In how many periods the quota was used up."""
+    """Number of periods in which the quota was exhausted."""
     num_periods: int
-    """How many periods it ran in."""
+    """Number of periods in which the group ran."""
 
 
 def throttling(root: Path) -> tuple[Throttling, ...]:
-    """The process's own group first, then those above it, whose quotas stop it as well.
+    """Throttling of the process's group and its ancestors, whose quotas apply as well.
 
-    Groups of which the kernel does not tell are left out.
+    Groups without statistics are omitted.
     """
     stats = [_numbers(read_text(folder / "cpu.stat")) for _, folder in _group_folders(root, "cpu")]
     return tuple(
@@ -148,47 +146,47 @@ def throttled_seconds(root: Path) -> tuple[float, ...]:
 
 
 def _numbers(text: str | None) -> dict[str, int]:
-    """Lines of a name and a number."""
+    """Parses lines of a name and a number."""
     pairs = (line.split(" ", 1) for line in (text or "").splitlines() if " " in line)
     return {name: int(number) for name, number in pairs if number.isdecimal()}
 
 
 def memory_limit(root: Path) -> int | None:
-    """How many bytes the process and its group may hold; None if there is no limit.
+    """The memory limit in bytes; None if there is no limit.
 
-    The smallest limit on the way from the process's own group to the root.
+    The smallest from the process's group to the root.
     """
     limits = [_memory_limit(folder) for _, folder in _group_folders(root, "memory")]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
 def memory_high(root: Path) -> int | None:
-    """From how many bytes on the kernel slows the process and its group down; None: from none on.
+    """The memory.high threshold in bytes, above which the kernel throttles; None if unset.
 
-    Version 2 alone has it. The smallest on the way from the process's own group to the root.
+    The smallest from the process's group to the root. Version 2 only.
     """
     limits = [read_int(folder / "memory.high") for _, folder in _group_folders(root, "memory")]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
 class MemoryStall(NamedTuple):
-    """What a group's want of memory has cost since the group was made."""
+    """Time that a group was stalled on memory pressure, since the group was created."""
 
     seconds: float
-    """For how long one of its threads or more stood still."""
+    """Time in which at least one of its threads was stalled."""
     busy_seconds: float
-    """For how long it ran; summed over CPUs."""
+    """CPU time of the group, summed over CPUs."""
 
     @property
     def share(self) -> float:
-        """Of the time that it ran or stood still."""
+        """The stalled share of the time that it ran or was stalled."""
         return self.seconds / max(1e-6, self.seconds + self.busy_seconds)
 
 
 def memory_stall(root: Path) -> MemoryStall | None:
-    """Of the nearest group that memory.high slows down (Documentation/accounting/psi.rst).
+    """Memory pressure of the nearest group with a memory.high (Documentation/accounting/psi.rst).
 
-    None: there is none, or the kernel does not tell.
+    None if there is no such group, or no statistics.
     """
     for _, folder in _group_folders(root, "memory"):
         if read_int(folder / "memory.high") is not None:
@@ -201,10 +199,10 @@ def memory_stall(root: Path) -> MemoryStall | None:
 
 
 def oom_kills(root: Path) -> int | None:
-    """How many processes were killed because the memory limit was reached.
+    """Number of processes that were OOM-killed at the memory limit.
 
-    In the nearest group that has a limit, and in those below it; None: there is none, or the
-    kernel does not tell.
+    In the nearest group with a limit, and its descendants; None if there is no such group, or no
+    statistics.
     """
     for _, folder in _group_folders(root, "memory"):
         if _memory_limit(folder) is not None:
@@ -223,11 +221,11 @@ def _memory_limit(folder: Path) -> int | None:
 
 
 _NO_LIMIT = 1 << 60
-"""Version 1 has no word for "no limit": it shows the largest multiple of a page in 63 bits."""
+"""Version 1 shows "no limit" as the largest multiple of the page size in 63 bits."""
 
 
 def _group_folders(root: Path, controller: str) -> Iterator[tuple[_Mount, Path]]:
-    """The folders of the process's group and of those above it, nearest first, of each mount."""
+    """The folders of the process's group and its ancestors, nearest first, in each mount."""
     groups = _read_groups(root, controller)
     for mount in _read_mounts(root):
         if mount.version == 2 or controller in mount.options:
@@ -250,11 +248,11 @@ def _read_groups(root: Path, controller: str) -> dict[int, str]:
 
 
 def _upwards(root: Path, mount: _Mount, group: str) -> Iterator[Path]:
-    """The group's folder and its ancestors up to the mount point; missing ones do no harm.
+    """The group's folder and its ancestors up to the mount point; some may not exist.
 
-    Inside a container the mount shows only a part of the hierarchy, which starts at `mount.root`.
-    A group outside of that part (or one that a cgroup namespace shows as "/../name") cannot be
-    seen; the mount point is then the nearest to it that can.
+    In a container the mount shows only the part of the hierarchy below `mount.root`. A group
+    outside of that part (or shown as "/../name" by a cgroup namespace) is not visible; its nearest
+    visible ancestor is then the mount point.
     """
     top = root / mount.point.lstrip("/")
     place = _place(mount, group) or PurePosixPath()
@@ -263,7 +261,7 @@ def _upwards(root: Path, mount: _Mount, group: str) -> Iterator[Path]:
 
 
 def _place(mount: _Mount, group: str) -> PurePosixPath | None:
-    """Where the mount shows the group, from the mount point on; None where it does not."""
+    """The group's path relative to the mount point; None if it is not visible there."""
     path = PurePosixPath(group)
     inside = path.is_relative_to(mount.root) and ".." not in path.parts
     return path.relative_to(mount.root) if inside else None
@@ -273,21 +271,21 @@ def _place(mount: _Mount, group: str) -> PurePosixPath | None:
 class _Mount:
     point: str
     root: str
-    """Which group the mount point shows."""
+    """The group at the mount point."""
     version: int
     options: frozenset[str]
-    """Version 1: the controllers are among them."""
+    """In version 1 they include the controllers."""
 
 
 def _read_mounts(root: Path) -> list[_Mount]:
-    """The mounts of control groups: Documentation/filesystems/proc.rst, 3.5 for mountinfo."""
+    """The mounts of control groups (Documentation/filesystems/proc.rst, 3.5 for mountinfo)."""
     mounts = []
     for line in (read_text(root / "proc/self/mountinfo") or "").splitlines():
-        # One space between two words: a mount's source may be empty.
+        # Split at single spaces: a mount's source may be empty.
         words, _, rest = (part.split(" ") for part in line.partition(" - "))
         if len(words) > 4 and len(rest) > 2 and rest[0] in _TYPES:
             mounts.append(_mount(words[4], words[3], rest[0], rest[2]))
-    if not mounts:  # a capture may have the short table only
+    if not mounts:  # a capture may only have the short table
         for line in (read_text(root / "proc/mounts") or "").splitlines():
             words = line.split(" ")
             if len(words) > 3 and words[2] in _TYPES:
@@ -297,20 +295,20 @@ def _read_mounts(root: Path) -> list[_Mount]:
 
 def _mount(point: str, shown: str, kind: str, options: str) -> _Mount:
     names = frozenset(options.split(","))
-    if kind == "cpuset":  # one controller, and no option that says so
+    if kind == "cpuset":  # it has one controller, which is not among its options
         names |= {"cpuset"}
     return _Mount(_unescape(point), _unescape(shown), _TYPES[kind], names)
 
 
-# Type of file system -> version. The old cpuset file system behaves as version 1.
+# File system type -> version. The old cpuset file system behaves like version 1.
 _TYPES = {"cgroup2": 2, "cgroup": 1, "cpuset": 1}
 
 
 def _unescape(text: str) -> str:
-    r"""Space, tab, newline and backslash stand as \040 and the like."""
+    r"""Decodes octal escapes such as \040, used for space, tab, newline and backslash."""
     return _path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text))
 
 
 def _path(text: str) -> str:
-    """What may be asked of the OS: paths with a zero byte raise ValueError, not OSError."""
+    """Removes NUL bytes, with which paths would raise ValueError instead of OSError."""
     return text.replace("\0", "")

@@ -1,4 +1,4 @@
-"""Partition: a topology, cut into streams. Pure functions."""
+"""Partition: cuts a topology into streams. Pure functions."""
 
 from __future__ import annotations
 
@@ -24,88 +24,87 @@ class Stream:
 
     index: int
     cores: tuple[Core, ...]
-    """Neighbours in topology order."""
+    """Adjacent in topology order."""
     cpus: tuple[int, ...]
-    """OS numbers of the hardware threads to use, core by core."""
+    """OS numbers of the hardware threads that it uses, core by core."""
 
     @property
     def numa_nodes(self) -> tuple[int, ...]:
-        """The OS's numbers of the NUMA nodes that it touches, in topology order."""
+        """OS numbers of the NUMA nodes of its cores, in topology order."""
         return distinct(core.numa_node for core in self.cores)
 
     @property
     def l3_groups(self) -> tuple[int, ...]:
-        """The ids of the L3 caches that it touches, in topology order."""
+        """Ids of the L3 caches of its cores, in topology order."""
         return distinct(core.l3 for core in self.cores)
 
     @property
     def packages(self) -> tuple[int, ...]:
-        """The OS's numbers of the packages that it touches, in topology order."""
+        """OS numbers of the packages of its cores, in topology order."""
         return distinct(core.package for core in self.cores)
 
 
 class WarningKind(enum.StrEnum):
-    """What can be unwise about a partition. Members equal their words."""
+    """Kinds of performance problem of a partition. Members equal their strings."""
 
     straddles_packages = "straddles_packages"
-    """A stream's cores are in several packages: it pays for remote memory."""
+    """A stream's cores are in several packages: some access remote memory."""
 
     straddles_nodes = "straddles_nodes"
-    """A stream's cores are in several NUMA nodes of one package: the same, but cheaper."""
+    """A stream's cores are in several NUMA nodes of one package: the same at lower cost."""
 
     shares_l3 = "shares_l3"
     """Several streams use one L3 cache: they evict each other's data."""
 
     uneven_sizes = "uneven_sizes"
-    """Some streams have a core less than others: their requests take longer."""
+    """Some streams have one core less than others: their requests take longer."""
 
     mixed_kinds = "mixed_kinds"
     """A stream has cores of several kinds: the fast ones wait for the slow ones."""
 
     @property
     def explanation(self) -> str:
-        """What it costs, and what to do.
+        """The cost of it, and what to do.
 
-        >>> WarningKind.uneven_sizes.explanation.startswith("A request takes as long as")
+        >>> WarningKind.uneven_sizes.explanation.startswith("Requests on streams")
         True
         """
         return _EXPLANATIONS[self]
 
 
 _EXPLANATIONS = {
-    WarningKind.straddles_packages: "The weights of a stream lie in the memory of its first "
-    "core's node; its cores in other packages read them, and hand over what each operator made, "
-    "over the link between the packages: the longest way that the machine has, with the least "
-    "bandwidth. Choose num_streams so that each package holds whole streams (as many as there are "
-    "packages, or a multiple), or a num_cores that fits into one package.",
-    WarningKind.straddles_nodes: "The weights of a stream lie in the memory of its first core's "
-    "node; its other cores read them over the link to that node, with more latency and less "
-    "bandwidth. The nodes are in one package, so this costs less than two packages do. Choose "
-    "num_streams so that each NUMA node holds whole streams.",
+    WarningKind.straddles_packages: "The weights of a stream are in the memory of its first "
+    "core's node. Its cores in other packages read them, and exchange activations, over the link "
+    "between the packages, which has the highest latency and the lowest bandwidth of the machine. "
+    "Choose num_streams so that each package has whole streams (the number of packages or a "
+    "multiple), or a num_cores that fits into one package.",
+    WarningKind.straddles_nodes: "The weights of a stream are in the memory of its first core's "
+    "node. Its cores in other nodes read them with more latency and less bandwidth. The nodes are "
+    "in one package, so this costs less than several packages. Choose num_streams so that each "
+    "NUMA node has whole streams.",
     WarningKind.shares_l3: "Streams on one L3 cache evict each other's activations and weights, so "
-    "that each may run slower than alone, the more the larger the model. It is often worth it: "
-    "small models, and those whose operators do not scale with cores, gain more from streams side "
-    "by side than the cache costs. `deepsched benchmark --sweep num_streams=1,2,4` tells; one "
-    "stream per L3 cache is the default.",
-    WarningKind.uneven_sizes: "A request takes as long as its stream has cores for: the streams "
-    "that have a core less answer later, which shows in the high percentiles, though not in the "
-    "throughput. Choose a num_streams that divides the number of cores, or a num_cores that it "
-    "divides.",
-    WarningKind.mixed_kinds: "Most operators are cut into equal parts, one for each core, and are "
-    "done when the slowest core is: the fast cores of such a stream wait for its slow ones. Choose "
-    "num_streams so that no stream has both, or a num_cores that leaves the slow ones out.",
+    "that each may run slower than alone, especially with large models. It often pays: small "
+    "models, and those that do not scale with cores, gain more from parallel streams than they "
+    "lose by cache misses. `deepsched benchmark --sweep num_streams=1,2,4` measures it; the default "
+    "is one stream per L3 cache.",
+    WarningKind.uneven_sizes: "Requests on streams with one core less take longer, which affects "
+    "the high percentiles of latency, though not the throughput. Choose a num_streams that divides "
+    "the number of cores, or a num_cores that it divides.",
+    WarningKind.mixed_kinds: "Most operators are split into equal parts, one per core, and end "
+    "with the slowest core: the fast cores of such a stream wait for its slow ones. Choose "
+    "num_streams so that no stream has both, or a num_cores that excludes the slow ones.",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class PartitionWarning:
-    """Something unwise about a partition; `str()` gives the message."""
+    """A performance problem of a partition; `str()` gives the message."""
 
     kind: WarningKind
     streams: tuple[int, ...]
-    """The indexes of the streams concerned."""
+    """Indexes of the affected streams."""
     message: str
-    """Which streams, what it costs, and what to do: a sentence for a log."""
+    """A sentence for a log: the streams, the cost, and what to do."""
 
     def __str__(self) -> str:
         return self.message
@@ -116,7 +115,7 @@ class PartitionWarning:
 
 
 class Partition(NamedTuple):
-    """The streams, and what is unwise about them."""
+    """The streams, and warnings about them."""
 
     streams: tuple[Stream, ...]
     warnings: tuple[PartitionWarning, ...]
@@ -128,25 +127,24 @@ def partition(
     num_streams: int | None = None,
     threads_per_core: int = 1,
 ) -> Partition:
-    """Cuts the cores into streams: neighbours in topology order, none in two streams.
+    """Cuts the cores into disjoint streams, each of adjacent cores in topology order.
 
-    Sizes differ by one core at most; the larger streams come first.
+    Sizes differ by at most one core; the larger streams come first.
 
     Args:
         topology: the machine.
-        num_cores: how many physical cores to use; None for the budget: all of them, but no more
-            than the cgroup's CPU quota, rounded up. Fewer than there are come from as few
-            packages as possible, evenly spread over those; within a package from the most capable
-            kind of core first, then from as few NUMA nodes and L3 caches as possible, evenly
-            spread as well. Of equal choices the one with more usable cores is taken, then the
-            first in topology order.
-        num_streams: how many; None for one per L3 cache of the cores used (if the machine tells
-            of none: one per NUMA node, else per package, else one).
-        threads_per_core: how many hardware threads of each core to use; a core with fewer gives
-            what it has.
+        num_cores: number of physical cores to use; None for all of them, but no more than the
+            cgroup's CPU quota, rounded up. A subset is taken from as few packages as possible,
+            spread evenly over these; within a package from the most capable kind of core first,
+            then from as few NUMA nodes and L3 caches as possible, also spread evenly. Ties go to
+            the group with more usable cores, then to the first in topology order.
+        num_streams: number of streams; None for one per L3 cache of the cores used (if there is
+            none: one per NUMA node, else per package, else one).
+        threads_per_core: number of hardware threads to use of each core; all of a core that has
+            fewer.
 
     Raises:
-        StreamConfigError: a number is not an integer, or is out of the bounds that it names.
+        StreamConfigError: an argument is not an integer, or out of range.
 
     Example:
         >>> machine = Topology.synthetic(packages=2, cores_per_l3=8)
@@ -154,7 +152,8 @@ def partition(
         >>> [(stream.cpus[0], stream.cpus[-1]) for stream in streams]
         [(0, 5), (6, 10), (11, 15)]
         >>> print(warnings[0])
-        stream 1 has cores in several packages, which costs remote memory; num_streams=2 avoids it
+        stream 1: cores in several packages, which costs remote memory accesses; num_streams=2 \
+avoids it
     """
     cores = _cores_to_use(topology, num_cores)
     threads = _check_int("threads_per_core", threads_per_core)
@@ -169,10 +168,10 @@ def partition(
 
 
 def most_cores(topology: Topology, num_cores: int | None = None) -> int:
-    """How many cores there are to use.
+    """Number of cores that `partition` would use.
 
     Raises:
-        StreamConfigError: fewer than num_cores.
+        StreamConfigError: num_cores is not an integer, or out of range.
 
     >>> most_cores(Topology.synthetic(packages=2, cores_per_l3=8))
     16
@@ -180,7 +179,7 @@ def most_cores(topology: Topology, num_cores: int | None = None) -> int:
     return len(_cores_to_use(topology, num_cores))
 
 
-# --- What was asked for -----------------------------------------------------------------------
+# --- Arguments --------------------------------------------------------------------------------
 
 
 def _check_int(name: str, value: object) -> int:
@@ -223,11 +222,11 @@ def _num_streams(cores: Sequence[Core], num_streams: int | None) -> int:
     return 1
 
 
-# --- Which cores ------------------------------------------------------------------------------
+# --- Choice of cores --------------------------------------------------------------------------
 
 
 def _choose(cores: Sequence[Core], count: int, choices: Sequence[_Choice]) -> Iterator[Core]:
-    """`count` of the cores; each choice shares them out over the groups of one level."""
+    """Chooses `count` cores; each choice distributes them over the groups of one level."""
     if count == len(cores) or not choices:
         yield from cores[:count]
         return
@@ -245,7 +244,7 @@ _Shares = dict[int | None, int]
 
 
 def _few_and_even(sizes: _Shares, count: int) -> _Shares:
-    """As few groups as possible, so the largest; as even as they can.
+    """From as few groups as possible, hence the largest ones, and as evenly as possible.
 
     Example:
         >>> _few_and_even({0: 8, 1: 2, 2: 8}, 9)
@@ -255,7 +254,7 @@ def _few_and_even(sizes: _Shares, count: int) -> _Shares:
     totals = itertools.accumulate(size for _, size in by_size)
     num_groups = next(number for number, total in enumerate(totals, start=1) if total >= count)
     shares: _Shares = {}
-    # The smallest first: what it cannot give, the larger ones share.
+    # The smallest first: the larger ones share what it lacks.
     for rest in range(num_groups, 0, -1):
         number, size = by_size[rest - 1]
         shares[number] = min(size, count // rest)
@@ -289,18 +288,18 @@ def _cut(cores: tuple[Core, ...], count: int) -> Iterator[tuple[Core, ...]]:
         start = end
 
 
-# --- What is unwise about it ------------------------------------------------------------------
+# --- Warnings ---------------------------------------------------------------------------------
 
 
 class _Row:
-    """The cores in a row, and where in it a level's ids change: the same for every way to cut."""
+    """The cores in order, and where each level's ids change; independent of how they are cut."""
 
     def __init__(self, cores: Sequence[Core]) -> None:
         self.cores = cores
         self._changes: dict[str, list[tuple[int, int]]] = {}
 
     def changes(self, level: str) -> list[tuple[int, int]]:
-        """Positions of cores next to each other, those without an id left out, whose ids differ."""
+        """Positions of adjacent cores whose ids differ; cores without an id are skipped."""
         if level not in self._changes:
             ids = [getattr(core, level) for core in self.cores]
             known = [position for position, number in enumerate(ids) if number is not None]
@@ -310,7 +309,7 @@ class _Row:
 
     @functools.cached_property
     def l3_users(self) -> list[list[int]]:
-        """The positions of each L3's cores, ascending."""
+        """Positions of each L3's cores, ascending."""
         users: dict[int, list[int]] = {}
         for position, core in enumerate(self.cores):
             if core.l3 is not None:
@@ -319,7 +318,7 @@ class _Row:
 
 
 class _CutRow:
-    """A row cut into so many streams, as `_cut` does; without making them."""
+    """A row cut into `count` streams as by `_cut`, without making them."""
 
     def __init__(self, row: _Row, count: int) -> None:
         self.row = row
@@ -328,20 +327,20 @@ class _CutRow:
         self._in_larger = self.num_larger * (self._size + 1)
 
     def stream_of(self, position: int) -> int:
-        """Which stream the core is in."""
+        """Index of the stream that the core is in."""
         if position < self._in_larger:
             return position // (self._size + 1)
         return self.num_larger + (position - self._in_larger) // self._size
 
     def touching_several(self, level: str) -> Iterator[int]:
-        """The streams whose cores have several ids; may name one again."""
+        """Streams whose cores have several ids; may repeat."""
         for one, next_ in self.row.changes(level):
             stream = self.stream_of(one)
             if stream == self.stream_of(next_):
                 yield stream
 
     def touches_several(self, stream: int, level: str) -> bool:
-        """Whether this one's have."""
+        """Whether this stream's cores have several ids."""
         changes = self.row.changes(level)
         start = stream * self._size + min(stream, self.num_larger)
         index = bisect.bisect_left(changes, (start, 0))
@@ -353,20 +352,20 @@ def _warnings(cores: tuple[Core, ...], count: int) -> Iterator[PartitionWarning]
     for kind, (find, what) in _CHECKS.items():
         streams = tuple(sorted(set(find(_CutRow(row, count)))))
         if streams:
-            subject = "stream {} has" if len(streams) == 1 else "streams {} have"
+            subject = "stream" if len(streams) == 1 else "streams"
             numbers = format_cpu_list(streams).replace(",", ", ")
             better = _nearest_without(find, row, count)
             remedy = f"num_streams={better} avoids it"
             if kind == WarningKind.shares_l3:
-                remedy = f"deepsched advise MODEL tells whether that pays, {remedy}"
-            message = f"{subject.format(numbers)} {what}; {remedy}"
+                remedy = f"deepsched advise MODEL measures whether it pays; {remedy}"
+            message = f"{subject} {numbers}: {what}; {remedy}"
             yield PartitionWarning(kind, streams, message)
 
 
 def _nearest_without(find: _Check, row: _Row, count: int) -> int:
-    """There always is one: a single stream shares nothing, and a single core straddles nothing.
+    """The nearest number of streams without this problem.
 
-    Most counts are out with the first stream that is found; the others need not be looked for.
+    There always is one: a single stream shares nothing, and a stream of one core straddles nothing.
     """
     nearest_first = sorted(range(1, len(row.cores) + 1), key=lambda other: abs(other - count))
     return next(
@@ -380,7 +379,7 @@ def _straddling_packages(cut: _CutRow) -> Iterator[int]:
 
 def _straddling_nodes(cut: _CutRow) -> Iterator[int]:
     for stream in cut.touching_several("numa_node"):
-        # Those that straddle packages straddle nodes as well: no need to say so.
+        # Streams that straddle packages always straddle nodes: one warning is enough.
         if not cut.touches_several(stream, "package"):
             yield stream
 
@@ -400,24 +399,24 @@ def _mixing_kinds(cut: _CutRow) -> Iterator[int]:
 
 
 _Check = Callable[[_CutRow], Iterator[int]]
-"""The indexes of the streams that a kind of warning is of."""
+"""Finds the indexes of the streams with a kind of problem."""
 
 _CHECKS: dict[WarningKind, tuple[_Check, str]] = {
     WarningKind.straddles_packages: (
         _straddling_packages,
-        "cores in several packages, which costs remote memory",
+        "cores in several packages, which costs remote memory accesses",
     ),
     WarningKind.straddles_nodes: (
         _straddling_nodes,
-        "cores in several NUMA nodes, which costs remote memory",
+        "cores in several NUMA nodes, which costs remote memory accesses",
     ),
     WarningKind.shares_l3: (
         _sharing_l3,
-        "to share L3 caches with other streams, which costs cache misses",
+        "L3 cache shared with other streams, which costs cache misses",
     ),
-    WarningKind.uneven_sizes: (_smaller, "a core less than the others, which costs time"),
+    WarningKind.uneven_sizes: (_smaller, "one core less than the others, which costs latency"),
     WarningKind.mixed_kinds: (
         _mixing_kinds,
-        "cores of several kinds, of which the fast wait for the slow",
+        "cores of several kinds, of which the fast ones wait for the slow ones",
     ),
 }

@@ -1,9 +1,9 @@
-"""What the kernel tells of each online CPU: files below /sys and /proc -> CpuFacts.
+"""Reads each online CPU from /sys and /proc.
 
 The files are documented in the kernel's Documentation/ABI/stable/sysfs-devices-system-cpu,
 Documentation/ABI/testing/sysfs-devices-system-cpu, Documentation/ABI/stable/sysfs-devices-node and
 Documentation/admin-guide/cputopology.rst. Any of them may be missing: old kernels lack some,
-virtual machines and containers lack others.
+virtual machines and containers others.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from deepsched.errors import TopologyError
 
 CpuSet = frozenset[int]
-"""OS numbers of CPUs. Empty also where the kernel does not tell."""
+"""OS numbers of CPUs. Also empty if unknown."""
 
 _NONE: CpuSet = frozenset()
 
@@ -26,7 +26,7 @@ CpuInfo = Mapping[int, Mapping[str, str]]
 """proc/cpuinfo: the fields of each CPU, by its number."""
 
 _SAME_KIND = 1.15
-"""Cores belong to one kind as long as the next more capable one is at most 15% above.
+"""Cores are of one kind as long as the next more capable one is at most 15% above.
 
 Wide enough for favoured cores, whose maximum frequency is a few percent above their siblings'
 (Turbo Boost Max 3.0: 5.2 and 5.0 GHz; Arm: capacities 1024 and 997), narrow enough for two
@@ -40,30 +40,29 @@ class CpuFacts:
 
     cpu: int
     core: CpuSet
-    """The hardware threads of its core, itself among them."""
+    """The hardware threads of its core, itself included."""
     package: int | None
     numa_node: int | None
     kind: int
-    """0 for the least capable kind of core of the machine."""
+    """Kind of its core, 0 for the least capable one of the machine."""
     package_cpus: CpuSet
     die: CpuSet
     cluster: CpuSet
     l2: CpuSet
-    """Who shares its L2 cache for data."""
+    """The CPUs that share its L2 data cache."""
     l3: CpuSet
 
 
 def read_cpus(root: Path) -> list[CpuFacts]:
-    """The online CPUs of the machine whose /sys and /proc lie below `root`, by OS number.
+    """The online CPUs of the machine whose /sys and /proc are in `root`, by OS number.
 
     Raises:
-        TopologyError: no such folder, no CPU in it, or a file holds something else than a set of
-            CPUs.
+        TopologyError: the folder does not exist or has no CPUs, or a file in it is malformed.
     """
     if not os.path.isdir(root):
         raise TopologyError(f"cannot read a machine from {root}: no such folder")
     online = _online_cpus(root)
-    # proc/cpuinfo is slow to read: the kernel asks every CPU. Only where sysfs tells too little.
+    # proc/cpuinfo is slow (the kernel queries every CPU): read only if sysfs is incomplete.
     has_sysfs = all((root / _CPU / f"cpu{cpu}/topology").is_dir() for cpu in online)
     cpuinfo = {} if online and has_sysfs else read_cpuinfo(root)
     online = online or frozenset(cpuinfo)
@@ -98,7 +97,7 @@ def _read_cpu(
     return CpuFacts(
         cpu=cpu,
         core=core,
-        # The kernel writes -1 where the firmware names no package.
+        # The kernel writes -1 if the firmware has no package id.
         package=package if package is not None and package >= 0 else None,
         numa_node=numa_node,
         kind=kind,
@@ -117,18 +116,18 @@ _NODE = "sys/devices/system/node"
 
 
 def read_text(path: Path) -> str | None:
-    """The file's text without surrounding space; None where it cannot be read."""
+    """The file's text, stripped; None if it cannot be read."""
     try:
         return path.read_text(errors="replace").strip(" \t\n\0")
-    except OSError:  # missing, or an attribute that exists and refuses to be read
+    except OSError:  # missing, or an attribute whose read fails
         return None
 
 
 def read_cpu_list(folder: Path, *names: str) -> CpuSet:
-    """The CPUs in the first of these files that names any; empty where none does.
+    """The CPUs in the first of these files that has any; empty if none has.
 
     Raises:
-        TopologyError: a file is not in the list format, as in "0-3,8".
+        TopologyError: a file is not a CPU list such as "0-3,8".
     """
     return _read_cpu_set(folder, names, parse_cpu_list)
 
@@ -138,10 +137,10 @@ def _read_cpu_mask(folder: Path, *names: str) -> CpuSet:
 
 
 def _read_siblings(topology: Path, *names: str) -> CpuSet:
-    """A set of topology/, under its name since Linux 5.3 or its older one.
+    """A set in topology/, by its name since Linux 5.3 or its older one.
 
-    The mask before the list here and elsewhere: until Linux 5.15 the kernel cut a file off at one
-    page, which a list of many CPUs may exceed and a mask does not.
+    Masks are read before lists, here and below: until Linux 5.15 the kernel truncated files at one
+    page, which a list of many CPUs may exceed, but not a mask.
     """
     return _read_cpu_mask(topology, *names) or read_cpu_list(
         topology, *(f"{name}_list" for name in names)
@@ -161,10 +160,10 @@ def _read_cpu_set(folder: Path, names: Iterable[str], parse: Callable[[str], Cpu
 
 
 def parse_cpu_list(text: str) -> CpuSet:
-    """The kernel's list format, as in "0-3,8".
+    """Parses the kernel's list format, such as "0-3,8".
 
     Raises:
-        ValueError: `text` is not such a list.
+        ValueError: `text` is not in that format.
 
     Example:
         >>> sorted(parse_cpu_list("0-3,8"))
@@ -178,7 +177,7 @@ def parse_cpu_list(text: str) -> CpuSet:
 
 
 def format_cpu_list(cpus: Iterable[int]) -> str:
-    """The reverse of `parse_cpu_list`.
+    """Formats CPUs in the kernel's list format; the inverse of `parse_cpu_list`.
 
     Example:
         >>> format_cpu_list([8, 0, 1, 2, 3])
@@ -200,14 +199,14 @@ def _parse_mask(text: str) -> CpuSet:
 
 
 def read_int(path: Path) -> int | None:
-    """The number that the file holds; None where it cannot be read or holds something else."""
+    """The number in the file; None if it cannot be read or is not a number."""
     try:
         return int(read_text(path) or "")
     except ValueError:
         return None
 
 
-# --- Which CPUs there are ---------------------------------------------------------------------
+# --- CPUs -------------------------------------------------------------------------------------
 
 
 def _online_cpus(root: Path) -> CpuSet:
@@ -216,8 +215,8 @@ def _online_cpus(root: Path) -> CpuSet:
     online = read_cpu_list(folder, "online")
     if online:
         return online & present if present else online
-    # Old kernels have no such list. Some of theirs remove the topology/ of an offline CPU, and a
-    # CPU that cannot be taken offline has no "online" file.
+    # Old kernels have no such list. Some of them remove topology/ of an offline CPU; a CPU that
+    # cannot be taken offline has no "online" file.
     has_topology = frozenset(cpu for cpu in present if (folder / f"cpu{cpu}/topology").is_dir())
     return frozenset(
         cpu for cpu in has_topology or present if read_text(folder / f"cpu{cpu}/online") != "0"
@@ -225,17 +224,17 @@ def _online_cpus(root: Path) -> CpuSet:
 
 
 def offline_cpus(root: Path) -> CpuSet:
-    """The CPUs that are there and switched off; the kernel does not tell what core they are of.
+    """The present CPUs that are offline; the kernel does not expose their cores.
 
     Raises:
-        TopologyError: a file holds something else than a set of CPUs.
+        TopologyError: a file is malformed.
     """
     folder = root / _CPU
     return (read_cpu_list(folder, "present") or _numbered(folder, "cpu")) - _online_cpus(root)
 
 
 def _numbered(folder: Path, prefix: str) -> CpuSet:
-    """The numbers N of the entries "<prefix><N>" of a folder."""
+    """The numbers N of a folder's entries named "<prefix><N>"."""
     try:
         names = [entry.name for entry in folder.iterdir()]
     except OSError:
@@ -262,7 +261,7 @@ def _own_core(topology: Path) -> CpuSet:
 
 
 def read_cpuinfo(root: Path) -> CpuInfo:
-    """What proc/cpuinfo says of each CPU; empty where it cannot be read."""
+    """The fields of each CPU in proc/cpuinfo; empty if it cannot be read."""
     blocks = (read_text(root / "proc/cpuinfo") or "").split("\n\n")
     cpus = {}
     for block in blocks:
@@ -274,7 +273,7 @@ def read_cpuinfo(root: Path) -> CpuInfo:
 
 
 def _core_by_cpuinfo(cpu: int, cpuinfo: CpuInfo) -> tuple[CpuSet, int | None]:
-    """The core's CPUs and its package; "physical id" and "core id" are x86's and ia64's."""
+    """The core's CPUs and its package; only x86 and ia64 have "physical id" and "core id"."""
 
     def place(fields: Mapping[str, str]) -> tuple[str | None, str | None]:
         return fields.get("physical id"), fields.get("core id")
@@ -291,13 +290,13 @@ def _core_by_cpuinfo(cpu: int, cpuinfo: CpuInfo) -> tuple[CpuSet, int | None]:
 
 
 def _read_caches(folder: Path, core: CpuSet) -> dict[int, CpuSet]:
-    """Level -> the CPUs that share this CPU's cache of that level for data."""
+    """Level -> the CPUs that share this CPU's data cache of that level."""
     caches: dict[int, CpuSet] = {}
     for index in sorted(_numbered(folder, "index")):
         cache = folder / f"index{index}"
         level = read_int(cache / "level")
         if level in (2, 3) and read_text(cache / "type") != "Instruction":
-            # ia64 leaves the set empty for caches that one core has to itself.
+            # On ia64 the set is empty for caches that are private to one core.
             caches[level] = (
                 _read_cpu_mask(cache, "shared_cpu_map")
                 or read_cpu_list(cache, "shared_cpu_list")
@@ -307,19 +306,19 @@ def _read_caches(folder: Path, core: CpuSet) -> dict[int, CpuSet]:
 
 
 def _read_nodes(root: Path, online: CpuSet) -> dict[int, int]:
-    """CPU -> its NUMA node. A CPU may have none: its node's memory is offline or missing."""
+    """CPU -> its NUMA node. CPUs of nodes whose memory is offline or missing are omitted."""
     folder = root / _NODE
     nodes = _numbered(folder, "node")
     nodes &= read_cpu_list(folder, "online") or nodes
-    if not nodes:  # a kernel without NUMA takes all memory for node 0
+    if not nodes:  # a kernel without NUMA: all memory is in node 0
         return dict.fromkeys(online, 0)
     owner: dict[int, int] = {}
     for node in sorted(nodes):
         cpus = _read_cpu_mask(folder / f"node{node}", "cpumap") or read_cpu_list(
             folder / f"node{node}", "cpulist"
         )
-        # A CPU is in one node only. Broken firmware made kernels list all CPUs in every node:
-        # the first is as good as any, and the others hold nothing that sets CPUs apart.
+        # A CPU is in one node. With broken firmware some kernels list all CPUs in every node: then
+        # the nodes do not distinguish CPUs, and the first one is taken for all.
         if owner.keys().isdisjoint(cpus):
             owner.update(dict.fromkeys(cpus, node))
     return owner
@@ -331,16 +330,16 @@ def _read_nodes(root: Path, online: CpuSet) -> dict[int, int]:
 def _read_kinds(root: Path, online: CpuSet) -> dict[int, int]:
     """CPU -> kind of its core, 0 for the least capable.
 
-    The first source that tells kinds apart decides:
+    From the first source that distinguishes kinds:
 
-    1. Intel's hybrid machines have one performance monitoring unit per type of core, with a
-       folder that lists the type's CPUs (tools/perf/Documentation/intel-hybrid.txt).
-    2. cpu_capacity: speed relative to the fastest core, with its design and frequency counted in
+    1. Intel's hybrid machines have a performance monitoring unit per type of core, whose folder
+       lists the type's CPUs (tools/perf/Documentation/intel-hybrid.txt).
+    2. cpu_capacity: performance relative to the fastest core, from design and frequency
        (Documentation/scheduler/sched-capacity.rst). Arm and RISC-V; all 1024 on most x86.
-    3. cpufreq/base_frequency: what the core sustains (Documentation/admin-guide/pm/intel_pstate).
+    3. cpufreq/base_frequency: the sustained frequency (Documentation/admin-guide/pm/intel_pstate).
     4. cpufreq/cpuinfo_max_freq.
 
-    Numbers make a new kind where the next higher one is more than 15% above (`_SAME_KIND`).
+    A new kind begins where the next higher number is more than 15% above (`_SAME_KIND`).
     """
     by_type = [
         read_cpu_list(root / "sys/devices" / pmu, "cpus") & online
@@ -362,7 +361,10 @@ def _read_kinds(root: Path, online: CpuSet) -> dict[int, int]:
 
 
 def frequency_folders(root: Path, online: CpuSet) -> dict[int, Path]:
-    """CPU -> its cpufreq policy; cpu<N>/cpufreq is a link to it, or is missing from a capture."""
+    """CPU -> the folder of its cpufreq policy.
+
+    cpu<N>/cpufreq is a link to it, which a capture may lack: hence related_cpus as well.
+    """
     folders = {cpu: root / _CPU / f"cpu{cpu}/cpufreq" for cpu in online}
     for number in _numbered(root / _CPU / "cpufreq", "policy"):
         policy = root / _CPU / f"cpufreq/policy{number}"
@@ -372,7 +374,7 @@ def frequency_folders(root: Path, online: CpuSet) -> dict[int, Path]:
 
 
 def _split_kinds(capability: Mapping[int, int]) -> dict[int, int]:
-    """Kinds by a number that is 0 where it is not known; all one kind if it is not known of all."""
+    """Kinds by a number; a single kind if it is unknown (0) for any CPU."""
     values = sorted(set(capability.values()))
     if values[0] == 0:
         return dict.fromkeys(capability, 0)

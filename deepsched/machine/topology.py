@@ -1,7 +1,7 @@
-"""Topology: the machine, cut down to what this process may use.
+"""Topology: the cores that this process may use, and how they share caches and memory.
 
-Pure reading: the root folder of the machine's files can be given, so that a captured machine
-behaves like this one.
+The root folder of the machine's files is a parameter, so that a captured machine behaves like this
+one.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from deepsched.machine.sysfs import CpuFacts, CpuSet
 
 @dataclass(frozen=True, slots=True)
 class Core:
-    """A physical core. Two cores share a cache, node or package exactly when the ids are equal."""
+    """A physical core. Two cores share a cache, node or package exactly if its ids are equal."""
 
     cpus: tuple[int, ...]
     """OS numbers, ascending, of those of its hardware threads that this process may use."""
     l2: int | None
-    """Numbered from 0 in topology order; None where the machine does not tell."""
+    """Numbered from 0 in topology order; None if unknown."""
     l3: int | None
-    """Numbered from 0 in topology order; None where the machine does not tell."""
+    """Numbered from 0 in topology order; None if unknown."""
     numa_node: int | None
-    """The OS's number; None where the CPU's node has no memory online."""
+    """OS number; None if the CPU's node has no online memory."""
     package: int | None
-    """The OS's number; None where the machine does not tell."""
+    """OS number; None if unknown."""
     kind: int
-    """0 for the least capable kind of core of the machine, rising; 0 if there is but one."""
+    """Kind of core, numbered from 0 for the least capable one of the machine."""
 
 
 @dataclass(frozen=True, repr=False)
 class Topology:
-    """The cores that this process may use, and how much of their time.
+    """The cores that this process may use, and its CPU quota.
 
     Example:
         >>> machine = Topology.synthetic(packages=2, cores_per_l3=2, threads_per_core=2)
@@ -49,15 +49,15 @@ class Topology:
     """
 
     cores: tuple[Core, ...]
-    """In topology order: package, node, L3, core. Cores that share something are neighbours."""
+    """In topology order: package, node, L3, core. Cores that share something are adjacent."""
     cpu_quota: float | None = None
-    """The CPU time that the cgroup grants, in cores; None if it does not limit it."""
+    """The cgroup's CPU quota in cores; None if there is none."""
     is_local: bool = field(default=False, compare=False)
-    """Whether this is the machine that the process runs on; says nothing about the machine."""
+    """Whether this is the machine that the process runs on. Not part of comparisons."""
 
     @classmethod
     def detect(cls) -> Topology:
-        """This machine, for the calling thread: its affinity mask and its cgroup count.
+        """This machine, limited to the calling thread's affinity mask and cgroup.
 
         Raises:
             TopologyError: /sys and /proc cannot be read.
@@ -72,15 +72,15 @@ class Topology:
     def from_sysfs(
         cls, root: str | os.PathLike[str], affinity: Iterable[int] | None = None
     ) -> Topology:
-        """A machine whose /sys and /proc were captured.
+        """A machine from a capture of its /sys and /proc.
 
         Args:
-            root: the folder that holds sys/ and proc/. The mount points of cgroups, as
-                proc/mounts names them, are inside it as well.
-            affinity: OS numbers of the CPUs that the process may use; None for all of them.
+            root: the folder with sys/ and proc/, and with the mount points of cgroups that
+                proc/mounts lists.
+            affinity: OS numbers of the CPUs that the process may use; None for all.
 
         Raises:
-            TopologyError: `root` holds no machine, or none of its CPUs may be used.
+            TopologyError: `root` has no machine, or none of its CPUs may be used.
 
         Example:
             >>> Topology.from_sysfs("/no/such/machine")
@@ -100,9 +100,9 @@ folder
         cores_per_l3: int = 8,
         threads_per_core: int = 1,
     ) -> Topology:
-        """A regular machine, with an L2 for each core.
+        """A regular machine, with a private L2 for each core.
 
-        CPUs are numbered as Linux usually does: the first threads of all cores, then the second
+        CPUs are numbered as usual on Linux: first the first threads of all cores, then the second
         ones.
 
         Raises:
@@ -132,26 +132,26 @@ folder
 
     @property
     def cpus(self) -> tuple[int, ...]:
-        """The OS numbers of all CPUs that this process may use, ascending."""
+        """OS numbers of all CPUs that this process may use, ascending."""
         return tuple(sorted(cpu for core in self.cores for cpu in core.cpus))
 
     @property
     def l3_groups(self) -> tuple[int, ...]:
-        """The ids of the L3 caches, in topology order."""
+        """Ids of the L3 caches, in topology order."""
         return distinct(core.l3 for core in self.cores)
 
     @property
     def numa_nodes(self) -> tuple[int, ...]:
-        """The OS's numbers of the NUMA nodes that have CPUs here, in topology order."""
+        """OS numbers of the NUMA nodes of these CPUs, in topology order."""
         return distinct(core.numa_node for core in self.cores)
 
     @property
     def packages(self) -> tuple[int, ...]:
-        """The OS's numbers of the packages, in topology order."""
+        """OS numbers of the packages, in topology order."""
         return distinct(core.package for core in self.cores)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything about it, ready for JSON."""
+        """All fields, ready for JSON."""
         return asdict(self)
 
     def __repr__(self) -> str:
@@ -164,20 +164,20 @@ folder
 
 
 def distinct(ids: Iterable[int | None]) -> tuple[int, ...]:
-    """Each id once, in the order of its first appearance, without None."""
+    """The distinct ids in order of first appearance, without None."""
     return tuple(dict.fromkeys(number for number in ids if number is not None))
 
 
 def online_cores(root: str | os.PathLike[str] = "/") -> tuple[Core, ...]:
-    """The cores of all online CPUs of a machine, whoever may use them.
+    """The cores of all online CPUs of a machine, also those that this process may not use.
 
-    Caches may have other numbers than in a Topology, which numbers those that it has.
+    Ids of caches may differ from those in a Topology, which only numbers its own.
 
     Args:
-        root: the folder that holds sys/ and proc/.
+        root: the folder with sys/ and proc/.
 
     Raises:
-        TopologyError: `root` holds no machine.
+        TopologyError: `root` has no machine.
 
     Example:
         >>> {cpu for core in online_cores() for cpu in core.cpus} >= set(Topology.detect().cpus)
@@ -192,7 +192,7 @@ def _read(root: Path, affinity: Iterable[int] | None, is_local: bool) -> Topolog
 
 
 def _cores(cpus: Iterable[CpuFacts]) -> tuple[Core, ...]:
-    # Grouped by who says it is in the set, so that no CPU is in two cores, whatever the files say.
+    # Grouped by equal sets, so that no CPU is in two cores even if the files contradict each other.
     by_core: dict[CpuSet, list[CpuFacts]] = {}
     for facts in cpus:
         by_core.setdefault(facts.core, []).append(facts)
@@ -228,16 +228,16 @@ def _usable(
 
 
 def _number_caches(caches: Iterable[CpuSet]) -> dict[CpuSet, int]:
-    """Cache, named by the CPUs that share it -> its number. The empty set is no cache."""
+    """CPUs that share a cache -> the id of the cache. The empty set is no cache."""
     return dict(zip(dict.fromkeys(filter(None, caches)), itertools.count(), strict=False))
 
 
 def _in_topology_order(cores: list[list[CpuFacts]]) -> list[list[CpuFacts]]:
-    """Sorted so that cores that share something are neighbours: the coarsest level first.
+    """Sorted by the coarsest level first, so that cores that share something are adjacent.
 
-    Which level is the coarser differs: a node may hold several packages or be one of several in a
-    package, it may hold several L3s or be one of several that share one. Of two levels that nest,
-    the one with fewer groups is the outer one.
+    The order of levels differs: a node may contain several packages or be a part of one, contain
+    several L3s or be one of several nodes that share one. Of two nested levels the outer one is
+    that with fewer groups.
     """
 
     def num_groups(level: Callable[[CpuFacts], Hashable]) -> int:
@@ -251,7 +251,7 @@ def _first(cpus: CpuSet) -> int:
     return min(cpus, default=-1)
 
 
-# Packages whose number the firmware does not tell still have sets.
+# Packages without a number from the firmware are distinguished by their sets.
 _LEVELS: tuple[Callable[[CpuFacts], tuple[int, ...]], ...] = (
     lambda facts: (-1 if facts.package is None else facts.package, _first(facts.package_cpus)),
     lambda facts: (-1 if facts.numa_node is None else facts.numa_node,),
