@@ -28,10 +28,11 @@ from deepsched.machine.partition import Stream
 from deepsched.models.compiled import DEFAULT, CacheDir, Compiled, open_model
 from deepsched.models.memory_usage import Memory, arenas, measure
 from deepsched.models.prepare import ModelLike, Shapes, explain_override
-from deepsched.models.random_inputs import open_sizes, random_value
-from deepsched.runtime.model import Model
+from deepsched.models.random_inputs import random_inputs
 from deepsched.scheduler import Scheduler
-from deepsched.scheduling.stats import Counts, Stats
+from deepsched.scheduling.layout import lay_out
+from deepsched.scheduling.stats import Stats
+from deepsched.scheduling.streams import ServedModel, SharedStreams
 from deepsched.timeline.trace import TracedModel
 
 logger = logging.getLogger("deepsched")
@@ -70,8 +71,6 @@ class Engine:
         >>> engine.close()
     """
 
-    _is_closed = True  # until there is something to close
-
     def __init__(
         self,
         model: ModelLike,
@@ -87,13 +86,14 @@ class Engine:
     ) -> None:
         self._owns_context = context is None
         if context is None:
-            context = Context(
+            layout = lay_out(
                 num_cores,
                 num_streams,
-                Scheduler.default if scheduler is None else scheduler,
+                Scheduler.from_str(Scheduler.default if scheduler is None else scheduler),
                 "core" if pin is None else pin,
-                _is_shared=False,
+                None,
             )
+            context = Context._over(SharedStreams(layout, is_exclusive=True))
         elif not isinstance(context, Context):
             raise OptionError(f"context must be a Context, got {context!r}")
         elif (num_cores, num_streams, scheduler, pin) != (None,) * 4:
@@ -102,27 +102,33 @@ class Engine:
                 "Context(...) when engines share one"
             )
         self._context = context
+        self._shared = shared = context._shared
         try:
-            self._opened = open_model(
-                model, batch_size, input_shapes, cache_dir, context._groups, context._open_session
+            opened = open_model(
+                model,
+                batch_size,
+                input_shapes,
+                cache_dir,
+                shared.layout.groups,
+                shared.open_session,
             )
-            self._model: Model = Model(context._dispatcher, self._opened.sessions)
-            self._arenas = arenas(self._opened.sessions)
-            if context.scheduler == Scheduler.elastic:
-                self._measure_speed()
+            name = Path(opened.path).stem if opened.path else "model"
+            self._served = ServedModel(shared, opened, TracedModel(name, opened.batch_size))
+            self._model = self._served.model
+            self._arenas = arenas(opened.sessions)
+            if shared.layout.scheduler == Scheduler.elastic:
+                self._measure_scaling()
             self._born = time.monotonic()
-            self._is_closed = False
-            context._adopt(self)
-            if self._opened.changed_fixed_sizes:
+            shared.serve(self._served)
+            if opened.changed_fixed_sizes:
                 self._try_out(input_shapes)
         except BaseException:
             self._abort_init()
             raise
 
-    def _measure_speed(self) -> None:
+    def _measure_scaling(self) -> None:
         try:
-            inputs = self.generate_random_inputs()
-            self._context._measure_speed(self._model, inputs, self._opened.compiled.folder)
+            self._shared.measure_scaling(self._served, self.generate_random_inputs())
         except (OptionError, InputError, InferenceError) as error:
             logger.warning(
                 "requests take one stream each, since how the model scales cannot be measured with "
@@ -137,22 +143,22 @@ class Engine:
             raise explain_override(error, self.batch_size, input_shapes) from error
 
     def _abort_init(self) -> None:
+        if hasattr(self, "_served"):
+            self._served.close()
         if self._owns_context:
             self._context.close()
-        elif not self._is_closed:
-            self._close_model()
 
     # --- What the model is ------------------------------------------------------------------
 
     @property
     def model_path(self) -> str | None:
         """The file that the model came from; None if it was given as bytes or as a ModelProto."""
-        return self._opened.path
+        return self._served.opened.path
 
     @property
     def batch_size(self) -> int | None:
         """The batch that it was compiled for; None for what the model's file takes."""
-        return self._opened.batch_size
+        return self._served.opened.batch_size
 
     @property
     def input_names(self) -> list[str]:
@@ -214,7 +220,7 @@ class Engine:
     @property
     def compiled(self) -> Compiled:
         """Whether its sessions share one copy of the weights, and where that is kept."""
-        return self._opened.compiled
+        return self._served.opened.compiled
 
     def memory(self) -> Memory:
         """What its memory goes into, read from the process's own maps; takes milliseconds.
@@ -222,20 +228,16 @@ class Engine:
         Raises:
             ClosedError: it has been closed.
         """
-        if self._is_closed:
+        if self.is_closed:
             raise ClosedError("this engine is closed, and its memory freed")
-        return measure(self._opened.sessions, self._arenas, self._opened.inodes)
-
-    @property
-    def _traced(self) -> TracedModel:
-        name = Path(self.model_path).stem if self.model_path else "model"
-        return TracedModel(name, self.batch_size)
+        opened = self._served.opened
+        return measure(opened.sessions, self._arenas, opened.inodes)
 
     def __repr__(self) -> str:
         return (
             f"<{type(self).__name__} {self.model_path or 'model'}: batch_size={self.batch_size}, "
             f"{self.scheduler}, {self.num_cores} cores in {self.num_streams} streams"
-            f"{', closed' if self._is_closed else ''}>"
+            f"{', closed' if self.is_closed else ''}>"
         )
 
     # --- Running it -------------------------------------------------------------------------
@@ -315,7 +317,7 @@ class Engine:
         """
         if type(inp) is not list:
             inp = self._in_order(inp)
-        return self._context._resolver.submit(self._model, inp, timeout, priority, val_inp, block)
+        return self._shared.resolver.submit(self._model, inp, timeout, priority, val_inp, block)
 
     def run_async(
         self,
@@ -477,12 +479,7 @@ class Engine:
 
     def stats(self) -> Stats:
         """What happened to its requests so far; queue figures are the context's."""
-        return self._context._summary(self._counts(), self._born)
-
-    def _counts(self) -> Counts:
-        counts = self._context._new_counts()
-        counts.add(self._model.counts())
-        return counts
+        return self._shared.stats(self._served.counts(), self._born)
 
     def _in_order(self, inputs: Inputs) -> list[Any]:
         if isinstance(inputs, Mapping):
@@ -506,38 +503,15 @@ class Engine:
         )
 
     def generate_random_inputs(self) -> list[Any]:
-        """An array for each input that fits it; sizes that may be any are batch_size, then 1."""
-        rng = np.random.default_rng(0)
-        return [random_value(rng, info, self.batch_size or 1) for info in self._model.inputs]
-
-    def _tried_inputs(self, warns: bool = False) -> list[Any]:
-        """Random inputs that it has answered once. `warns`: whether to log the sizes made up.
-
-        Raises:
-            InferenceError: it fails; says so if made-up sizes may be the reason.
-        """
-        inputs = self.generate_random_inputs()
-        made_up = open_sizes(self._model.inputs, inputs)
-        hint = "input_shapes (on the command line --input_shapes) gives others"
-        try:
-            self.run(inputs)
-        except InferenceError as error:
-            if not made_up:
-                raise
-            raise InferenceError(
-                f"{error}. The inputs were made up, with size 1 where the model leaves a size open "
-                f"({made_up}); {hint}"
-            ) from error
-        if made_up and warns:
-            logger.warning("sizes that the model leaves open are 1 (%s); %s", made_up, hint)
-        return inputs
+        """An array for each input that fits it; open sizes are batch_size, then 1."""
+        return random_inputs(self._model.inputs, self.batch_size)
 
     # --- Its end ----------------------------------------------------------------------------
 
     @property
     def is_closed(self) -> bool:
         """Whether `close` has been called, here or on the context."""
-        return self._is_closed
+        return self._served.is_closed
 
     def close(self) -> None:
         """Ends queued requests as closed, waits for the running ones, frees everything.
@@ -547,18 +521,10 @@ class Engine:
         if self._owns_context:
             self._context.close()
         else:
-            self._close_model()
-
-    def _close_model(self) -> None:
-        was_closed, self._is_closed = self._is_closed, True
-        self._model.close()
-        if not was_closed:
-            self._context._roster.retire(self._model)
-            if self._opened.entry is not None:
-                self._opened.entry.close()
+            self._served.close()
 
     def __enter__(self) -> Engine:
-        if self._is_closed:
+        if self.is_closed:
             raise ClosedError("this engine is closed; compile the model again to use it")
         return self
 
@@ -566,7 +532,7 @@ class Engine:
         self.close()
 
     def __del__(self) -> None:
-        if not self._is_closed:
+        if hasattr(self, "_served") and not self.is_closed:
             self.close()
 
 

@@ -218,7 +218,7 @@ def test_cancelling_a_task_cancels_its_request(spin):
         running = asyncio.ensure_future(spin.run_async(LONG))
         queued = asyncio.ensure_future(spin.run_async(LONG))
         await asyncio.sleep(0)  # both start
-        while not spin.context._dispatcher.num_busy:
+        while not spin.context._shared.dispatcher.num_busy:
             await asyncio.sleep(0.001)
         for task in (queued, running):
             task.cancel()

@@ -6,7 +6,7 @@ whatever it says, a group is used only after it has been claimed.
 
 cimport cython
 from deepsched.runtime.futex cimport now_ns
-from deepsched.runtime.policy cimport GroupTree, choose_group, roomiest_leaf
+from deepsched.runtime.policy cimport PolicyTree, choose_group, roomiest_leaf
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 
@@ -20,11 +20,11 @@ cdef uint64_t BRIEFLY_NS = 10_000
 cdef class Elastic:
     """Of one dispatcher; `groups` are its streams, the leaves of `tree`."""
 
-    def __cinit__(self, GroupTree tree not None, CoreGroups groups not None):
+    def __cinit__(self, PolicyTree tree not None, CoreGroups groups not None):
         self.tree = tree.tree
         self.groups = groups
 
-    cdef void arrives(
+    cdef void record_arrival(
         self, RunLength* lengths, size_t num_waiting
     ) noexcept nogil:
         """A request comes, and finds `num_waiting` others in the backlog."""
@@ -46,7 +46,7 @@ cdef class Elastic:
 
     cdef int choose(self, int leaf, RunLength* lengths, size_t num_waiting) noexcept nogil:
         """The group around `leaf`, which the caller owns, for the first of `num_waiting`."""
-        cdef uint64_t run_ns[MOST_GROUPS]
+        cdef uint64_t run_ns[MAX_GROUPS]
         cdef int group
         for group in range(self.tree.num_groups):
             run_ns[group] = lengths[group].expected_ns.load(memory_order_relaxed)
@@ -54,7 +54,7 @@ cdef class Elastic:
 
     cdef int choose_by(self, int leaf, uint64_t* run_ns, size_t num_waiting) noexcept nogil:
         """The group around `leaf`, which the caller owns, for the first of `num_waiting`."""
-        cdef uint64_t busy[MOST_LEAVES]
+        cdef uint64_t busy[MAX_LEAVES]
         cdef uint64_t free = self.groups.free_groups() | (<uint64_t>1 << leaf)
         cdef uint64_t now = now_ns()
         cdef int other
@@ -85,10 +85,10 @@ cdef class Elastic:
                 longest = max(longest, self.remaining_ns(other, now))
         return longest
 
-    cdef int wanted(self, int leaf, size_t num_waiting) noexcept nogil:
+    cdef int preferred_group(self, int leaf, size_t num_waiting) noexcept nogil:
         """The group that the first of `num_waiting` had better run on, or wait for one as wide. The
         caller owns the leaf."""
-        cdef uint64_t run_ns[MOST_GROUPS]
+        cdef uint64_t run_ns[MAX_GROUPS]
         cdef int group
         for group in range(self.tree.num_groups):
             run_ns[group] = self.latest_run_ns[group].load(memory_order_relaxed)
@@ -122,7 +122,7 @@ cdef class Elastic:
             return group
         return leaf
 
-    cdef void begins(self, int group, RunLength* lengths) noexcept nogil:
+    cdef void record_start(self, int group, RunLength* lengths) noexcept nogil:
         """The caller, who owns `group`, runs a request there."""
         cdef uint64_t expected_ns = lengths[group].expected_ns.load(memory_order_relaxed)
         cdef uint64_t until = now_ns() + expected_ns if expected_ns else 0
@@ -160,7 +160,7 @@ cdef class Elastic:
                         length - length // 16 + target // 16 + 1, memory_order_relaxed
                     )
 
-    cdef void ends(self, int group, int leaf) noexcept nogil:
+    cdef void record_end(self, int group, int leaf) noexcept nogil:
         """The run is over; of the group, `leaf` stays the caller's."""
         cdef int other
         for other in range(self.tree.low[group], self.tree.high[group]):

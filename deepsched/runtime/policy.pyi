@@ -1,6 +1,6 @@
 from collections.abc import Sequence
 
-class GroupTree:
+class PolicyTree:
     """The tree of core groups, natively."""
 
     def __init__(self, leaves: Sequence[tuple[int, int]], parents: Sequence[int]) -> None: ...

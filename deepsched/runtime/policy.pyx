@@ -63,7 +63,7 @@ cdef double _total_latency(
 ) noexcept nogil:
     # When each group of the level will be free, negative: the library's heaps have the largest on
     # top.
-    cdef double heap[MOST_LEAVES]
+    cdef double heap[MAX_LEAVES]
     cdef int index, leaf, group, num_heap = 0
     cdef double free_at, end, total = 0
     cdef uint64_t latest
@@ -86,7 +86,7 @@ cdef double _total_latency(
 
 
 @cython.final
-cdef class GroupTree:
+cdef class PolicyTree:
     """The tree of core groups, natively.
 
     Args:
@@ -94,7 +94,7 @@ cdef class GroupTree:
             first, wider ones later, the root last (deepsched.scheduling.group_tree.tree_of).
         parents: of each group, the group that it is merged into; -1 for the root.
 
-    >>> tree = GroupTree([(0, 1), (1, 2), (0, 2)], [2, 2, -1])
+    >>> tree = PolicyTree([(0, 1), (1, 2), (0, 2)], [2, 2, -1])
     >>> run_ns = [5_100_000, 5_100_000, 2_900_000]
     >>> tree.choose(run_ns, [0, 0], 0, 1), tree.choose(run_ns, [0, 0], 0, 4)
     (2, 0)
@@ -104,8 +104,8 @@ cdef class GroupTree:
         cdef int group, level
         memset(&self.tree, 0, sizeof(Tree))
         num_leaves = sum(high - low == 1 for low, high in leaves)
-        if not 1 <= num_leaves <= MOST_LEAVES or len(leaves) > MOST_GROUPS:
-            raise ValueError(f"expected at most {MOST_LEAVES} leaves, got {num_leaves}")
+        if not 1 <= num_leaves <= MAX_LEAVES or len(leaves) > MAX_GROUPS:
+            raise ValueError(f"expected at most {MAX_LEAVES} leaves, got {num_leaves}")
         self.tree.num_leaves = num_leaves
         self.tree.num_groups = len(leaves)
         for group, (low, high) in enumerate(leaves):
@@ -136,8 +136,8 @@ cdef class GroupTree:
 
     def choose(self, run_ns, busy_ns, int leaf, int num_waiting, double num_seen=0.0) -> int:
         """See choose_group above."""
-        cdef uint64_t runs[MOST_GROUPS]
-        cdef uint64_t busy[MOST_LEAVES]
+        cdef uint64_t runs[MAX_GROUPS]
+        cdef uint64_t busy[MAX_LEAVES]
         for group in range(self.tree.num_groups):
             runs[group] = run_ns[group]
         for index in range(self.tree.num_leaves):
