@@ -26,23 +26,22 @@ class Context:
     Engines of one context take turns on the same streams instead of fighting over cores.
 
     Args:
-        num_cores: how many physical cores to use; None for all that this process may use: the
-            affinity mask, the cgroup's cpuset and CPU quota count, not the machine.
-        num_streams: how many requests run side by side; None for one per L3 cache (elastic: one
-            per core, at most 64).
+        num_cores: number of physical cores to use; None for all that this process may use: what
+            counts is the affinity mask, the cgroup's cpuset and its CPU quota, not the machine.
+        num_streams: number of requests that run side by side; None for one per L3 cache (elastic:
+            one per core, at most 64).
         scheduler: "single_stream" (one request at a time, on all cores), "multi_stream" (one per
             stream) or "elastic" (each takes one stream or several neighbours, as the load allows);
             DeepSparse's words are taken too.
         pin: "core" pins threads to their stream's cores; "none" leaves them to the kernel.
         topology: the machine; None detects this one. Another one needs pin="none".
-        queue_capacity: how many requests may wait; calls beyond it wait for room or raise
-            QueueFull.
-        spin: what threads without work do. "auto": look for more for about as long as a wake-up
-            takes, not at all under a CPU quota or without pinning; "latency": look for more for
-            1 ms, and ORT's threads until the next request; "power": sleep at once.
+        queue_capacity: bound of the queue; calls beyond it wait for room or raise QueueFull.
+        spin: what idle threads do. "auto": spin for about as long as a wake-up takes, not at all
+            under a CPU quota or without pinning; "latency": spin for 1 ms, ORT's threads until the
+            next request; "power": park at once.
 
     Raises:
-        StreamConfigError: no such streams can be made here.
+        StreamConfigError: the streams are not possible on this machine.
         OptionError: an option has a value that is not allowed.
         ThreadError: the system refuses the threads.
 
@@ -88,12 +87,12 @@ class Context:
 
     @property
     def streams(self) -> tuple[Stream, ...]:
-        """The slices of the machine; one, of all cores, for single_stream."""
+        """Slices of the machine; a single one, of all cores, for single_stream."""
         return self._layout.streams
 
     @property
     def warnings(self) -> tuple[PartitionWarning, ...]:
-        """What is unwise about the streams; logged as well."""
+        """Costs of this layout of streams; logged as well."""
         return self._layout.warnings
 
     @property
@@ -103,12 +102,12 @@ class Context:
 
     @property
     def num_streams(self) -> int:
-        """How many requests run side by side."""
+        """Number of requests that run side by side."""
         return len(self._layout.streams)
 
     @property
     def num_cores(self) -> int:
-        """How many physical cores the streams have together."""
+        """Number of physical cores of all streams together."""
         return self._layout.num_cores
 
     @property
@@ -129,13 +128,13 @@ class Context:
 
     @contextmanager
     def trace(self, capacity: int = 1_000_000) -> Iterator[Trace]:
-        """Collects a record of each request that ends within the block.
+        """Records each request that ends within the block.
 
-        The trace is filled when the block ends. It can then be saved for Perfetto or drawn. Takes
-        well below a microsecond and 40 bytes for each request. One trace at a time.
+        The trace is filled when the block ends. It can then be saved for Perfetto or drawn. Costs
+        well below a microsecond and 40 bytes per request. One trace at a time.
 
         Args:
-            capacity: how many requests to keep; `Trace.num_dropped` counts those after them.
+            capacity: number of requests to keep; `Trace.num_dropped` counts those beyond it.
 
         Raises:
             OptionError: another trace is under way, or `capacity` is not between 1 and 2**30.
@@ -173,7 +172,7 @@ class Context:
         _open_contexts.discard(self)
 
     def stats(self) -> Stats:
-        """What happened to the requests of all its engines, closed ones included.
+        """Outcomes and latencies of the requests of all its engines, closed ones included.
 
         Raises:
             ForkError: it belongs to a parent process.
