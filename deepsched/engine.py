@@ -18,7 +18,7 @@ from deepsched.errors import (
     InputTypeError,
     OptionError,
 )
-from deepsched.invocation.batches import cut_batch, join_batch
+from deepsched.invocation.batches import join_batch, split_batch
 from deepsched.invocation.event_loop import run_on_loop
 from deepsched.invocation.futures import RequestFuture
 from deepsched.invocation.progress import tracked
@@ -374,7 +374,7 @@ class Engine:
         requests = RequestMap(
             self._model, self._in_order, self.num_streams, in_flight, ordered, priority, val_inp
         )
-        results = requests.over(iterable)
+        results = requests.run(iterable)
         if not progress:
             return results
         total = len(iterable) if isinstance(iterable, Sized) else None
@@ -397,7 +397,7 @@ class Engine:
             InputError: the batch cannot be split so, or an output has no first dimension.
             What `run` raises.
         """
-        parts = cut_batch(self._in_order(inp), self.batch_size, self.num_streams)
+        parts = split_batch(self._in_order(inp), self.batch_size, self.num_streams)
         results = self.map(parts, priority=priority, val_inp=val_inp)
         return join_batch(list(results), self.output_names)
 

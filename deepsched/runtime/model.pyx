@@ -117,7 +117,7 @@ cdef class Model:
         if request.state.deadline_ns != NO_DEADLINE and request.state.deadline_ns <= now_ns():
             # relaxed: a statistic.
             self.state.unrun.num_expired.fetch_add(1, memory_order_relaxed)
-            raise DeadlineExceeded("the request's timeout passed before the queue had room for it")
+            raise DeadlineExceeded("the request's timeout expired before the queue had room for it")
         if not enter(&self.state):
             raise _closed()
 

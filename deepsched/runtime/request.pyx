@@ -92,7 +92,7 @@ cdef class Request:
             else "while it ran, and the run was stopped"
         )
         return DeadlineExceeded(
-            f"the request's timeout passed, {timeout_s:.4g} s after it was sent, {where}"
+            f"the request's timeout expired, {timeout_s:.4g} s after it was sent, {where}"
         )
 
     @property
