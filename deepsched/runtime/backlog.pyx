@@ -1,4 +1,4 @@
-"""What waits for a core group: three classes of priority, a bound on all of it together.
+"""The queue of requests that wait for a core group: three priority classes, one common bound.
 
 README.md, "The backlog". Each class is a lock-free queue; `places` counts what all of them hold.
 """
@@ -98,12 +98,12 @@ cdef class Backlog:
 
     @property
     def depth(self) -> int:
-        """How many items wait right now."""
+        """Number of items that wait right now."""
         return self.places.load(memory_order_relaxed)
 
     @property
     def max_depth(self) -> int:
-        """The most that have ever waited."""
+        """Highest depth so far."""
         return self.max_places.load(memory_order_relaxed)
 
     def push(self, uintptr_t item, int priority=0) -> bool:

@@ -30,7 +30,7 @@ cdef class Dispatcher:
     cdef readonly int num_groups  # the streams, and the wider groups of an elastic context
     cdef WorkerPool pool
     cdef RunSlots slots
-    cdef CpuMask* masks  # by group: where the thread that calls Run stands; empty for anywhere
+    cdef CpuMask* masks  # by group: where the thread that calls Run is pinned; empty for anywhere
     cdef int* group_of_cpu
     cdef int* first_cpu  # by group; -1 without pinning
     cdef bint is_pinned
@@ -39,7 +39,7 @@ cdef class Dispatcher:
     cdef list orphans  # (inbox, requests still to arrive): nobody takes them but reap()
     cdef readonly uint32_t generation
     cdef readonly Tracer tracer
-    cdef uint32_t num_models  # that there ever were
+    cdef uint32_t num_models  # so far, closed ones included
     cdef char _pad0[64]
     cdef atomic[uint64_t] backlog_ns  # how long the queued requests are expected to run
     cdef atomic[uint32_t] num_long  # of them, those that are not short

@@ -35,14 +35,13 @@ from deepsched.errors import StreamConfigError
 # thread within microseconds, and ORT hardly uses its other threads.
 cdef uint64_t SHORT_RUN_NS = 30_000
 
-# A signal can arrive between our last look and the sleep; the main thread looks again this often.
+# A signal may arrive between the main thread's last check and its sleep, so it checks this often.
 cdef int64_t SIGNAL_CHECK_NS = 100_000_000
 
-# For a thread that goes on working on its own core after it has queued a short run (an event loop):
-# so much must wait before the worker of that very core is woken beside it.
+# Queued work above which the worker whose core a producer stands on is woken beside it, ns.
 cdef uint64_t SHARE_CORE_NS = 1_000_000
 
-# A wake-up that took longer had to wait for a core: that is load, not the price of waking.
+# A wake-up that took longer waited for a core: that is contention, not the cost of waking.
 cdef uint64_t MAX_WAKE_NS = 100_000
 
 # A model that has not run yet counts for this much in the backlog: enough to wake a worker.
@@ -58,8 +57,8 @@ cdef class Dispatcher:
         cpus_by_group: the CPUs of each group (OS numbers), or None for groups without CPUs of
             their own. The thread that calls Run stands on the first, ORT's on the others.
         queue_capacity: how many requests may wait.
-        spin_ns: how long a worker looks for another request before it gives up its group; -1: as
-            long as a wake-up takes, where that matters for the model's runs.
+        spin_ns: how long a worker whose queue ran dry spins before it parks; -1: as long as a
+            wake-up takes, where that matters for the model's runs.
         thread_prefix: the workers' names are "<thread_prefix>-s0" and so on.
         tree: for an elastic context, whose leaves are the groups: they may be taken together.
     """
@@ -119,12 +118,12 @@ cdef class Dispatcher:
 
     @property
     def num_busy(self) -> int:
-        """How many groups are claimed right now."""
+        """Number of groups that are claimed right now."""
         return self.groups.num_claimed()
 
     @property
     def wake_up_ns(self) -> int:
-        """How long it takes to wake a worker here, as measured lately."""
+        """Smoothed latency of waking a worker, in ns."""
         return self.pool.state.wake_ns.load(memory_order_relaxed)
 
     def close(self) -> None:
@@ -139,7 +138,7 @@ cdef class Dispatcher:
     cdef bint try_inline(self, RequestState* request) noexcept nogil:
         """Runs `request` here if nobody waits and a group is free."""
         cdef int cpu, leaf, group
-        # First come, first served: nobody overtakes a request that waits.
+        # FIFO: nobody overtakes a request that waits.
         if self.backlog.places.load(memory_order_relaxed):
             return False
         cpu = self.cpu()
@@ -151,7 +150,7 @@ cdef class Dispatcher:
             group = self.elastic.choose(leaf, request.model.lengths, 1)
             if group != leaf:
                 if self.elastic.busy_ns(group, leaf):
-                    # It had better wait, which is a worker's business.
+                    # Waiting for the wider group is better, and holding is a worker's job.
                     self.leave_group(leaf, WAKE_ANY)
                     return False
                 group = self.elastic.widen(leaf, request.model.lengths, 1)
@@ -171,7 +170,7 @@ cdef class Dispatcher:
         """
         cdef int error
         cdef uint32_t epoch
-        # Read before the request is queued, and may go.
+        # Read now: once the request is queued, it may be freed.
         cdef WakePolicy policy = (
             SPARE_CALLER if request.is_producer and is_short(request.model) else WAKE_ANY
         )
@@ -208,7 +207,7 @@ cdef class Dispatcher:
             if error:
                 self.subtract_expected_load(request)
                 return FULL
-        # From here on the request may end, and be freed by nobody but its caller, any time.
+        # From here on the request may end, and its caller free it, at any time.
         self.kick(policy)
         return ACCEPTED
 
@@ -315,7 +314,7 @@ cdef class Dispatcher:
         return took_ns
 
     cdef int cpu(self) noexcept nogil:
-        """The CPU that we run on; -1 where that does not matter."""
+        """The CPU that we run on; -1 without pinning."""
         if not self.is_pinned:
             return -1
         cdef int cpu = sched_getcpu()
@@ -329,7 +328,7 @@ cdef class Dispatcher:
     cdef void kick(self, WakePolicy policy) noexcept nogil:
         """Wakes a worker for what waits, if a group is free. README, "Who is woken"."""
         cdef int group, producer_group = -1
-        # relaxed: hints, and how much waits is a guess anyway.
+        # relaxed: hints, and the queued work is an estimate anyway.
         if policy == SPARE_CALLER:
             producer_group = self.here()
             self.producer_group.store(producer_group, memory_order_relaxed)
@@ -348,7 +347,7 @@ cdef class Dispatcher:
             self.pool.wake(group)
 
     cdef int claim_for(self, ModelState* model, int preferred) noexcept nogil:
-        """A free stream, now the caller's: `preferred`, or with room around it where that helps."""
+        """Claims a free stream: `preferred`, or, where wider helps, the one with most room around."""
         if self.is_elastic and self.num_groups > self.groups.num_groups and (
             # relaxed: a guess.
             model.lengths[self.groups.num_groups].expected_ns.load(memory_order_relaxed)
@@ -357,7 +356,7 @@ cdef class Dispatcher:
         return self.groups.claim(preferred)
 
     cdef void leave_group(self, int group, WakePolicy policy) noexcept nogil:
-        """Gives up a group that a caller owned."""
+        """Releases a group that a caller owned, and wakes a worker if requests wait."""
         self.groups.release(group)
         # Release, then look: README, "No lost wake-up". A place is taken before the push that the
         # rule is about.
@@ -378,8 +377,8 @@ cdef class Dispatcher:
         if group < 0:
             return 0
         is_there = cpu == self.first_cpu[group]
-        # Never a long run, another model's: its caller came to wait for short ones. relaxed: the
-        # count may be late, and one such run be served here then.
+        # Never another model's long run: the caller only has time for short ones. relaxed: the
+        # count may be late, and then one long run is served here.
         while (
             num_served < most
             and not self.num_long.load(memory_order_relaxed)
@@ -401,7 +400,7 @@ cdef class Dispatcher:
         return True
 
     cdef void add_expected_load(self, RequestState* request) noexcept nogil:
-        # relaxed, here and below: how much waits is a guess, nothing is read through it.
+        # relaxed, here and below: an estimate; nothing is read through it.
         self.backlog_ns.fetch_add(request.expected_ns, memory_order_relaxed)
         if request.expected_ns >= SHORT_RUN_NS:
             self.num_long.fetch_add(1, memory_order_relaxed)
@@ -440,8 +439,8 @@ cdef class Dispatcher:
                     flush(&owed)
                 wide = self.widen(request, group)
                 if self.backlog.has_items():
-                    # Pushers each wake one worker, but may find none free while we hold on to a
-                    # group that we then leave: whoever takes a request passes the word on.
+                    # A pusher wakes one worker, but may find no group free while we own one that we
+                    # then leave: so whoever pops a request and sees more wakes the next.
                     self.kick(SPARE_PRODUCER if is_short_run else WAKE_ANY)
                 typical_ns = request.model.typical_ns.load(memory_order_relaxed)
                 if begin(request):
@@ -452,14 +451,14 @@ cdef class Dispatcher:
                     )
                 is_drained = not self.backlog.has_items()
                 if is_drained:
-                    # Before its caller hears of it: who comes again at once finds the group free.
+                    # Before its caller is notified: one that returns at once finds the group free.
                     self.groups.release(group)
                 inbox = finish(request)  # its caller may free it from here on
                 if inbox != NULL:
                     defer(&owed, inbox)
                 if is_drained or not is_short_run or is_overdue(&owed):
                     flush(&owed)
-            flush(&owed)  # what was there has been taken by others
+            flush(&owed)  # if others emptied the backlog first
             if not is_drained:
                 self.groups.release(group)
             # Release, then look again: README, "No lost wake-up".
@@ -476,14 +475,14 @@ cdef class Dispatcher:
         """Claims the group that a popped request runs on, around `leaf`, which the caller owns."""
         if not self.is_elastic:
             return leaf
-        # What waits, and the one that has been popped. relaxed: a guess.
+        # Those that wait, and the one that has been popped. relaxed: a hint.
         return self.elastic.widen(
             leaf, request.model.lengths, self.backlog.places.load(memory_order_relaxed) + 1
         )
 
     cdef void run_on_worker(self, RequestState* request, int group, int leaf) noexcept nogil:
-        """Runs on the worker of `leaf`, which moves to where `group` begins and comes back: one of
-        ORT's threads stands on its own core then."""
+        """Runs on the worker of `leaf`, which moves to the first core of `group` and back: meanwhile
+        one of ORT's threads is pinned to the worker's own core."""
         cdef bint moves = (
             self.is_pinned and group != leaf and self.first_cpu[group] != self.first_cpu[leaf]
         )
@@ -494,7 +493,7 @@ cdef class Dispatcher:
             set_mask(&self.masks[leaf])
 
     cdef int64_t hold(self, int leaf) noexcept nogil:
-        """Whether the next request had better wait for a wider group than `leaf`, and how long, ns.
+        """How long the next request should wait for a wider group than `leaf`, in ns; 0: not at all.
 
         If so, `leaf`, which the caller owns, has been given up. README, "How wide".
         """
@@ -508,22 +507,22 @@ cdef class Dispatcher:
         if not held_ns:
             return 0
         self.groups.release(leaf)
-        if self.elastic.has_room_for(group):  # elsewhere: the worker there shall have it
+        if self.elastic.has_room_for(group):  # elsewhere: let the worker there serve it
             self.kick(WAKE_ANY)
             return held_ns
         # Release, then look whether somebody runs who will look at the backlog after that. seq_cst.
         if self.elastic.num_running.load(memory_order_seq_cst) > 0:
             return held_ns
-        # If another has the leaf, it looks.
+        # If another thread has the leaf by now, it will look at the backlog.
         return 0 if self.groups.claim_all(self.elastic.tree.mask[leaf]) else held_ns
 
     cdef void retry(self) noexcept nogil:
-        """What was held has waited for long enough to look again."""
+        """Wakes a worker for a request that was held for as long as expected."""
         if self.backlog.has_items():
             self.kick(WAKE_ANY)
 
     cdef int64_t spin_time(self, uint64_t typical_ns) noexcept nogil:
-        """How long to look for the next request: README, "Spinning"."""
+        """How long to spin for the next request, in ns: README, "Spinning"."""
         cdef uint64_t wake_ns = self.wake_ns()
         if self.spin_ns >= 0:
             return self.spin_ns
@@ -536,7 +535,7 @@ cdef class Dispatcher:
         return measured_ns if measured_ns < MAX_WAKE_NS else MAX_WAKE_NS
 
     cdef void stop_running(self, RequestState* request, Stage reason) noexcept nogil:
-        """Asks for the end of a request that has begun, or is about to. The caller keeps it."""
+        """Asks a request that has begun, or is about to, to stop. The caller keeps it alive."""
         cdef int group
         request.stop_reason.store(reason, memory_order_seq_cst)
         # seq_cst: README, "Stopping a run". -1: it will see the reason before it runs.
@@ -573,7 +572,7 @@ cdef class Dispatcher:
         return shortest_ns
 
     cdef wait(self, Request request):
-        """Waits for a queued request. A signal's exception withdraws it and goes up at once.
+        """Waits for a queued request. A signal handler's exception withdraws it and propagates.
 
         Raises:
             DeadlineExceeded: it was withdrawn, or is being stopped.
@@ -605,7 +604,7 @@ cdef class Dispatcher:
                 raise
 
     cdef abandon(self, Request request, Stage end):
-        """Nobody waits for `request` any more, but a worker or the queue still points to it."""
+        """Ends the wait for `request`, which a worker or the queue may still point to."""
         if not withdraw(&request.state, end):
             self.stop_running(&request.state, end)
         # An own reference, that the garbage collector cannot see through: reap() gives it back.
@@ -613,7 +612,7 @@ cdef class Dispatcher:
         self.abandoned.append(request)
 
     cdef reap(self):
-        """Lets go of abandoned requests that have ended, and of what came to orphaned inboxes."""
+        """Frees abandoned requests that have ended, and what arrived in orphaned inboxes."""
         cdef Request request
         waiting, self.abandoned = self.abandoned, []
         for request in waiting:
@@ -621,7 +620,7 @@ cdef class Dispatcher:
                 Py_DECREF(request)
             else:
                 self.abandoned.append(request)
-        # What take() frees may run anything, this function included.
+        # What take() frees may run any finalizer, this function included.
         orphans, self.orphans = self.orphans, []
         for inbox, num_left in orphans:
             num_left -= len(inbox.take())
@@ -634,8 +633,8 @@ cdef void record_run_length(ModelState* model, uint64_t length) noexcept nogil:
     cdef uint64_t typical = model.typical_ns.load(memory_order_relaxed)
     if not typical:
         typical = length
-    # A run that lost its core for a while says nothing of the model, so none counts for more than
-    # twice what is known: 1 ms among 5 us would count for 130 us.
+    # A run that was preempted says nothing of the model, so none counts for more than twice the
+    # estimate: 1 ms among 5 us would move it to 130 us.
     model.typical_ns.store(
         typical - typical // 8 + min(length, 2 * typical) // 8 + 1, memory_order_relaxed
     )

@@ -5,8 +5,8 @@ from libcpp.atomic cimport atomic
 
 cdef struct RunLength:
     # How long a model's runs take on one core group.
-    atomic[uint64_t] expected_ns  # as of lately; 0: not known, or wider than helps
-    uint64_t alone_ns  # as measured when nothing else ran
+    atomic[uint64_t] expected_ns  # smoothed; 0: unknown, or wider than helps
+    uint64_t alone_ns  # measured when nothing else ran
 
 cdef class Elastic:
     cdef Tree tree
@@ -14,7 +14,7 @@ cdef class Elastic:
     cdef atomic[uint64_t] until_ns[MAX_LEAVES]  # when what runs there is expected to end
     cdef char _pad0[64]
     cdef atomic[int32_t] num_running
-    cdef atomic[uint32_t] seen  # smoothed: how many requests an arriving one finds; in 1/1024
+    cdef atomic[uint32_t] seen  # smoothed number of requests that an arriving one finds; in 1/1024
     # Of the model that a request arrived for last.
     cdef atomic[uint64_t] latest_run_ns[MAX_GROUPS]
 

@@ -2,6 +2,6 @@ from deepsched.runtime.groups import CoreGroups
 from deepsched.runtime.policy import PolicyTree
 
 class Elastic:
-    """What the elastic scheduler knows."""
+    """State of the elastic scheduler."""
 
     def __init__(self, tree: PolicyTree, groups: CoreGroups) -> None: ...

@@ -29,7 +29,7 @@ from deepsched.errors import (
 # Python's signal handlers run in the main thread only, and not while it is inside ORT: so runs
 # longer than this are left to a worker there, and the main thread waits where Ctrl-C reaches it.
 cdef uint64_t INLINE_IN_MAIN_NS = 50_000_000
-# How often a caller that waits for space looks for signals and for the model's end.
+# How often a caller that waits for space checks for signals and for the model being closed.
 cdef int64_t SIGNAL_CHECK_NS = 100_000_000
 
 
@@ -107,7 +107,7 @@ cdef class Model:
             dispatcher.wait(request)
 
     cdef check_interrupts(self, Request request):
-        """While a request that is counted in waits for room: signals, its deadline, the model's end.
+        """Checks signals, the deadline and closing while a counted-in request waits for room.
 
         Not counted in meanwhile, nor if this raises: a signal's handler may close the model, which
         waits for all that is counted in.
@@ -141,7 +141,7 @@ cdef class Model:
         if not enter(&self.state):
             raise _closed()
         Py_INCREF(request)  # the node's; Inbox.take gives it back
-        # Without waiting there is nothing to let go of the GIL for.
+        # With the GIL: it never waits.
         submitted = dispatcher.submit(&request.state, False, 0)
         while submitted == FULL and block:
             try:
@@ -198,12 +198,12 @@ cdef class Model:
         return num_served
 
     def wake_workers(self) -> None:
-        """Sees to it that somebody works at the backlog, if a group is free."""
+        """Wakes a worker for the backlog, if a group is free."""
         if self.dispatcher.generation == fork_generation():
             self.dispatcher.kick(WAKE_ANY)
 
     def orphan(self, Inbox inbox, int num_left) -> None:
-        """Nobody will take the `num_left` requests that still are to arrive in `inbox`."""
+        """Leaves it to `reap` to take the `num_left` requests that are still to arrive in `inbox`."""
         if num_left and self.dispatcher.generation == fork_generation():
             self.dispatcher.orphans.append((inbox, num_left))
             self.dispatcher.reap()
@@ -250,7 +250,7 @@ cdef class Model:
 
     @property
     def typical_ns(self) -> int:
-        """The smoothed length of a run; 0 before the first."""
+        """Smoothed run length in ns; 0 before the first run."""
         return self.state.typical_ns.load(memory_order_relaxed)
 
     # --- How it scales ------------------------------------------------------------------------
@@ -262,8 +262,8 @@ cdef class Model:
         )
 
     def set_run_ns(self, list run_ns) -> None:
-        """By core group, what a run takes when nothing else runs; 0 for groups that are wider than
-        helps. Before anybody else uses this model."""
+        """Sets the run length by core group when nothing else runs; 0 for groups wider than helps.
+        To be called before anybody else uses this model."""
         for group, ns in enumerate(run_ns):
             self.state.lengths[group].alone_ns = ns
             self.state.lengths[group].expected_ns.store(ns, memory_order_relaxed)
@@ -301,7 +301,7 @@ cdef _closed():
 
 
 cdef int64_t _patience(uint64_t deadline_ns) noexcept nogil:
-    """How long to wait for space before looking around again."""
+    """How long to wait for space before the next check_interrupts."""
     cdef uint64_t now
     if deadline_ns == NO_DEADLINE:
         return SIGNAL_CHECK_NS

@@ -1,4 +1,4 @@
-"""What became of each request, for as long as somebody wants to know. README.md, "Tracing"."""
+"""Tracer: records how each request ended, while a trace is on. README.md, "Tracing"."""
 
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
