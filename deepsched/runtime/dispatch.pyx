@@ -347,7 +347,7 @@ cdef class Dispatcher:
             self.pool.wake(group)
 
     cdef int claim_for(self, ModelState* model, int preferred) noexcept nogil:
-        """Claims a free stream: `preferred`, or, where wider helps, the one with most room around."""
+        """Claims a free stream: `preferred`, or the one with most room around where wider helps."""
         if self.is_elastic and self.num_groups > self.groups.num_groups and (
             # relaxed: a guess.
             model.lengths[self.groups.num_groups].expected_ns.load(memory_order_relaxed)
@@ -481,8 +481,8 @@ cdef class Dispatcher:
         )
 
     cdef void run_on_worker(self, RequestState* request, int group, int leaf) noexcept nogil:
-        """Runs on the worker of `leaf`, which moves to the first core of `group` and back: meanwhile
-        one of ORT's threads is pinned to the worker's own core."""
+        """Runs on the worker of `leaf`, which moves to the first core of `group` and back: one of
+        ORT's threads is pinned to the worker's own core meanwhile."""
         cdef bint moves = (
             self.is_pinned and group != leaf and self.first_cpu[group] != self.first_cpu[leaf]
         )
@@ -493,7 +493,7 @@ cdef class Dispatcher:
             set_mask(&self.masks[leaf])
 
     cdef int64_t hold(self, int leaf) noexcept nogil:
-        """How long the next request should wait for a wider group than `leaf`, in ns; 0: not at all.
+        """How long the next request should wait for a group wider than `leaf`, in ns; 0: no wait.
 
         If so, `leaf`, which the caller owns, has been given up. README, "How wide".
         """

@@ -86,8 +86,8 @@ cdef class Elastic:
         return longest
 
     cdef int preferred_group(self, int leaf, size_t num_waiting) noexcept nogil:
-        """Group to run the first of `num_waiting` on; if it is busy, the request should wait for one
-        as wide. The caller owns the leaf."""
+        """Group to run the first of `num_waiting` on; if it is busy, the request should wait for
+        one as wide. The caller owns the leaf."""
         cdef uint64_t run_ns[MAX_GROUPS]
         cdef int group
         for group in range(self.tree.num_groups):
@@ -149,8 +149,8 @@ cdef class Elastic:
                 if lengths[other].expected_ns.load(memory_order_relaxed):
                     lengths[other].expected_ns.store(known, memory_order_relaxed)
             elif level == 0:
-                # While only narrow runs happen, nothing corrects a bad estimate of the wide ones: it
-                # decays towards what they gain when nothing else runs.
+                # While only narrow runs happen, nothing corrects a bad estimate of the wide ones:
+                # it decays towards what they gain when nothing else runs.
                 length = lengths[other].expected_ns.load(memory_order_relaxed)
                 if length:
                     target = <uint64_t>(

@@ -127,8 +127,8 @@ cdef class Model:
     ) -> Request | None:
         """Queues a request, which will arrive in `inbox` with its `tag` when it has ended.
 
-        None: there is no room, and `block` is False. `is_producer`: the caller is busy with queuing and
-        taking, will `help` or `wake_workers` before it waits, and had rather not share its core.
+        None: there is no room, and `block` is False. `is_producer`: the caller goes on queuing and
+        taking, will `help` or `wake_workers` before it waits, and does not want to share its core.
         """
         cdef Dispatcher dispatcher = self.dispatcher
         cdef Request request = self.prepare(inputs, timeout, priority, check_inputs)
@@ -203,7 +203,7 @@ cdef class Model:
             self.dispatcher.kick(WAKE_ANY)
 
     def orphan(self, Inbox inbox, int num_left) -> None:
-        """Leaves it to `reap` to take the `num_left` requests that are still to arrive in `inbox`."""
+        """Leaves the `num_left` requests that are still to arrive in `inbox` to `reap`."""
         if num_left and self.dispatcher.generation == fork_generation():
             self.dispatcher.orphans.append((inbox, num_left))
             self.dispatcher.reap()

@@ -153,7 +153,8 @@ cdef class RunSlots:
                 slot.num_stoppers.fetch_sub(1, memory_order_seq_cst)
             self.watcher_wakes_ns.store(earliest, memory_order_seq_cst)
             futex_wait(
-                &self.wake_epoch, epoch, -1 if earliest == NO_DEADLINE else <int64_t>(earliest - now)
+                &self.wake_epoch, epoch,
+                -1 if earliest == NO_DEADLINE else <int64_t>(earliest - now),
             )
 
 
