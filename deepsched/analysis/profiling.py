@@ -11,11 +11,15 @@ from typing import Any, NamedTuple
 
 from deepsched.analysis.constants import NodeConstants, read_constants
 from deepsched.analysis.reading import OperatorKey, Profile, read_events, read_profile
-from deepsched.context import Context, Inspection
+from deepsched.context import Context
 from deepsched.engine import Engine
 from deepsched.errors import ModelError
 from deepsched.models.compiled import CacheDir
 from deepsched.models.prepare import ModelLike, Shapes
+from deepsched.models.random_inputs import tried_inputs
+from deepsched.scheduler import Scheduler
+from deepsched.scheduling.layout import lay_out
+from deepsched.scheduling.streams import Inspection, SharedStreams
 
 # Approximate limit for one profile, where each event is a line of about a kilobyte.
 _MAX_EVENTS = 50_000
@@ -47,7 +51,7 @@ class RunBudget(NamedTuple):
 def time_plain(
     target: ProfilingTarget, num_cores: int, budget: RunBudget, warns: bool = False
 ) -> list[float]:
-    """Latency of each run without the profiler, in ms. `warns`: see Engine._tried_inputs."""
+    """Latency of each run without the profiler, in ms. `warns`: see tried_inputs."""
     with _open(target, num_cores, None) as engine:
         return _repeat(engine, target.inputs, budget, warns)
 
@@ -69,12 +73,13 @@ def profile(target: ProfilingTarget, num_cores: int, budget: RunBudget) -> Profi
     """
     with tempfile.TemporaryDirectory(prefix="deepsched-profile-") as folder:
         with _open(target, num_cores, str(Path(folder, "run"))) as engine:
-            entry = engine._opened.entry
+            opened = engine._served.opened
+            entry = opened.entry
             constants = {} if entry is None else read_constants(entry.model)
             max_runs = min(budget.max_runs, _MAX_EVENTS // max(1, len(constants)))
             budget = budget._replace(max_runs=max(budget.min_runs, max_runs))
             num_runs = len(_repeat(engine, target.inputs, budget))
-            (session,) = engine._opened.sessions
+            (session,) = opened.sessions
             events = read_events(Path(session.end_profiling()))
             # Includes trial runs of the engine itself, while it was opened.
             num_before = engine.stats().done - num_runs
@@ -89,11 +94,10 @@ def profile(target: ProfilingTarget, num_cores: int, budget: RunBudget) -> Profi
 
 @contextmanager
 def _open(target: ProfilingTarget, num_cores: int, profile_to: str | None) -> Iterator[Engine]:
+    layout = lay_out(num_cores, None, Scheduler.single_stream, "core", None)
     inspection = Inspection(profile_to, target.optimizes)
-    # Not shared, so that ONNX Runtime's threads spin as in an engine that has its own context.
-    context = Context(
-        num_cores, scheduler="single_stream", _is_shared=False, _inspection=inspection
-    )
+    # Exclusive, so that ONNX Runtime's threads spin as in an engine that has its own context.
+    context = Context._over(SharedStreams(layout, is_exclusive=True, inspection=inspection))
     with (
         context,
         Engine(
@@ -111,8 +115,9 @@ def _repeat(engine: Engine, inputs: Any, budget: RunBudget, warns: bool = False)
     """Latency of each run after the warm-up, in ms."""
     num_warmups = budget.num_warmups
     if inputs is None:
-        inputs = engine._tried_inputs(warns)
-        num_warmups -= 1  # _tried_inputs ran the model once
+        model = engine._served.model
+        inputs = tried_inputs(model.inputs, engine.batch_size, engine.run, warns)
+        num_warmups -= 1  # tried_inputs ran the model once
     for _ in range(num_warmups):
         engine.run(inputs)
     times: list[float] = []

@@ -434,5 +434,5 @@ class _Meter:
         return usage, stats, num_ended
 
     def _read(self) -> tuple[UsageSnapshot, Counts | None]:
-        counts = None if self._engine is None else self._engine._counts()
+        counts = None if self._engine is None else self._engine._served.counts()
         return UsageSnapshot.take(self._clock.now_ns()), counts

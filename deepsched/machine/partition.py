@@ -85,8 +85,8 @@ _EXPLANATIONS = {
     WarningKind.shares_l3: "Streams on one L3 cache evict each other's activations and weights, so "
     "that each may run slower than alone, especially with large models. It often pays: small "
     "models, and those that do not scale with cores, gain more from parallel streams than they "
-    "lose by cache misses. `deepsched benchmark --sweep num_streams=1,2,4` measures it; the default "
-    "is one stream per L3 cache.",
+    "lose by cache misses. `deepsched benchmark --sweep num_streams=1,2,4` measures it; the "
+    "default is one stream per L3 cache.",
     WarningKind.uneven_sizes: "Requests on streams with one core less take longer, which affects "
     "the high percentiles of latency, though not the throughput. Choose a num_streams that divides "
     "the number of cores, or a num_cores that it divides.",

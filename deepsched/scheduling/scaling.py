@@ -29,7 +29,7 @@ def widths(most: int) -> list[int]:
 
 
 def useful_cores(times: Mapping[int, float]) -> int:
-    """As many cores as still make it faster. `times`: how long it takes, by cores.
+    """Number of cores beyond which a run gains too little. `times`: run length by cores.
 
     >>> useful_cores({1: 10.0, 2: 6.0, 4: 5.9, 8: 5.8})
     2
