@@ -33,6 +33,7 @@ from deepsched.timeline.trace import Trace
 if TYPE_CHECKING:
     from deepsched.engine import Engine
     from deepsched.models.compiled import Source
+    from deepsched.models.measurements import Measurements
 
 logger = logging.getLogger("deepsched")
 
@@ -359,7 +360,9 @@ class Context:
             for group, (low, high) in enumerate(self._tree.leaves)
         ]
 
-    def _measure_speed(self, model: Model, inputs: list[Any], folder: str | None) -> None:
+    def _measure_speed(
+        self, model: Model, inputs: list[Any], measurements: Measurements | None
+    ) -> None:
         """Tells an elastic context's model how long its runs take on groups of each width."""
         if self._tree is None:
             return
@@ -369,7 +372,7 @@ class Context:
         lengths = run_lengths(
             self._tree,
             lambda group, seconds: model.measure(group, inputs, seconds),
-            folder,
+            measurements,
             hashlib.sha256(layout.encode()).hexdigest()[:16],
         )
         model.set_run_ns(lengths)

@@ -25,8 +25,9 @@ from deepsched.invocation.progress import tracked
 from deepsched.invocation.request_map import RequestMap
 from deepsched.invocation.sequential_timing import BenchmarkResults, timed_requests
 from deepsched.machine.partition import Stream
-from deepsched.models.compiled import DEFAULT, CacheDir, Compiled, open_model
-from deepsched.models.memory_usage import Memory, arenas, measure
+from deepsched.models.compiled import Compiled, open_model
+from deepsched.models.locations import DEFAULT_CACHE, CacheDir
+from deepsched.models.memory_usage import Memory, arena_sizes, memory_usage
 from deepsched.models.prepare import ModelLike, Shapes, explain_override
 from deepsched.models.random_inputs import open_sizes, random_value
 from deepsched.runtime.model import Model
@@ -83,7 +84,7 @@ class Engine:
         *,
         pin: str | None = None,
         context: Context | None = None,
-        cache_dir: CacheDir = DEFAULT,
+        cache_dir: CacheDir = DEFAULT_CACHE,
     ) -> None:
         self._owns_context = context is None
         if context is None:
@@ -107,7 +108,7 @@ class Engine:
                 model, batch_size, input_shapes, cache_dir, context._groups, context._open_session
             )
             self._model: Model = Model(context._dispatcher, self._opened.sessions)
-            self._arenas = arenas(self._opened.sessions)
+            self._arenas = arena_sizes(self._opened.sessions)
             if context.scheduler == Scheduler.elastic:
                 self._measure_speed()
             self._born = time.monotonic()
@@ -122,7 +123,7 @@ class Engine:
     def _measure_speed(self) -> None:
         try:
             inputs = self.generate_random_inputs()
-            self._context._measure_speed(self._model, inputs, self._opened.compiled.folder)
+            self._context._measure_speed(self._model, inputs, self._opened.measurements)
         except (OptionError, InputError, InferenceError) as error:
             logger.warning(
                 "requests take one stream each, since how the model scales cannot be measured with "
@@ -224,7 +225,7 @@ class Engine:
         """
         if self._is_closed:
             raise ClosedError("this engine is closed, and its memory freed")
-        return measure(self._opened.sessions, self._arenas, self._opened.inodes)
+        return memory_usage(self._opened.sessions, self._arenas, self._opened.inodes)
 
     @property
     def _traced(self) -> TracedModel:

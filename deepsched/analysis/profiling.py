@@ -14,7 +14,7 @@ from deepsched.analysis.reading import Key, Profile, events_of, read
 from deepsched.context import Context, Inspection
 from deepsched.engine import Engine
 from deepsched.errors import ModelError
-from deepsched.models.compiled import CacheDir
+from deepsched.models.locations import CacheDir
 from deepsched.models.prepare import ModelLike, Shapes
 
 # Of one timeline, about; each is a line of a kilobyte.
