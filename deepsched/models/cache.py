@@ -61,13 +61,15 @@ class Item(NamedTuple):
     """A line of `deepsched cache list`: a compiled model or a measurement."""
 
     key: str
+    """The name of its folder, or of its file, in the cache."""
     model: str
-    """Its path; for a model given as bytes, how many they are."""
+    """The model's path; for a model given as bytes, how many they are."""
     batch_size: int | None
     """The batch size it was compiled or measured for; None: any that the model's file allows."""
     num_bytes: int
+    """Its size on disk."""
     used: float
-    """When it was last used; seconds since the epoch."""
+    """Time of its last use, in seconds since the epoch."""
     is_in_use: bool
     """Whether a process has the compiled model open."""
     kind: str

@@ -41,15 +41,15 @@ class Compiled(NamedTuple):
     is_shared: bool
     """Whether all sessions map one copy of the weights (one for each NUMA node)."""
     was_cached: bool
-    """Whether that copy was found in the cache, and nothing had to be compiled."""
+    """Whether it was found in the cache, so that nothing had to be compiled."""
     folder: str | None
-    """Its folder in the cache; None: it is kept in no cache."""
+    """Its folder in the cache; None if it is not kept on disk."""
     weights_bytes: int
-    """The size of one copy, with what kernels made of the weights."""
+    """Size of one copy, with the weights as kernels packed them."""
     num_copies: int
-    """One for each NUMA node that the streams lie in; 0 if it is not shared."""
+    """Number of copies: one for each NUMA node of the streams, 0 if it is not shared."""
     why_not: str
-    """Why it is not shared, or not kept in the cache; empty if all is well."""
+    """Why it is not shared or not kept in the cache; empty if it is both, or was not to be kept."""
 
 
 class Source(NamedTuple):
@@ -61,7 +61,7 @@ class Source(NamedTuple):
     """ONNX Runtime's session config entries that it needs."""
     is_optimized: bool
     name: str | None
-    """What errors call it."""
+    """The model's name in errors."""
 
 
 class OpenedModel(NamedTuple):
@@ -110,7 +110,7 @@ class _Unavailable(NamedTuple):
 
     reason: str
     """Empty if it is not wanted."""
-    warning: str = "%s"
+    warning: str = ""
     """What the log says once another strategy has worked."""
 
 
@@ -295,11 +295,12 @@ def _open_compiled(entry: Entry, request: _Request, was_cached: bool) -> OpenedM
 
 
 def _open_all(open_for: Callable[[Stream], Session], streams: Sequence[Stream]) -> list[Session]:
-    """A session for each stream, opened side by side.
+    """A session for each stream, opened in parallel.
 
-    A session of one thread has no threads of its own, so streams of one core can all run in the
-    same one, each on its own core (for each NUMA node): one graph, one copy of what it keeps. Two
-    streams of models that do not fit the cache twice: 1.2 to 1.5 times the rate.
+    A session of one thread has no threads of its own, so all streams of one core share a session
+    (per NUMA node), each running it on its own core: one graph, and one copy of what it keeps. For
+    models that do not fit into the CPU's cache twice, two streams have 1.2 to 1.5 times the
+    throughput that way.
     """
     keys = [
         ("node", home_node(stream)) if len(stream.cpus) == 1 else ("stream", stream.index)

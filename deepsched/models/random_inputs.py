@@ -1,4 +1,4 @@
-"""Made-up inputs that fit a model, as far as it says what fits."""
+"""Random inputs that fit a model, as far as it states their shapes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from deepsched.errors import OptionError
 
 
 def random_value(rng: np.random.Generator, info: Any, batch_size: int) -> Any:
-    """A value for an input. `info`: its name, kind, shape, dtype and content, as in ValueInfo;
-    sizes that may be any are batch_size, then 1.
+    """A value for the input that `info` (a ValueInfo) describes. An open first dimension has
+    batch_size, other open ones 1.
 
     Raises:
-        OptionError: it is a map.
+        OptionError: the input is a map.
     """
     if info.kind == "optional":
         return random_value(rng, info.content, batch_size)
@@ -35,7 +35,8 @@ def random_value(rng: np.random.Generator, info: Any, batch_size: int) -> Any:
 
 
 def open_sizes(infos: Sequence[Any], inputs: Sequence[Any]) -> str:
-    """The shapes of made-up inputs that the model leaves open, beside the batch; empty if none."""
+    """Names and shapes of the random inputs whose sizes the model leaves open, but for the batch;
+    empty if there are none."""
     return ", ".join(
         f"{info.name}: {'x'.join(map(str, value.shape))}"
         for info, value in zip(infos, inputs, strict=True)
