@@ -11,6 +11,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from deepsched.machine.partition import most_cores
 from deepsched.machine.topology import Topology
 from deepsched.models.locations import DEFAULT_CACHE, CacheDir
 from deepsched.models.prepare import ModelLike, Shapes
+from deepsched.models.random_inputs import tried_inputs
 from deepsched.scheduling.scaling import useful_cores, widths
 
 _OpenEngine = Callable[[Setting], Engine]
@@ -176,7 +178,7 @@ def _scaling(open_engine: _OpenEngine, most: int, seconds: float, say: _Say) -> 
 
 def _lone_ms(open_engine: _OpenEngine, cores: int, seconds: float, warns: bool = False) -> float:
     with open_engine(Setting("single_stream", None, cores)) as engine:
-        inputs = engine._tried_inputs(warns)
+        inputs = _tried_inputs(engine, warns)
         times: list[float] = []
         end = time.perf_counter() + seconds
         while len(times) < 3 or time.perf_counter() < end:
@@ -184,6 +186,11 @@ def _lone_ms(open_engine: _OpenEngine, cores: int, seconds: float, warns: bool =
             engine.run(inputs)
             times.append(1e3 * (time.perf_counter() - begin))
     return statistics.median(times)
+
+
+def _tried_inputs(engine: Engine, warns: bool = False) -> list[Any]:
+    infos = engine._served.model.inputs
+    return tried_inputs(infos, engine.batch_size, engine.run, warns)
 
 
 def _measurable(load: Load, scaling: dict[int, float], seconds: float) -> Load:
@@ -298,7 +305,7 @@ def _batches(
         try:
             # Tried alone first: an elastic engine would log that it cannot be measured.
             with open_batched(batch_size, Setting("single_stream", None, 1)) as engine:
-                engine._tried_inputs()
+                _tried_inputs(engine)
             with open_batched(batch_size, chosen.setting) as engine:
                 measured = _put_on(engine, load, max(_LEAST_SECONDS, seconds))
         except (ModelError, InputError, InferenceError):

@@ -1,21 +1,62 @@
-"""Random inputs that fit a model, as far as it states their shapes."""
+"""Made-up inputs that fit a model, as far as it says what fits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from deepsched.errors import OptionError
+from deepsched.errors import InferenceError, OptionError
+
+logger = logging.getLogger("deepsched")
+
+
+def random_inputs(infos: Sequence[Any], batch_size: int | None) -> list[Any]:
+    """A value for each input; the same at each call. `infos`: see random_value.
+
+    Raises:
+        OptionError: an input is a map.
+    """
+    rng = np.random.default_rng(0)
+    return [random_value(rng, info, batch_size or 1) for info in infos]
+
+
+def tried_inputs(
+    infos: Sequence[Any],
+    batch_size: int | None,
+    run: Callable[[list[Any]], Any],
+    warns: bool = False,
+) -> list[Any]:
+    """Random inputs that `run` has answered once. `warns`: whether to log the sizes made up.
+
+    Raises:
+        InferenceError: it fails; says so if made-up sizes may be the reason.
+    """
+    inputs = random_inputs(infos, batch_size)
+    made_up = _open_sizes(infos, inputs)
+    hint = "input_shapes (on the command line --input-shapes) gives others"
+    try:
+        run(inputs)
+    except InferenceError as error:
+        if not made_up:
+            raise
+        raise InferenceError(
+            f"{error}. The inputs were made up, with size 1 where the model leaves a size open "
+            f"({made_up}); {hint}"
+        ) from error
+    if made_up and warns:
+        logger.warning("sizes that the model leaves open are 1 (%s); %s", made_up, hint)
+    return inputs
 
 
 def random_value(rng: np.random.Generator, info: Any, batch_size: int) -> Any:
-    """A value for the input that `info` (a ValueInfo) describes. An open first dimension has
-    batch_size, other open ones 1.
+    """A value for an input. `info`: its name, kind, shape, dtype and content, as in ValueInfo;
+    sizes that may be any are batch_size, then 1.
 
     Raises:
-        OptionError: the input is a map.
+        OptionError: it is a map.
     """
     if info.kind == "optional":
         return random_value(rng, info.content, batch_size)
@@ -34,9 +75,8 @@ def random_value(rng: np.random.Generator, info: Any, batch_size: int) -> Any:
     return rng.standard_normal(shape).astype(info.dtype)
 
 
-def open_sizes(infos: Sequence[Any], inputs: Sequence[Any]) -> str:
-    """Names and shapes of the random inputs whose sizes the model leaves open, but for the batch;
-    empty if there are none."""
+def _open_sizes(infos: Sequence[Any], inputs: Sequence[Any]) -> str:
+    """Shapes of made-up inputs that the model leaves open, beside the batch; empty if none."""
     return ", ".join(
         f"{info.name}: {'x'.join(map(str, value.shape))}"
         for info, value in zip(infos, inputs, strict=True)

@@ -27,7 +27,7 @@ def widths(most: int) -> list[int]:
 
 
 def useful_cores(times: Mapping[int, float]) -> int:
-    """As many cores as still make it faster. `times`: how long it takes, by cores.
+    """Number of cores beyond which a run gains too little. `times`: run length by cores.
 
     >>> useful_cores({1: 10.0, 2: 6.0, 4: 5.9, 8: 5.8})
     2
@@ -40,14 +40,14 @@ def run_lengths(
     tree: GroupTree,
     measure: Callable[[int, float], int],
     measurements: Measurements | None,
-    layout: str,
+    layout: object,
 ) -> list[int]:
     """The length of a run on each group of the tree, ns; 0 if it is wider than helps.
 
     Args:
         measure: measures a group for about so many seconds, and returns ns.
         measurements: where the result is kept; None to measure each time.
-        layout: what the result depends on beside the model.
+        layout: what the result depends on beside the model, JSON.
     """
     by_width = None if measurements is None else _by_width(measurements.read(_KIND, layout))
     if by_width is None:
