@@ -25,8 +25,9 @@ from deepsched.invocation.progress import tracked
 from deepsched.invocation.request_map import RequestMap
 from deepsched.invocation.sequential_timing import BenchmarkResults, timed_requests
 from deepsched.machine.partition import Stream
-from deepsched.models.compiled import DEFAULT, CacheDir, Compiled, open_model
-from deepsched.models.memory_usage import Memory, arenas, measure
+from deepsched.models.compiled import Compiled, open_model
+from deepsched.models.locations import DEFAULT_CACHE, CacheDir
+from deepsched.models.memory_usage import Memory, arena_sizes, memory_usage
 from deepsched.models.prepare import ModelLike, Shapes, explain_override
 from deepsched.models.random_inputs import random_inputs
 from deepsched.scheduler import Scheduler
@@ -83,7 +84,7 @@ class Engine:
         *,
         pin: str | None = None,
         context: Context | None = None,
-        cache_dir: CacheDir = DEFAULT,
+        cache_dir: CacheDir = DEFAULT_CACHE,
     ) -> None:
         self._owns_context = context is None
         if context is None:
@@ -116,7 +117,7 @@ class Engine:
             name = Path(opened.path).stem if opened.path else "model"
             self._served = ServedModel(shared, opened, TracedModel(name, opened.batch_size))
             self._model = self._served.model
-            self._arenas = arenas(opened.sessions)
+            self._arenas = arena_sizes(opened.sessions)
             if shared.layout.scheduler == Scheduler.elastic:
                 self._measure_scaling()
             self._born = time.monotonic()
@@ -232,7 +233,7 @@ class Engine:
         if self.is_closed:
             raise ClosedError("this engine is closed, and its memory freed")
         opened = self._served.opened
-        return measure(opened.sessions, self._arenas, opened.inodes)
+        return memory_usage(opened.sessions, self._arenas, opened.inodes)
 
     def __repr__(self) -> str:
         return (

@@ -19,7 +19,7 @@ from pathlib import Path
 import deepsched
 from deepsched import advice, analysis, benchmark, cli, errors, timeline
 from deepsched.invocation import sequential_timing
-from deepsched.models import compiled, memory_usage
+from deepsched.models import cache, compiled, memory_usage
 from deepsched.scheduling import stats
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
@@ -135,6 +135,7 @@ _MODULES = (
     advice,
     analysis,
     benchmark,
+    cache,
     compiled,
     memory_usage,
     stats,

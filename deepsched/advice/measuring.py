@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from deepsched.advice.answer_cache import Memory
+from deepsched.advice.answer_cache import AnswerCache
 from deepsched.advice.choosing import Load, choose, compare_default, explain
 from deepsched.advice.settings import Advice, BatchFigures, Figures, Setting
 from deepsched.benchmark.measurement import Measurement, measure
@@ -24,7 +24,7 @@ from deepsched.errors import InferenceError, InputError, ModelError, OptionError
 from deepsched.machine.contention import ContentionMonitor, is_contended
 from deepsched.machine.partition import most_cores
 from deepsched.machine.topology import Topology
-from deepsched.models.compiled import CacheDir
+from deepsched.models.locations import DEFAULT_CACHE, CacheDir
 from deepsched.models.prepare import ModelLike, Shapes
 from deepsched.models.random_inputs import tried_inputs
 from deepsched.scheduling.scaling import useful_cores, widths
@@ -58,7 +58,7 @@ def advise(
     seconds: float = 20.0,
     compares_batches: bool = True,
     remembers: bool = True,
-    cache_dir: CacheDir = "default",
+    cache_dir: CacheDir = DEFAULT_CACHE,
     on_progress: Callable[[str], None] | None = None,
 ) -> Advice:
     """Measures which setting serves a model best on this machine.
@@ -103,8 +103,8 @@ def advise(
     most = most_cores(Topology.detect(), num_cores)
     load = Load(2 * most if is_default_load else callers, rate)
     question = [batch_size, input_shapes, num_cores, str(load), p99_limit_ms]
-    memory = Memory.of(model, cache_dir, question) if remembers else None
-    if memory is not None and (known := memory.recall(seconds, compares_batches)) is not None:
+    answers = AnswerCache.open(model, batch_size, cache_dir, question) if remembers else None
+    if answers is not None and (known := answers.get(seconds, compares_batches)) is not None:
         return known
 
     def open_batched(batch_size: int | None, setting: Setting) -> Engine:
@@ -144,8 +144,8 @@ def advise(
         seconds=time.monotonic() - began,
         others_share=contention.others_share(),
     )
-    if memory is not None and not is_contended(advice.others_share):
-        memory.keep(advice, seconds)
+    if answers is not None and not is_contended(advice.others_share):
+        answers.put(advice, seconds)
     return advice
 
 

@@ -14,7 +14,7 @@ from deepsched.analysis.reading import OperatorKey, Profile, read_events, read_p
 from deepsched.context import Context
 from deepsched.engine import Engine
 from deepsched.errors import ModelError
-from deepsched.models.compiled import CacheDir
+from deepsched.models.locations import CacheDir
 from deepsched.models.prepare import ModelLike, Shapes
 from deepsched.models.random_inputs import tried_inputs
 from deepsched.scheduler import Scheduler

@@ -5,9 +5,7 @@ Context and Engine both hold it; tools of this package ask it, and no private of
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import time
 from typing import Any, NamedTuple
 
@@ -131,20 +129,18 @@ class SharedStreams:
         layout = self.layout
         if layout.tree is None:
             return
-        conditions = json.dumps(
-            [
-                layout.pin,
-                self._spin,
-                layout.topology.cpu_quota,
-                [stream.cpus for stream in layout.streams],
-            ]
-        )
+        conditions = [
+            layout.pin,
+            self._spin,
+            layout.topology.cpu_quota,
+            [stream.cpus for stream in layout.streams],
+        ]
         model = served.model
         lengths = run_lengths(
             layout.tree,
             lambda group, seconds: model.measure(group, inputs, seconds),
-            served.opened.compiled.folder,
-            hashlib.sha256(conditions.encode()).hexdigest()[:16],
+            served.opened.measurements,
+            conditions,
         )
         model.set_run_ns(lengths)
 
