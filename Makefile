@@ -31,6 +31,7 @@ lint:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # -E reads every page, since a page that is not read again does not warn again.
 docs: $(VENV)

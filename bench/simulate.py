@@ -23,7 +23,7 @@ from rich.table import Table
 
 from deepsched.machine.partition import partition
 from deepsched.machine.topology import Topology
-from deepsched.runtime.policy import GroupTree as NativeTree
+from deepsched.runtime.policy import PolicyTree
 from deepsched.scheduling.group_tree import GroupTree, tree_of
 
 
@@ -42,7 +42,7 @@ class Machine:
     def __init__(self, tree: GroupTree, run_s: Callable[[int], float], useful: int) -> None:
         """`run_s`: the length of a run on so many cores; more than `useful` are not taken."""
         self.tree = tree
-        self.policy = NativeTree(tree.leaves, tree.parents)
+        self.policy = PolicyTree(tree.leaves, tree.parents)
         self.run_s = [run_s(tree.num_cores(group)) for group in range(len(tree.leaves))]
         self.run_ns = [
             int(1e9 * seconds) if group < tree.num_leaves or tree.num_cores(group) <= useful else 0

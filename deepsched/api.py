@@ -11,7 +11,7 @@ from deepsched.context import Context
 from deepsched.engine import Engine, Inputs
 from deepsched.errors import OptionError
 from deepsched.invocation.sequential_timing import BenchmarkResults
-from deepsched.models.compiled import DEFAULT, CacheDir
+from deepsched.models.locations import DEFAULT_CACHE, CacheDir
 from deepsched.models.prepare import ModelLike, Shapes
 from deepsched.scheduler import Scheduler
 
@@ -28,7 +28,7 @@ def compile_model(
     *,
     pin: str | None = None,
     context: Context | None = None,
-    cache_dir: CacheDir = DEFAULT,
+    cache_dir: CacheDir = DEFAULT_CACHE,
 ) -> Engine:
     """Compiles `model`; see Engine for the parameters and errors.
 

@@ -1,4 +1,4 @@
-"""Engine and MultiModelEngine: what a user holds."""
+"""Engine and MultiModelEngine: a compiled model and the calls that run it."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ from deepsched.errors import (
     InputTypeError,
     OptionError,
 )
-from deepsched.invocation.batches import cut_batch, join_batch
+from deepsched.invocation.batches import join_batch, split_batch
 from deepsched.invocation.event_loop import run_on_loop
 from deepsched.invocation.futures import RequestFuture
 from deepsched.invocation.progress import tracked
 from deepsched.invocation.request_map import RequestMap
 from deepsched.invocation.sequential_timing import BenchmarkResults, timed_requests
 from deepsched.machine.partition import Stream
-from deepsched.models.compiled import DEFAULT, CacheDir, Compiled, open_model
-from deepsched.models.memory_usage import Memory, arenas, measure
+from deepsched.models.compiled import Compiled, open_model
+from deepsched.models.locations import DEFAULT_CACHE, CacheDir
+from deepsched.models.memory_usage import Memory, arena_sizes, memory_usage
 from deepsched.models.prepare import ModelLike, Shapes, explain_override
-from deepsched.models.random_inputs import open_sizes, random_value
-from deepsched.runtime.model import Model
+from deepsched.models.random_inputs import random_inputs
 from deepsched.scheduler import Scheduler
-from deepsched.scheduling.stats import Counts, Stats
+from deepsched.scheduling.layout import lay_out
+from deepsched.scheduling.stats import Stats
+from deepsched.scheduling.streams import ServedModel, SharedStreams
 from deepsched.timeline.trace import TracedModel
 
 logger = logging.getLogger("deepsched")
@@ -47,20 +49,21 @@ class Engine:
 
     Args:
         model: the path of an ONNX file, its bytes, or an onnx.ModelProto.
-        batch_size: the first dimension of every input, whatever the model's file says; None
-            leaves it as the file has it, so any batch where that is open.
+        batch_size: first dimension of every input, whatever the model's file says; None keeps
+            the file's, which is any batch where the file leaves it open.
         num_cores, num_streams, scheduler, pin: see Context; for an engine with a context of its
             own. `scheduler` is "single_stream" unless given.
-        input_shapes: a shape for each input in the graph's order, such as [[1, 3, 320, 320]], in
-            place of the model's; `batch_size`, unless it is 1, must agree with them.
+        input_shapes: a shape for each input in the graph's order, such as [[1, 3, 320, 320]],
+            replacing the model's; `batch_size`, unless it is 1, must agree with them.
         context: the streams to share with other engines.
-        cache_dir: the folder to keep compiled models in; None keeps this one in memory, for this
-            process only. By default DEEPSCHED_CACHE_DIR, or `deepsched` in the user's cache folder.
+        cache_dir: the folder of compiled models; None compiles in memory, for this process only.
+            By default DEEPSCHED_CACHE_DIR, or `deepsched` in the user's cache folder.
 
     Raises:
         ModelNotFoundError, InvalidModelError, UnsupportedModelError: the model cannot be used.
         ShapeOverrideError: it cannot be compiled for this batch_size or these input_shapes.
-        StreamConfigError, OptionError: an option cannot be had.
+        StreamConfigError: the streams are not possible on this machine.
+        OptionError: an option has a value that is not allowed.
 
     Example:
         >>> from deepsched.benchmark import bundled_model
@@ -69,8 +72,6 @@ class Engine:
         [(1, 1000, 1, 1)]
         >>> engine.close()
     """
-
-    _is_closed = True  # until there is something to close
 
     def __init__(
         self,
@@ -83,17 +84,18 @@ class Engine:
         *,
         pin: str | None = None,
         context: Context | None = None,
-        cache_dir: CacheDir = DEFAULT,
+        cache_dir: CacheDir = DEFAULT_CACHE,
     ) -> None:
         self._owns_context = context is None
         if context is None:
-            context = Context(
+            layout = lay_out(
                 num_cores,
                 num_streams,
-                Scheduler.default if scheduler is None else scheduler,
+                Scheduler.from_str(Scheduler.default if scheduler is None else scheduler),
                 "core" if pin is None else pin,
-                _is_shared=False,
+                None,
             )
+            context = Context._over(SharedStreams(layout, is_exclusive=True))
         elif not isinstance(context, Context):
             raise OptionError(f"context must be a Context, got {context!r}")
         elif (num_cores, num_streams, scheduler, pin) != (None,) * 4:
@@ -102,27 +104,33 @@ class Engine:
                 "Context(...) when engines share one"
             )
         self._context = context
+        self._shared = shared = context._shared
         try:
-            self._opened = open_model(
-                model, batch_size, input_shapes, cache_dir, context._groups, context._open_session
+            opened = open_model(
+                model,
+                batch_size,
+                input_shapes,
+                cache_dir,
+                shared.layout.groups,
+                shared.open_session,
             )
-            self._model: Model = Model(context._dispatcher, self._opened.sessions)
-            self._arenas = arenas(self._opened.sessions)
-            if context.scheduler == Scheduler.elastic:
-                self._measure_speed()
+            name = Path(opened.path).stem if opened.path else "model"
+            self._served = ServedModel(shared, opened, TracedModel(name, opened.batch_size))
+            self._model = self._served.model
+            self._arenas = arena_sizes(opened.sessions)
+            if shared.layout.scheduler == Scheduler.elastic:
+                self._measure_scaling()
             self._born = time.monotonic()
-            self._is_closed = False
-            context._adopt(self)
-            if self._opened.changed_fixed_sizes:
-                self._try_out(input_shapes)
+            shared.serve(self._served)
+            if opened.changed_fixed_sizes:
+                self._check_override(input_shapes)
         except BaseException:
             self._abort_init()
             raise
 
-    def _measure_speed(self) -> None:
+    def _measure_scaling(self) -> None:
         try:
-            inputs = self.generate_random_inputs()
-            self._context._measure_speed(self._model, inputs, self._opened.compiled.folder)
+            self._shared.measure_scaling(self._served, self.generate_random_inputs())
         except (OptionError, InputError, InferenceError) as error:
             logger.warning(
                 "requests take one stream each, since how the model scales cannot be measured with "
@@ -130,65 +138,65 @@ class Engine:
                 error,
             )
 
-    def _try_out(self, input_shapes: Shapes | None) -> None:
+    def _check_override(self, input_shapes: Shapes | None) -> None:
         try:
             self.run(self.generate_random_inputs())
         except (InputError, InferenceError) as error:
             raise explain_override(error, self.batch_size, input_shapes) from error
 
     def _abort_init(self) -> None:
+        if hasattr(self, "_served"):
+            self._served.close()
         if self._owns_context:
             self._context.close()
-        elif not self._is_closed:
-            self._close_model()
 
-    # --- What the model is ------------------------------------------------------------------
+    # --- The model --------------------------------------------------------------------------
 
     @property
     def model_path(self) -> str | None:
         """The file that the model came from; None if it was given as bytes or as a ModelProto."""
-        return self._opened.path
+        return self._served.opened.path
 
     @property
     def batch_size(self) -> int | None:
-        """The batch that it was compiled for; None for what the model's file takes."""
-        return self._opened.batch_size
+        """Batch it was compiled for; None for whatever the model's file takes."""
+        return self._served.opened.batch_size
 
     @property
     def input_names(self) -> list[str]:
-        """In the graph's order, which is the order that `run` takes a list in."""
+        """Input names in the graph's order, the order in which `run` takes a list."""
         return [info.name for info in self._model.inputs]
 
     @property
     def input_shapes(self) -> list[Shape]:
-        """Of each input: an int, a symbol's name or None (both: any size) for each dimension."""
+        """Shape of each input. A dimension is an int, or a symbol's name or None for any size."""
         return [info.shape for info in self._model.inputs]
 
     @property
     def input_dtypes(self) -> list[np.dtype[Any]]:
-        """Of each input; object for strings."""
+        """Dtype of each input; object for strings."""
         return [info.dtype for info in self._model.inputs]
 
     @property
     def output_names(self) -> list[str]:
-        """In the graph's order, which is the order that `run` returns."""
+        """Output names in the graph's order, the order of what `run` returns."""
         return [info.name for info in self._model.outputs]
 
     @property
     def output_shapes(self) -> list[Shape]:
-        """Of each output, as `input_shapes`."""
+        """Shape of each output; dimensions as in `input_shapes`."""
         return [info.shape for info in self._model.outputs]
 
     @property
     def output_dtypes(self) -> list[np.dtype[Any]]:
-        """Of each output; object for strings."""
+        """Dtype of each output; object for strings."""
         return [info.dtype for info in self._model.outputs]
 
-    # --- Where it runs ----------------------------------------------------------------------
+    # --- Its cores --------------------------------------------------------------------------
 
     @property
     def context(self) -> Context:
-        """The context whose streams it uses."""
+        """Context whose streams it uses."""
         return self._context
 
     @property
@@ -198,47 +206,43 @@ class Engine:
 
     @property
     def num_cores(self) -> int:
-        """How many physical cores it uses."""
+        """Number of physical cores it uses."""
         return self._context.num_cores
 
     @property
     def num_streams(self) -> int:
-        """How many requests run side by side."""
+        """Number of requests that run side by side."""
         return self._context.num_streams
 
     @property
     def streams(self) -> tuple[Stream, ...]:
-        """The slices of the machine that requests run on."""
+        """Slices of the machine that requests run on."""
         return self._context.streams
 
     @property
     def compiled(self) -> Compiled:
         """Whether its sessions share one copy of the weights, and where that is kept."""
-        return self._opened.compiled
+        return self._served.opened.compiled
 
     def memory(self) -> Memory:
-        """What its memory goes into, read from the process's own maps; takes milliseconds.
+        """Memory use by weights and activations, from the process's own maps; takes milliseconds.
 
         Raises:
             ClosedError: it has been closed.
         """
-        if self._is_closed:
+        if self.is_closed:
             raise ClosedError("this engine is closed, and its memory freed")
-        return measure(self._opened.sessions, self._arenas, self._opened.inodes)
-
-    @property
-    def _traced(self) -> TracedModel:
-        name = Path(self.model_path).stem if self.model_path else "model"
-        return TracedModel(name, self.batch_size)
+        opened = self._served.opened
+        return memory_usage(opened.sessions, self._arenas, opened.inodes)
 
     def __repr__(self) -> str:
         return (
             f"<{type(self).__name__} {self.model_path or 'model'}: batch_size={self.batch_size}, "
             f"{self.scheduler}, {self.num_cores} cores in {self.num_streams} streams"
-            f"{', closed' if self._is_closed else ''}>"
+            f"{', closed' if self.is_closed else ''}>"
         )
 
-    # --- Running it -------------------------------------------------------------------------
+    # --- Requests ---------------------------------------------------------------------------
 
     def run(
         self,
@@ -248,28 +252,28 @@ class Engine:
         timeout: float | None = None,
         priority: int = 0,
     ) -> list[Any]:
-        """Runs one request and returns its outputs; blocks until they are there.
+        """Runs one request and returns its outputs; blocks until it ends.
 
         Args:
             inp: an array for each input in the graph's order, or a mapping by input name. A
                 C-contiguous array of the input's dtype is not copied and must not be changed
                 during the call. Sequences are lists, maps are dicts, an optional may be None.
-            timeout: seconds for waiting and running together. A request whose time passes in the
-                queue never runs; one that runs is stopped at the next operator.
+            timeout: seconds for waiting and running together. A request that expires in the queue
+                never runs; a running one is stopped at its next operator.
             priority: 1 goes before 0, and 0 before -1; within one, first come, first served. Of
                 16 requests that are begun while all classes wait, one is the oldest of -1 and one
                 the oldest of 0, so none starves.
-            val_inp: False skips the check of dtype and shape of C-contiguous arrays. A wrong
+            val_inp: False skips the check of dtype and shape for C-contiguous arrays. A wrong
                 dtype then gives wrong numbers instead of an error.
 
         Returns:
-            An output for each of the graph's, in its order: an array that owns its memory, or a
-            list, a dict or None where the model says so.
+            The graph's outputs in its order: an array that owns its memory, or a list, a dict or
+            None where the model says so.
 
         Raises:
-            InputError, InputTypeError: the inputs do not fit; names the input.
+            InputError, InputTypeError: the inputs do not fit the model; names the input.
             InferenceError: a kernel failed.
-            DeadlineExceeded: the timeout passed.
+            DeadlineExceeded: the timeout expired.
             ClosedError, ForkError: the engine is closed, or belongs to a parent process.
         """
         if type(inp) is not list:
@@ -295,16 +299,16 @@ class Engine:
     ) -> RequestFuture:
         """Queues a request and returns its future, a concurrent.futures.Future.
 
-        The future's `cancel()` withdraws the request, or stops it where it runs. Callbacks run in
+        The future's `cancel()` withdraws the request, or stops it if it runs. Callbacks run in
         the context's own Python thread. The arrays must not be changed until it is done.
 
         Args:
             inp, timeout, priority, val_inp: see `run`.
-            block: whether to wait if `queue_capacity` requests wait already.
+            block: whether to wait for room if the queue is full.
 
         Raises:
-            QueueFull: there is no room, and `block` is False.
-            What `run` raises for inputs that do not fit; the rest comes with the future.
+            QueueFull: the queue is full, and `block` is False.
+            What `run` raises for inputs that do not fit; other errors come with the future.
 
         Example:
             >>> from deepsched.benchmark import bundled_model
@@ -315,7 +319,7 @@ class Engine:
         """
         if type(inp) is not list:
             inp = self._in_order(inp)
-        return self._context._resolver.submit(self._model, inp, timeout, priority, val_inp, block)
+        return self._shared.resolver.submit(self._model, inp, timeout, priority, val_inp, block)
 
     def run_async(
         self,
@@ -325,11 +329,11 @@ class Engine:
         timeout: float | None = None,
         priority: int = 0,
     ) -> Coroutine[Any, Any, list[Any]]:
-        """`run` for asyncio, to be awaited: it neither blocks the event loop nor makes a thread.
+        """`run` for asyncio, to be awaited: it neither blocks the event loop nor starts a thread.
 
-        Cancelling the task withdraws the request, or stops it where it runs. Where the queue is
-        full it waits for room. For arguments and errors see `run`; the arrays must not be changed
-        until it is done.
+        Cancelling the task withdraws the request, or stops it if it runs. If the queue is full it
+        waits for room. For arguments and errors see `run`; the arrays must not be changed until it
+        is done.
         """
         if type(inp) is not list:
             inp = self._in_order(inp)
@@ -345,21 +349,21 @@ class Engine:
         priority: int = 0,
         val_inp: bool = True,
     ) -> Iterator[list[Any]]:
-        """Runs a request for each item and yields the outputs, from one Python thread.
+        """Runs a request for each item and yields its outputs, all from one Python thread.
 
-        Items are taken only as requests end, so neither they nor the results pile up.
+        Backpressure: the next item is taken when a request ends, so neither items nor results pile
+        up.
 
         Args:
             iterable: inputs as `run` takes them.
-            in_flight: how many requests to have under way; None for as many as keep all streams
-                busy.
-            ordered: whether results come in the order of the items, or as they are done.
+            in_flight: number of requests under way; None for as many as keep all streams busy.
+            ordered: whether results keep the order of the items, or come as requests end.
             progress: whether to draw a progress bar on stderr.
             priority, val_inp: see `run`.
 
         Raises:
-            What `run` raises for an item, in that item's place; the requests behind it are
-            cancelled. A generator that is closed early cancels what is under way.
+            What `run` raises for an item, in that item's place; requests after it are cancelled.
+            Closing the generator early cancels what is under way.
 
         Example:
             >>> from deepsched.benchmark import bundled_model
@@ -371,35 +375,35 @@ class Engine:
         requests = RequestMap(
             self._model, self._in_order, self.num_streams, in_flight, ordered, priority, val_inp
         )
-        results = requests.over(iterable)
+        results = requests.run(iterable)
         if not progress:
             return results
         total = len(iterable) if isinstance(iterable, Sized) else None
         return tracked(results, "requests", total)
 
     def batched_run(self, inp: Inputs, *, priority: int = 0, val_inp: bool = True) -> list[Any]:
-        """Runs a large batch, cut along the first dimension into parts for all streams.
+        """Splits a large batch along its first dimension and runs the parts on all streams.
 
-        With batch_size=None the parts are as many as there are streams; else they are of
-        batch_size, which must divide the batch.
+        With batch_size=None there is a part for each stream; else parts are of batch_size, which
+        must divide the batch.
 
         Args:
-            inp: as `run` takes them, with a longer first dimension, the same in all.
+            inp: as for `run`, with a longer first dimension, the same in all inputs.
             priority, val_inp: see `run`.
 
         Returns:
-            The outputs, joined along their first dimension.
+            The outputs, concatenated along their first dimension.
 
         Raises:
-            InputError: the batch cannot be cut so, or an output has no first dimension.
+            InputError: the batch cannot be split so, or an output has no first dimension.
             What `run` raises.
         """
-        parts = cut_batch(self._in_order(inp), self.batch_size, self.num_streams)
+        parts = split_batch(self._in_order(inp), self.batch_size, self.num_streams)
         results = self.map(parts, priority=priority, val_inp=val_inp)
         return join_batch(list(results), self.output_names)
 
     def timed_run(self, inp: Inputs, val_inp: bool = False) -> tuple[list[Any], float]:
-        """`run`, and the seconds from the call to the answer. Inputs are not checked by default.
+        """`run`, and its latency in seconds. Inputs are not checked by default.
 
         Example:
             >>> from deepsched.benchmark import bundled_model
@@ -421,9 +425,9 @@ class Engine:
         include_outputs: bool = False,
         show_progress: bool = False,
     ) -> BenchmarkResults:
-        """Runs the same inputs again and again, one request after the other, and times each.
+        """Runs the same inputs repeatedly, one request at a time, and times each.
 
-        `deepsched.benchmark.measure` has loads of several callers. For the rest see
+        `deepsched.benchmark.measure` puts on loads of several callers. For the arguments see
         `benchmark_loader`.
 
         Example:
@@ -451,17 +455,17 @@ class Engine:
         include_outputs: bool = False,
         show_progress: bool = False,
     ) -> BenchmarkResults:
-        """Runs what `loader` gives, one request after the other, and times each.
+        """Runs each of the loader's inputs, one request at a time, and times it.
 
         Args:
-            loader: inputs as `run` takes them; gone through again when it is used up.
-            num_iterations: how many requests to time.
-            num_warmup_iterations: how many to run before.
+            loader: inputs as for `run`; iterated again when it is exhausted.
+            num_iterations: number of requests to time.
+            num_warmup_iterations: number of requests to run first, untimed.
             include_inputs, include_outputs: whether to keep these with the results.
             show_progress: whether to draw a progress bar on stderr.
 
         Raises:
-            OptionError: a number is too small, or the loader runs out of inputs for good.
+            OptionError: a number is too small, or the loader has no inputs left to iterate.
             What `run` raises.
         """
         return timed_requests(
@@ -476,13 +480,8 @@ class Engine:
         )
 
     def stats(self) -> Stats:
-        """What happened to its requests so far; queue figures are the context's."""
-        return self._context._summary(self._counts(), self._born)
-
-    def _counts(self) -> Counts:
-        counts = self._context._new_counts()
-        counts.add(self._model.counts())
-        return counts
+        """Outcomes and latencies of its requests so far; queue figures are the context's."""
+        return self._shared.stats(self._served.counts(), self._born)
 
     def _in_order(self, inputs: Inputs) -> list[Any]:
         if isinstance(inputs, Mapping):
@@ -506,59 +505,28 @@ class Engine:
         )
 
     def generate_random_inputs(self) -> list[Any]:
-        """An array for each input that fits it; sizes that may be any are batch_size, then 1."""
-        rng = np.random.default_rng(0)
-        return [random_value(rng, info, self.batch_size or 1) for info in self._model.inputs]
-
-    def _tried_inputs(self, warns: bool = False) -> list[Any]:
-        """Random inputs that it has answered once. `warns`: whether to log the sizes made up.
-
-        Raises:
-            InferenceError: it fails; says so if made-up sizes may be the reason.
-        """
-        inputs = self.generate_random_inputs()
-        made_up = open_sizes(self._model.inputs, inputs)
-        hint = "input_shapes (on the command line --input_shapes) gives others"
-        try:
-            self.run(inputs)
-        except InferenceError as error:
-            if not made_up:
-                raise
-            raise InferenceError(
-                f"{error}. The inputs were made up, with size 1 where the model leaves a size open "
-                f"({made_up}); {hint}"
-            ) from error
-        if made_up and warns:
-            logger.warning("sizes that the model leaves open are 1 (%s); %s", made_up, hint)
-        return inputs
+        """Random inputs that fit the model; open sizes are batch_size first, then 1."""
+        return random_inputs(self._model.inputs, self.batch_size)
 
     # --- Its end ----------------------------------------------------------------------------
 
     @property
     def is_closed(self) -> bool:
         """Whether `close` has been called, here or on the context."""
-        return self._is_closed
+        return self._served.is_closed
 
     def close(self) -> None:
-        """Ends queued requests as closed, waits for the running ones, frees everything.
+        """Ends queued requests as closed, waits for running ones, and frees everything.
 
-        Calls after that raise ClosedError. May be called again.
+        Later calls raise ClosedError. May be called again.
         """
         if self._owns_context:
             self._context.close()
         else:
-            self._close_model()
-
-    def _close_model(self) -> None:
-        was_closed, self._is_closed = self._is_closed, True
-        self._model.close()
-        if not was_closed:
-            self._context._roster.retire(self._model)
-            if self._opened.entry is not None:
-                self._opened.entry.close()
+            self._served.close()
 
     def __enter__(self) -> Engine:
-        if self._is_closed:
+        if self.is_closed:
             raise ClosedError("this engine is closed; compile the model again to use it")
         return self
 
@@ -566,7 +534,7 @@ class Engine:
         self.close()
 
     def __del__(self) -> None:
-        if not self._is_closed:
+        if hasattr(self, "_served") and not self.is_closed:
             self.close()
 
 

@@ -1,8 +1,7 @@
 """Every exception a user of deepsched can meet.
 
-Each one says which value was wrong, what was expected, and what to do. Each also inherits the
-builtin that a caller would expect, so ``except ValueError`` and ``except FileNotFoundError`` go on
-working.
+Each names the wrong value, what was expected, and what to do. Each also inherits the builtin that a
+caller would expect, so ``except ValueError`` and ``except FileNotFoundError`` keep working.
 
 >>> issubclass(StreamConfigError, ValueError)
 True
@@ -15,15 +14,15 @@ class DeepschedError(Exception):
     """The base of every exception that deepsched raises on purpose."""
 
 
-# --- What the user asked for cannot be had ---------------------------------------------------
+# --- Options that are not possible -----------------------------------------------------------
 
 
 class StreamConfigError(DeepschedError, ValueError):
-    """num_cores, num_streams, the scheduler or the pinning cannot be had on this topology."""
+    """num_cores, num_streams, the scheduler or the pinning is not possible on this topology."""
 
 
 class TopologyError(DeepschedError, ValueError):
-    """A machine could not be read, or none of its CPUs may be used."""
+    """A machine's topology could not be read, or none of its CPUs may be used."""
 
 
 class OptionError(DeepschedError, ValueError):
@@ -73,15 +72,15 @@ class ClosedError(DeepschedError, RuntimeError):
 
 
 class DeadlineExceeded(DeepschedError, TimeoutError):  # noqa: N818
-    """A request's timeout passed: it was never run, or was stopped; the engine stays usable."""
+    """A request's timeout expired: it never ran, or was stopped; the engine stays usable."""
 
 
 class QueueFull(DeepschedError, RuntimeError):  # noqa: N818
-    """As many requests wait as the context's queue_capacity allows, and the call may not wait."""
+    """The context's queue holds queue_capacity requests already, and the call may not wait."""
 
 
 class ForkError(DeepschedError, RuntimeError):
-    """The engine belongs to the process that made it; threads do not survive os.fork."""
+    """The engine belongs to the parent process; its threads do not survive os.fork."""
 
 
 # --- The environment -------------------------------------------------------------------------

@@ -19,6 +19,8 @@ from deepsched.advice.measuring import _candidates, _measurable
 from deepsched.benchmark import measure
 from deepsched.cli import main
 from deepsched.errors import ModelNotFoundError, OptionError
+from deepsched.models.cache import Cache
+from deepsched.models.locations import default_folder
 from tests import models
 
 SETTINGS = [
@@ -174,6 +176,10 @@ def test_advice_is_remembered_for_the_same_question_only(mlp):
     assert not advise(mlp, seconds=0.5, callers=1).was_remembered
     assert not advise(mlp, seconds=0.5, remembers=False).was_remembered
     assert str(first.setting) in first.compile_line(mlp)
+    kept = [item for item in Cache(default_folder()).list() if item.kind == "advice"]
+    assert [(item.model, item.batch_size) for item in kept] == [(mlp, 1)] * 2
+    Cache(default_folder()).clear()
+    assert not advise(mlp, seconds=0.5).was_remembered
 
 
 def test_an_answer_is_good_for_less_time_and_for_fewer_questions_but_not_for_more(mlp):
@@ -300,7 +306,7 @@ def test_sizes_that_are_made_up_are_told_once(tmp_path, caplog):
     assert caplog.messages == []  # only batches are open
     advise(models.identity((1, "long")), None, seconds=0.2, num_cores=1, cache_dir=tmp_path)
     (message,) = caplog.messages
-    assert "(x: 1x1)" in message and "--input_shapes" in message
+    assert "(x: 1x1)" in message and "--input-shapes" in message
 
 
 def test_a_model_that_is_not_there_is_told(tmp_path):

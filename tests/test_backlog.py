@@ -48,7 +48,7 @@ class BacklogMachine(RuleBasedStateMachine):
     def what_it_says_of_itself_agrees(self):
         assert bool(self.backlog) == bool(self.depth)
         assert self.backlog.depth == self.depth
-        assert self.backlog.highest_depth == self.highest
+        assert self.backlog.max_depth == self.highest
 
 
 TestBacklogAgainstDeques = BacklogMachine.TestCase
@@ -100,6 +100,6 @@ def test_nothing_is_lost_and_the_bound_holds_under_contention(capacity):
     counts = Counter(item for mine in popped for item in mine)
     assert len(counts) == per_thread * num_threads
     assert set(counts.values()) == {1}
-    assert backlog.highest_depth <= capacity
+    assert backlog.max_depth <= capacity
     assert backlog.depth == 0
     assert not backlog

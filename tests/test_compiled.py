@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import random
+import resource
 import shutil
 import tempfile
 import threading
@@ -22,7 +23,10 @@ from onnx import TensorProto, helper, numpy_helper
 from deepsched import Context, Engine, Topology
 from deepsched.cli import main
 from deepsched.errors import ModelError, OptionError
-from deepsched.models.cache import Cache, hash_file
+from deepsched.models.cache import Cache
+from deepsched.models.entry import hash_file
+from deepsched.models.keys import RawModel
+from deepsched.models.records import read_record, write_record
 from deepsched.runtime.numa import copy_to_node
 from tests import models
 from tests.test_process import finish, start_python
@@ -381,13 +385,116 @@ def test_entries_in_use_stay_and_the_others_go_least_lately_used_first(cache_dir
 
 def is_cached(model, cache_dir):
     """Looks, and compiles nothing."""
-    from deepsched.models.compiled import _RawModel
-
-    raw = _RawModel.of(model, None, None)
+    raw = RawModel.of(model, None, None)
     entry = raw.find(Cache(cache_dir))
     if entry is not None:
         entry.close()
     return entry is not None
+
+
+def remember(cache, key, age_s):
+    cache.remember_measurement(key, "advice", "model.onnx", None, {"some": "answer"})
+    path = cache.folder / "measured" / f"{key}.json"
+    used = path.stat().st_mtime - age_s
+    os.utime(path, (used, used))
+
+
+def test_least_recently_used_measurements_are_evicted_first(cache_dir, monkeypatch):
+    monkeypatch.setattr("deepsched.models.cache._MAX_COUNT", 3)
+    cache = Cache(cache_dir)
+    for age_s, key in ((30, "a"), (20, "b"), (10, "c")):
+        remember(cache, key, age_s)
+    assert cache.measurement("a") == {"some": "answer"}  # used now
+    with Engine(gemm(), None, cache_dir=cache_dir):
+        remember(cache, "d", 0)
+    assert sorted(item.key for item in cache.list() if item.kind == "advice") == ["a", "c", "d"]
+    assert is_cached(gemm(), cache_dir)  # models have a bound of their own
+
+
+def test_measurements_count_in_the_size_of_the_cache(cache_dir, monkeypatch):
+    cache = Cache(cache_dir)
+    remember(cache, "a", 10)
+    with Engine(gemm(), None, cache_dir=cache_dir):
+        pass
+    num_bytes = sum(item.num_bytes for item in cache.list())
+    assert num_bytes == sum(path.stat().st_size for path in cache_dir.rglob("*") if path.is_file())
+    monkeypatch.setenv("DEEPSCHED_CACHE_BYTES", str(num_bytes))
+    remember(Cache(cache_dir), "b", 0)
+    assert cache.measurement("a") is None and cache.measurement("b") is not None
+    assert is_cached(gemm(), cache_dir)
+
+
+def test_what_was_just_stored_is_not_evicted(cache_dir, monkeypatch):
+    """Else a model larger than the bound would be measured at each start."""
+    monkeypatch.setenv("DEEPSCHED_CACHE_BYTES", "1")
+    cache = Cache(cache_dir)
+    with Engine(gemm(), None, cache_dir=cache_dir):
+        remember(cache, "a", 10)
+        remember(cache, "b", 0)
+    assert [item.kind for item in cache.list()] == ["advice", "model"]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda values: st.lists(values) | st.dictionaries(st.text(), values),
+    max_leaves=5,
+)
+
+
+@given(value=json_values, data=st.data())
+def test_a_record_is_read_as_written_or_found_damaged(value, data):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "record.json")
+        write_record(path, value)
+        assert read_record(path) == value
+        content = bytearray(path.read_bytes())
+        position = data.draw(st.integers(0, len(content) - 1))
+        if data.draw(st.booleans()):
+            content[position] ^= data.draw(st.integers(1, 255))
+        else:
+            del content[position:]
+        path.write_bytes(content)
+        with pytest.raises(ValueError):
+            read_record(path)
+
+
+@pytest.fixture
+def small_files():
+    """As a full disk: writing more than 10 bytes to a file fails."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_record_that_does_not_fit_leaves_no_file(tmp_path, small_files):
+    with pytest.raises(OSError):
+        write_record(tmp_path / "record.json", "some")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_write_that_is_interrupted_keeps_the_old_record(tmp_path, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    path = tmp_path / "record.json"
+    write_record(path, "old")
+    monkeypatch.setattr("deepsched.models.records.os.replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_record(path, "new")
+    assert list(tmp_path.iterdir()) == [path]
+    assert read_record(path) == "old"
+
+
+def test_files_of_a_killed_writer_are_swept(cache_dir):
+    cache = Cache(cache_dir)
+    remember(cache, "a", 0)
+    young, old = (cache.folder / "measured" / f".tmp-{name}" for name in ("young", "old"))
+    young.touch()
+    old.touch()
+    os.utime(old, (0, 0))
+    remember(cache, "b", 0)
+    assert young.exists() and not old.exists()
 
 
 def test_an_engine_outlives_its_entry(cache_dir):
@@ -448,6 +555,13 @@ def test_the_files_are_the_users_alone(cache_dir):
         os.umask(old)
 
 
+def test_a_folder_may_be_named_default(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with Engine(gemm(), cache_dir="default") as engine:
+        assert Path(engine.compiled.folder).is_relative_to("default")
+    assert (tmp_path / "default" / "v1").is_dir()
+
+
 @pytest.mark.parametrize("wrong", ["", 3, b""])
 def test_a_cache_dir_is_a_path_or_none(wrong):
     with pytest.raises(OptionError, match="cache_dir"):
@@ -455,6 +569,26 @@ def test_a_cache_dir_is_a_path_or_none(wrong):
 
 
 # --- On the command line --------------------------------------------------------------------------
+
+
+def test_the_cache_command_shows_and_clears_measurements(cache_dir, monkeypatch, capsys):
+    monkeypatch.setenv("DEEPSCHED_CACHE_DIR", str(cache_dir))
+    with Engine(gemm(), None, scheduler="elastic"):
+        pass
+    foreign = cache_dir / "v1" / ".advice-notes.json"
+    foreign.touch()
+    (cache_dir / "v1" / f".advice-{32 * 'a'}.json").touch()  # as versions before wrote them
+    assert main(["cache", "list", "--json"]) == 0
+    measured, compiled = sorted(json.loads(capsys.readouterr().out), key=lambda it: it["num_bytes"])
+    assert (compiled["kind"], measured["kind"]) == ("model", "run lengths")
+    assert measured["model"] == compiled["model"] and not measured["is_in_use"]
+    assert main(["cache", "list"]) == 0
+    out = capsys.readouterr().out
+    assert "run lengths" in out
+    assert out.splitlines()[-1].startswith("1 models, 1 measurements, ")
+    assert main(["cache", "clear"]) == 0
+    assert capsys.readouterr().out == "removed 2\n"
+    assert list(Cache(cache_dir).folder.iterdir()) == [foreign]
 
 
 def test_the_cache_command(cache_dir, monkeypatch, capsys):

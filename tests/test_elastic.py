@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +14,7 @@ from bench.simulate import Machine, amdahl, poisson, simulate
 from deepsched import Context, Engine, Topology, partition
 from deepsched.errors import StreamConfigError
 from deepsched.runtime.model import Model
-from deepsched.runtime.policy import GroupTree as NativeTree
+from deepsched.runtime.policy import PolicyTree
 from deepsched.scheduling.group_tree import tree_of
 from deepsched.scheduling.scaling import run_lengths, useful
 from tests import models
@@ -73,7 +71,7 @@ trees = st.integers(1, 64).map(
 @st.composite
 def situations(draw):
     tree = draw(trees)
-    native = NativeTree(tree.leaves, tree.parents)
+    native = PolicyTree(tree.leaves, tree.parents)
     one = draw(st.integers(1_000, 10**9))
     serial = draw(st.floats(0, 1))
     lengths = amdahl(serial, draw(st.integers(1, 64)), one)
@@ -117,7 +115,7 @@ def test_a_long_backlog_takes_the_width_that_serves_the_most(situation):
 
 
 def test_a_backlog_of_a_model_that_gains_more_than_its_share_runs_wide():
-    native = NativeTree([(0, 1), (1, 2), (0, 2)], [2, 2, -1])
+    native = PolicyTree([(0, 1), (1, 2), (0, 2)], [2, 2, -1])
     assert native.choose([100, 100, 40], [0, 0], 0, 10) == 2
     assert native.choose([100, 100, 49], [0, 0], 0, 10) == 0  # hardly more
 
@@ -190,7 +188,7 @@ def test_simulated_elastic_is_near_the_better_fixed_setting_at_every_load(load, 
 def scaling(engine, one_ns=10_000_000):
     """Tells the runtime that the model scales well, whatever was measured on this machine, and
     whatever it has learned since."""
-    leaves = engine.context._tree.leaves
+    leaves = engine.context._layout.tree.leaves
     engine._model.set_run_ns([one_ns // (high - low) for low, high in leaves])
 
 
@@ -223,7 +221,9 @@ def test_a_lone_caller_takes_all_streams_and_a_crowd_takes_single_ones():
         crowded = engine.stats()
         assert crowded.by_width[1] > 160
         assert sum(crowded.by_width.values()) == crowded.done == 341
-        while context._dispatcher.num_busy:  # a worker gives its stream up after the last answer
+        while (
+            context._shared.dispatcher.num_busy
+        ):  # a worker gives its stream up after the last answer
             threading.Event().wait(0.001)
 
 
@@ -268,23 +268,65 @@ def test_stopping_reaches_runs_on_wide_groups():
         assert engine.stats().cancelled == 1
 
 
-def test_how_a_model_scales_is_measured_once(tmp_path, monkeypatch):
+def test_how_a_model_scales_is_measured_once_for_each_layout(tmp_path, monkeypatch):
+    def open_with(num_streams):
+        with (
+            unpinned(num_streams, "elastic") as context,
+            Engine(models.spin(), None, context=context, cache_dir=tmp_path),
+        ):
+            pass
+
+    open_with(2)
+    open_with(4)
+    kept = sorted(tmp_path.glob("v1/measured/*"))
+    assert len(kept) == 2
+    monkeypatch.setattr(
+        "deepsched.scheduling.streams.run_lengths",
+        lambda tree, measure, kept, layout: run_lengths(tree, None, kept, layout),
+    )
+    open_with(2)  # a call of None would have failed
+    open_with(4)
+    whole = kept[0].read_text()
+    for damage in ("", "{}", "[]", '{"x": 3}', whole[:-3], whole.replace("1", "2")):
+        for path in kept:
+            path.write_text(damage)
+        with pytest.raises(TypeError):
+            open_with(2)
+
+
+@pytest.mark.parametrize("answer", [None, [], {}, {"1": "x"}, {"x": 3}, {"1": 0}, 5])
+def test_a_measurement_of_another_form_is_ignored(answer):
+    tree = tree_of(partition(Topology.synthetic(1, 1, 1, 2), num_streams=2).streams)
+    kept = Kept(answer)
+    lengths = run_lengths(tree, lambda group, seconds: 100 - group, kept, "layout")
+    assert lengths == useful(tree, kept.answer) == [100, 100, 0]
+    assert lengths == run_lengths(tree, None, kept, "layout")
+
+
+class Kept:
+    """The measurements of a model, in memory."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def read(self, kind, question):
+        return self.answer
+
+    def write(self, kind, question, answer):
+        self.answer = answer
+
+
+def test_without_a_cache_it_is_measured_each_time(monkeypatch):
+    measured = []
+
+    def run_lengths_counted(tree, measure, kept, layout):
+        measured.append(kept)
+        return run_lengths(tree, measure, kept, layout)
+
+    monkeypatch.setattr("deepsched.scheduling.streams.run_lengths", run_lengths_counted)
     with unpinned(2, "elastic") as context:
-        with Engine(models.spin(), None, context=context, cache_dir=tmp_path) as engine:
-            kept = Path(engine.compiled.folder, "speed.json")
-        (lengths,) = json.loads(kept.read_text()).values()
-        assert set(lengths) == {"1", "2"} and min(lengths.values()) > 0
-    with unpinned(2, "elastic") as context:
-        monkeypatch.setattr(
-            "deepsched.context.run_lengths",
-            lambda tree, measure, folder, layout: run_lengths(tree, None, folder, layout),
-        )
-        with Engine(models.spin(), None, context=context, cache_dir=tmp_path):
-            pass  # a call of None would have failed
-        for damage in ("", "{}", "[]", '{"x": 3}', kept.read_text()[:-3]):
-            kept.write_text(damage)
-            with pytest.raises(TypeError):
-                Engine(models.spin(), None, context=context, cache_dir=tmp_path)
+        Engine(models.spin(), None, context=context, cache_dir=None)
+    assert measured == [None]
 
 
 def test_a_model_that_made_up_inputs_do_not_fit_runs_on_single_streams(caplog):

@@ -262,7 +262,7 @@ def test_everything_at_once(num_streams, scheduler):
         doomed = MultiModelEngine(models.gather(), None, context)
         if scheduler == "elastic":  # as if the model scaled well
             for one in (engine, doomed):
-                widths = [high - low for low, high in context._tree.leaves]
+                widths = [high - low for low, high in context._layout.tree.leaves]
                 one._model.set_run_ns([60_000 // width for width in widths])
         work = [by_run, by_run, by_future, by_future, by_loop, by_loop, by_map]
 
@@ -284,7 +284,9 @@ def test_everything_at_once(num_streams, scheduler):
         # A cancel or a timeout may win against a run that was done all the same.
         assert stats.failed >= ends["failed"]
         assert stats.rejected == ends["rejected"]
-        while context._dispatcher.num_busy:  # a worker that was woken for nothing is yet to leave
+        while (
+            context._shared.dispatcher.num_busy
+        ):  # a worker that was woken for nothing is yet to leave
             threading.Event().wait(0.001)
         assert engine.run([np.ones(1, np.float32), np.zeros(1, np.int64)])[0].tolist() == [1]
 

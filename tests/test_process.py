@@ -144,7 +144,7 @@ def test_ctrl_c_interrupts_a_call_that_waits_in_the_queue():
         before="""
     blocker = threading.Thread(target=run, args=(3 * 10**5,))
     blocker.start()
-    while not engine.context._dispatcher.num_busy: pass
+    while not engine.context._shared.dispatcher.num_busy: pass
     """,
         after="""
     assert blocker.is_alive()

@@ -109,7 +109,7 @@ def test_one_stream_where_several_were_meant_is_told(caplog):
     machine = Topology.synthetic(packages=1, cores_per_l3=4)
     with Context(topology=machine, pin="none") as context:
         assert context.num_streams == 1
-    assert "num_streams=2 to 4 cuts it finer" in caplog.text
+    assert "num_streams=2 to 4 makes more streams" in caplog.text
     caplog.clear()
     for options in ({"num_streams": 1}, {"num_cores": 1}, {"scheduler": "single_stream"}):
         Context(topology=machine, pin="none", **options).close()

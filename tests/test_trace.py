@@ -232,8 +232,8 @@ def test_traces_that_end_as_others_begin_know_every_engine(tmp_path):
             for thread in threads:
                 thread.join()
             sys.setswitchinterval(interval)
-        context._roster.keep_names()
-        assert context._roster.let_names_go() == {}  # nothing is kept of closed engines
+        context._shared.registry.retain_names()
+        assert context._shared.registry.release_names() == {}  # nothing is kept of closed engines
     assert failures == []
 
 
@@ -322,7 +322,7 @@ def test_a_child_that_leaves_a_trace_waits_for_nobody():
         engine = Engine(models.mlp(), None, context=context)
 
         def hold():
-            with context._lock, context._roster._lock:
+            with context._shared.registry._lock:
                 held.set()
                 done.wait()
 
@@ -366,7 +366,7 @@ def test_a_child_process_leaves_its_parents_trace_alone():
             engine.run([X])
             child = os.fork()
             if child == 0:
-                os._exit(0 if context._dispatcher.tracer.stop(trace) == (b"", 0) else 1)
+                os._exit(0 if context._shared.dispatcher.tracer.stop(trace) == (b"", 0) else 1)
             assert os.waitpid(child, 0)[1] == 0
             engine.run([X])
         assert len(trace) == 2

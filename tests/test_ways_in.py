@@ -218,7 +218,7 @@ def test_cancelling_a_task_cancels_its_request(spin):
         running = asyncio.ensure_future(spin.run_async(LONG))
         queued = asyncio.ensure_future(spin.run_async(LONG))
         await asyncio.sleep(0)  # both start
-        while not spin.context._dispatcher.num_busy:
+        while not spin.context._shared.dispatcher.num_busy:
             await asyncio.sleep(0.001)
         for task in (queued, running):
             task.cancel()
@@ -431,12 +431,12 @@ def test_a_batch_is_cut_into_the_engines_batches():
         (y,) = engine.batched_run({"x": x})
         parts = [engine.run([x[i : i + 2]])[0] for i in (0, 2, 4)]
         assert (y == np.concatenate(parts)).all()
-        with pytest.raises(InputError, match="cannot be cut into parts of 2"):
+        with pytest.raises(InputError, match="cannot be split into parts of 2"):
             engine.batched_run([x[:5]])
 
 
 def test_what_cannot_be_cut_is_told(gather):
     with pytest.raises(InputError, match="same first dimension"):
         gather.batched_run([np.zeros(4, np.float32), np.zeros(3, np.int64)])
-    with pytest.raises(InputError, match="first dimension to cut"):
+    with pytest.raises(InputError, match="first dimension to split"):
         gather.batched_run([np.float32(1), np.int64(1)])

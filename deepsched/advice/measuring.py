@@ -11,10 +11,11 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from deepsched.advice.answer_cache import Memory
+from deepsched.advice.answer_cache import AnswerCache
 from deepsched.advice.choosing import Load, choose, cost, explain
 from deepsched.advice.settings import Advice, BatchFigures, Figures, Setting
 from deepsched.benchmark.measurement import Measurement, measure
@@ -23,8 +24,9 @@ from deepsched.errors import InferenceError, InputError, ModelError, OptionError
 from deepsched.machine.contention import Neighbours, remark
 from deepsched.machine.partition import most_cores
 from deepsched.machine.topology import Topology
-from deepsched.models.compiled import CacheDir
+from deepsched.models.locations import DEFAULT_CACHE, CacheDir
 from deepsched.models.prepare import ModelLike, Shapes
+from deepsched.models.random_inputs import tried_inputs
 from deepsched.scheduling.scaling import useful_cores, widths
 
 _OpenEngine = Callable[[Setting], Engine]
@@ -57,7 +59,7 @@ def advise(
     seconds: float = 20.0,
     compares_batches: bool = True,
     remembers: bool = True,
-    cache_dir: CacheDir = "default",
+    cache_dir: CacheDir = DEFAULT_CACHE,
     on_progress: Callable[[str], None] | None = None,
 ) -> Advice:
     """Measures which setting serves a model best on this machine.
@@ -102,8 +104,8 @@ def advise(
     most = most_cores(Topology.detect(), num_cores)
     load = Load(2 * most if has_open_load else callers, rate)
     question = [batch_size, input_shapes, num_cores, str(load), p99_limit_ms]
-    memory = Memory.of(model, cache_dir, question) if remembers else None
-    if memory is not None and (known := memory.recall(seconds, compares_batches)) is not None:
+    answers = AnswerCache.open(model, batch_size, cache_dir, question) if remembers else None
+    if answers is not None and (known := answers.get(seconds, compares_batches)) is not None:
         return known
 
     def open_batched(batch_size: int | None, setting: Setting) -> Engine:
@@ -143,8 +145,8 @@ def advise(
         seconds=time.monotonic() - began,
         others_share=neighbours.share(),
     )
-    if memory is not None and not remark(advice.others_share):
-        memory.keep(advice, seconds)
+    if answers is not None and not remark(advice.others_share):
+        answers.put(advice, seconds)
     return advice
 
 
@@ -176,7 +178,7 @@ def _scaling(open_engine: _OpenEngine, most: int, seconds: float, say: _Say) -> 
 
 def _lone_ms(open_engine: _OpenEngine, cores: int, seconds: float, warns: bool = False) -> float:
     with open_engine(Setting("single_stream", None, cores)) as engine:
-        inputs = engine._tried_inputs(warns)
+        inputs = _tried_inputs(engine, warns)
         times: list[float] = []
         end = time.perf_counter() + seconds
         while len(times) < 3 or time.perf_counter() < end:
@@ -184,6 +186,11 @@ def _lone_ms(open_engine: _OpenEngine, cores: int, seconds: float, warns: bool =
             engine.run(inputs)
             times.append(1e3 * (time.perf_counter() - begin))
     return statistics.median(times)
+
+
+def _tried_inputs(engine: Engine, warns: bool = False) -> list[Any]:
+    infos = engine._served.model.inputs
+    return tried_inputs(infos, engine.batch_size, engine.run, warns)
 
 
 def _measurable(load: Load, scaling: dict[int, float], seconds: float) -> Load:
@@ -298,7 +305,7 @@ def _batches(
         try:
             # Tried alone first: an elastic engine would log that it cannot be measured.
             with open_batched(batch_size, Setting("single_stream", None, 1)) as engine:
-                engine._tried_inputs()
+                _tried_inputs(engine)
             with open_batched(batch_size, chosen.setting) as engine:
                 measured = _put_on(engine, load, max(_LEAST_SECONDS, seconds))
         except (ModelError, InputError, InferenceError):

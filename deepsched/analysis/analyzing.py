@@ -21,7 +21,7 @@ from deepsched.errors import OptionError
 from deepsched.machine.contention import Neighbours
 from deepsched.machine.partition import most_cores
 from deepsched.machine.topology import Topology
-from deepsched.models.compiled import CacheDir
+from deepsched.models.locations import DEFAULT_CACHE, CacheDir
 from deepsched.models.prepare import ModelLike, Shapes
 from deepsched.scheduling.scaling import widths
 
@@ -41,7 +41,7 @@ def analyze(
     inputs: Any = None,
     num_cores: int | None = None,
     seconds: float = 10.0,
-    cache_dir: CacheDir = "default",
+    cache_dir: CacheDir = DEFAULT_CACHE,
     on_progress: Callable[[str], None] | None = None,
 ) -> Analysis:
     """Measures which operators a request's time goes into, on 1, 2, 4, ... cores and on all.

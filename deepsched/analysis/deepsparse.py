@@ -12,7 +12,7 @@ from deepsched.errors import OptionError
 from deepsched.invocation.sequential_timing import check_iterations
 from deepsched.machine.partition import partition
 from deepsched.machine.topology import Topology
-from deepsched.models.compiled import DEFAULT
+from deepsched.models.locations import DEFAULT_CACHE
 from deepsched.models.prepare import ModelLike, Shapes
 from deepsched.scheduler import Scheduler
 
@@ -74,7 +74,7 @@ def model_debug_analysis(
     streams = partition(Topology.detect(), num_cores, None if is_multi else 1).streams
     cores = len(streams[0].cores)
     analysis = measure(
-        Subject(model, batch_size, input_shapes, inp, DEFAULT, optimization_level == 1),
+        Subject(model, batch_size, input_shapes, inp, DEFAULT_CACHE, optimization_level == 1),
         sorted({1, cores}),
         Runs(num_warmup_iterations, num_iterations, num_iterations, 0.0),
         num_rounds=1,

@@ -11,11 +11,15 @@ from typing import Any, NamedTuple
 
 from deepsched.analysis.constants import NodeConstants, read_constants
 from deepsched.analysis.reading import Key, Profile, events_of, read
-from deepsched.context import Context, Inspection
+from deepsched.context import Context
 from deepsched.engine import Engine
 from deepsched.errors import ModelError
-from deepsched.models.compiled import CacheDir
+from deepsched.models.locations import CacheDir
 from deepsched.models.prepare import ModelLike, Shapes
+from deepsched.models.random_inputs import tried_inputs
+from deepsched.scheduler import Scheduler
+from deepsched.scheduling.layout import lay_out
+from deepsched.scheduling.streams import Inspection, SharedStreams
 
 # Of one timeline, about; each is a line of a kilobyte.
 _MOST_EVENTS = 50_000
@@ -45,7 +49,7 @@ class Runs(NamedTuple):
 
 
 def time_plain(subject: Subject, num_cores: int, runs: Runs, warns: bool = False) -> list[float]:
-    """How long requests take that nobody looks into, ms. `warns`: see Engine._tried_inputs."""
+    """How long requests take that nobody looks into, ms. `warns`: see tried_inputs."""
     with _open(subject, num_cores, None) as engine:
         return _repeat(engine, subject.inputs, runs, warns)
 
@@ -67,11 +71,12 @@ def profile(subject: Subject, num_cores: int, runs: Runs) -> Profiled:
     """
     with tempfile.TemporaryDirectory(prefix="deepsched-profile-") as folder:
         with _open(subject, num_cores, str(Path(folder, "run"))) as engine:
-            entry = engine._opened.entry
+            opened = engine._served.opened
+            entry = opened.entry
             constants = {} if entry is None else read_constants(entry.model)
             most = max(runs.least, min(runs.most, _MOST_EVENTS // max(1, len(constants))))
             num_runs = len(_repeat(engine, subject.inputs, runs._replace(most=most)))
-            (session,) = engine._opened.sessions
+            (session,) = opened.sessions
             timeline = Path(session.end_profiling())
             # Engines may have run before they are asked to, to try a model out.
             num_before = engine.stats().done - num_runs
@@ -86,11 +91,10 @@ def profile(subject: Subject, num_cores: int, runs: Runs) -> Profiled:
 
 @contextmanager
 def _open(subject: Subject, num_cores: int, profile_to: str | None) -> Iterator[Engine]:
+    layout = lay_out(num_cores, None, Scheduler.single_stream, "core", None)
     inspection = Inspection(profile_to, subject.optimizes)
-    # As an engine's own context, which spins as plain ONNX Runtime does.
-    context = Context(
-        num_cores, scheduler="single_stream", _is_shared=False, _inspection=inspection
-    )
+    # Exclusive, as an engine's own context: it spins as plain ONNX Runtime does.
+    context = Context._over(SharedStreams(layout, is_exclusive=True, inspection=inspection))
     with (
         context,
         Engine(
@@ -108,7 +112,8 @@ def _repeat(engine: Engine, inputs: Any, runs: Runs, warns: bool = False) -> lis
     """Milliseconds of each run but the warm-ups."""
     num_warmups = runs.num_warmups
     if inputs is None:
-        inputs = engine._tried_inputs(warns)
+        model = engine._served.model
+        inputs = tried_inputs(model.inputs, engine.batch_size, engine.run, warns)
         num_warmups -= 1
     for _ in range(num_warmups):
         engine.run(inputs)

@@ -427,5 +427,5 @@ class _Meter:
         return usage, stats, num_answered
 
     def _read(self) -> tuple[Reading, Counts | None]:
-        counts = None if self._engine is None else self._engine._counts()
+        counts = None if self._engine is None else self._engine._served.counts()
         return Reading.take(self._clock.now_ns()), counts

@@ -1,4 +1,4 @@
-"""`deepsched cache`: the compiled models that are kept for the next start."""
+"""`deepsched cache`: what is kept for the next start."""
 
 from __future__ import annotations
 
@@ -11,23 +11,25 @@ from rich.table import Column, Table
 from deepsched.cli.console import Console
 from deepsched.cli.files import to_json
 from deepsched.errors import OptionError
-from deepsched.models.cache import Cache, default_folder
+from deepsched.models.cache import Cache
+from deepsched.models.locations import default_folder
 
 
 def add_parser(commands: Any) -> None:
     """Adds the subcommand."""
     parser = commands.add_parser(
         "cache",
-        help="list or clear the compiled models on disk",
-        description="The compiled models that are kept for the next start. DEEPSCHED_CACHE_DIR "
-        "chooses the folder, DEEPSCHED_CACHE_BYTES its size (10 GiB unless set; what was used "
-        "least lately goes first).",
+        help="list or clear the compiled models and measurements on disk",
+        description="Compiled models, and what was measured of them (advice; run lengths for the "
+        "elastic scheduler), kept for the next start. DEEPSCHED_CACHE_DIR chooses the folder, "
+        "DEEPSCHED_CACHE_BYTES its maximum size (10 GiB unless set; least recently used items are "
+        "evicted first).",
     )
     actions = parser.add_subparsers(required=True, metavar="{list,clear,path}")
-    listing = actions.add_parser("list", help="what is in it, the model used last first")
+    listing = actions.add_parser("list", help="list it, most recently used first")
     listing.add_argument("--json", action="store_true", help="print it as JSON; sizes in bytes")
     listing.set_defaults(run=_list)
-    clear = actions.add_parser("clear", help="remove all that no process uses")
+    clear = actions.add_parser("clear", help="remove everything that no process uses")
     clear.set_defaults(run=_clear)
     actions.add_parser("path", help="print the folder").set_defaults(run=_path)
 
@@ -42,26 +44,29 @@ def _cache() -> Cache:
 
 
 def _list(args: argparse.Namespace) -> None:
-    infos = _cache().list()
+    items = _cache().list()
     if args.json:
-        print(to_json([info._asdict() for info in infos]))
+        print(to_json([item._asdict() for item in items]))
         return
     table = Table(
         Column("model", overflow="fold"),
+        "kind",
         "batch",
         "MB",
         "last used",
         "in use",
-        Column("entry", overflow="fold"),
+        Column("key", overflow="fold"),
     )
-    for info in infos:
-        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(info.used))
-        in_use = "yes" if info.is_in_use else ""
-        batch = "any" if info.batch_size is None else str(info.batch_size)
-        megabytes = f"{info.num_bytes / 1e6:.1f}"
-        table.add_row(info.model, batch, megabytes, used, in_use, info.key)
+    for item in items:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(item.used))
+        in_use = "yes" if item.is_in_use else ""
+        batch = "any" if item.batch_size is None else str(item.batch_size)
+        megabytes = f"{item.num_bytes / 1e6:.1f}"
+        table.add_row(item.model, item.kind, batch, megabytes, used, in_use, item.key)
     Console().print(table)
-    print(f"{len(infos)} models, {sum(info.num_bytes for info in infos) / 1e6:.1f} MB")
+    num_models = sum(item.kind == "model" for item in items)
+    megabytes = f"{sum(item.num_bytes for item in items) / 1e6:.1f}"
+    print(f"{num_models} models, {len(items) - num_models} measurements, {megabytes} MB")
 
 
 def _clear(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Cutting a batch into requests, and joining their outputs."""
+"""Splitting a batch into requests, and concatenating their outputs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ import numpy as np
 from deepsched.errors import InputError
 
 
-def cut_batch(inputs: list[Any], batch_size: int | None, num_streams: int) -> list[list[Any]]:
-    """The inputs of each part, in order; views, not copies."""
+def split_batch(inputs: list[Any], batch_size: int | None, num_streams: int) -> list[list[Any]]:
+    """Inputs of each part, in order; views, not copies.
+
+    Raises:
+        InputError: the first dimensions differ, or batch_size does not divide them.
+    """
     arrays = [np.asarray(value) for value in inputs]
     if not arrays or any(array.ndim == 0 for array in arrays):
-        raise InputError("batched_run needs inputs that have a first dimension to cut")
+        raise InputError("batched_run needs inputs that have a first dimension to split")
     sizes = {len(array) for array in arrays}
     if len(sizes) > 1:
         raise InputError(
@@ -26,8 +30,8 @@ def cut_batch(inputs: list[Any], batch_size: int | None, num_streams: int) -> li
         ends = [total * (part + 1) // num_parts for part in range(num_parts)]
     elif total % batch_size or not total:
         raise InputError(
-            f"a batch of {total} cannot be cut into parts of {batch_size}, for which the engine "
-            "was compiled; fill it up to a multiple, or compile with batch_size=None"
+            f"a batch of {total} cannot be split into parts of {batch_size}, the batch size that "
+            "the engine was compiled for; pad it to a multiple, or compile with batch_size=None"
         )
     else:
         ends = list(range(batch_size, total + 1, batch_size))
@@ -36,7 +40,11 @@ def cut_batch(inputs: list[Any], batch_size: int | None, num_streams: int) -> li
 
 
 def join_batch(parts: list[list[Any]], output_names: list[str]) -> list[Any]:
-    """The outputs of the whole batch."""
+    """Outputs of the whole batch.
+
+    Raises:
+        InputError: an output has no first dimension.
+    """
     if len(parts) == 1:
         return parts[0]
     joined = []

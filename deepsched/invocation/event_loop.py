@@ -1,4 +1,4 @@
-"""Requests of asyncio's event loops: no thread for any of them, one eventfd for each loop."""
+"""Requests from asyncio: no thread for any of them, one eventfd per event loop."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from deepsched.runtime.inbox import Inbox
 from deepsched.runtime.model import Model
 from deepsched.runtime.request import Request
 
-# When to make sure that somebody works at what was queued.
+# When to wake the workers that queuing left asleep; see LoopInbox.note.
 _WAKE_AFTER_S = 0.001
 
-# A coroutine that finds the queue full looks again after so many seconds, then after longer.
+# Retries of a coroutine that found the queue full: exponential backoff between these.
 _FIRST_RETRY_S = 0.0005
 _LAST_RETRY_S = 0.01
 
 
 class LoopInbox:
-    """What has ended for one event loop."""
+    """Ended requests of one event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.inbox = Inbox(with_eventfd=True)  # closes the eventfd with itself
         self.num_under_way = 0
         self._unwoken: set[Model] = set()
-        # From here on the loop refers to us, and we not to it.
+        # The loop refers to us from here on, and we do not refer to it: no cycle keeps it alive.
         loop.add_reader(self.inbox.eventfd, self._on_ended)
 
     def __del__(self) -> None:
-        # The loop is gone. What still arrives holds the inbox, until somebody takes it.
+        # The loop is gone. Requests that are still under way keep the inbox until _reap takes them.
         if self.num_under_way:
             _orphans.append((self.inbox, self.num_under_way))
 
     def note(self, loop: asyncio.AbstractEventLoop, model: Model) -> None:
-        """A request of `model` has been queued.
+        """Counts a request of `model` that has been queued.
 
-        The runtime does not wake the worker of the core that a busy loop stands on, as long as
-        others get through the backlog of short runs soon. If they did not, it does so now.
+        While others serve the backlog of short runs soon, the runtime leaves the worker asleep
+        whose core a busy loop runs on. A timer wakes it in case they do not.
         """
         self.num_under_way += 1
         if not self._unwoken:
@@ -58,7 +58,7 @@ class LoopInbox:
             future: asyncio.Future[list[Any]] | None = request.tag
             request.tag = None
             if future is None or future.done():
-                continue  # nobody waits, or it is late
+                continue  # cancelled or expired: nobody waits for it
             try:
                 future.set_result(request.outputs())
             except Exception as error:
@@ -79,7 +79,7 @@ def _inbox_of(loop: asyncio.AbstractEventLoop) -> LoopInbox:
     global _latest
     latest_loop, latest = _latest
     if latest_loop() is loop and (found := latest()) is not None:
-        return found  # saves the search in a program with one loop
+        return found  # skips the weak dictionary in a program with one loop
     found = _inboxes.get(loop)
     if found is None:
         _reap()
@@ -123,7 +123,7 @@ async def run_on_loop(
         return await future
     except (asyncio.CancelledError, GeneratorExit):
         model.cancel(request)
-        request.tag = None  # else it holds the loop until somebody takes it
+        request.tag = None  # else it keeps the loop alive until it is taken from the inbox
         raise
     finally:
         if timer is not None:
@@ -145,7 +145,7 @@ async def _start_when_there_is_room(
     priority: int,
     check_inputs: bool,
 ) -> tuple[Request, float | None]:
-    """Returns the request and what is left of `timeout`."""
+    """Retries until the queue has room. Returns the request and what is left of `timeout`."""
     loop = asyncio.get_running_loop()
     deadline = None if timeout is None else loop.time() + timeout
     pause = _FIRST_RETRY_S
@@ -156,7 +156,7 @@ async def _start_when_there_is_room(
             timeout = deadline - loop.time()
             if timeout <= 0:
                 raise DeadlineExceeded(
-                    "the request's timeout passed before the queue had room for it"
+                    "the request's timeout expired before the queue had room for it"
                 )
         request = model.start(inputs, inbox, future, timeout, priority, check_inputs, False)
         if request is not None:

@@ -1,7 +1,7 @@
 """Futures of requests, and the thread that resolves them.
 
 The runtime's workers never take the GIL, so they cannot touch a future. They post ended requests to
-an inbox; one Python thread for each context takes what has come and resolves it, many at a time.
+an inbox; one Python thread per context takes them, many at a time, and resolves their futures.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from deepsched.runtime.request import Request
 
 
 class RequestFuture(Future[list[Any]]):
-    """The future of one request; `result()` gives what `Engine.run` returns, or raises it.
+    """The future of one request; `result()` returns or raises what `Engine.run` would.
 
-    `cancel` works on a running request too: it is stopped at the next operator.
+    `cancel` works on a running request too: it is stopped at its next operator.
     """
 
     _model: Model
@@ -32,20 +32,20 @@ class RequestFuture(Future[list[Any]]):
     _cancelling = threading.Lock()  # of all futures: cancelling is rare
 
     def cancel(self) -> bool:
-        """Withdraws the request, or stops it. False if it has ended already."""
+        """Withdraws the request from the queue, or stops its run. False if it has ended already."""
         if not super().cancel():
             return False
         # Not around the line above, which runs callbacks, which may cancel other futures.
         with self._cancelling:
             is_first, self._is_cancelling = not self._is_cancelling, True
         if is_first:
-            self.set_running_or_notify_cancel()  # wakes those who wait for it
+            self.set_running_or_notify_cancel()  # wakes its waiters
             if self._request is not None:
                 self._model.cancel(self._request)
         return True
 
     def running(self) -> bool:
-        """Whether it is being computed right now."""
+        """Whether it runs right now."""
         return not self.done() and self._request is not None and self._request.is_running
 
 
@@ -82,7 +82,7 @@ class FutureResolver:
         if accepted is None:
             model.reject()
         future._request = accepted
-        if future.cancelled():  # by somebody who got hold of it before the line above
+        if future.cancelled():  # by whoever got hold of it before the line above
             model.cancel(accepted)
         if timeout is not None:
             with self._lock:
@@ -92,8 +92,8 @@ class FutureResolver:
         return future
 
     def close(self) -> None:
-        """Resolves what has ended, and ends the thread. Nothing may be posted any more: the
-        models are closed, and the workers ended."""
+        """Resolves what has ended and joins the thread. Nothing may be posted any more: the models
+        are closed and the workers have ended."""
         with self._lock:
             self._is_closing = True
             thread = self._thread
@@ -102,13 +102,14 @@ class FutureResolver:
             thread.join()
 
     def _start_thread(self) -> None:
-        # A daemon: those are not waited for before the exit handler that closes the context.
+        # A daemon: the interpreter waits for other threads before it runs the exit handler that
+        # closes the context, so this one would never end.
         self._thread = threading.Thread(target=self._resolve, name=self._name, daemon=True)
         self._thread.start()
 
     def _resolve(self) -> None:
         while True:
-            is_closing = self._is_closing  # before we take: then what we take is all there is
+            is_closing = self._is_closing  # read before take(): what it returns then is the rest
             ended = self._inbox.take()
             for request in ended:
                 _settle(request)
@@ -119,8 +120,11 @@ class FutureResolver:
                 self._inbox.wait(late)
 
     def _expire(self) -> float:
-        """Ends what is late, though it may wait behind long runs. Returns the seconds until the
-        next deadline; -1: there is none."""
+        """Fails the futures whose deadline has passed, wherever their requests are.
+
+        A worker would notice only when it pops the request, which may be behind long runs. Returns
+        the seconds until the next deadline; -1 if there is none.
+        """
         while True:
             with self._lock:
                 if not self._deadlines:
@@ -140,7 +144,7 @@ class FutureResolver:
 
 def _settle(request: Request) -> None:
     future: RequestFuture = request.tag
-    request.tag = None  # the future refers to the request
+    request.tag = None  # breaks the cycle: the future refers to the request
     if future.done():
         return
     try:

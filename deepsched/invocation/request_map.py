@@ -1,4 +1,4 @@
-"""Many requests from one Python thread: as many under way as keep every stream busy."""
+"""RequestMap: many requests from one Python thread, enough under way to keep every stream busy."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from deepsched.runtime.inbox import Inbox
 from deepsched.runtime.model import Model
 from deepsched.runtime.request import Request
 
-# How much work to keep queued for each stream: more than a thread that feeds it may sleep.
+# Work to keep queued for each stream: more than the producing thread is likely to be descheduled.
 _AHEAD_NS = 500_000
-_MOST_AHEAD = 64
+_MAX_AHEAD = 64
 
 
 class RequestMap:
@@ -40,12 +40,12 @@ class RequestMap:
         self._check_inputs = check_inputs
         self._inbox = Inbox()
         self._limit = self._choose_limit()
-        self._sent: deque[Request] = deque()  # and not ended, or not yielded; the oldest first
-        self._num_under_way = 0  # sent and not taken from the inbox
+        self._sent: deque[Request] = deque()  # not yielded yet, the oldest first
+        self._num_under_way = 0  # not taken from the inbox yet
         self._is_exhausted = False
-        self._failure: Exception | None = None  # of the items, or of an item's inputs
+        self._failure: Exception | None = None  # raised by the iterable, or by an item's inputs
 
-    def over(self, items: Iterable[Any]) -> Iterator[list[Any]]:
+    def run(self, items: Iterable[Any]) -> Iterator[list[Any]]:
         """Yields the outputs of each item."""
         source = iter(items)
         sent = self._sent
@@ -77,7 +77,7 @@ class RequestMap:
         if self._in_flight is not None:
             return self._in_flight
         typical_ns = self._model.typical_ns or _AHEAD_NS
-        ahead = min(max(2, _AHEAD_NS // typical_ns), _MOST_AHEAD)
+        ahead = min(max(2, _AHEAD_NS // typical_ns), _MAX_AHEAD)
         return min(self._num_streams * ahead, self._model.dispatcher.backlog.capacity)
 
     def _send_from(self, source: Iterator[Any]) -> None:
@@ -90,7 +90,7 @@ class RequestMap:
         except StopIteration:
             self._is_exhausted = True
         except Exception as failure:
-            # Its place is behind those that have been sent.
+            # Raised in its item's place, after the results of those that have been sent.
             self._is_exhausted, self._failure = True, failure
         else:
             assert request is not None
@@ -98,7 +98,7 @@ class RequestMap:
             self._num_under_way += 1
 
     def _take(self) -> list[Request]:
-        """What has ended, at least one; works at it where that is better than waiting."""
+        """Ended requests, at least one; serves the backlog itself where that beats waiting."""
         while not (ended := self._inbox.take()):
             if not self._model.help(self._limit // 8 + 1):
                 self._inbox.wait()

@@ -1,4 +1,4 @@
-"""Requests one after the other, each timed: DeepSparse's Engine.benchmark and its results."""
+"""Times requests one at a time: DeepSparse's Engine.benchmark and its results."""
 
 from __future__ import annotations
 
@@ -18,43 +18,43 @@ class BatchBenchmarkResult:
     """One request."""
 
     time_start: float
-    """Seconds, of time.perf_counter."""
+    """When it was sent; seconds, by time.perf_counter."""
     time_end: float
     batch_size: int
-    """Items in it."""
+    """Items in the request."""
     inputs: Any = None
-    """What it was given, if that was to be kept."""
+    """Its inputs, if include_inputs was set."""
     outputs: Any = None
-    """What it returned, if that was to be kept."""
+    """Its outputs, if include_outputs was set."""
 
     @property
     def time_elapsed(self) -> float:
-        """Seconds from the call to the answer."""
+        """Latency in seconds."""
         return self.time_end - self.time_start
 
     @property
     def batches_per_second(self) -> float:
-        """Requests a second, one after the other."""
+        """Requests per second, one at a time."""
         return 1 / self.time_elapsed
 
     @property
     def items_per_second(self) -> float:
-        """Items a second."""
+        """Items per second."""
         return self.batch_size / self.time_elapsed
 
     @property
     def ms_per_batch(self) -> float:
-        """Milliseconds from the call to the answer."""
+        """Latency in milliseconds."""
         return 1e3 * self.time_elapsed
 
     @property
     def ms_per_item(self) -> float:
-        """Milliseconds for each item in it."""
+        """Latency in milliseconds, divided by the items in the request."""
         return self.ms_per_batch / self.batch_size
 
 
 class BenchmarkResults(Sequence[BatchBenchmarkResult]):
-    """Requests that ran one after the other; a sequence of BatchBenchmarkResult.
+    """Results of requests that ran one at a time; a sequence of BatchBenchmarkResult.
 
     Example:
         >>> results = BenchmarkResults([BatchBenchmarkResult(0.0, 0.5, 4)])
@@ -64,7 +64,7 @@ class BenchmarkResults(Sequence[BatchBenchmarkResult]):
 
     def __init__(self, results: Iterable[BatchBenchmarkResult]) -> None:
         self.results = list(results)
-        """All of them, in their order."""
+        """The results in order."""
 
     def __len__(self) -> int:
         return len(self.results)
@@ -74,67 +74,67 @@ class BenchmarkResults(Sequence[BatchBenchmarkResult]):
 
     @property
     def num_batches(self) -> int:
-        """How many requests."""
+        """Number of requests."""
         return len(self)
 
     @property
     def num_items(self) -> int:
-        """How many items in all of them."""
+        """Number of items in all requests."""
         return sum(self.batch_sizes)
 
     @property
     def batch_times(self) -> list[float]:
-        """Of each request, seconds."""
+        """Latency of each request in seconds."""
         return [result.time_elapsed for result in self]
 
     @property
     def batch_sizes(self) -> list[int]:
-        """Of each request, items."""
+        """Items in each request."""
         return [result.batch_size for result in self]
 
     @property
     def batch_times_mean(self) -> float:
-        """Seconds."""
+        """Mean latency in seconds."""
         return statistics.fmean(self.batch_times)
 
     @property
     def batch_times_median(self) -> float:
-        """Seconds."""
+        """Median latency in seconds."""
         return statistics.median(self.batch_times)
 
     @property
     def batch_times_std(self) -> float:
-        """Seconds; of these requests, not an estimate for more."""
+        """Standard deviation of the latency in seconds; of these requests (the population's)."""
         return statistics.pstdev(self.batch_times)
 
     @property
     def batches_per_second(self) -> float:
-        """Requests a second."""
+        """Requests per second."""
         return self.num_batches / sum(self.batch_times)
 
     @property
     def items_per_second(self) -> float:
-        """Items a second."""
+        """Items per second."""
         return self.num_items / sum(self.batch_times)
 
     @property
     def ms_per_batch(self) -> float:
-        """Milliseconds for a request, in the mean."""
+        """Mean latency in milliseconds."""
         return 1e3 * sum(self.batch_times) / self.num_batches
 
     @property
     def ms_per_item(self) -> float:
-        """Milliseconds for an item, in the mean."""
+        """Mean milliseconds per item."""
         return 1e3 * sum(self.batch_times) / self.num_items
 
     @property
     def inputs(self) -> list[Any]:
-        """Of each request; Nones unless they were to be kept."""
+        """Inputs of each request; None for each unless include_inputs was set."""
         return [result.inputs for result in self]
 
     @property
     def outputs(self) -> list[Any]:
-        """Of each request; Nones unless they were to be kept."""
+        """Outputs of each request; None for each unless include_outputs was set."""
         return [result.outputs for result in self]
 
     def __repr__(self) -> str:
@@ -155,9 +155,9 @@ def timed_requests(
     include_outputs: bool,
     show_progress: bool,
 ) -> BenchmarkResults:
-    """See Engine.benchmark_loader. `batch_size`: items in each; None for as many as it has."""
+    """See Engine.benchmark_loader. `batch_size`: items per request; None counts its first input."""
     check_iterations(num_iterations, num_warmup_iterations)
-    inputs = _again_and_again(loader)
+    inputs = _cycle(loader)
     for each in islice(inputs, num_warmup_iterations):
         run(each)
     measured: Iterable[Any] = islice(inputs, num_iterations)
@@ -191,17 +191,19 @@ def check_iterations(num_iterations: int, num_warmup_iterations: int) -> None:
 
 
 def _num_items(inputs: Any) -> int:
-    """The first dimension of the first input; 1 if it has none."""
+    """First dimension of the first input; 1 if it has none."""
     first = next(iter(inputs.values() if isinstance(inputs, Mapping) else inputs), None)
     shape = getattr(first, "shape", ())
     return int(shape[0]) if shape else 1
 
 
-def _again_and_again(loader: Iterable[Any]) -> Iterator[Any]:
-    """From the start when it is used up.
+def _cycle(loader: Iterable[Any]) -> Iterator[Any]:
+    """The loader's inputs, iterated again when it is exhausted.
+
+    Not itertools.cycle: that would keep every input.
 
     Raises:
-        OptionError: it has nothing to give, or nothing any more.
+        OptionError: it has no inputs, or is an iterator and has none left.
     """
     while True:
         is_empty = True
@@ -211,5 +213,5 @@ def _again_and_again(loader: Iterable[Any]) -> Iterator[Any]:
         if is_empty:
             raise OptionError(
                 "the loader ran out of inputs before all iterations were done; give a list, which "
-                "can be gone through again, or fewer num_iterations"
+                "can be iterated again, or fewer num_iterations"
             )

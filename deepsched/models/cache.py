@@ -1,202 +1,129 @@
-"""The folder of compiled models: atomic, checked, bounded.
+"""The cache folder: compiled models and what they were measured to do. Nothing else writes there.
 
-    <cache>/v1/<key>/               an entry; its key says what it was made of
-        about.json                  what is in it, with checksums; its second line is its own
+    <cache>/v1/<key>/               an entry: a compiled model; its key says what it was made from
+        about.json                  what it was made from, with the checksums of the files
         model.onnx, weights         what ONNX Runtime opens
-        checked.json                as which files the checksums were found to be right
-    <cache>/v1/.staging-*/          an entry in the making, or on its way out
+        checked.json                the state of the files when the checksums were last verified
+    <cache>/v1/.staging-*/          an entry that is being made, or removed
     <cache>/v1/external/<key>.json  the external data files that a model names
+    <cache>/v1/measured/<key>.json  a measurement: run lengths by width, or advice
 
-An entry appears by one rename, complete, and is never written again. Whoever uses it holds a shared
-`flock` on its folder; whoever takes it away must get the exclusive one. The kernel drops the locks
-of a process that is killed, so what it leaves behind is found by being unlocked.
+An entry appears complete, by one rename, and its model is never written again. Measurements and
+lists of external files are small records of their own, which outlive the entry: their keys are made
+from the model's content, so they hold when it is compiled again. The size bound covers all of it.
+Least recently used entries and records are evicted first.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import logging
 import os
+import re
 import shutil
 import stat
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import blake3
-
 from deepsched.errors import OptionError
+from deepsched.models.entry import (
+    GRACE_S,
+    Damaged,
+    Entry,
+    lock_exclusive,
+    lock_shared,
+    make_locked_folder,
+    read_about,
+    remove_stale,
+)
+from deepsched.models.records import TEMPORARY, Records, read_record
 
 logger = logging.getLogger("deepsched")
 
 _VERSION = "v1"
 _STAGING = ".staging-"
-_ABOUT = "about.json"
-_CHECKED = "checked.json"
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+_EXTERNAL = "external"
+_MEASURED = "measured"
 
-_MOST_BYTES = 10 * 2**30
-_MOST_ENTRIES = 1000
+_MAX_BYTES = 10 * 2**30
+_MAX_COUNT = 1000
+"""Of entries, and of records of each kind."""
 
-# What nobody holds, and is younger than this, may be about to be locked.
-_GRACE_S = 60.0
-
-
-class Damaged(Exception):  # noqa: N818
-    """An entry is not what was written."""
+_OLD_ADVICE = re.compile(r"\.advice-[0-9a-f]{32}\.json")
+"""Where advice was kept before there was `measured`; `clear` removes it."""
 
 
-class Entry:
-    """A folder that is held: nobody takes it away until `close`."""
-
-    def __init__(self, folder: Path, lock_fd: int) -> None:
-        self.folder = folder
-        self.about: dict[str, Any] = {}
-        """What whoever compiled it wants its finder to know; JSON."""
-        self._lock_fd = lock_fd
-
-    @property
-    def model(self) -> Path:
-        """The graph, whose initializers lie in `weights`."""
-        return self.folder / "model.onnx"
-
-    @property
-    def weights(self) -> Path:
-        """Initializers and what kernels made of them, ready to be mapped."""
-        return self.folder / "weights"
-
-    def files(self) -> list[Path]:
-        """What ONNX Runtime wrote: a model of small tensors has no weights file."""
-        return [path for path in (self.model, self.weights) if path.exists()]
-
-    def seal(self) -> None:
-        """Writes down what is in the folder, and `about`, for those who find it."""
-        sums = {}
-        for path in self.files():
-            path.chmod(0o600)
-            sums[path.name] = [path.stat().st_size, hash_file(path)]
-        text = json.dumps({**self.about, "files": sums}, sort_keys=True)
-        line = f"{text}\n{blake3.blake3(text.encode()).hexdigest()}\n"
-        path = self.folder / _ABOUT
-        path.write_text(line, encoding="utf-8")
-        path.chmod(0o600)
-
-    def check(self) -> None:
-        """Compares the files with what was sealed.
-
-        Every byte of them, unless that has been done since the machine started (what was written
-        before may not have reached the disk) and nobody has written to them since.
-
-        Raises:
-            Damaged: something differs, or is missing.
-        """
-        try:
-            text, checksum, rest = (self.folder / _ABOUT).read_bytes().decode().split("\n")
-            if rest or blake3.blake3(text.encode()).hexdigest() != checksum:
-                raise Damaged(f"{_ABOUT} does not match its checksum")
-            self.about = json.loads(text)
-            sums = self.about.pop("files")
-            states = [_BOOT_ID, *([name, *_state(self.folder / name)] for name in sorted(sums))]
-            if self._was_checked(states):
-                return
-            for name, (size, checksum) in sums.items():
-                path = self.folder / name
-                if path.stat().st_size != size or hash_file(path) != checksum:
-                    raise Damaged(f"{name} does not match its checksum")
-            self._note_checked(states)
-        except (OSError, ValueError) as error:
-            raise Damaged(str(error)) from error
-
-    def _was_checked(self, states: list[Any]) -> bool:
-        try:
-            return bool(json.loads((self.folder / _CHECKED).read_text("utf-8")) == states)
-        except (OSError, ValueError):
-            return False
-
-    def _note_checked(self, states: list[Any]) -> None:
-        # A write soon after the one before may leave the times as they are: the kernel's clock
-        # for files ticks every 10 ms or faster.
-        newest = max(state[-1] for state in states[1:])
-        if time.time_ns() - newest < 100_000_000:
-            return
-        with contextlib.suppress(OSError):
-            fd, path = tempfile.mkstemp(dir=self.folder)
-            with os.fdopen(fd, "w", encoding="utf-8") as file:
-                json.dump(states, file)
-            os.replace(path, self.folder / _CHECKED)
-
-    def close(self) -> None:
-        """Lets go of the folder. May be called again."""
-        fd, self._lock_fd = self._lock_fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-    def __del__(self) -> None:
-        self.close()
-
-
-class EntryInfo(NamedTuple):
-    """A line of `deepsched cache list`."""
+class Item(NamedTuple):
+    """A line of `deepsched cache list`: a compiled model or a measurement."""
 
     key: str
+    """The name of its folder, or of its file, in the cache."""
     model: str
-    """What it was compiled from: a path, or how many bytes."""
+    """The model's path; for a model given as bytes, how many they are."""
     batch_size: int | None
-    """What it was compiled for; None: as the model has it."""
+    """The batch size it was compiled or measured for; None: any that the model's file allows."""
     num_bytes: int
+    """Its size on disk."""
     used: float
-    """When it was last opened; seconds since the epoch."""
+    """Time of its last use, in seconds since the epoch."""
     is_in_use: bool
+    """Whether a process has the compiled model open."""
+    kind: str
+    """Either "model", or the kind of a measurement: "run lengths" or "advice"."""
 
 
 class Cache:
-    """The entries below one folder."""
+    """The entries and records in one folder."""
 
     def __init__(self, folder: Path) -> None:
         """Makes the folder if need be.
 
         Raises:
-            OSError: it cannot be made, or others than this user may write to it.
+            OSError: it cannot be made, or others than this user may write to it: whoever can write
+                there could change the models.
+            OptionError: DEEPSCHED_CACHE_BYTES is not a number.
         """
         self.folder = folder / _VERSION
-        self._most_bytes = _most_bytes()
+        self._max_bytes = _max_bytes()
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = self.folder.stat()
         if found.st_uid != os.geteuid():
             raise PermissionError(f"{self.folder} belongs to another user")
         if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise PermissionError(f"others may write to {self.folder}; chmod go-w helps")
+        self._external = Records(self.folder / _EXTERNAL)
+        self._measured = Records(self.folder / _MEASURED)
 
     # --- Entries ----------------------------------------------------------------------------
 
     def find(self, key: str) -> Entry | None:
-        """The entry of `key`, held and checked. A damaged one is removed."""
-        entry = _hold(self.folder / key, fcntl.LOCK_SH)
+        """The entry of `key`, locked and verified. A damaged one is removed."""
+        entry = lock_shared(self.folder / key)
         if entry is None:
             return None
         try:
-            entry.check()
+            entry.verify()
         except Damaged as damage:
             logger.warning("the compiled model in %s is damaged: %s", entry.folder, damage)
             self.discard(entry)
             return None
         with contextlib.suppress(OSError):
-            os.utime(entry.folder)  # when it was last used
+            os.utime(entry.folder)  # the time of its last use
         return entry
 
     def discard(self, entry: Entry) -> None:
-        """Removes an entry that does not work. Who has it mapped keeps the pages."""
-        self._take_away(entry.folder)
+        """Removes an entry that does not work. Processes that have it mapped keep the pages."""
+        self._remove_entry(entry.folder)
         entry.close()
 
     @contextlib.contextmanager
     def stage(self) -> Iterator[Entry]:
-        """An empty folder, held. It is gone at the block's end, unless it was published."""
-        entry = make_private_folder(self.folder, _STAGING)
+        """An empty, locked folder to compile into; removed at the block's end unless published."""
+        entry = make_locked_folder(self.folder, _STAGING)
         folder = entry.folder
         try:
             yield entry
@@ -204,11 +131,11 @@ class Cache:
             if entry.folder == folder:  # not published
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def publish(self, entry: Entry, key: str) -> None:
-        """Makes a sealed staging folder the entry of `key`, in one step, and makes room.
+    def publish(self, entry: Entry, key: str) -> bool:
+        """Makes a sealed staging folder the entry of `key`, by one rename, and evicts others.
 
-        If another process was faster, its entry stays, and ours goes with our hold on it: they
-        are the same.
+        Returns:
+            False if another process was faster. Its entry is the same, and stays.
         """
         target = self.folder / key
         try:
@@ -216,150 +143,127 @@ class Cache:
         except OSError:
             if not target.is_dir():
                 raise
-            return
+            return False
         entry.folder = target
-        self.make_room()
+        self.evict()
+        return True
 
-    # --- Models with external data ------------------------------------------------------------
+    # --- Records ----------------------------------------------------------------------------
 
     def external_files(self, key: str) -> list[str] | None:
-        """The external data that a model names, as `remember_external_files` was told."""
-        try:
-            names = json.loads((self.folder / "external" / f"{key}.json").read_text("utf-8"))
-        except (OSError, ValueError):
-            return None
+        """The external data files that a model names; None if that is not known."""
+        names = self._external.read(key)
         return names if isinstance(names, list) else None
 
     def remember_external_files(self, key: str, names: list[str]) -> None:
-        """Saves the next one to parse the model only to learn which files to read."""
-        folder = self.folder / "external"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        fd, path = tempfile.mkstemp(dir=folder)
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            json.dump(names, file)
-        os.replace(path, folder / f"{key}.json")
+        """Spares the next process parsing the model only to learn which files to hash."""
+        self._external.write(key, names)
+
+    def measurement(self, key: str) -> Any:
+        """The value of a measurement; None if there is none, or it is damaged."""
+        record = self._measured.read(key)
+        return record.get("value") if isinstance(record, dict) else None
+
+    def remember_measurement(
+        self, key: str, kind: str, model: str, batch_size: int | None, value: Any
+    ) -> None:
+        """Keeps a measurement, a JSON value; for `kind`, `model` and `batch_size` see Item. Raises
+        OSError."""
+        self._measured.write(
+            key, {"kind": kind, "model": model, "batch_size": batch_size, "value": value}
+        )
+        self.evict()
 
     # --- All of it ----------------------------------------------------------------------------
 
-    def list(self) -> list[EntryInfo]:
-        """Its entries, the one used last first."""
-        infos = []
+    def list(self) -> list[Item]:
+        """Its compiled models and measurements, most recently used first."""
+        items = []
         for folder in self._entries():
-            try:
-                about = json.loads((folder / _ABOUT).read_text("utf-8").splitlines()[0])
-                infos.append(
-                    EntryInfo(
-                        folder.name,
-                        str(about.get("model", "?")),
-                        about.get("batch_size"),
-                        _size_of(folder),
-                        folder.stat().st_mtime,
-                        _is_held(folder),
-                    )
-                )
-            except (OSError, ValueError, IndexError):
-                continue  # it goes, or is damaged
-        return sorted(infos, key=lambda info: -info.used)
+            with contextlib.suppress(OSError, ValueError):  # being removed, or damaged
+                items.append(_item(folder, read_about(folder), _is_in_use(folder), "model"))
+        for path in self._measured.paths():
+            with contextlib.suppress(OSError, ValueError):
+                record = read_record(path)
+                items.append(_item(path, record, False, str(record["kind"])))
+        return sorted(items, key=lambda item: -item.used)
 
     def clear(self) -> int:
-        """Removes what is not in use; returns how many entries that were."""
-        removed = sum(self._take_away_if_free(folder) for folder in self._entries())
-        shutil.rmtree(self.folder / "external", ignore_errors=True)
-        self._sweep(grace_s=0)
-        return removed
+        """Removes everything that is not in use; returns how many items of `list` that were."""
+        num_removed = sum(
+            self._remove(path) for path in [*self._entries(), *self._measured.paths()]
+        )
+        for records in (self._external, self._measured):
+            shutil.rmtree(records.folder, ignore_errors=True)
+        for path in self.folder.iterdir():
+            if _OLD_ADVICE.fullmatch(path.name):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+        self._sweep_stale(grace_s=0)
+        return num_removed
 
-    def make_room(self) -> None:
-        """Removes the entries used least lately until the bound holds; none that is in use."""
-        self._sweep(_GRACE_S)
+    def evict(self) -> None:
+        """Removes the least recently used until the bounds hold.
+
+        What is in use stays, and so does the most recently used: the caller has just stored it.
+        """
+        self._sweep_stale(GRACE_S)
         found = []
-        for folder in self._entries():
-            with contextlib.suppress(FileNotFoundError):  # another process takes it away
-                found.append((folder.stat().st_mtime, _size_of(folder), folder))
+        for path in [*self._entries(), *self._external.paths(), *self._measured.paths()]:
+            with contextlib.suppress(OSError):  # another process removes it
+                found.append((path.stat().st_mtime_ns, _num_bytes(path), path))
         num_bytes = sum(size for _, size, _ in found)
-        num_left = len(found)
-        for _, size, folder in sorted(found):
-            if num_bytes <= self._most_bytes and num_left <= _MOST_ENTRIES:
-                return
-            if self._take_away_if_free(folder):
+        counts = Counter(path.parent for _, _, path in found)
+        for _, size, path in sorted(found)[:-1]:
+            is_over = num_bytes > self._max_bytes or counts[path.parent] > _MAX_COUNT
+            if is_over and self._remove(path):
                 num_bytes -= size
-                num_left -= 1
+                counts[path.parent] -= 1
 
     def _entries(self) -> Iterator[Path]:
-        for folder in self.folder.iterdir():
-            if not folder.name.startswith(".") and folder.name != "external":
-                yield folder
+        for path in self.folder.iterdir():
+            if not path.name.startswith(".") and path.name not in (_EXTERNAL, _MEASURED):
+                yield path
 
-    def _take_away_if_free(self, folder: Path) -> bool:
-        entry = _hold(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    def _remove(self, path: Path) -> bool:
+        """Removes an entry or a record; False if it is in use."""
+        if path.parent != self.folder:  # a record, which nobody keeps open
+            try:
+                path.unlink(missing_ok=True)
+            except OSError:
+                return False
+            return True
+        entry = lock_exclusive(path)
         if entry is None:
             return False
-        self._take_away(folder)
+        self._remove_entry(path)
         entry.close()
         return True
 
-    def _take_away(self, folder: Path) -> None:
-        # Renamed first: nobody finds half of it.
+    def _remove_entry(self, folder: Path) -> None:
+        # Renamed first: a process that looks it up meanwhile finds all of it or nothing.
         try:
-            away = tempfile.mkdtemp(prefix=_STAGING, dir=self.folder)
-            os.rename(folder, away)
+            staging = tempfile.mkdtemp(prefix=_STAGING, dir=self.folder)
+            os.rename(folder, staging)
         except OSError:
-            return  # somebody else did
-        shutil.rmtree(away, ignore_errors=True)
+            return  # another process removed it
+        shutil.rmtree(staging, ignore_errors=True)
 
-    def _sweep(self, grace_s: float) -> None:
-        """Removes what processes that were killed left behind."""
+    def _sweep_stale(self, grace_s: float) -> None:
+        """Removes what killed processes left behind."""
         for folder in self.folder.glob(f"{_STAGING}*"):
-            remove_if_left(folder, grace_s)
+            remove_stale(folder, grace_s)
+        for records in (self._external, self._measured):
+            for path in records.folder.glob(f"{TEMPORARY}*"):
+                with contextlib.suppress(OSError):
+                    if time.time() - path.stat().st_mtime >= grace_s:
+                        path.unlink()
 
 
-def make_private_folder(parent: Path, prefix: str) -> Entry:
-    """A new folder of this user's, held. Raises OSError."""
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-        entry = _hold(folder, fcntl.LOCK_SH)
-        if entry is not None:  # else swept in between
-            return entry
-
-
-def remove_if_left(folder: Path, grace_s: float = _GRACE_S) -> None:
-    """Removes a staging folder whose process has ended."""
-    with contextlib.suppress(OSError):
-        if time.time() - folder.stat().st_mtime < grace_s:
-            return
-    entry = _hold(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    if entry is not None:
-        shutil.rmtree(folder, ignore_errors=True)
-        entry.close()
-
-
-def default_folder() -> Path:
-    """DEEPSCHED_CACHE_DIR, or `deepsched` in the user's cache folder (XDG)."""
-    chosen = os.environ.get("DEEPSCHED_CACHE_DIR")
-    if chosen:
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification: relative paths are invalid and to be ignored.
-    home = Path(base) if os.path.isabs(base) else Path(os.path.expanduser("~"), ".cache")
-    return home / "deepsched"
-
-
-def hash_file(path: Path | str) -> str:
-    """Of its content. Raises OSError, also for what is no file: a pipe may never end."""
-    hasher = blake3.blake3()
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError(f"{os.fspath(path)!r} is not a regular file")
-    with open(path, "rb", buffering=0) as file:
-        # Read, not mapped: the pages of a mapping would count as this process's memory.
-        buffer = memoryview(bytearray(2**20))
-        while count := file.readinto(buffer):
-            hasher.update(buffer[:count])
-    return hasher.hexdigest()
-
-
-def _most_bytes() -> int:
+def _max_bytes() -> int:
     text = os.environ.get("DEEPSCHED_CACHE_BYTES")
     if not text:
-        return _MOST_BYTES
+        return _MAX_BYTES
     try:
         return int(text)
     except ValueError:
@@ -368,44 +272,28 @@ def _most_bytes() -> int:
         ) from None
 
 
-def _hold(folder: Path, how: int) -> Entry | None:
-    """Locks a folder that is there and stays there; None: it is not, or it is locked.
-
-    Raises OSError where the file system has no such locks.
-    """
-    while True:
-        try:
-            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return None
-        try:
-            fcntl.flock(fd, how)
-            locked, there = os.fstat(fd), os.stat(folder)
-        except (BlockingIOError, FileNotFoundError):
-            os.close(fd)
-            return None
-        except OSError:
-            os.close(fd)
-            raise
-        if (locked.st_dev, locked.st_ino) == (there.st_dev, there.st_ino):
-            return Entry(folder, fd)
-        os.close(fd)  # replaced between open and flock
+def _item(path: Path, about: dict[str, Any], is_in_use: bool, kind: str) -> Item:
+    return Item(
+        path.stem,
+        str(about.get("model", "?")),
+        about.get("batch_size"),
+        _num_bytes(path),
+        path.stat().st_mtime,
+        is_in_use,
+        kind,
+    )
 
 
-def _is_held(folder: Path) -> bool:
-    entry = _hold(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _is_in_use(folder: Path) -> bool:
+    entry = lock_exclusive(folder)
     if entry is None:
         return True
     entry.close()
     return False
 
 
-def _state(path: Path) -> list[int]:
-    """Changes whenever the file is replaced or written to."""
-    found = path.stat()
-    return [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
-
-
-def _size_of(folder: Path) -> int:
-    with os.scandir(folder) as files:
+def _num_bytes(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    with os.scandir(path) as files:
         return sum(file.stat().st_size for file in files)

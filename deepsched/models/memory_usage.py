@@ -1,4 +1,4 @@
-"""What an engine's memory goes into, as the kernel and ONNX Runtime count it."""
+"""The memory that an engine uses, as the kernel and ONNX Runtime count it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ (\d+)\s*(.*)")
 
 
 class Memory(NamedTuple):
-    """Bytes; what `Engine.memory` returns."""
+    """Memory use of an engine, in bytes; returned by `Engine.memory`."""
 
     weights_shared: int
-    """Of the weights that all sessions map, this process's part: pages in use, each divided by the
-    number of mappings of it in all processes (PSS)."""
+    """This process's share of the weights that all sessions map (PSS): each resident page counts
+    divided by its number of mappings in all processes."""
     weights_private: int
-    """What sessions took when they were opened: weights, where each has its own."""
+    """Allocated by the sessions when they were opened: the weights, where each has its own."""
     activations: tuple[int, ...]
-    """What each session has taken since, for the results of its operators: one for each stream, or
-    one for all streams of one core."""
+    """Allocated by each session since then, for the results of its operators: one for each stream,
+    or one for all streams of one core."""
     process: int
-    """The whole process (PSS)."""
+    """Used by the whole process (PSS)."""
 
     def __str__(self) -> str:
         """In MB, for people.
@@ -40,11 +40,17 @@ class Memory(NamedTuple):
         )
 
 
-def measure(
+def memory_usage(
     sessions: Sequence[Session], at_opening: Sequence[int], inodes: Collection[int]
 ) -> Memory:
-    """`at_opening`: what the arena of each of the sessions had taken then."""
-    now = arenas(sessions)
+    """The memory of an engine now.
+
+    Args:
+        sessions: one for each stream.
+        at_opening: `arena_sizes` when they were opened.
+        inodes: of the weights' files that they map.
+    """
+    now = arena_sizes(sessions)
     return Memory(
         _mapped_bytes(inodes),
         sum(at_opening),
@@ -53,8 +59,9 @@ def measure(
     )
 
 
-def arenas(sessions: Sequence[Session]) -> list[int]:
-    """What ONNX Runtime took from the system for each session; 0s before its version 1.23."""
+def arena_sizes(sessions: Sequence[Session]) -> list[int]:
+    """Bytes in ONNX Runtime's arena of each session; 0 before its version 1.23, which does not
+    tell."""
     return [session.arena_bytes() or 0 for session in dict.fromkeys(sessions)]
 
 

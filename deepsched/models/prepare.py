@@ -1,4 +1,4 @@
-"""What a model takes: finding it, and fixing its batch size and input shapes."""
+"""Finds a model, and fixes its batch size and input shapes in the graph."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Shapes: TypeAlias = Sequence[Sequence[int] | None]
 
 
 class PreparedModel(NamedTuple):
-    """What the sessions of a model are opened from."""
+    """A model that is ready to be compiled."""
 
     path: str | None
     """The file it came from; None for a model given as bytes or as a ModelProto."""
@@ -37,7 +37,7 @@ class PreparedModel(NamedTuple):
     changed_fixed_sizes: bool
     """Whether a size that the model states was replaced, which its nodes may not allow."""
     external_files: tuple[str, ...]
-    """The files of external data that it names, relative to its folder."""
+    """Paths of its external data files, relative to its folder."""
 
 
 def prepare_model(
@@ -53,9 +53,9 @@ def prepare_model(
             leaves that input to `batch_size`.
 
     Raises:
-        ModelNotFoundError, InvalidModelError: it is not there, or not a model.
-        OptionError: batch_size or input_shapes make no sense.
-        ShapeOverrideError: they make sense, but not for this model.
+        ModelNotFoundError, InvalidModelError: there is no such file, or it is not a model.
+        OptionError: batch_size or input_shapes is not valid.
+        ShapeOverrideError: they are valid, but do not fit this model.
     """
     _check_batch_size(batch_size)
     path = None
@@ -68,7 +68,7 @@ def prepare_model(
     _check_has_batch(proto, batch_size)
     changed, changed_fixed = _fix_shapes(proto, _wanted_shapes(proto, batch_size, shapes))
     if any(shapes):
-        _check_room(proto, input_shapes)
+        _check_windows_fit(proto, input_shapes)
     changed |= _drop_inputs_that_are_initializers(proto)
     files = tuple(sorted(_external_files(proto)))
     if not changed and path is not None:
@@ -100,10 +100,10 @@ def serialize(model: bytes | onnx.ModelProto) -> bytes:
 
 
 def inputs_of(model: PreparedModel) -> list[tuple[str, list[int | None], np.dtype[Any]]]:
-    """Name, shape and type of each input, by the model's file; None for sizes that may be any.
+    """Name, shape and dtype of each input, as the model's file states them; None for open sizes.
 
     Raises:
-        UnsupportedModelError: one is no tensor, or says nothing of its shape.
+        UnsupportedModelError: an input is not a tensor, or has no shape.
     """
     import onnx
 
@@ -119,20 +119,19 @@ def inputs_of(model: PreparedModel) -> list[tuple[str, list[int | None], np.dtyp
 def _inputs_with_sizes(
     proto: onnx.ModelProto,
 ) -> Iterator[tuple[onnx.ValueInfoProto, list[int | None]]]:
-    """Each input; None for sizes that may be any, no sizes if it tells of none."""
+    """Each input with its sizes: None for open ones, no sizes if the file states no shape."""
     for value in _inputs_of(proto):
         dims = value.type.tensor_type.shape.dim
         yield value, [dim.dim_value if dim.HasField("dim_value") else None for dim in dims]
 
 
 def sequence_shapes(model: ModelLike, batch_size: int, length: int) -> Shapes:
-    """The `input_shapes` that give inputs of open length this one.
+    """The `input_shapes` that fix the sequence length of inputs that leave it open.
 
-    An input has an open length if its second dimension, and at most its first beside it, may be of
-    any size.
+    An input has an open length if its second dimension is open, and no other but the first.
 
     Raises:
-        ShapeOverrideError: no input has.
+        ShapeOverrideError: no input has an open length.
         What prepare_model raises.
     """
     prepared = prepare_model(model, batch_size, None)
@@ -149,8 +148,8 @@ def sequence_shapes(model: ModelLike, batch_size: int, length: int) -> Shapes:
 
 
 def _drop_inputs_that_are_initializers(proto: onnx.ModelProto) -> bool:
-    """Models of IR version 3 list their initializers among the inputs, where they are constant
-    nevertheless. As ONNX Runtime saves such a model, it would ask the caller for them."""
+    """Models of IR version 3 list their initializers among the inputs although they are constant.
+    ONNX Runtime saves such a model with these inputs, and would then ask the caller for them."""
     if proto.ir_version >= 4:
         return False
     wanted = _inputs_of(proto)
@@ -243,7 +242,7 @@ def _inputs_of(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
 
 
 def _reconcile(batch_size: int | None, shapes: list[list[int] | None]) -> int | None:
-    """The batch size that `shapes` leave."""
+    """The batch size that agrees with `shapes`."""
     batches = [shape[0] for shape in shapes if shape]
     if batch_size is None or not batches or batch_size in batches:
         return batch_size
@@ -256,7 +255,7 @@ def _reconcile(batch_size: int | None, shapes: list[list[int] | None]) -> int | 
 
 
 def _check_has_batch(proto: onnx.ModelProto, batch_size: int | None) -> None:
-    """A batch of items that no input holds would be counted all the same, but never run."""
+    """Without a dimension to hold it, a batch would be counted in the figures, but never run."""
     if batch_size is None or batch_size == 1:
         return
     tensors = [value.type.tensor_type for value in _inputs_of(proto)]
@@ -267,9 +266,9 @@ def _check_has_batch(proto: onnx.ModelProto, batch_size: int | None) -> None:
         )
 
 
-def _check_room(proto: onnx.ModelProto, input_shapes: Shapes | None) -> None:
-    """ONNX Runtime (1.32) divides by zero, which ends the process, where a convolution or a pooling
-    has no output. As far as onnx can tell the sizes."""
+def _check_windows_fit(proto: onnx.ModelProto, input_shapes: Shapes | None) -> None:
+    """Checks, as far as onnx can infer sizes, that convolutions and poolings have an output: ONNX
+    Runtime (1.32) divides by zero where they have none, which ends the process."""
     import onnx
 
     try:

@@ -2,12 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from deepsched.errors import OptionError
+from deepsched.errors import InferenceError, OptionError
+
+logger = logging.getLogger("deepsched")
+
+
+def random_inputs(infos: Sequence[Any], batch_size: int | None) -> list[Any]:
+    """A value for each input; the same at each call. `infos`: see random_value.
+
+    Raises:
+        OptionError: an input is a map.
+    """
+    rng = np.random.default_rng(0)
+    return [random_value(rng, info, batch_size or 1) for info in infos]
+
+
+def tried_inputs(
+    infos: Sequence[Any],
+    batch_size: int | None,
+    run: Callable[[list[Any]], Any],
+    warns: bool = False,
+) -> list[Any]:
+    """Random inputs that `run` has answered once. `warns`: whether to log the sizes made up.
+
+    Raises:
+        InferenceError: it fails; says so if made-up sizes may be the reason.
+    """
+    inputs = random_inputs(infos, batch_size)
+    made_up = _open_sizes(infos, inputs)
+    hint = "input_shapes (on the command line --input-shapes) gives others"
+    try:
+        run(inputs)
+    except InferenceError as error:
+        if not made_up:
+            raise
+        raise InferenceError(
+            f"{error}. The inputs were made up, with size 1 where the model leaves a size open "
+            f"({made_up}); {hint}"
+        ) from error
+    if made_up and warns:
+        logger.warning("sizes that the model leaves open are 1 (%s); %s", made_up, hint)
+    return inputs
 
 
 def random_value(rng: np.random.Generator, info: Any, batch_size: int) -> Any:
@@ -34,8 +75,8 @@ def random_value(rng: np.random.Generator, info: Any, batch_size: int) -> Any:
     return rng.standard_normal(shape).astype(info.dtype)
 
 
-def open_sizes(infos: Sequence[Any], inputs: Sequence[Any]) -> str:
-    """The shapes of made-up inputs that the model leaves open, beside the batch; empty if none."""
+def _open_sizes(infos: Sequence[Any], inputs: Sequence[Any]) -> str:
+    """Shapes of made-up inputs that the model leaves open, beside the batch; empty if none."""
     return ", ".join(
         f"{info.name}: {'x'.join(map(str, value.shape))}"
         for info, value in zip(infos, inputs, strict=True)

@@ -14,7 +14,7 @@ cdef class Backlog:
     cdef readonly size_t capacity
     cdef char _pad0[64]
     cdef atomic[size_t] places
-    cdef atomic[size_t] most_places
+    cdef atomic[size_t] max_places
     cdef char _pad1[48]
     cdef atomic[uint32_t] pops
     cdef char _pad2[60]

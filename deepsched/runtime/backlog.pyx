@@ -1,4 +1,4 @@
-"""What waits for a core group: three classes of priority, a bound on all of it together.
+"""The queue of requests that wait for a core group: three priority classes, one common bound.
 
 README.md, "The backlog". Each class is a lock-free queue; `places` counts what all of them hold.
 """
@@ -41,9 +41,9 @@ cdef class Backlog:
             if self.places.compare_exchange_weak(places, places + 1, memory_order_seq_cst):
                 break
         # relaxed: a statistic.
-        most = self.most_places.load(memory_order_relaxed)
+        most = self.max_places.load(memory_order_relaxed)
         while places + 1 > most:
-            if self.most_places.compare_exchange_weak(most, places + 1, memory_order_relaxed):
+            if self.max_places.compare_exchange_weak(most, places + 1, memory_order_relaxed):
                 break
         if priority == 0:
             pushed = self.normal.try_push(item)
@@ -98,13 +98,13 @@ cdef class Backlog:
 
     @property
     def depth(self) -> int:
-        """How many items wait right now."""
+        """Number of items that wait right now."""
         return self.places.load(memory_order_relaxed)
 
     @property
-    def highest_depth(self) -> int:
-        """The most that have ever waited."""
-        return self.most_places.load(memory_order_relaxed)
+    def max_depth(self) -> int:
+        """Highest depth so far."""
+        return self.max_places.load(memory_order_relaxed)
 
     def push(self, uintptr_t item, int priority=0) -> bool:
         cdef bint pushed

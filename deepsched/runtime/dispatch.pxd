@@ -9,11 +9,12 @@ from deepsched.runtime.tracing cimport Tracer
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp.atomic cimport atomic
 
-cdef enum Sparing:
-    # Whether the worker of the core that a feeding thread stands on may be left asleep.
-    NOT_FEEDING  # no
-    FEEDING  # yes: the caller is that thread
-    SPARE_FEEDER  # yes: the caller is another thread, and deals with short runs
+cdef enum WakePolicy:
+    # Whether to leave asleep the worker whose core a producer stands on: a thread that queues short
+    # runs and goes on working. README, "Who is woken".
+    WAKE_ANY  # wake any
+    SPARE_CALLER  # leave it asleep; the caller is the producer
+    SPARE_PRODUCER  # leave it asleep; the caller is another thread, and serves short runs
 
 cdef enum Submitted:
     SERVED  # ran inline; complete
@@ -29,7 +30,7 @@ cdef class Dispatcher:
     cdef readonly int num_groups  # the streams, and the wider groups of an elastic context
     cdef WorkerPool pool
     cdef RunSlots slots
-    cdef CpuMask* masks  # by group: where the thread that calls Run stands; empty for anywhere
+    cdef CpuMask* masks  # by group: where the thread that calls Run is pinned; empty for anywhere
     cdef int* group_of_cpu
     cdef int* first_cpu  # by group; -1 without pinning
     cdef bint is_pinned
@@ -38,11 +39,11 @@ cdef class Dispatcher:
     cdef list orphans  # (inbox, requests still to arrive): nobody takes them but reap()
     cdef readonly uint32_t generation
     cdef readonly Tracer tracer
-    cdef uint32_t num_models  # that there ever were
+    cdef uint32_t num_models  # so far, closed ones included
     cdef char _pad0[64]
     cdef atomic[uint64_t] backlog_ns  # how long the queued requests are expected to run
     cdef atomic[uint32_t] num_long  # of them, those that are not short
-    cdef atomic[int] feeder_group  # where the last thread stood that queues and goes on; or -1
+    cdef atomic[int] producer_group  # where the last producer stood; or -1
 
     cdef bint try_inline(self, RequestState* request) noexcept nogil
     cdef Submitted submit(
@@ -52,18 +53,22 @@ cdef class Dispatcher:
     cdef void run_inline(
         self, RequestState* request, int group, int leaf, bint is_there
     ) noexcept nogil
+    cdef void call_ort(self, RequestState* request, int group) noexcept nogil
+    cdef bint pin(self, CpuMask* own, int group) noexcept nogil
+    cdef uint64_t time_run(self, RequestState* request, int group) noexcept nogil
+    cdef int widen(self, RequestState* request, int leaf) noexcept nogil
     cdef int cpu(self) noexcept nogil
     cdef int here(self) noexcept nogil
-    cdef void kick(self, Sparing sparing) noexcept nogil
-    cdef void leave_group(self, int group, Sparing sparing) noexcept nogil
+    cdef void kick(self, WakePolicy policy) noexcept nogil
+    cdef void leave_group(self, int group, WakePolicy policy) noexcept nogil
     cdef int help(self, int most) noexcept nogil
     cdef bint pop(self, RequestState** request) noexcept nogil
     cdef int claim_for(self, ModelState* model, int preferred) noexcept nogil
     cdef void run_on_worker(self, RequestState* request, int group, int leaf) noexcept nogil
     cdef int64_t hold(self, int leaf) noexcept nogil
     cdef void retry(self) noexcept nogil
-    cdef void expect(self, RequestState* request) noexcept nogil
-    cdef void expect_no_more(self, RequestState* request) noexcept nogil
+    cdef void add_expected_load(self, RequestState* request) noexcept nogil
+    cdef void subtract_expected_load(self, RequestState* request) noexcept nogil
     cdef int64_t serve(self, int group) noexcept nogil
     cdef int64_t spin_time(self, uint64_t typical_ns) noexcept nogil
     cdef uint64_t wake_ns(self) noexcept nogil

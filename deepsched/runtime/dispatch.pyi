@@ -1,5 +1,5 @@
 from deepsched.runtime.backlog import Backlog
-from deepsched.runtime.policy import GroupTree
+from deepsched.runtime.policy import PolicyTree
 from deepsched.runtime.tracing import Tracer
 
 class Dispatcher:
@@ -12,7 +12,7 @@ class Dispatcher:
         queue_capacity: int,
         spin_ns: int,
         thread_prefix: str,
-        tree: GroupTree | None = None,
+        tree: PolicyTree | None = None,
     ) -> None: ...
     @property
     def is_forked(self) -> bool: ...

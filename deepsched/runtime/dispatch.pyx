@@ -9,10 +9,9 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from deepsched.runtime.completion cimport WAIT_DONE, WaitResult, is_complete, wait_for
 from deepsched.runtime.futex cimport now_ns
 from deepsched.runtime.histogram cimport add_one, record
-from deepsched.runtime.inbox cimport Inbox
+from deepsched.runtime.inbox cimport DeferredNotification, Inbox, defer, flush, is_overdue
 from deepsched.runtime.library cimport loaded_library
-from deepsched.runtime.ort cimport OrtRunOptions
-from deepsched.runtime.policy cimport GroupTree
+from deepsched.runtime.policy cimport PolicyTree
 from deepsched.runtime.pool cimport fork_generation, one_cpu
 from deepsched.runtime.posix cimport (
     MAX_CPUS, CpuMask, get_mask, is_main_thread, sched_getcpu, set_mask,
@@ -27,6 +26,8 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 
+import time
+
 from deepsched.errors import StreamConfigError
 
 # A run this short is not pinned where its caller stands on the group's first CPU already. Setting
@@ -34,19 +35,14 @@ from deepsched.errors import StreamConfigError
 # thread within microseconds, and ORT hardly uses its other threads.
 cdef uint64_t SHORT_RUN_NS = 30_000
 
-# A signal can arrive between our last look and the sleep; the main thread looks again this often.
+# A signal may arrive between the main thread's last check and its sleep, so it checks this often.
 cdef int64_t SIGNAL_CHECK_NS = 100_000_000
 
-# For a thread that goes on working on its own core after it has queued a short run (an event loop):
-# so much must wait before the worker of that very core is woken beside it.
+# Queued work above which the worker whose core a producer stands on is woken beside it, ns.
 cdef uint64_t SHARE_CORE_NS = 1_000_000
 
-# A wake-up that took longer had to wait for a core: that is load, not the price of waking.
+# A wake-up that took longer waited for a core: that is contention, not the cost of waking.
 cdef uint64_t MAX_WAKE_NS = 100_000
-
-# How long a worker puts off telling an event loop or a map that something has ended, while more
-# short runs follow: they then take many at a time.
-cdef uint64_t RING_WITHIN_NS = 50_000
 
 # A model that has not run yet counts for this much in the backlog: enough to wake a worker.
 cdef uint64_t UNKNOWN_NS = 1_000_000_000
@@ -61,15 +57,15 @@ cdef class Dispatcher:
         cpus_by_group: the CPUs of each group (OS numbers), or None for groups without CPUs of
             their own. The thread that calls Run stands on the first, ORT's on the others.
         queue_capacity: how many requests may wait.
-        spin_ns: how long a worker looks for another request before it gives up its group; -1: as
-            long as a wake-up takes, where that matters for the model's runs.
+        spin_ns: how long a worker whose queue ran dry spins before it parks; -1: as long as a
+            wake-up takes, where that matters for the model's runs.
         thread_prefix: the workers' names are "<thread_prefix>-s0" and so on.
         tree: for an elastic context, whose leaves are the groups: they may be taken together.
     """
 
     def __cinit__(
         self, list cpus_by_group, *, size_t queue_capacity, int64_t spin_ns, str thread_prefix,
-        GroupTree tree=None,
+        PolicyTree tree=None,
     ):
         cdef int group, num_streams = len(cpus_by_group)
         self.generation = fork_generation()
@@ -87,7 +83,7 @@ cdef class Dispatcher:
         self.orphans = []
         self.is_pinned = cpus_by_group[0] is not None
         self.spin_ns = spin_ns
-        self.feeder_group.store(-1, memory_order_relaxed)  # relaxed: not shared yet
+        self.producer_group.store(-1, memory_order_relaxed)  # relaxed: not shared yet
         self.masks = <CpuMask*>calloc(self.num_groups, sizeof(CpuMask))
         self.group_of_cpu = <int*>calloc(MAX_CPUS, sizeof(int))
         self.first_cpu = <int*>calloc(self.num_groups, sizeof(int))
@@ -122,12 +118,12 @@ cdef class Dispatcher:
 
     @property
     def num_busy(self) -> int:
-        """How many groups are claimed right now."""
+        """Number of groups that are claimed right now."""
         return self.groups.num_claimed()
 
     @property
     def wake_up_ns(self) -> int:
-        """How long it takes to wake a worker here, as measured lately."""
+        """Smoothed latency of waking a worker, in ns."""
         return self.pool.state.wake_ns.load(memory_order_relaxed)
 
     def close(self) -> None:
@@ -142,7 +138,7 @@ cdef class Dispatcher:
     cdef bint try_inline(self, RequestState* request) noexcept nogil:
         """Runs `request` here if nobody waits and a group is free."""
         cdef int cpu, leaf, group
-        # First come, first served: nobody overtakes a request that waits.
+        # FIFO: nobody overtakes a request that waits.
         if self.backlog.places.load(memory_order_relaxed):
             return False
         cpu = self.cpu()
@@ -154,15 +150,15 @@ cdef class Dispatcher:
             group = self.elastic.choose(leaf, request.model.lengths, 1)
             if group != leaf:
                 if self.elastic.busy_ns(group, leaf):
-                    # It had better wait, which is a worker's business.
-                    self.leave_group(leaf, NOT_FEEDING)
+                    # Waiting for the wider group is better, and holding is a worker's job.
+                    self.leave_group(leaf, WAKE_ANY)
                     return False
                 group = self.elastic.widen(leaf, request.model.lengths, 1)
         # relaxed: no other thread knows this request.
         request.stage.store(RUNNING, memory_order_relaxed)
         request.by_worker = False
         self.run_inline(request, group, leaf, cpu == self.first_cpu[group])
-        self.leave_group(leaf, NOT_FEEDING)
+        self.leave_group(leaf, WAKE_ANY)
         return True
 
     cdef Submitted submit(
@@ -174,12 +170,12 @@ cdef class Dispatcher:
         """
         cdef int error
         cdef uint32_t epoch
-        # Read before the request is queued, and may go.
-        cdef Sparing sparing = (
-            FEEDING if request.feeds and is_short(request.model) else NOT_FEEDING
+        # Read now: once the request is queued, it may be freed.
+        cdef WakePolicy policy = (
+            SPARE_CALLER if request.is_producer and is_short(request.model) else WAKE_ANY
         )
         if self.is_elastic:
-            self.elastic.arrives(
+            self.elastic.record_arrival(
                 request.model.lengths,
                 self.backlog.places.load(memory_order_relaxed),  # relaxed: a guess
             )
@@ -192,7 +188,7 @@ cdef class Dispatcher:
         request.is_stoppable = True
         # relaxed: a statistic.
         request.expected_ns = request.model.typical_ns.load(memory_order_relaxed) or UNKNOWN_NS
-        self.expect(request)
+        self.add_expected_load(request)
         while not self.backlog.try_push(request, request.priority):
             # README, "Waiting for space". seq_cst: register, then look again.
             epoch = self.backlog.space.load(memory_order_seq_cst)
@@ -206,13 +202,13 @@ cdef class Dispatcher:
             # relaxed: deregistering late only costs a wake-up too many.
             self.backlog.space_waiters.fetch_sub(1, memory_order_relaxed)
             if request.model.closing.load(memory_order_seq_cst):
-                self.expect_no_more(request)
+                self.subtract_expected_load(request)
                 return CLOSED
             if error:
-                self.expect_no_more(request)
+                self.subtract_expected_load(request)
                 return FULL
-        # From here on the request may end, and be freed by nobody but its caller, any time.
-        self.kick(sparing)
+        # From here on the request may end, and its caller free it, at any time.
+        self.kick(policy)
         return ACCEPTED
 
     cdef void run(self, RequestState* request, int group, int leaf) noexcept nogil:
@@ -222,14 +218,12 @@ cdef class Dispatcher:
         """
         cdef ModelState* model = request.model
         cdef GroupStats* stats = &model.stats[group]
-        # Always: without any, ORT makes and frees some for each run.
-        cdef OrtRunOptions* options = self.slots.slots[group].options
         cdef uint64_t length
         cdef uint32_t reason = 0
         cdef bint has_run
         cdef Stage end = DONE
         if self.is_elastic:
-            self.elastic.begins(group, model.lengths)
+            self.elastic.record_start(group, model.lengths)
         # seq_cst, both: README, "Stopping a run".
         request.group.store(group, memory_order_seq_cst)
         if request.is_stoppable:
@@ -240,10 +234,7 @@ cdef class Dispatcher:
         if not request.submitted_ns:
             request.submitted_ns = request.started_ns
         if has_run:
-            request.status = loaded_library().api.Run(
-                model.sessions[group], options, request.input_names, request.inputs,
-                request.num_inputs, model.output_names, model.num_outputs, request.outputs,
-            )
+            self.call_ort(request, group)
         request.ended_ns = now_ns()
         if request.is_stoppable:
             if self.slots.end(group) and not reason:
@@ -255,7 +246,7 @@ cdef class Dispatcher:
         # A run that was stopped too late has its outputs, and is done.
         if end == DONE:
             add_one(&stats.num_done, 1)
-            note_length(model, length)
+            record_run_length(model, length)
             if self.is_elastic:
                 self.elastic.learn(group, model.lengths, length)
         elif end == FAILED:
@@ -272,7 +263,7 @@ cdef class Dispatcher:
         request.stage.store(end, memory_order_relaxed)
         trace_end(request, end)
         if self.is_elastic:
-            self.elastic.ends(group, leaf)
+            self.elastic.record_end(group, leaf)
 
     cdef void run_inline(
         self, RequestState* request, int group, int leaf, bint is_there
@@ -283,20 +274,47 @@ cdef class Dispatcher:
         caller share a core with one of them, for seconds: half the speed on two cores.
         """
         cdef CpuMask own
-        # The mask is read anew each time: the thread's owner may have changed it. If someone
-        # changes it during the run, from outside, we put the older one back.
-        cdef bint moved = (
-            self.is_pinned
-            and not (is_there and is_short(request.model))
-            and get_mask(&own) >= 0
-            and set_mask(&self.masks[group]) == 0
-        )
+        cdef bint moved = not (is_there and is_short(request.model)) and self.pin(&own, group)
         self.run(request, group, leaf)
         if moved:
             set_mask(&own)
 
+    cdef void call_ort(self, RequestState* request, int group) noexcept nogil:
+        """The run itself, with the session of `group`."""
+        cdef ModelState* model = request.model
+        request.status = loaded_library().api.Run(
+            model.sessions[group],
+            self.slots.slots[group].options,  # always: without any, ORT makes some for each run
+            request.input_names, request.inputs, request.num_inputs,
+            model.output_names, model.num_outputs, request.outputs,
+        )
+
+    cdef bint pin(self, CpuMask* own, int group) noexcept nogil:
+        """Moves the calling thread to where `group` begins. True: `own` is to be put back.
+
+        The mask is read anew each time: the thread's owner may have changed it. If someone changes
+        it during the run, from outside, the older one is put back.
+        """
+        return self.is_pinned and get_mask(own) >= 0 and set_mask(&self.masks[group]) == 0
+
+    cdef uint64_t time_run(self, RequestState* request, int group) noexcept nogil:
+        """Runs `request` on `group`, which the caller owns; returns the time it took, in ns.
+
+        Not counted: it is part of no statistics.
+        """
+        cdef CpuMask own
+        cdef bint moved = self.pin(&own, group)
+        cdef uint64_t started_ns = now_ns(), took_ns
+        self.call_ort(request, group)
+        took_ns = now_ns() - started_ns
+        if moved:
+            set_mask(&own)
+        # relaxed: no other thread knows this request.
+        request.stage.store(FAILED if request.status != NULL else DONE, memory_order_relaxed)
+        return took_ns
+
     cdef int cpu(self) noexcept nogil:
-        """The CPU that we run on; -1 where that does not matter."""
+        """The CPU that we run on; -1 without pinning."""
         if not self.is_pinned:
             return -1
         cdef int cpu = sched_getcpu()
@@ -307,29 +325,29 @@ cdef class Dispatcher:
         cdef int cpu = self.cpu()
         return self.group_of_cpu[cpu] if cpu >= 0 else -1
 
-    cdef void kick(self, Sparing sparing) noexcept nogil:
+    cdef void kick(self, WakePolicy policy) noexcept nogil:
         """Wakes a worker for what waits, if a group is free. README, "Who is woken"."""
-        cdef int group, feeder_group = -1
-        # relaxed: hints, and how much waits is a guess anyway.
-        if sparing == FEEDING:
-            feeder_group = self.here()
-            self.feeder_group.store(feeder_group, memory_order_relaxed)
-        elif sparing == SPARE_FEEDER:
-            feeder_group = self.feeder_group.load(memory_order_relaxed)
-        if feeder_group >= 0 and (
+        cdef int group, producer_group = -1
+        # relaxed: hints, and the queued work is an estimate anyway.
+        if policy == SPARE_CALLER:
+            producer_group = self.here()
+            self.producer_group.store(producer_group, memory_order_relaxed)
+        elif policy == SPARE_PRODUCER:
+            producer_group = self.producer_group.load(memory_order_relaxed)
+        if producer_group >= 0 and (
             self.backlog_ns.load(memory_order_relaxed) >= SHARE_CORE_NS
             or not self.groups.num_claimed()
         ):
-            feeder_group = -1  # too much waits, or nobody would look at the backlog again
-        if self.is_elastic and feeder_group < 0:
+            producer_group = -1  # too much waits, or nobody would look at the backlog again
+        if self.is_elastic and producer_group < 0:
             group = self.elastic.claim_leaf()
         else:
-            group = self.groups.claim_other_than(feeder_group)
+            group = self.groups.claim_other_than(producer_group)
         if group >= 0:
             self.pool.wake(group)
 
     cdef int claim_for(self, ModelState* model, int preferred) noexcept nogil:
-        """A free stream, now the caller's: `preferred`, or with room around it where that helps."""
+        """Claims a free stream: `preferred`, or the one with most room around where wider helps."""
         if self.is_elastic and self.num_groups > self.groups.num_groups and (
             # relaxed: a guess.
             model.lengths[self.groups.num_groups].expected_ns.load(memory_order_relaxed)
@@ -337,13 +355,13 @@ cdef class Dispatcher:
             return self.elastic.claim_leaf()
         return self.groups.claim(preferred)
 
-    cdef void leave_group(self, int group, Sparing sparing) noexcept nogil:
-        """Gives up a group that a caller owned."""
+    cdef void leave_group(self, int group, WakePolicy policy) noexcept nogil:
+        """Releases a group that a caller owned, and wakes a worker if requests wait."""
         self.groups.release(group)
         # Release, then look: README, "No lost wake-up". A place is taken before the push that the
         # rule is about.
         if self.backlog.places.load(memory_order_seq_cst):
-            self.kick(sparing)
+            self.kick(policy)
 
     cdef int help(self, int most) noexcept nogil:
         """Serves at most `most` requests on the calling thread; returns how many.
@@ -359,8 +377,8 @@ cdef class Dispatcher:
         if group < 0:
             return 0
         is_there = cpu == self.first_cpu[group]
-        # Never a long run, another model's: its caller came to wait for short ones. relaxed: the
-        # count may be late, and one such run be served here then.
+        # Never another model's long run: the caller only has time for short ones. relaxed: the
+        # count may be late, and then one long run is served here.
         while (
             num_served < most
             and not self.num_long.load(memory_order_relaxed)
@@ -370,24 +388,24 @@ cdef class Dispatcher:
                 self.run_inline(request, group, group, is_there)
             inbox = finish(request)
             if inbox != NULL:
-                (<Inbox>inbox).ring_and_go()
+                (<Inbox>inbox).notify_and_release()
             num_served += 1
-        self.leave_group(group, FEEDING)
+        self.leave_group(group, SPARE_CALLER)
         return num_served
 
     cdef bint pop(self, RequestState** request) noexcept nogil:
         if not self.backlog.try_pop(<void**>request):
             return False
-        self.expect_no_more(request[0])
+        self.subtract_expected_load(request[0])
         return True
 
-    cdef void expect(self, RequestState* request) noexcept nogil:
-        # relaxed, here and below: how much waits is a guess, nothing is read through it.
+    cdef void add_expected_load(self, RequestState* request) noexcept nogil:
+        # relaxed, here and below: an estimate; nothing is read through it.
         self.backlog_ns.fetch_add(request.expected_ns, memory_order_relaxed)
         if request.expected_ns >= SHORT_RUN_NS:
             self.num_long.fetch_add(1, memory_order_relaxed)
 
-    cdef void expect_no_more(self, RequestState* request) noexcept nogil:
+    cdef void subtract_expected_load(self, RequestState* request) noexcept nogil:
         self.backlog_ns.fetch_sub(request.expected_ns, memory_order_relaxed)
         if request.expected_ns >= SHORT_RUN_NS:
             self.num_long.fetch_sub(1, memory_order_relaxed)
@@ -395,42 +413,35 @@ cdef class Dispatcher:
     cdef int64_t serve(self, int group) noexcept nogil:
         """A worker's turn: owns the stream `group` on entry, has given it up on return.
 
-        Returns how long the worker should look for its next turn before it sleeps, in ns. It does
-        that without the group, so that a caller may run inline meanwhile. Negative: after how long
-        it should look at the backlog again, where the next request waits for a wider group.
+        Returns how long the worker should spin for its next turn before it parks, in ns; it spins
+        without the group, so that a caller may run inline meanwhile. Negative: the next request
+        waits for a wider group, and the worker should look again after that long.
         """
         cdef RequestState* request = NULL
-        cdef uint64_t typical_ns = 0, owed_since = 0
+        cdef uint64_t typical_ns = 0
         cdef void* inbox
-        cdef void* owed = NULL  # an inbox to ring
-        cdef bint is_short_run, is_dry
+        cdef DeferredNotification owed
+        cdef bint is_short_run, is_drained
         cdef int mine, wide
         cdef int64_t held_ns
+        owed.inbox = NULL
         while True:
-            is_dry = False
-            while not is_dry:
+            is_drained = False
+            while not is_drained:
                 held_ns = self.hold(group) if self.is_elastic else 0
                 if held_ns:
-                    if owed != NULL:
-                        (<Inbox>owed).ring_and_go()
+                    flush(&owed)
                     return -held_ns
                 if not self.pop(&request):
                     break
                 is_short_run = is_short(request.model)
-                if owed != NULL and not is_short_run:
-                    (<Inbox>owed).ring_and_go()
-                    owed = NULL
-                wide = group
-                if self.is_elastic:
-                    # What waits, and the one that we have popped. relaxed: a guess.
-                    wide = self.elastic.widen(
-                        group, request.model.lengths,
-                        self.backlog.places.load(memory_order_relaxed) + 1,
-                    )
+                if not is_short_run:
+                    flush(&owed)
+                wide = self.widen(request, group)
                 if self.backlog.has_items():
-                    # Pushers each wake one worker, but may find none free while we hold on to a
-                    # group that we then leave: whoever takes a request passes the word on.
-                    self.kick(SPARE_FEEDER if is_short_run else NOT_FEEDING)
+                    # A pusher wakes one worker, but may find no group free while we own one that we
+                    # then leave: so whoever pops a request and sees more wakes the next.
+                    self.kick(SPARE_PRODUCER if is_short_run else WAKE_ANY)
                 typical_ns = request.model.typical_ns.load(memory_order_relaxed)
                 if begin(request):
                     self.run_on_worker(request, wide, group)
@@ -438,26 +449,17 @@ cdef class Dispatcher:
                     self.groups.release_all(
                         self.elastic.tree.mask[wide] & ~self.elastic.tree.mask[group]
                     )
-                is_dry = not self.backlog.has_items()
-                if is_dry:
-                    # Before its caller hears of it: who comes again at once finds the group free.
+                is_drained = not self.backlog.has_items()
+                if is_drained:
+                    # Before its caller is notified: one that returns at once finds the group free.
                     self.groups.release(group)
                 inbox = finish(request)  # its caller may free it from here on
-                # README, "Inboxes": rings are put off while short runs go on.
-                if inbox == owed and inbox != NULL:
-                    (<Inbox>inbox).go()
-                elif inbox != NULL:
-                    if owed != NULL:
-                        (<Inbox>owed).ring_and_go()
-                    owed, owed_since = inbox, now_ns()
-                if owed != NULL:
-                    if is_dry or not is_short_run or now_ns() - owed_since > RING_WITHIN_NS:
-                        (<Inbox>owed).ring_and_go()
-                        owed = NULL
-            if owed != NULL:  # what was there has been taken by others
-                (<Inbox>owed).ring_and_go()
-                owed = NULL
-            if not is_dry:
+                if inbox != NULL:
+                    defer(&owed, inbox)
+                if is_drained or not is_short_run or is_overdue(&owed):
+                    flush(&owed)
+            flush(&owed)  # if others emptied the backlog first
+            if not is_drained:
                 self.groups.release(group)
             # Release, then look again: README, "No lost wake-up".
             if not self.backlog.has_items():
@@ -469,9 +471,18 @@ cdef class Dispatcher:
                 # Else every group has an owner, and each looks at the queue when it leaves.
                 return self.spin_time(typical_ns)
 
+    cdef int widen(self, RequestState* request, int leaf) noexcept nogil:
+        """Claims the group that a popped request runs on, around `leaf`, which the caller owns."""
+        if not self.is_elastic:
+            return leaf
+        # Those that wait, and the one that has been popped. relaxed: a hint.
+        return self.elastic.widen(
+            leaf, request.model.lengths, self.backlog.places.load(memory_order_relaxed) + 1
+        )
+
     cdef void run_on_worker(self, RequestState* request, int group, int leaf) noexcept nogil:
-        """Runs on the worker of `leaf`, which moves to where `group` begins and comes back: one of
-        ORT's threads stands on its own core then."""
+        """Runs on the worker of `leaf`, which moves to the first core of `group` and back: one of
+        ORT's threads is pinned to the worker's own core meanwhile."""
         cdef bint moves = (
             self.is_pinned and group != leaf and self.first_cpu[group] != self.first_cpu[leaf]
         )
@@ -482,7 +493,7 @@ cdef class Dispatcher:
             set_mask(&self.masks[leaf])
 
     cdef int64_t hold(self, int leaf) noexcept nogil:
-        """Whether the next request had better wait for a wider group than `leaf`, and how long, ns.
+        """How long the next request should wait for a group wider than `leaf`, in ns; 0: no wait.
 
         If so, `leaf`, which the caller owns, has been given up. README, "How wide".
         """
@@ -491,27 +502,27 @@ cdef class Dispatcher:
         cdef int group
         if not num_waiting:
             return 0
-        group = self.elastic.wanted(leaf, num_waiting)
+        group = self.elastic.preferred_group(leaf, num_waiting)
         held_ns = self.elastic.busy_ns(group, leaf)
         if not held_ns:
             return 0
         self.groups.release(leaf)
-        if self.elastic.has_room_for(group):  # elsewhere: the worker there shall have it
-            self.kick(NOT_FEEDING)
+        if self.elastic.has_room_for(group):  # elsewhere: let the worker there serve it
+            self.kick(WAKE_ANY)
             return held_ns
         # Release, then look whether somebody runs who will look at the backlog after that. seq_cst.
         if self.elastic.num_running.load(memory_order_seq_cst) > 0:
             return held_ns
-        # If another has the leaf, it looks.
+        # If another thread has the leaf by now, it will look at the backlog.
         return 0 if self.groups.claim_all(self.elastic.tree.mask[leaf]) else held_ns
 
     cdef void retry(self) noexcept nogil:
-        """What was held has waited for long enough to look again."""
+        """Wakes a worker for a request that was held for as long as expected."""
         if self.backlog.has_items():
-            self.kick(NOT_FEEDING)
+            self.kick(WAKE_ANY)
 
     cdef int64_t spin_time(self, uint64_t typical_ns) noexcept nogil:
-        """How long to look for the next request: README, "Spinning"."""
+        """How long to spin for the next request, in ns: README, "Spinning"."""
         cdef uint64_t wake_ns = self.wake_ns()
         if self.spin_ns >= 0:
             return self.spin_ns
@@ -524,7 +535,7 @@ cdef class Dispatcher:
         return measured_ns if measured_ns < MAX_WAKE_NS else MAX_WAKE_NS
 
     cdef void stop_running(self, RequestState* request, Stage reason) noexcept nogil:
-        """Asks for the end of a request that has begun, or is about to. The caller keeps it."""
+        """Asks a request that has begun, or is about to, to stop. The caller keeps it alive."""
         cdef int group
         request.stop_reason.store(reason, memory_order_seq_cst)
         # seq_cst: README, "Stopping a run". -1: it will see the reason before it runs.
@@ -534,8 +545,34 @@ cdef class Dispatcher:
 
     # --- With the GIL -------------------------------------------------------------------------
 
+    def measure(self, int group, new_request, double seconds) -> int:
+        """Shortest of several runs on `group`, in ns; measures for about `seconds`.
+
+        Waits until the group is free. `new_request` makes a request for each run.
+        """
+        cdef Request request
+        cdef uint64_t took_ns, shortest_ns = 0, began_ns = now_ns()
+        cdef int num_runs = 0
+        cdef uint64_t mask = self.elastic.tree.mask[group]
+        while not self.groups.claim_all(mask):
+            time.sleep(0.0005)
+        try:
+            while shortest_ns == 0 or now_ns() - began_ns < <uint64_t>(seconds * 1e9):
+                request = new_request()
+                with nogil:
+                    took_ns = self.time_run(&request.state, group)
+                request.outputs()  # raises what went wrong
+                # The first run fills the arena, and does not count.
+                if num_runs and (shortest_ns == 0 or took_ns < shortest_ns):
+                    shortest_ns = took_ns
+                num_runs += 1
+        finally:
+            self.groups.release_all(mask)
+            self.retry()
+        return shortest_ns
+
     cdef wait(self, Request request):
-        """Waits for a queued request. A signal's exception withdraws it and goes up at once.
+        """Waits for a queued request. A signal handler's exception withdraws it and propagates.
 
         Raises:
             DeadlineExceeded: it was withdrawn, or is being stopped.
@@ -567,7 +604,7 @@ cdef class Dispatcher:
                 raise
 
     cdef abandon(self, Request request, Stage end):
-        """Nobody waits for `request` any more, but a worker or the queue still points to it."""
+        """Ends the wait for `request`, which a worker or the queue may still point to."""
         if not withdraw(&request.state, end):
             self.stop_running(&request.state, end)
         # An own reference, that the garbage collector cannot see through: reap() gives it back.
@@ -575,7 +612,7 @@ cdef class Dispatcher:
         self.abandoned.append(request)
 
     cdef reap(self):
-        """Lets go of abandoned requests that have ended, and of what came to orphaned inboxes."""
+        """Frees abandoned requests that have ended, and what arrived in orphaned inboxes."""
         cdef Request request
         waiting, self.abandoned = self.abandoned, []
         for request in waiting:
@@ -583,7 +620,7 @@ cdef class Dispatcher:
                 Py_DECREF(request)
             else:
                 self.abandoned.append(request)
-        # What take() frees may run anything, this function included.
+        # What take() frees may run any finalizer, this function included.
         orphans, self.orphans = self.orphans, []
         for inbox, num_left in orphans:
             num_left -= len(inbox.take())
@@ -591,13 +628,13 @@ cdef class Dispatcher:
                 self.orphans.append((inbox, num_left))
 
 
-cdef void note_length(ModelState* model, uint64_t length) noexcept nogil:
+cdef void record_run_length(ModelState* model, uint64_t length) noexcept nogil:
     # relaxed: a statistic; an update lost to another thread does no harm.
     cdef uint64_t typical = model.typical_ns.load(memory_order_relaxed)
     if not typical:
         typical = length
-    # A run that lost its core for a while says nothing of the model, so none counts for more than
-    # twice what is known: 1 ms among 5 us would count for 130 us.
+    # A run that was preempted says nothing of the model, so none counts for more than twice the
+    # estimate: 1 ms among 5 us would move it to 130 us.
     model.typical_ns.store(
         typical - typical // 8 + min(length, 2 * typical) // 8 + 1, memory_order_relaxed
     )

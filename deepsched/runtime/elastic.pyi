@@ -1,7 +1,7 @@
 from deepsched.runtime.groups import CoreGroups
-from deepsched.runtime.policy import GroupTree
+from deepsched.runtime.policy import PolicyTree
 
 class Elastic:
-    """What the elastic scheduler knows."""
+    """State of the elastic scheduler."""
 
-    def __init__(self, tree: GroupTree, groups: CoreGroups) -> None: ...
+    def __init__(self, tree: PolicyTree, groups: CoreGroups) -> None: ...

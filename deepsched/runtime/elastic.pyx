@@ -1,41 +1,41 @@
-"""The elastic scheduler's state: what runs where and for how long yet, and how busy it has been.
+"""State of the elastic scheduler: what runs where, until when, and how busy it has been.
 
-README.md, "How wide". policy.pyx decides; this is what it is told. Everything read here is a hint:
-whatever it says, a group is used only after it has been claimed.
+README.md, "How wide". policy.pyx decides on this state. Everything read here is a hint: whatever it
+says, a group is used only after it has been claimed.
 """
 
 cimport cython
 from deepsched.runtime.futex cimport now_ns
-from deepsched.runtime.policy cimport GroupTree, choose_group, roomiest_leaf
+from deepsched.runtime.policy cimport PolicyTree, choose_group, roomiest_leaf
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 
-# All relaxed orders here: guesses, nothing is read through them.
+# All relaxed orders here are of hints: nothing is read through them.
 
-# What a group that is taken for no known time counts for: its owner is about to begin or to leave.
+# Expected rest of a claim with no known end: its owner is about to begin, or to leave.
 cdef uint64_t BRIEFLY_NS = 10_000
 
 
 @cython.final
 cdef class Elastic:
-    """Of one dispatcher; `groups` are its streams, the leaves of `tree`."""
+    """Elastic state of one dispatcher; `groups` are its streams, the leaves of `tree`."""
 
-    def __cinit__(self, GroupTree tree not None, CoreGroups groups not None):
+    def __cinit__(self, PolicyTree tree not None, CoreGroups groups not None):
         self.tree = tree.tree
         self.groups = groups
 
-    cdef void arrives(
+    cdef void record_arrival(
         self, RunLength* lengths, size_t num_waiting
     ) noexcept nogil:
-        """A request comes, and finds `num_waiting` others in the backlog."""
+        """A request arrives and finds `num_waiting` others in the backlog."""
         cdef int group
         cdef uint32_t seen = self.seen.load(memory_order_relaxed)
         cdef int32_t running = self.num_running.load(memory_order_relaxed)
-        cdef uint32_t most = 2 * self.tree.num_leaves  # more say no more
+        cdef uint32_t most = 2 * self.tree.num_leaves  # beyond that, more changes nothing
         cdef uint32_t now = 1024 * <uint32_t>(
             min(<size_t>max(running, 0) + num_waiting, <size_t>most)
         )
-        # A crowd is believed slowly, its end soon: a lone caller after it wants all cores.
+        # Slow up, fast down: a lone caller after a crowd should soon get all cores.
         seen += (now - seen) // 16 if now >= seen else 0
         seen -= (seen - now) // 4 if now < seen else 0
         self.seen.store(seen, memory_order_relaxed)
@@ -46,7 +46,7 @@ cdef class Elastic:
 
     cdef int choose(self, int leaf, RunLength* lengths, size_t num_waiting) noexcept nogil:
         """The group around `leaf`, which the caller owns, for the first of `num_waiting`."""
-        cdef uint64_t run_ns[MOST_GROUPS]
+        cdef uint64_t run_ns[MAX_GROUPS]
         cdef int group
         for group in range(self.tree.num_groups):
             run_ns[group] = lengths[group].expected_ns.load(memory_order_relaxed)
@@ -54,7 +54,7 @@ cdef class Elastic:
 
     cdef int choose_by(self, int leaf, uint64_t* run_ns, size_t num_waiting) noexcept nogil:
         """The group around `leaf`, which the caller owns, for the first of `num_waiting`."""
-        cdef uint64_t busy[MOST_LEAVES]
+        cdef uint64_t busy[MAX_LEAVES]
         cdef uint64_t free = self.groups.free_groups() | (<uint64_t>1 << leaf)
         cdef uint64_t now = now_ns()
         cdef int other
@@ -70,7 +70,7 @@ cdef class Elastic:
         cdef uint64_t until = self.until_ns[leaf].load(memory_order_relaxed)
         if until == 0:
             return BRIEFLY_NS
-        # As long overdue as it is, it may yet be late.
+        # Overdue: expected to take as long again as it is late already.
         return max(BRIEFLY_NS, until - now if until > now else now - until)
 
     cdef uint64_t busy_ns(self, int group, int leaf) noexcept nogil:
@@ -85,10 +85,10 @@ cdef class Elastic:
                 longest = max(longest, self.remaining_ns(other, now))
         return longest
 
-    cdef int wanted(self, int leaf, size_t num_waiting) noexcept nogil:
-        """The group that the first of `num_waiting` had better run on, or wait for one as wide. The
-        caller owns the leaf."""
-        cdef uint64_t run_ns[MOST_GROUPS]
+    cdef int preferred_group(self, int leaf, size_t num_waiting) noexcept nogil:
+        """Group to run the first of `num_waiting` on; if it is busy, the request should wait for
+        one as wide. The caller owns the leaf."""
+        cdef uint64_t run_ns[MAX_GROUPS]
         cdef int group
         for group in range(self.tree.num_groups):
             run_ns[group] = self.latest_run_ns[group].load(memory_order_relaxed)
@@ -114,7 +114,7 @@ cdef class Elastic:
                 return leaf
 
     cdef int widen(self, int leaf, RunLength* lengths, size_t num_waiting) noexcept nogil:
-        """Claims the group to run on around `leaf`, which the caller owns; returns it."""
+        """Claims the chosen group around `leaf`, which the caller owns; returns it, or the leaf."""
         cdef int group = self.choose(leaf, lengths, num_waiting)
         if group != leaf and self.groups.claim_all(
             self.tree.mask[group] & ~self.tree.mask[leaf]
@@ -122,7 +122,7 @@ cdef class Elastic:
             return group
         return leaf
 
-    cdef void begins(self, int group, RunLength* lengths) noexcept nogil:
+    cdef void record_start(self, int group, RunLength* lengths) noexcept nogil:
         """The caller, who owns `group`, runs a request there."""
         cdef uint64_t expected_ns = lengths[group].expected_ns.load(memory_order_relaxed)
         cdef uint64_t until = now_ns() + expected_ns if expected_ns else 0
@@ -133,7 +133,7 @@ cdef class Elastic:
         self.num_running.fetch_add(1, memory_order_seq_cst)
 
     cdef void learn(self, int group, RunLength* lengths, uint64_t length_ns) noexcept nogil:
-        """A run on `group` took so long. An update lost to another thread does no harm.
+        """Takes in that a run on `group` took `length_ns`. A lost update does no harm.
 
         README, "How wide": under load, wide runs may suffer more than narrow ones.
         """
@@ -142,15 +142,15 @@ cdef class Elastic:
         cdef int other, level = self.tree.level_of[group]
         if not known:
             return
-        # None counts for more than twice what is known: it may have lost its core for a while.
+        # None counts for more than twice the estimate: it may have been preempted.
         known = known - known // 8 + min(length_ns, 2 * known) // 8 + 1
         for other in range(self.tree.num_groups):
             if self.tree.level_of[other] == level:
                 if lengths[other].expected_ns.load(memory_order_relaxed):
                     lengths[other].expected_ns.store(known, memory_order_relaxed)
             elif level == 0:
-                # Nobody may use the wide ones now: they are forgiven slowly, up to what they gain
-                # when nothing else runs.
+                # While only narrow runs happen, nothing corrects a bad estimate of the wide ones:
+                # it decays towards what they gain when nothing else runs.
                 length = lengths[other].expected_ns.load(memory_order_relaxed)
                 if length:
                     target = <uint64_t>(
@@ -160,8 +160,8 @@ cdef class Elastic:
                         length - length // 16 + target // 16 + 1, memory_order_relaxed
                     )
 
-    cdef void ends(self, int group, int leaf) noexcept nogil:
-        """The run is over; of the group, `leaf` stays the caller's."""
+    cdef void record_end(self, int group, int leaf) noexcept nogil:
+        """The run is over: releases the group but for `leaf`, which stays the caller's."""
         cdef int other
         for other in range(self.tree.low[group], self.tree.high[group]):
             self.until_ns[other].store(0, memory_order_relaxed)

@@ -1,7 +1,8 @@
-"""Where ended requests wait for the Python thread that asked for them.
+"""Ended requests on their way to the Python thread that asked for them.
 
-README.md, "Inboxes". Many threads post, without the GIL; one thread takes, with it: an event loop,
-woken by an eventfd, or a thread of ours, that sleeps in `wait`.
+README.md, "Inboxes". A Treiber stack whose consumer takes the whole list at once. Many threads post
+without the GIL; one thread takes with it: an event loop, notified through an eventfd, or a thread
+of ours that sleeps in `wait`.
 """
 
 cimport cython
@@ -24,7 +25,7 @@ cdef extern from "<unistd.h>" nogil:
 
 
 @cython.final
-@cython.no_gc  # letters hold references that the collector cannot see through
+@cython.no_gc  # nodes hold references that the collector cannot see through
 cdef class Inbox:
     """A list of ended requests; `with_eventfd` for a consumer that polls a file descriptor."""
 
@@ -35,8 +36,8 @@ cdef class Inbox:
             self.eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def __dealloc__(self):
-        # acquire: pairs with the release in post(). The letter that woke our consumer may be gone,
-        # but its poster still has to ring.
+        # acquire: pairs with the release in release(). The node that woke our consumer may be gone
+        # while its poster still has to notify.
         if self.generation == fork_generation():
             while self.num_posting.load(memory_order_acquire) != 0:
                 with nogil:  # the poster may need the core, and others the GIL
@@ -44,35 +45,37 @@ cdef class Inbox:
         if self.eventfd >= 0:
             os.close(self.eventfd)
 
-    cdef bint post(self, Letter* letter) noexcept nogil:
-        """Delivers `letter`, which its consumer may free from then on.
+    cdef bint post(self, Node* node) noexcept nogil:
+        """Delivers `node`, which its consumer may free from then on.
 
-        True: the consumer may not know. The caller owes it a ring, by `ring_and_go` or, if it owes
-        one already, by `go`; until then the inbox cannot go away.
+        True: the consumer may not know of it. The caller then owes it a notification:
+        `notify_and_release`, or `release` if it owes this inbox one already. Until then the inbox
+        stays alive.
         """
-        cdef LetterPointer below = self.newest.load(memory_order_relaxed)
-        # relaxed: published by the exchange below, before which the letter keeps us alive.
+        cdef NodePointer newest = self.newest.load(memory_order_relaxed)
+        # relaxed: published by the exchange below, up to which the node keeps us alive.
         self.num_posting.fetch_add(1, memory_order_relaxed)
         while True:
-            letter.below = below
-            # seq_cst: publishes the letter to take(), and stands before the look at
-            # is_waited_for in ring() (README, "Inboxes").
-            if self.newest.compare_exchange_weak(below, letter, memory_order_seq_cst):
+            node.next = newest
+            # seq_cst: publishes the node to take(), and stands before the look at is_waited_for in
+            # notify() (README, "Inboxes").
+            if self.newest.compare_exchange_weak(newest, node, memory_order_seq_cst):
                 break
-        if below == NULL:
+        if newest == NULL:
             return True
-        self.go()  # whoever posted the first has rung, or owes it
+        self.release()  # whoever found the list empty notifies
         return False
 
-    cdef void ring_and_go(self) noexcept nogil:
-        self.ring()
-        self.go()
+    cdef void notify_and_release(self) noexcept nogil:
+        self.notify()
+        self.release()
 
-    cdef void go(self) noexcept nogil:
-        # release: our last touch.
+    cdef void release(self) noexcept nogil:
+        """The poster's last touch."""
+        # release: pairs with the acquire in __dealloc__.
         self.num_posting.fetch_sub(1, memory_order_release)
 
-    cdef void ring(self) noexcept nogil:
+    cdef void notify(self) noexcept nogil:
         cdef uint64_t one = 1
         if self.eventfd >= 0:
             write(self.eventfd, &one, sizeof(one))
@@ -81,24 +84,25 @@ cdef class Inbox:
 
     def take(self) -> list:
         """Everything that has arrived, the oldest first. Never blocks."""
-        cdef Letter* letter
-        cdef Letter* below
+        cdef Node* node
+        cdef Node* next
         cdef object owner
         cdef list taken = []
         if self.eventfd >= 0:
-            # Before the exchange: a letter that we miss then finds the list empty, and rings anew.
+            # Before the exchange: the poster of a node that we miss finds the list empty, and
+            # notifies again.
             try:
                 os.eventfd_read(self.eventfd)
             except BlockingIOError:
                 pass
-        # acquire (in seq_cst): all that the posters wrote to the requests is visible.
-        letter = self.newest.exchange(NULL, memory_order_seq_cst)
-        while letter != NULL:
-            below = letter.below  # `owner` holds the letter: read it first
-            owner = <object><PyObject*>letter.owner
+        # seq_cst, for its acquire: what the posters wrote to the requests is visible.
+        node = self.newest.exchange(NULL, memory_order_seq_cst)
+        while node != NULL:
+            next = node.next  # `owner` holds the node: read it first
+            owner = <object><PyObject*>node.owner
             taken.append(owner)
-            Py_DECREF(owner)  # the letter's reference
-            letter = below
+            Py_DECREF(owner)  # the node's reference
+            node = next
         taken.reverse()
         return taken
 
@@ -120,6 +124,6 @@ cdef class Inbox:
             self.is_poked.store(0, memory_order_seq_cst)
 
     def poke(self) -> None:
-        """Ends the consumer's present or next wait."""
+        """Ends the consumer's current wait, or its next."""
         self.is_poked.store(1, memory_order_seq_cst)
-        self.ring()
+        self.notify()

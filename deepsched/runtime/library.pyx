@@ -81,7 +81,7 @@ cdef Library* library() except NULL:
 
 
 cdef Library* loaded_library() noexcept nogil:
-    """The library, for those who hold something that came out of it."""
+    """The library, for callers that hold something made by it: it is loaded."""
     return &_library
 
 
@@ -109,7 +109,7 @@ cdef _load(str path):
     cdef const OrtApiBase* base = get_base()
     version = base.GetVersionString().decode(errors="replace")
     match = re.match(r"1\.(\d+)\b", version)
-    # GetApi prints a complaint on stderr for a version that it lacks, so ask only for one it has.
+    # GetApi prints an error on stderr for a version that it lacks, so ask only for one it has.
     cdef uint32_t minor = int(match[1]) if match else 0
     cdef const OrtApi* api = NULL
     if minor >= MIN_API_VERSION:

@@ -4,17 +4,16 @@ cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from deepsched.runtime.dispatch cimport (
-    ACCEPTED, CLOSED, FULL, NOT_FEEDING, Dispatcher, Submitted, is_short,
+    ACCEPTED, CLOSED, FULL, WAKE_ANY, Dispatcher, Submitted, is_short,
 )
 from deepsched.runtime.elastic cimport RunLength
 from deepsched.runtime.futex cimport WAKE_ALL, futex_wait, now_ns
 from deepsched.runtime.inbox cimport Inbox
-from deepsched.runtime.library cimport loaded_library
-from deepsched.runtime.ort cimport OrtSession, OrtStatus
+from deepsched.runtime.ort cimport OrtSession
 from deepsched.runtime.pool cimport fork_generation
-from deepsched.runtime.posix cimport CpuMask, get_mask, is_main_thread, set_mask
+from deepsched.runtime.posix cimport is_main_thread
 from deepsched.runtime.request cimport (
-    CANCELLED, DONE, EXPIRED, FAILED, REFUSED, Request, Stage, enter, leave, new_request, withdraw,
+    CANCELLED, EXPIRED, REFUSED, Request, Stage, enter, leave, new_request, withdraw,
 )
 from deepsched.runtime.session cimport Session
 from deepsched.runtime.statistics cimport GroupStats, snapshot_group, snapshot_unrun
@@ -23,8 +22,6 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 
-import time
-
 from deepsched.errors import (
     ClosedError, DeadlineExceeded, ForkError, InputError, OptionError, QueueFull,
 )
@@ -32,7 +29,7 @@ from deepsched.errors import (
 # Python's signal handlers run in the main thread only, and not while it is inside ORT: so runs
 # longer than this are left to a worker there, and the main thread waits where Ctrl-C reaches it.
 cdef uint64_t INLINE_IN_MAIN_NS = 50_000_000
-# How often a caller that waits for space looks for signals and for the model's end.
+# How often a caller that waits for space checks for signals and for the model being closed.
 cdef int64_t SIGNAL_CHECK_NS = 100_000_000
 
 
@@ -102,15 +99,15 @@ cdef class Model:
                 )
             if submitted != FULL:
                 break
-            self.look_around(request)
+            self.check_interrupts(request)
         if submitted == CLOSED:
             leave(&self.state)
             request.state.stage.store(REFUSED, memory_order_relaxed)
         elif submitted == ACCEPTED:
             dispatcher.wait(request)
 
-    cdef look_around(self, Request request):
-        """While a request that is counted in waits for room: signals, its deadline, the model's end.
+    cdef check_interrupts(self, Request request):
+        """Checks signals, the deadline and closing while a counted-in request waits for room.
 
         Not counted in meanwhile, nor if this raises: a signal's handler may close the model, which
         waits for all that is counted in.
@@ -120,35 +117,35 @@ cdef class Model:
         if request.state.deadline_ns != NO_DEADLINE and request.state.deadline_ns <= now_ns():
             # relaxed: a statistic.
             self.state.unrun.num_expired.fetch_add(1, memory_order_relaxed)
-            raise DeadlineExceeded("the request's timeout passed before the queue had room for it")
+            raise DeadlineExceeded("the request's timeout expired before the queue had room for it")
         if not enter(&self.state):
             raise _closed()
 
     def start(
         self, list inputs, Inbox inbox not None, tag=None, timeout=None, priority=0,
-        bint check_inputs=True, bint block=True, bint feeds=False,
+        bint check_inputs=True, bint block=True, bint is_producer=False,
     ) -> Request | None:
         """Queues a request, which will arrive in `inbox` with its `tag` when it has ended.
 
-        None: there is no room, and `block` is False. `feeds`: the caller is busy with queuing and
-        taking, will `help` or `wake_workers` before it waits, and had rather not share its core.
+        None: there is no room, and `block` is False. `is_producer`: the caller goes on queuing and
+        taking, will `help` or `wake_workers` before it waits, and does not want to share its core.
         """
         cdef Dispatcher dispatcher = self.dispatcher
         cdef Request request = self.prepare(inputs, timeout, priority, check_inputs)
         cdef Submitted submitted = FULL
         request.tag = tag
-        request.state.feeds = feeds
+        request.state.is_producer = is_producer
         request.inbox = inbox
         request.state.inbox = <void*>inbox
-        request.state.letter.owner = <void*>request
+        request.state.node.owner = <void*>request
         if not enter(&self.state):
             raise _closed()
-        Py_INCREF(request)  # the letter's; Inbox.take gives it back
-        # Without waiting there is nothing to let go of the GIL for.
+        Py_INCREF(request)  # the node's; Inbox.take gives it back
+        # With the GIL: it never waits.
         submitted = dispatcher.submit(&request.state, False, 0)
         while submitted == FULL and block:
             try:
-                self.look_around(request)
+                self.check_interrupts(request)
             except BaseException:
                 Py_DECREF(request)
                 raise
@@ -201,12 +198,12 @@ cdef class Model:
         return num_served
 
     def wake_workers(self) -> None:
-        """Sees to it that somebody works at the backlog, if a group is free."""
+        """Wakes a worker for the backlog, if a group is free."""
         if self.dispatcher.generation == fork_generation():
-            self.dispatcher.kick(NOT_FEEDING)
+            self.dispatcher.kick(WAKE_ANY)
 
     def orphan(self, Inbox inbox, int num_left) -> None:
-        """Nobody will take the `num_left` requests that still are to arrive in `inbox`."""
+        """Leaves the `num_left` requests that are still to arrive in `inbox` to `reap`."""
         if num_left and self.dispatcher.generation == fork_generation():
             self.dispatcher.orphans.append((inbox, num_left))
             self.dispatcher.reap()
@@ -253,59 +250,20 @@ cdef class Model:
 
     @property
     def typical_ns(self) -> int:
-        """The smoothed length of a run; 0 before the first."""
+        """Smoothed run length in ns; 0 before the first run."""
         return self.state.typical_ns.load(memory_order_relaxed)
 
     # --- How it scales ------------------------------------------------------------------------
 
     def measure(self, int group, list inputs, double seconds) -> int:
-        """How long a run takes on a core group, in ns: the least of several, in about `seconds`.
-
-        Waits until the group is free. Not counted, and not part of any statistics.
-        """
-        cdef Dispatcher dispatcher = self.dispatcher
-        cdef Request request
-        cdef CpuMask own
-        cdef bint moved
-        cdef uint64_t begun, took, least = 0, first = now_ns()
-        cdef int num_runs = 0
-        cdef OrtStatus* status
-        cdef uint64_t mask = dispatcher.elastic.tree.mask[group]
-        while not dispatcher.groups.claim_all(mask):
-            time.sleep(0.0005)
-        try:
-            # The first fills the arena, and does not count.
-            while least == 0 or now_ns() - first < <uint64_t>(seconds * 1e9):
-                request = self.prepare(inputs, None, 0, True)
-                with nogil:
-                    moved = (
-                        dispatcher.is_pinned
-                        and get_mask(&own) >= 0 and set_mask(&dispatcher.masks[group]) == 0
-                    )
-                    begun = now_ns()
-                    status = loaded_library().api.Run(
-                        self.state.sessions[group], dispatcher.slots.slots[group].options,
-                        request.state.input_names, request.state.inputs,
-                        request.state.num_inputs, self.state.output_names,
-                        self.state.num_outputs, request.state.outputs,
-                    )
-                    took = now_ns() - begun
-                    if moved:
-                        set_mask(&own)
-                request.state.status = status
-                request.state.stage.store(FAILED if status != NULL else DONE, memory_order_relaxed)
-                request.outputs()  # raises what went wrong
-                if num_runs and (least == 0 or took < least):
-                    least = took
-                num_runs += 1
-        finally:
-            dispatcher.groups.release_all(mask)
-            dispatcher.retry()
-        return least
+        """Shortest of several runs on a core group, in ns; see Dispatcher.measure."""
+        return self.dispatcher.measure(
+            group, lambda: self.prepare(inputs, None, 0, True), seconds
+        )
 
     def set_run_ns(self, list run_ns) -> None:
-        """By core group, what a run takes when nothing else runs; 0 for groups that are wider than
-        helps. Before anybody else uses this model."""
+        """Sets the run length by core group when nothing else runs; 0 for groups wider than helps.
+        To be called before anybody else uses this model."""
         for group, ns in enumerate(run_ns):
             self.state.lengths[group].alone_ns = ns
             self.state.lengths[group].expected_ns.store(ns, memory_order_relaxed)
@@ -343,7 +301,7 @@ cdef _closed():
 
 
 cdef int64_t _patience(uint64_t deadline_ns) noexcept nogil:
-    """How long to wait for space before looking around again."""
+    """How long to wait for space before the next check_interrupts."""
     cdef uint64_t now
     if deadline_ns == NO_DEADLINE:
         return SIGNAL_CHECK_NS

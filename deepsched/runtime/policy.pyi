@@ -1,7 +1,7 @@
 from collections.abc import Sequence
 
-class GroupTree:
-    """The tree of core groups, natively."""
+class PolicyTree:
+    """The tree of core groups as the policy uses it."""
 
     def __init__(self, leaves: Sequence[tuple[int, int]], parents: Sequence[int]) -> None: ...
     def roomiest_leaf(self, busy_ns: Sequence[int]) -> int: ...

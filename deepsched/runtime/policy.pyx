@@ -1,4 +1,4 @@
-"""How wide a core group a request takes: a pure function of a small state.
+"""The elastic policy: which width of core group a request takes, a pure function of a small state.
 
 README.md, "How wide". The simulator (bench/simulate.py) decides by the same code.
 """
@@ -22,7 +22,7 @@ cdef int choose_group(
     const Tree* tree, const uint64_t* run_ns, const uint64_t* busy_ns, int leaf,
     double num_waiting, double num_seen,
 ) noexcept nogil:
-    """The group around the free `leaf` whose width gives the least total latency.
+    """The group around the free `leaf` whose width minimises total latency.
 
     Were those that wait, and those that they announce, all to take groups of that width, one after
     another, each the first to become free. If the group that it returns is busy, the request had
@@ -42,8 +42,8 @@ cdef int choose_group(
     cdef bint is_backlog = num_requests > 4 * tree.num_leaves
     while group >= 0 and run_ns[group]:
         if is_backlog:
-            # What counts is how many are served a second. The narrowest serve the most, but for
-            # models that do not fit the caches twice; 5 % are within what measuring tells apart.
+            # Throughput counts. The narrowest groups have the highest, but for models that do not
+            # fit the caches twice; 5 % is below what the measurement resolves.
             total = <double>run_ns[group] * (tree.high[group] - tree.low[group])
             if group != leaf:
                 total *= 1.05
@@ -51,7 +51,7 @@ cdef int choose_group(
             total = _total_latency(
                 tree, tree.level_of[group], <double>run_ns[group], busy_ns, num_requests
             )
-        # Of equals the wider: what runs there is out of the way sooner.
+        # Ties go to the wider group: its run is over sooner.
         if group == leaf or total <= least:
             best, least = group, total
         group = tree.parent[group]
@@ -61,9 +61,9 @@ cdef int choose_group(
 cdef double _total_latency(
     const Tree* tree, int level, double run_ns, const uint64_t* busy_ns, double num_requests
 ) noexcept nogil:
-    # When each group of the level will be free, negative: the library's heaps have the largest on
-    # top.
-    cdef double heap[MOST_LEAVES]
+    # A heap of the times at which each group of the level will be free, negated: the library's
+    # heaps keep the largest on top.
+    cdef double heap[MAX_LEAVES]
     cdef int index, leaf, group, num_heap = 0
     cdef double free_at, end, total = 0
     cdef uint64_t latest
@@ -86,15 +86,15 @@ cdef double _total_latency(
 
 
 @cython.final
-cdef class GroupTree:
-    """The tree of core groups, natively.
+cdef class PolicyTree:
+    """The tree of core groups as the policy uses it.
 
     Args:
         leaves: of each group, its first leaf and the one after its last: the leaves themselves
             first, wider ones later, the root last (deepsched.scheduling.group_tree.tree_of).
         parents: of each group, the group that it is merged into; -1 for the root.
 
-    >>> tree = GroupTree([(0, 1), (1, 2), (0, 2)], [2, 2, -1])
+    >>> tree = PolicyTree([(0, 1), (1, 2), (0, 2)], [2, 2, -1])
     >>> run_ns = [5_100_000, 5_100_000, 2_900_000]
     >>> tree.choose(run_ns, [0, 0], 0, 1), tree.choose(run_ns, [0, 0], 0, 4)
     (2, 0)
@@ -104,8 +104,8 @@ cdef class GroupTree:
         cdef int group, level
         memset(&self.tree, 0, sizeof(Tree))
         num_leaves = sum(high - low == 1 for low, high in leaves)
-        if not 1 <= num_leaves <= MOST_LEAVES or len(leaves) > MOST_GROUPS:
-            raise ValueError(f"expected at most {MOST_LEAVES} leaves, got {num_leaves}")
+        if not 1 <= num_leaves <= MAX_LEAVES or len(leaves) > MAX_GROUPS:
+            raise ValueError(f"expected at most {MAX_LEAVES} leaves, got {num_leaves}")
         self.tree.num_leaves = num_leaves
         self.tree.num_groups = len(leaves)
         for group, (low, high) in enumerate(leaves):
@@ -136,8 +136,8 @@ cdef class GroupTree:
 
     def choose(self, run_ns, busy_ns, int leaf, int num_waiting, double num_seen=0.0) -> int:
         """See choose_group above."""
-        cdef uint64_t runs[MOST_GROUPS]
-        cdef uint64_t busy[MOST_LEAVES]
+        cdef uint64_t runs[MAX_GROUPS]
+        cdef uint64_t busy[MAX_LEAVES]
         for group in range(self.tree.num_groups):
             runs[group] = run_ns[group]
         for index in range(self.tree.num_leaves):

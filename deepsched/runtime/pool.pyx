@@ -81,7 +81,7 @@ cdef void* _worker_main(void* argument) noexcept nogil:
             # again at once, and must find the word ready.
             if worker.signal.compare_exchange_strong(signal, AWAKE, memory_order_acq_rel):
                 if worker.granted_ns:
-                    note_wake_up(worker.pool, now_ns() - worker.granted_ns)
+                    record_wake_up(worker.pool, now_ns() - worker.granted_ns)
                 retries_at = 0
                 sleeps_at = worker.serve(worker.server, worker.group)
                 if sleeps_at > 0:
@@ -104,7 +104,7 @@ cdef void* _worker_main(void* argument) noexcept nogil:
             worker.signal.compare_exchange_strong(signal, PARKED, memory_order_acq_rel)
 
 
-cdef void note_wake_up(WorkerPoolState* pool, uint64_t took_ns) noexcept nogil:
+cdef void record_wake_up(WorkerPoolState* pool, uint64_t took_ns) noexcept nogil:
     # relaxed: a statistic; an update lost to another worker does no harm.
     cdef uint64_t known_ns = pool.wake_ns.load(memory_order_relaxed)
     pool.wake_ns.store(known_ns - known_ns // 8 + took_ns // 8, memory_order_relaxed)

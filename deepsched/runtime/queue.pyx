@@ -1,7 +1,7 @@
 """A bounded lock-free queue, many producers and many consumers, first in first out.
 
-README.md, "The queue": each slot carries a `turn` that says whose turn it is; `tail` and `head`
-only hand out positions.
+D. Vyukov's bounded MPMC ring. README.md, "The queue": each slot carries a `turn` that says whose
+turn it is; `tail` and `head` only hand out positions.
 """
 
 cimport cython

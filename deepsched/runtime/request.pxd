@@ -1,6 +1,6 @@
 from deepsched.runtime.completion cimport Completion
 from deepsched.runtime.elastic cimport RunLength
-from deepsched.runtime.inbox cimport Inbox, Letter
+from deepsched.runtime.inbox cimport Inbox, Node
 from deepsched.runtime.ort cimport OrtSession, OrtStatus, OrtValue
 from deepsched.runtime.statistics cimport GroupStats, UnrunStats
 from deepsched.runtime.tracing cimport TraceState
@@ -38,7 +38,7 @@ cdef enum:
 
 cdef struct RequestState:
     # One request as threads without the GIL see it.
-    Letter letter  # for the inbox, if it has one; else its end is `completion`
+    Node node  # for the inbox, if it has one; else its end is `completion`
     void* inbox
     ModelState* model
     const char** input_names
@@ -53,7 +53,7 @@ cdef struct RequestState:
     int priority
     bint is_stoppable  # another thread may want to stop it
     bint by_worker
-    bint feeds  # see Model.start
+    bint is_producer  # see Model.start
     uint64_t deadline_ns  # NO_DEADLINE: none
     uint64_t expected_ns  # what the backlog counts it for
     uint64_t submitted_ns  # 0 until it is queued or, in a call that need not wait, begun

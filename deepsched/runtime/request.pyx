@@ -11,7 +11,7 @@ from deepsched.runtime.library cimport loaded_library, take_message
 from deepsched.runtime.ort cimport ORT_INVALID_ARGUMENT, OrtApi, OrtValue
 from deepsched.runtime.pool cimport fork_generation
 from deepsched.runtime.stopping cimport NO_DEADLINE
-from deepsched.runtime.tracing cimport TraceEntry, is_on, note
+from deepsched.runtime.tracing cimport TraceEntry, is_on, record_entry
 from deepsched.runtime.values cimport ValueInfo, output_from
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -92,7 +92,7 @@ cdef class Request:
             else "while it ran, and the run was stopped"
         )
         return DeadlineExceeded(
-            f"the request's timeout passed, {timeout_s:.4g} s after it was sent, {where}"
+            f"the request's timeout expired, {timeout_s:.4g} s after it was sent, {where}"
         )
 
     @property
@@ -217,13 +217,13 @@ cdef void trace_end(RequestState* request, Stage end) noexcept nogil:
     entry.submitted_ns = request.submitted_ns
     entry.started_ns = request.started_ns
     entry.ended_ns = request.ended_ns or now_ns()
-    note(request.model.trace, entry)
+    record_entry(request.model.trace, entry)
 
 
 cdef void* finish(RequestState* request) noexcept nogil:
     """A worker's last act for a request that was queued: from here on its caller may free it.
 
-    Returns an inbox whose bell the worker owes a ring, or NULL.
+    Returns an inbox that the worker owes a notification, or NULL.
     """
     cdef void* inbox = request.inbox
     # The caller or its inbox keeps the request, and that the model, until the next line but one.
@@ -231,7 +231,7 @@ cdef void* finish(RequestState* request) noexcept nogil:
     if inbox == NULL:
         complete(&request.completion)
         return NULL
-    return inbox if (<Inbox>inbox).post(&request.letter) else NULL
+    return inbox if (<Inbox>inbox).post(&request.node) else NULL
 
 
 # --- Counting requests of a model: README, "Shutdown" -------------------------------------------

@@ -84,7 +84,7 @@ cdef class Session:
 
     cdef close(self):
         """Releases ORT's session, once. No run may be under way."""
-        # Taken while we hold the GIL, so that of two callers one finds NULL.
+        # Under the GIL, so that of two callers one finds NULL.
         cdef OrtSession* handle = self.handle
         self.handle = NULL
         if handle == NULL or self.generation != fork_generation():
@@ -142,8 +142,8 @@ cdef class Session:
             check(lib.api.AllocatorFree(lib.allocator, path))
 
     def arena_bytes(self) -> int | None:
-        """How much its arena has taken from the system, in bytes: activations, and weights unless
-        they are mapped from a file. None: this onnxruntime does not say."""
+        """Bytes that its arena has taken from the system: activations, and weights unless they are
+        mapped from a file. None: this onnxruntime does not tell."""
         cdef Library* lib = library()
         cdef OrtAllocator* allocator = NULL
         cdef OrtKeyValuePairs* stats = NULL

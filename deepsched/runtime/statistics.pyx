@@ -1,4 +1,4 @@
-"""What the runtime counts, always: outcomes, and how long requests waited and ran."""
+"""Counters that are always on: outcomes, and the times that requests waited and ran."""
 
 from deepsched.runtime.histogram cimport snapshot
 from libcpp.atomic cimport memory_order_relaxed

@@ -24,7 +24,7 @@ cdef class RunSlots:
     cdef str watcher_name
     cdef char _pad0[64]
     cdef atomic[uint64_t] watcher_wakes_ns
-    cdef atomic[uint32_t] bell
+    cdef atomic[uint32_t] wake_epoch
     cdef atomic[uint32_t] is_closing
 
     cdef void begin(self, int group, uintptr_t request, uint64_t deadline_ns) noexcept nogil

@@ -57,8 +57,8 @@ cdef class RunSlots:
         # before our look at the watcher's clock. README, "Stopping a run".
         slot.current.store(request, memory_order_seq_cst)
         if deadline_ns < self.watcher_wakes_ns.load(memory_order_seq_cst):
-            self.bell.fetch_add(1, memory_order_seq_cst)
-            futex_wake(&self.bell, 1)
+            self.wake_epoch.fetch_add(1, memory_order_seq_cst)
+            futex_wake(&self.wake_epoch, 1)
 
     cdef bint end(self, int group) noexcept nogil:
         """After the run. True if somebody stopped it, or came too late to."""
@@ -123,20 +123,20 @@ cdef class RunSlots:
             return
         with nogil:
             self.is_closing.store(1, memory_order_seq_cst)
-            self.bell.fetch_add(1, memory_order_seq_cst)
-            futex_wake(&self.bell, WAKE_ALL)
+            self.wake_epoch.fetch_add(1, memory_order_seq_cst)
+            futex_wake(&self.wake_epoch, WAKE_ALL)
             pthread_join(self.watcher, NULL)
 
     cdef void watch(self) noexcept nogil:
         """The watcher's life: stop what is late, sleep until the next deadline."""
         cdef uint64_t now, earliest, deadline
-        cdef uint32_t heard
+        cdef uint32_t epoch
         cdef RunSlot* slot
         cdef int group
         while not self.is_closing.load(memory_order_seq_cst):
             # seq_cst, in this order (README, "Stopping a run"): a run that begins from here on
-            # rings, until we have said when we wake; then it rings if that is too late for it.
-            heard = self.bell.load(memory_order_seq_cst)
+            # wakes us, until we have said when we wake; then only if that is too late for it.
+            epoch = self.wake_epoch.load(memory_order_seq_cst)
             self.watcher_wakes_ns.store(NO_DEADLINE, memory_order_seq_cst)
             now = now_ns()
             earliest = NO_DEADLINE
@@ -153,7 +153,8 @@ cdef class RunSlots:
                 slot.num_stoppers.fetch_sub(1, memory_order_seq_cst)
             self.watcher_wakes_ns.store(earliest, memory_order_seq_cst)
             futex_wait(
-                &self.bell, heard, -1 if earliest == NO_DEADLINE else <int64_t>(earliest - now)
+                &self.wake_epoch, epoch,
+                -1 if earliest == NO_DEADLINE else <int64_t>(earliest - now),
             )
 
 

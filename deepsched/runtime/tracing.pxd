@@ -32,4 +32,4 @@ cdef inline bint is_on(TraceState* trace) noexcept nogil:
     # relaxed: a request that ends just as the trace begins may be in it or not.
     return trace.buffer.load(memory_order_relaxed) != NULL
 
-cdef void note(TraceState* trace, TraceEntry entry) noexcept nogil
+cdef void record_entry(TraceState* trace, TraceEntry entry) noexcept nogil

@@ -1,4 +1,4 @@
-"""What became of each request, for as long as somebody wants to know. README.md, "Tracing"."""
+"""Tracer: records how each request ended, while a trace is on. README.md, "Tracing"."""
 
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
@@ -44,7 +44,7 @@ cdef class Tracer:
             raise MemoryError(f"no memory for a trace of {capacity} requests")
         buffer.capacity = capacity
         self.owner = owner
-        # Also releases: publishes the capacity, pairs with note().
+        # Also releases: publishes the capacity, pairs with record_entry().
         self.state.buffer.store(buffer, memory_order_seq_cst)
 
     def stop(self, owner) -> tuple:
@@ -84,7 +84,7 @@ cdef inline TraceEntry* entries_of(TraceBuffer* buffer) noexcept nogil:
     return <TraceEntry*>(buffer + 1)
 
 
-cdef void note(TraceState* trace, TraceEntry entry) noexcept nogil:
+cdef void record_entry(TraceState* trace, TraceEntry entry) noexcept nogil:
     """Adds an entry, if there is room. Never blocks."""
     cdef TraceBuffer* buffer
     cdef size_t place

@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 
 class ValueInfo:
-    """What one input or output of a model is."""
+    """Name, kind, shape and dtype of one input or output of a model."""
 
     @property
     def name(self) -> str: ...

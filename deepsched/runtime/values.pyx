@@ -44,7 +44,7 @@ cdef tuple _UNTYPED = (bool, int, float, complex, str, bytes, list, tuple)
 
 @cython.final
 cdef class ValueInfo:
-    """What one input or output of a model is.
+    """Name, kind, shape and dtype of one input or output of a model.
 
     Attributes:
         name: its name in the graph.
@@ -112,7 +112,7 @@ cdef class ValueInfo:
         return out
 
     cdef OrtValue* _tensor(self, object value, list keepalive) except NULL:
-        """A tensor from anything that needs a second look: converts, or says what is wrong."""
+        """The slow path: a tensor from anything that cannot be borrowed; converts it or raises."""
         cdef cnp.ndarray array = self._to_array(value)
         cdef cnp.ndarray packed
         if not self._shape_fits(array):

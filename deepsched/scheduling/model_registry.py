@@ -1,11 +1,12 @@
-"""The models of a context: what traces call them, and what they count, closed ones included."""
+"""ModelRegistry: the models of a context, closed ones included, as far as they are counted or named
+in a trace."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from deepsched.runtime.model import Model
 from deepsched.scheduling.stats import Counts
@@ -15,67 +16,85 @@ if TYPE_CHECKING:
     from deepsched.runtime.model import GroupCounts
 
 
-class Roster:
+class Served(Protocol):
+    """A model that can be closed; see streams.ServedModel."""
+
+    model: Model
+    name: TracedModel
+
+    def close(self) -> None:
+        """Ends it."""
+
+
+class ModelRegistry:
     """Models come by `add` and go by `retire`.
 
     `retire` may be called by the garbage collector, in any thread and at any moment: so it takes
-    no lock. What it leaves is put away by whoever comes next.
+    no lock. What it leaves is drained by whoever comes next.
     """
 
     def __init__(self, new_counts: Callable[[], Counts]) -> None:
         self._new_counts = new_counts
         self._lock = threading.RLock()
-        self._models: dict[int, Model] = {}
+        self._served: dict[int, Served] = {}
         self._names: dict[int, TracedModel] = {}
         self._retired: deque[tuple[int, tuple[list[GroupCounts], tuple[int, int, int]]]] = deque()
         self._counts_of_retired = new_counts()
-        self._gone: list[int] = []
+        self._unnamed: list[int] = []
         """Retired ones whose names a trace may still ask for."""
         self._num_traces = 0
 
-    def add(self, model: Model, name: TracedModel) -> None:
+    def add(self, served: Served) -> None:
         """A model that is about to be used."""
         with self._lock:
-            self._put_away()
-            self._models[model.number] = model
-            self._names[model.number] = name
+            self._drain()
+            self._served[served.model.number] = served
+            self._names[served.model.number] = served.name
 
     def retire(self, model: Model) -> None:
-        """A model that has been closed; nothing of it is counted any more."""
+        """A model that has been closed; its counts are final."""
         self._retired.append((model.number, model.counts()))
 
+    def served(self) -> list[Served]:
+        """Models that have not been retired, as far as has been drained."""
+        return list(self._served.values())
+
     def counts(self) -> Counts:
-        """Of all models."""
+        """The sum over all models there ever were."""
         total = self._new_counts()
         with self._lock:
-            self._put_away()
+            self._drain()
             total.add_all(self._counts_of_retired)
-            for model in self._models.values():
-                total.add(model.counts())
+            for served in self.served():  # a copy: a signal handler may add one meanwhile
+                total.add(served.model.counts())
         return total
 
-    def keep_names(self) -> None:
-        """From here on no model's name is forgotten, until `let_names_go` is called as often."""
+    def retain_names(self) -> None:
+        """From here on no model's name is forgotten, until `release_names` is called as often."""
         with self._lock:
-            self._put_away()
+            self._drain()
             self._num_traces += 1
 
-    def let_names_go(self) -> dict[int, TracedModel]:
-        """The names that were kept, by number."""
+    def release_names(self) -> dict[int, TracedModel]:
+        """The names that were retained, by the model's number."""
         with self._lock:
             names = dict(self._names)
             self._num_traces -= 1
-            self._put_away()
+            self._drain()
         return names
 
-    def _put_away(self) -> None:
-        """What `retire` has left. With the lock."""
+    def drain(self) -> None:
+        """Lets go of the models that have been retired."""
+        with self._lock:
+            self._drain()
+
+    def _drain(self) -> None:
+        """With the lock; which a finalizer on this very thread may take again in the middle of it,
+        so each step takes one thing out and tolerates that another has."""
         while self._retired:
             number, counts = self._retired.popleft()
-            if self._models.pop(number, None) is not None:
+            if self._served.pop(number, None) is not None:
                 self._counts_of_retired.add(counts)
-                self._gone.append(number)
-        if not self._num_traces:
-            for number in self._gone:
-                del self._names[number]
-            self._gone.clear()
+                self._unnamed.append(number)
+        while self._unnamed and not self._num_traces:
+            self._names.pop(self._unnamed.pop(), None)

@@ -1,15 +1,10 @@
-"""How runs get shorter with more cores: which widths to look at, which of them help, and what an
-elastic context's models were measured to take, kept beside their cache entry."""
+"""How runs get shorter with more cores: which widths to measure, and which of them help."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
+from deepsched.models.measurements import Measurements
 from deepsched.scheduling.group_tree import GroupTree
 
 # A wider group that saves less than this of the time is not used: its cores serve others better.
@@ -17,6 +12,9 @@ _LEAST_GAIN = 0.05
 
 _SECONDS = 0.05
 """For each width, beside a run or two."""
+
+_KIND = "run lengths"
+"""Of a measurement: ns by number of cores."""
 
 
 def widths(most: int) -> list[int]:
@@ -29,7 +27,7 @@ def widths(most: int) -> list[int]:
 
 
 def useful_cores(times: Mapping[int, float]) -> int:
-    """As many cores as still make it faster. `times`: how long it takes, by cores.
+    """Number of cores beyond which a run gains too little. `times`: run length by cores.
 
     >>> useful_cores({1: 10.0, 2: 6.0, 4: 5.9, 8: 5.8})
     2
@@ -39,24 +37,27 @@ def useful_cores(times: Mapping[int, float]) -> int:
 
 
 def run_lengths(
-    tree: GroupTree, measure: Callable[[int, float], int], folder: str | None, layout: str
+    tree: GroupTree,
+    measure: Callable[[int, float], int],
+    measurements: Measurements | None,
+    layout: object,
 ) -> list[int]:
-    """For each group of the tree how long a run takes there, ns; 0 if it is wider than helps.
+    """The length of a run on each group of the tree, ns; 0 if it is wider than helps.
 
     Args:
         measure: measures a group for about so many seconds, and returns ns.
-        folder: where to keep the result; None for nowhere.
-        layout: says what the result depends on beside the model.
+        measurements: where the result is kept; None to measure each time.
+        layout: what the result depends on beside the model, JSON.
     """
-    path = Path(folder, "speed.json") if folder is not None else None
-    by_width = _read(path, layout)
+    by_width = None if measurements is None else _by_width(measurements.read(_KIND, layout))
     if by_width is None:
         by_width = {}
         for group in range(len(tree.leaves)):
             by_width.setdefault(tree.num_cores(group), 0)
             if by_width[tree.num_cores(group)] == 0:
                 by_width[tree.num_cores(group)] = measure(group, _SECONDS)
-        _write(path, layout, by_width)
+        if measurements is not None:
+            measurements.write(_KIND, layout, by_width)
     return useful(tree, by_width)
 
 
@@ -79,30 +80,10 @@ def useful(tree: GroupTree, by_width: dict[int, int]) -> list[int]:
     return lengths
 
 
-def _read(path: Path | None, layout: str) -> dict[int, int] | None:
+def _by_width(kept: object) -> dict[int, int] | None:
+    """A measurement as it was kept, JSON; None if it is none."""
     try:
-        if path is None:
-            return None
-        kept = json.loads(path.read_text("utf-8"))
-        found = {int(width): int(ns) for width, ns in kept[layout].items()}
-        return found if found and min(found.values()) > 0 else None
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        found = {int(width): int(ns) for width, ns in kept.items()}  # type: ignore[attr-defined]
+    except (AttributeError, TypeError, ValueError):
         return None
-
-
-def _write(path: Path | None, layout: str, by_width: dict[int, int]) -> None:
-    """Beside what other layouts of the machine have left there."""
-    if path is None:
-        return
-    try:
-        kept = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        kept = {}
-    if not isinstance(kept, dict) or len(kept) > 100:
-        kept = {}
-    kept[layout] = by_width
-    with contextlib.suppress(OSError):  # then it is measured anew
-        fd, name = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            json.dump(kept, file)
-        os.replace(name, path)
+    return found if found and min(found.values()) > 0 else None

@@ -1,4 +1,4 @@
-"""What `Engine.stats` and `Context.stats` return."""
+"""Stats of engines and contexts, and the counts that they are made of."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ __all__ = ["RELATIVE_WIDTH", "Latency", "Stats", "StreamStats"]
 
 @dataclass(frozen=True)
 class Latency:
-    """How long something took, of all requests since the engine or the context was made.
+    """Distribution of a duration over all requests since the engine or the context was made.
 
-    In seconds. Percentiles are exact to 2 %: they are kept as a histogram whose buckets are 3 %
-    wide.
+    In seconds. Percentiles are exact to 2 %: they come from a histogram with buckets 3 % wide.
     """
 
     count: int
-    """Of requests."""
+    """Number of requests."""
     mean: float
     """s"""
     p50: float
@@ -51,14 +50,14 @@ class Latency:
 
 @dataclass(frozen=True)
 class StreamStats:
-    """What one stream did. A run that took several streams counts for the first of them."""
+    """Work of one stream. A run that took several streams counts for the first of them."""
 
     index: int
     """As in `Engine.streams`."""
     done: int
     """Answered."""
     failed: int
-    """Ended by an error of a kernel."""
+    """Ended by a kernel's error."""
     expired: int
     """Stopped by their timeout while they ran."""
     cancelled: int
@@ -68,7 +67,7 @@ class StreamStats:
     by_worker: int
     """Ran on the stream's worker."""
     busy_fraction: float
-    """The share of the time since the start that it was running requests, alone or with others."""
+    """Share of the time since the start in which it ran requests, alone or merged with others."""
     waiting: Latency
     """From the call until the run began."""
     running: Latency
@@ -77,36 +76,37 @@ class StreamStats:
 
 @dataclass(frozen=True)
 class Stats:
-    """What happened to the requests of an engine, or of all engines of a context.
+    """Outcomes and latencies of the requests of an engine, or of all engines of a context.
 
-    Every request that was accepted ends as one of done, failed, expired and cancelled (closed
-    before it ran counts as cancelled). `rejected` ones were never accepted.
+    Every accepted request ends as exactly one of done, failed, expired and cancelled (closed before
+    it ran counts as cancelled). `rejected` ones were never accepted.
     """
 
     done: int
     """Answered."""
     failed: int
-    """Ended by an error of a kernel."""
+    """Ended by a kernel's error."""
     expired: int
     """Ended by their timeout, in the queue or while they ran."""
     cancelled: int
-    """Withdrawn from the queue, or stopped while they ran."""
+    """Withdrawn from the queue, or stopped while running."""
     rejected: int
     """Calls that raised QueueFull."""
     queue_depth: int
-    """How many requests wait right now, in the context."""
+    """Requests in the context's queue right now."""
     queue_depth_max: int
-    """The most that ever waited, in the context."""
+    """Highest depth of the context's queue so far."""
     queue_capacity: int
-    """How many may wait."""
+    """Bound of the queue."""
     inline: int
     """Ran on the thread that called."""
     by_worker: int
     """Ran on a stream's worker."""
     busy_fraction: float
-    """Mean of the streams'."""
+    """Mean over the streams."""
     by_width: dict[int, int]
-    """How many runs took so many streams: more than one only with the elastic scheduler."""
+    """Number of runs by the number of streams taken: more than one only with the elastic
+    scheduler."""
     seconds: float
     """Since the engine or the context was made."""
     waiting: Latency
@@ -117,7 +117,7 @@ class Stats:
     """By stream."""
 
     def __str__(self) -> str:
-        """A few lines for people: what ended how, what it took, what the streams did."""
+        """Outcomes, queue, latencies and streams in a few lines."""
         ends = ", ".join(
             f"{count} {name}"
             for name in ("done", "failed", "expired", "cancelled", "rejected")
@@ -140,10 +140,10 @@ class Stats:
 
 
 class Counts:
-    """Sums of what models count, by stream."""
+    """Counts of one or several models, by stream."""
 
     def __init__(self, num_streams: int, ranges: Sequence[tuple[int, int]] | None = None) -> None:
-        """`ranges`: the streams that each core group consists of; None: each is one stream."""
+        """`ranges`: the streams of each core group; None: each group is one stream."""
         self._ranges = ranges or [(index, index + 1) for index in range(num_streams)]
         self._by_width: dict[int, int] = {}
         self._busy_ns = np.zeros(num_streams, np.int64)
@@ -204,7 +204,7 @@ class Counts:
     def summary(
         self, seconds: float, queue_depth: int, queue_depth_max: int, queue_capacity: int
     ) -> Stats:
-        """All of it, after `seconds` of life."""
+        """Stats of what was counted, after `seconds`."""
         streams = tuple(self._stream(index, seconds) for index in range(len(self._numbers)))
         every = range(len(self._numbers))
         done, failed, expired, cancelled, inline = (int(n) for n in self._numbers.sum(axis=0))

@@ -1,0 +1,127 @@
+"""Keys of cache entries: a hash of everything that decides what ONNX Runtime makes of a model."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import NamedTuple
+
+import blake3
+
+from deepsched.models.cache import Cache
+from deepsched.models.entry import Entry, hash_file
+from deepsched.models.prepare import ModelLike, PreparedModel, Shapes, serialize
+from deepsched.runtime.library import describe_library
+
+# Smaller initializers stay in the graph's file: ONNX Runtime looks at their values.
+_SMALLEST_EXTERNAL = 1024
+
+SAVING = {
+    "session.optimized_model_external_initializers_file_name": "weights",
+    "session.optimized_model_external_initializers_min_size_in_bytes": str(_SMALLEST_EXTERNAL),
+    # Since 1.21. Older ones ignore it, and each session packs weights for itself.
+    "session.save_external_prepacked_constant_initializers": "1",
+}
+"""Session config entries with which ONNX Runtime saves the compiled form."""
+
+
+class Content(NamedTuple):
+    """A model as it was given, identified without parsing it."""
+
+    checksum: str
+    """Of its bytes, without external data."""
+    name: str
+    """Its path; for a model given as bytes, how many they are."""
+    folder: str
+    """Where its external data is."""
+
+    @classmethod
+    def of(cls, model: ModelLike) -> Content:
+        """Reads the model.
+
+        Raises:
+            OSError: its file cannot be read.
+            AttributeError, TypeError: it is no model.
+            InvalidModelError: it cannot be serialized.
+        """
+        if isinstance(model, (str, os.PathLike)):
+            path = os.fspath(model)
+            return cls(hash_file(path), path, os.path.dirname(os.path.abspath(path)))
+        serialized = serialize(model)
+        checksum = blake3.blake3(serialized).hexdigest()
+        return cls(checksum, f"{len(serialized)} bytes", os.getcwd())
+
+
+class RawModel(NamedTuple):
+    """A model before it is prepared: enough to find it in the cache."""
+
+    checksum: str
+    """Of all that decides what is compiled, but for external data."""
+    folder: str
+    """Where its external data is."""
+
+    @classmethod
+    def of(
+        cls, model: ModelLike, batch_size: int | None, input_shapes: Shapes | None
+    ) -> RawModel | None:
+        """None if one of these is wrong; prepare_model raises the error that says what."""
+        try:
+            content = Content.of(model)
+            wanted = json.dumps([batch_size, input_shapes])
+        except (AttributeError, OSError, TypeError, ValueError):
+            return None
+        return cls(hash_json([content.checksum, wanted, *_environment()]), content.folder)
+
+    def find(self, cache: Cache) -> Entry | None:
+        """Its entry, if there is one."""
+        # A model without external data is found by its own bytes. Else the cache knows which files
+        # to hash, if it has seen the model before.
+        try:
+            entry = cache.find(self._key([]))
+            names = None if entry is not None else cache.external_files(self.checksum)
+            return cache.find(self._key(names)) if names else entry
+        except OSError:
+            return None
+
+    def publish(self, cache: Cache, entry: Entry, prepared: PreparedModel) -> bool:
+        """As Cache.publish. Raises OSError."""
+        names = list(prepared.external_files)
+        key = self._key(names)
+        if names:
+            cache.remember_external_files(self.checksum, names)
+        return cache.publish(entry, key)
+
+    def _key(self, names: list[str]) -> str:
+        """Raises OSError if external data cannot be read, or is not beside the model."""
+        for name in names:
+            # A model may name any file. ONNX Runtime opens only those beside it, and so do we.
+            if os.path.isabs(name) or ".." in Path(name).parts:
+                raise OSError(f"external data at {name!r} is outside the model's folder")
+        hashes = [[name, hash_file(os.path.join(self.folder, name))] for name in names]
+        return hash_json([self.checksum, hashes])[:32]
+
+
+def hash_json(value: object) -> str:
+    """The checksum of a JSON value, 64 hex digits; what is not JSON counts as its str."""
+    return blake3.blake3(json.dumps(value, default=str).encode()).hexdigest()
+
+
+def _environment() -> list[object]:
+    """What decides beside the model: the library, the CPU, and how it is asked to save."""
+    library = describe_library()
+    # Two builds may have the same version.
+    found = os.stat(library["path"])
+    options = sorted(SAVING.items())
+    return [library["version"], found.st_size, platform.machine(), _instruction_sets(), options]
+
+
+def _instruction_sets() -> str:
+    """The CPU's features as the kernel lists them: x86's flags, Arm's Features."""
+    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        for line in file:
+            name, _, value = line.partition(":")
+            if name.strip() in ("flags", "Features"):
+                return " ".join(sorted(value.split()))
+    return ""

@@ -1,0 +1,34 @@
+"""What one model was measured to do, as the cache keeps it."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from deepsched.models.cache import Cache
+from deepsched.models.keys import hash_json
+
+
+class Measurements:
+    """JSON values by kind and question. Each has a record of its own, so the answers for several
+    layouts of the machine, and of several processes, do not overwrite each other."""
+
+    def __init__(self, cache: Cache, model_key: str, model: str, batch_size: int | None) -> None:
+        """`model_key` tells models apart; `model` and `batch_size` are for `deepsched cache`."""
+        self._cache = cache
+        self._model_key = model_key
+        self._model = model
+        self._batch_size = batch_size
+
+    def read(self, kind: str, question: object) -> Any:
+        """The answer that was kept; None if there is none, or it is damaged."""
+        return self._cache.measurement(self._key(kind, question))
+
+    def write(self, kind: str, question: object, answer: Any) -> None:
+        """Keeps the answer. If that fails it is measured again next time."""
+        key = self._key(kind, question)
+        with contextlib.suppress(OSError):
+            self._cache.remember_measurement(key, kind, self._model, self._batch_size, answer)
+
+    def _key(self, kind: str, question: object) -> str:
+        return hash_json([self._model_key, kind, question])[:32]

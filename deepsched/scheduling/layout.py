@@ -1,0 +1,136 @@
+"""Layout: the streams of a context, by its scheduler, and the core groups that sessions are for."""
+
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple
+
+from deepsched.errors import OptionError, StreamConfigError
+from deepsched.machine.partition import PartitionWarning, Stream, WarningKind, partition
+from deepsched.machine.topology import Topology
+from deepsched.scheduler import Scheduler
+from deepsched.scheduling.group_tree import GroupTree, tree_of
+
+logger = logging.getLogger("deepsched")
+
+# Streams of an elastic context are claimed several at a time, by one compare-and-swap on one word.
+MAX_ELASTIC_STREAMS = 64
+
+
+class Layout(NamedTuple):
+    """Streams on a machine, and how requests may take them."""
+
+    scheduler: Scheduler
+    topology: Topology
+    pin: str
+    """ "core" or "none"."""
+    streams: tuple[Stream, ...]
+    warnings: tuple[PartitionWarning, ...]
+    tree: GroupTree | None
+    """How an elastic context merges its streams; None for the others."""
+
+    @property
+    def num_cores(self) -> int:
+        """Physical cores of all streams together."""
+        return sum(len(stream.cores) for stream in self.streams)
+
+    @property
+    def groups(self) -> list[Stream]:
+        """Core groups that get a session each: the streams, then the merged ones of the tree."""
+        if self.tree is None:
+            return list(self.streams)
+        return [
+            Stream(
+                group,
+                tuple(core for stream in self.streams[low:high] for core in stream.cores),
+                self.tree.cpus(group),
+            )
+            for group, (low, high) in enumerate(self.tree.leaves)
+        ]
+
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        """The first stream of each core group, and the one after its last."""
+        if self.tree is None:
+            return [(index, index + 1) for index in range(len(self.streams))]
+        return list(self.tree.leaves)
+
+
+def lay_out(
+    num_cores: int | None,
+    num_streams: int | None,
+    scheduler: Scheduler,
+    pin: str,
+    topology: Topology | None,
+) -> Layout:
+    """Cuts the budget into the streams that `scheduler` needs; logs what is unwise about them.
+
+    Raises:
+        OptionError, StreamConfigError: see Context.
+    """
+    if pin not in ("core", "none"):
+        raise OptionError(f"pin must be 'core' or 'none', got {pin!r}")
+    machine = Topology.detect() if topology is None else _check_topology(topology)
+    if pin == "core" and not machine.is_local and topology != Topology.detect():
+        raise StreamConfigError(
+            "pin='core' needs the topology of this machine, got another one; use pin='none' to run "
+            "its layout unpinned"
+        )
+    streams, warnings = _partition(machine, num_cores, num_streams, scheduler)
+    tree = tree_of(streams) if scheduler == Scheduler.elastic else None
+    layout = Layout(scheduler, machine, pin, streams, warnings, tree)
+    _log_warnings(layout, num_streams)
+    return layout
+
+
+def _check_topology(topology: Topology) -> Topology:
+    if not isinstance(topology, Topology):
+        raise OptionError(f"topology must be a Topology, got {type(topology).__name__}")
+    return topology
+
+
+def _partition(
+    topology: Topology, num_cores: int | None, num_streams: int | None, scheduler: Scheduler
+) -> tuple[tuple[Stream, ...], tuple[PartitionWarning, ...]]:
+    if scheduler == Scheduler.elastic:
+        if num_streams is None:
+            whole = partition(topology, num_cores, 1).streams[0]
+            num_streams = min(len(whole.cores), MAX_ELASTIC_STREAMS)
+        elif num_streams > MAX_ELASTIC_STREAMS:
+            raise StreamConfigError(
+                f"an elastic context has at most {MAX_ELASTIC_STREAMS} streams, got "
+                f"{num_streams}; leave num_streams out, and they have several cores each"
+            )
+        return partition(topology, num_cores, num_streams)
+    if scheduler != Scheduler.single_stream:
+        return partition(topology, num_cores, num_streams)
+    if num_streams is not None:
+        partition(topology, num_cores, num_streams)  # a wrong number is still wrong
+        if num_streams > 1:
+            logger.warning(
+                "num_streams=%d has no effect with single_stream, which runs one request at a time "
+                "on all cores; use scheduler='multi_stream'",
+                num_streams,
+            )
+    return partition(topology, num_cores, 1)
+
+
+def _log_warnings(layout: Layout, num_streams: int | None) -> None:
+    for warning in layout.warnings:
+        # A single stream is as wide as the user asked for, whatever it straddles.
+        is_costly = layout.scheduler == Scheduler.multi_stream and warning.kind not in (
+            WarningKind.shares_l3,
+            WarningKind.uneven_sizes,
+        )
+        logger.log(logging.WARNING if is_costly else logging.INFO, "%s", warning)
+    if layout.scheduler != Scheduler.multi_stream or num_streams is not None:
+        return
+    num_cores = layout.num_cores
+    if len(layout.streams) == 1 and num_cores > 1:
+        logger.warning(
+            "multi_stream makes one stream of all %d cores, since they share one L3 cache: "
+            "requests do not run side by side. %s makes more streams; deepsched advise MODEL finds "
+            "the number with the highest throughput",
+            num_cores,
+            "num_streams=2" if num_cores == 2 else f"num_streams=2 to {num_cores}",
+        )
