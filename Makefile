@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: build debug tsan quicktest test soak lint bench clean
+.PHONY: build debug tsan quicktest test soak lint docs bench clean
 
 build: $(VENV)
 	$(BIN)/pip install -q -e '.[test]'
@@ -32,6 +32,11 @@ lint:
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# -E reads every page, since a page that is not read again does not warn again.
+docs: $(VENV)
+	$(BIN)/pip install -q -e '.[docs]'
+	$(BIN)/sphinx-build -q -E -W -c docs -d build/doctrees . build/docs
 
 bench:
 	$(BIN)/pip install -q -e '.[bench]'

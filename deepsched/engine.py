@@ -308,7 +308,7 @@ class Engine:
 
         Raises:
             QueueFull: the queue is full, and `block` is False.
-            What `run` raises for inputs that do not fit; other errors come with the future.
+            InputError, InputTypeError: the inputs do not fit; other errors come with the future.
 
         Example:
             >>> from deepsched.benchmark import bundled_model
@@ -352,7 +352,7 @@ class Engine:
         """Runs a request for each item and yields its outputs, all from one Python thread.
 
         Backpressure: the next item is taken when a request ends, so neither items nor results pile
-        up.
+        up. Closing the generator early cancels what is under way.
 
         Args:
             iterable: inputs as `run` takes them.
@@ -362,8 +362,7 @@ class Engine:
             priority, val_inp: see `run`.
 
         Raises:
-            What `run` raises for an item, in that item's place; requests after it are cancelled.
-            Closing the generator early cancels what is under way.
+            DeepschedError: any error of `run`, in the item's place; later requests are cancelled.
 
         Example:
             >>> from deepsched.benchmark import bundled_model
@@ -396,7 +395,7 @@ class Engine:
 
         Raises:
             InputError: the batch cannot be split so, or an output has no first dimension.
-            What `run` raises.
+            DeepschedError: any error of `run`.
         """
         parts = split_batch(self._in_order(inp), self.batch_size, self.num_streams)
         results = self.map(parts, priority=priority, val_inp=val_inp)
@@ -466,7 +465,7 @@ class Engine:
 
         Raises:
             OptionError: a number is too small, or the loader has no inputs left to iterate.
-            What `run` raises.
+            DeepschedError: any error of `run`.
         """
         return timed_requests(
             self.run,

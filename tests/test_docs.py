@@ -67,12 +67,12 @@ DOCUMENTS = [
     "LICENSE",
     "examples/README.md",
     "deepsched/runtime/README.md",
-    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")),
 ]
 
 
 def anchors_of(document):
-    """Of its headings, as GitHub makes them."""
+    """Anchors that GitHub makes of the headings."""
     headings = re.findall(r"^#+ (.+)$", document.read_text(), re.M)
     return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
 
@@ -93,8 +93,33 @@ def test_every_page_and_picture_of_the_guide_is_linked():
         for name in DOCUMENTS
         for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / name).read_text())
     }
-    for path in (ROOT / "docs").iterdir():
+    files = [path for path in (ROOT / "docs").rglob("*") if path.suffix in (".md", ".png", ".svg")]
+    assert len(files) > 20
+    for path in files:
         assert path.resolve() in linked, path.name
+
+
+def test_the_site_has_every_document():
+    listed = set(re.findall(r"(?:root|file): (\S+)", (ROOT / "docs" / "_toc.yml").read_text()))
+    assert listed == {name.removesuffix(".md") for name in DOCUMENTS if name.endswith(".md")}
+
+
+def pages_of_the_reference():
+    return "".join(path.read_text() for path in (ROOT / "docs" / "reference").glob("*.md"))
+
+
+@pytest.mark.parametrize("name", sorted({*deepsched.__all__} - {"__version__"}))
+def test_the_reference_has_every_public_name(name):
+    home = getattr(deepsched, name).__module__
+    directive = rf"^\.\. (auto\w+:: deepsched\.(\w+\.)?{name}|automodule:: {home})$"
+    assert re.search(directive, pages_of_the_reference(), re.M)
+
+
+@pytest.mark.parametrize(
+    "module", ["advice", "analysis", "backend", "benchmark", "doctor", "errors", "timeline"]
+)
+def test_the_reference_has_every_public_module(module):
+    assert f".. automodule:: deepsched.{module}\n" in pages_of_the_reference()
 
 
 def test_the_modules_in_architecture_exist():
