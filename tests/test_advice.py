@@ -19,7 +19,7 @@ from deepsched.advice.measuring import _candidates, _measurable
 from deepsched.benchmark import measure
 from deepsched.cli import main
 from deepsched.errors import ModelNotFoundError, OptionError
-from tests import models
+from tests.support import models
 
 SETTINGS = [
     Setting("single_stream", None, None),

@@ -21,7 +21,7 @@ from deepsched.analysis.work import operations
 from deepsched.benchmark import bundled_model
 from deepsched.cli import main
 from deepsched.errors import InferenceError, ModelNotFoundError, OptionError
-from tests import models
+from tests.support import models
 
 # --- Reading a timeline ---------------------------------------------------------------------------
 

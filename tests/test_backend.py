@@ -13,14 +13,14 @@ import pytest
 from onnx import helper
 
 import deepsched.backend
-from tests import models
+from tests.support import models
 
 
 @pytest.mark.timeout(300)
 def test_onnxs_backend_tests_pass_where_ort_has_kernels():
     """Plain onnxruntime passes 1,697 of 2,033 in onnx 1.23 (1,724 through OrtValue)."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.onnx_suite"],
+        [sys.executable, "-W", "ignore", "-m", "tests.support.onnx_suite"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.getcwd()},

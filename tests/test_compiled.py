@@ -24,7 +24,7 @@ from deepsched.cli import main
 from deepsched.errors import ModelError, OptionError
 from deepsched.models.cache import Cache, hash_file
 from deepsched.runtime.numa import copy_to_node
-from tests import models
+from tests.support import models
 from tests.test_process import finish, start_python
 
 F = TensorProto.FLOAT

@@ -16,8 +16,8 @@ from deepsched.machine.diagram import FORBIDDEN, OFFLINE, UNUSED, Picture, pictu
 from deepsched.machine.partition import WarningKind
 from deepsched.machine.sysfs import offline_cpus
 from deepsched.machine.topology import online_cores
-from tests.strategies import random_topologies
-from tests.sysfs_tree import SysfsTree, write_machine
+from tests.support.strategies import random_topologies
+from tests.support.sysfs_tree import SysfsTree, write_machine
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -13,7 +13,7 @@ from deepsched.errors import ClosedError, InferenceError
 from deepsched.runtime.dispatch import Dispatcher
 from deepsched.runtime.model import Model
 from deepsched.runtime.session import open_session
-from tests import models
+from tests.support import models
 
 
 def in_threads(num_threads, work):

@@ -25,8 +25,8 @@ from deepsched.doctor import Check, Diagnosis, Status, limits, versions
 from deepsched.doctor.host import Host
 from deepsched.errors import OrtImportError, TopologyError
 from deepsched.machine.sysfs import format_cpu_list, parse_cpu_list
-from tests.strategies import random_topologies
-from tests.sysfs_tree import SysfsTree, write_machine
+from tests.support.strategies import random_topologies
+from tests.support.sysfs_tree import SysfsTree, write_machine
 
 AVX2 = "sse2 avx avx2 fma f16c"
 AVX512 = f"{AVX2} avx512f avx512bw avx512dq avx512vl"

@@ -13,7 +13,7 @@ import pytest
 from deepsched import Context, Engine, MultiModelEngine, Scheduler, Topology, compile_model
 from deepsched.benchmark import bundled_model
 from deepsched.errors import ClosedError, OptionError, StreamConfigError
-from tests import models
+from tests.support import models
 from tests.test_dispatch import in_threads
 
 LIGHT_MODELS = [

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from deepsched import Context, Engine, MultiModelEngine, compile_model, errors
 from deepsched.benchmark import bundled_model
-from tests import models
+from tests.support import models
 
 
 def test_every_error_is_ours_and_a_builtin_too():
@@ -239,7 +239,7 @@ def test_an_onnxruntime_that_cannot_be_used_says_what_to_install(tmp_path, sourc
     done = run_python(
         f"""
         import re, deepsched
-        from tests import models
+        from tests.support import models
         try:
             deepsched.Engine(models.identity(), None)
         except ImportError as error:
@@ -256,7 +256,7 @@ def test_no_onnxruntime_at_all_says_what_to_install():
     done = run_python(
         """
         import sys, deepsched
-        from tests import models
+        from tests.support import models
         sys.path_importer_cache.clear()
         import importlib.util
         find = importlib.util.find_spec
@@ -276,7 +276,7 @@ def test_onnxruntimes_python_package_is_not_imported():
     done = run_python(
         """
         import sys, deepsched, numpy
-        from tests import models
+        from tests.support import models
         with deepsched.Engine(models.identity(), None) as engine:
             engine.run([numpy.ones(1, "f")])
         assert not [name for name in sys.modules if name.startswith("onnxruntime")]

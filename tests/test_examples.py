@@ -28,7 +28,7 @@ from deepsched import Engine, Topology
 from deepsched.errors import ClosedError, InputError
 from examples import batch_folder, decoding, fastapi_app
 from examples.asyncio_worker import END, Job, Worker
-from tests import models
+from tests.support import models
 
 ROOT = Path(__file__).parent.parent
 NPY = {"content-type": "application/x-npy"}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from deepsched.errors import StreamConfigError
 from deepsched.machine.partition import Partition, partition
 from deepsched.machine.topology import Topology
-from tests.strategies import random_topologies
+from tests.support.strategies import random_topologies
 
 TWO_BY_EIGHT = Topology.synthetic(packages=2, cores_per_l3=8)
 EPYC = Topology.synthetic(packages=2, l3_per_node=4, cores_per_l3=8)

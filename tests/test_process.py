@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from deepsched import Context, Engine, Topology, compile_model
-from tests import models
+from tests.support import models
 from tests.test_dispatch import SQUARE, STEPS, in_threads
 
 NUM_CORES = len(Topology.detect().cores)
@@ -105,7 +105,7 @@ def test_a_caller_gets_its_own_affinity_back():
 
 INTERRUPTED = """
     import numpy, signal, threading, time, deepsched
-    from tests import models
+    from tests.support import models
     signal.signal(signal.SIGINT, signal.default_int_handler)
     engine = deepsched.Engine(models.spin(), None, scheduler="single_stream")
     square = numpy.zeros((64, 64), numpy.float32)
@@ -197,7 +197,7 @@ def test_a_signal_handler_may_close_the_engine_under_a_call_that_waits_for_room(
         import signal, numpy as np
         from deepsched import Context, Engine
         from deepsched.errors import ClosedError
-        from tests import models
+        from tests.support import models
         from tests.test_ways_in import LONG, SQUARE, STEPS, run_until_busy
 
         with Context(num_streams=1, queue_capacity=1) as context:
@@ -261,7 +261,7 @@ def test_a_forked_child_that_exits_in_order_does_not_hang():
     process = start_python(
         """
         import numpy, os, sys, warnings, deepsched
-        from tests import models
+        from tests.support import models
         warnings.simplefilter("ignore")
         engine = deepsched.Engine(models.mlp())
         x = numpy.zeros((1, 64), numpy.float32)
@@ -287,7 +287,7 @@ def test_exit_with_requests_in_flight_neither_hangs_nor_crashes(ending):
     process = start_python(
         f"""
         import numpy, sys, threading, deepsched
-        from tests import models
+        from tests.support import models
         engine = deepsched.Engine(models.spin(), None, scheduler="multi_stream")
         square = numpy.zeros((64, 64), numpy.float32)
         started = threading.Semaphore(0)

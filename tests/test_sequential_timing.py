@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from deepsched import Engine, benchmark_model
 from deepsched.errors import OptionError
 from deepsched.invocation.sequential_timing import BatchBenchmarkResult, BenchmarkResults
-from tests import models
+from tests.support import models
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from deepsched import Context, Engine, Topology
 from deepsched.errors import InferenceError
 from deepsched.runtime.histogram import RELATIVE_WIDTH, bucket_bounds, bucket_index
 from deepsched.scheduling.stats import Counts
-from tests import models
+from tests.support import models
 from tests.test_dispatch import in_threads, unpinned
 
 BOUNDS = bucket_bounds()

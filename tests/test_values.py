@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from deepsched import Engine
 from deepsched.errors import InputError, InputTypeError
 from deepsched.runtime import element_types
-from tests import models
+from tests.support import models
 
 ORDINARY = [
     "float32",

@@ -21,7 +21,7 @@ from deepsched.errors import (
     OptionError,
     QueueFull,
 )
-from tests import models
+from tests.support import models
 from tests.test_dispatch import SQUARE, STEPS, unpinned
 
 LONG = [np.array(10**9, np.int64), SQUARE]  # minutes: only ever stopped

@@ -1,4 +1,4 @@
-"""Runs onnx's own backend tests on deepsched.backend: python -m tests.onnx_suite
+"""Runs onnx's own backend tests on deepsched.backend: python -m tests.support.onnx_suite
 
 Prints a line a failure and, last, the counts as JSON. The tests run in child processes, so that a
 crash is counted and does not end the run.

@@ -16,7 +16,7 @@ import pytest
 
 from deepsched import Context, Engine, MultiModelEngine
 from deepsched.errors import ClosedError, DeadlineExceeded, InferenceError, OptionError, QueueFull
-from tests import models
+from tests.support import models
 from tests.test_dispatch import SQUARE, STEPS, in_threads, unpinned
 from tests.test_ways_in import LONG, run_until_busy
 
@@ -295,7 +295,7 @@ def test_the_interpreter_may_end_with_requests_under_way(how):
         import asyncio, itertools, threading
         import numpy as np
         from deepsched import compile_model
-        from tests import models
+        from tests.support import models
 
         engine = compile_model(models.spin(), None, scheduler="multi_stream", num_streams=1)
         inputs = [np.array(3000, np.int64), np.zeros((64, 64), np.float32)]
