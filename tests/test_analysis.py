@@ -431,11 +431,6 @@ def test_debug_analysis_refuses_what_makes_no_sense(options):
 # --- The command ----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def mlp(tmp_path):
-    return models.save(models.mlp(), tmp_path)
-
-
 def test_the_command_prints_types_and_operators_and_writes_files(mlp, tmp_path, capsys):
     export, table = tmp_path / "x.json", tmp_path / "x.csv"
     options = ["--seconds", "0.2", "--top", "2", "-q", "-x", str(export), "--csv", str(table)]

@@ -81,11 +81,6 @@ def load_fake(service_ms, **options):
     return measure(engine, callers=1, warmup_seconds=0, clock=clock, **options)
 
 
-@pytest.fixture
-def mlp(tmp_path):
-    return models.save(models.mlp(), tmp_path)
-
-
 # --- When requests fall due ---------------------------------------------------------------------
 
 rates = st.floats(0.5, 1e5)

@@ -31,11 +31,6 @@ REPORT = [
 ]
 
 
-@pytest.fixture
-def mlp(tmp_path):
-    return models.save(models.mlp(), tmp_path)
-
-
 @pytest.mark.parametrize("scenario", ["sync", "async", "elastic"])
 def test_benchmark_prints_deepsparses_lines_and_exports_its_keys(mlp, tmp_path, capsys, scenario):
     export = tmp_path / "result.json"

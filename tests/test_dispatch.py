@@ -8,40 +8,15 @@ import threading
 import numpy as np
 import pytest
 
-from deepsched import Context, Engine, MultiModelEngine, Topology
+from deepsched import Engine, MultiModelEngine
 from deepsched.errors import ClosedError, InferenceError
 from deepsched.runtime.dispatch import Dispatcher
 from deepsched.runtime.model import Model
 from deepsched.runtime.session import open_session
 from tests.support import models
-
-
-def in_threads(num_threads, work):
-    """Runs work(i) in threads that start together; raises the first failure."""
-    barrier = threading.Barrier(num_threads)
-    failures = []
-
-    def body(i):
-        try:
-            barrier.wait()
-            work(i)
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=body, args=(i,)) for i in range(num_threads)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
-
-
-def unpinned(num_streams, scheduler="multi_stream", **options):
-    topology = Topology.synthetic(packages=1, cores_per_l3=num_streams)
-    return Context(
-        topology=topology, num_streams=num_streams, scheduler=scheduler, pin="none", **options
-    )
+from tests.support.contexts import unpinned
+from tests.support.requests import SQUARE, STEPS
+from tests.support.threads import in_threads
 
 
 def overlapping(records):
@@ -53,10 +28,6 @@ def overlapping(records):
         for second in ordered[i + 1 :]
         if second.started_ns < first.ended_ns
     ]
-
-
-STEPS = np.array(300, np.int64)
-SQUARE = np.zeros((64, 64), np.float32)
 
 
 @pytest.mark.parametrize("num_streams", [1, 2, 4, 70])

@@ -7,14 +7,14 @@ import os
 import weakref
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from deepsched import Context, Engine, MultiModelEngine, Scheduler, Topology, compile_model
 from deepsched.benchmark import bundled_model
 from deepsched.errors import ClosedError, OptionError, StreamConfigError
 from tests.support import models
-from tests.test_dispatch import in_threads
+from tests.support.plain_onnxruntime import reference, same_bits
+from tests.support.threads import in_threads
 
 LIGHT_MODELS = [
     "bvlc_alexnet",
@@ -28,31 +28,6 @@ LIGHT_MODELS = [
     "zfnet512",
 ]
 NUM_CORES = len(Topology.detect().cores)
-
-
-def reference(model, inputs, num_threads):
-    """What plain onnxruntime says, with as many threads as a stream has."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(
-        model if isinstance(model, str) else model.SerializeToString(), options
-    )
-    names = [value.name for value in session.get_inputs()]
-    return session.run(None, dict(zip(names, inputs, strict=True)))
-
-
-def same_bits(actual, expected):
-    if isinstance(expected, list):
-        assert len(actual) == len(expected)
-        for one, other in zip(actual, expected, strict=True):
-            same_bits(one, other)
-    elif expected.dtype == object:
-        assert actual.tolist() == expected.tolist()
-    else:
-        assert actual.dtype == expected.dtype
-        assert actual.shape == expected.shape
-        assert actual.tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("name", LIGHT_MODELS)

@@ -6,8 +6,6 @@ import inspect
 import os
 import random
 import subprocess
-import sys
-import textwrap
 
 import numpy as np
 import onnx
@@ -17,6 +15,7 @@ from onnx import TensorProto, helper
 from deepsched import Context, Engine, MultiModelEngine, compile_model, errors
 from deepsched.benchmark import bundled_model
 from tests.support import models
+from tests.support.processes import run_python
 
 
 def test_every_error_is_ours_and_a_builtin_too():
@@ -190,16 +189,6 @@ def test_a_contexts_options_are_checked(option):
         Context(**option)
 
 
-def run_python(code, **environment):
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
 def fake_onnxruntime(folder, source=None):
     """A package `onnxruntime` that comes first on the path, with a library made of C `source`."""
     capi = folder / "onnxruntime" / "capi"
@@ -236,7 +225,7 @@ const Base* OrtGetApiBase() { return &base; }
 )
 def test_an_onnxruntime_that_cannot_be_used_says_what_to_install(tmp_path, source, message):
     path = os.pathsep.join([fake_onnxruntime(tmp_path, source), os.getcwd()])
-    done = run_python(
+    out = run_python(
         f"""
         import re, deepsched
         from tests.support import models
@@ -249,11 +238,11 @@ def test_an_onnxruntime_that_cannot_be_used_says_what_to_install(tmp_path, sourc
         """,
         PYTHONPATH=path,
     )
-    assert done.stdout == "told\n", done.stderr
+    assert out == "told\n"
 
 
 def test_no_onnxruntime_at_all_says_what_to_install():
-    done = run_python(
+    out = run_python(
         """
         import sys, deepsched
         from tests.support import models
@@ -267,13 +256,12 @@ def test_no_onnxruntime_at_all_says_what_to_install():
             assert "pip install 'onnxruntime>=" in str(error), error
             print("told")
         """,
-        PYTHONPATH=os.getcwd(),
     )
-    assert done.stdout == "told\n", done.stderr
+    assert out == "told\n"
 
 
 def test_onnxruntimes_python_package_is_not_imported():
-    done = run_python(
+    out = run_python(
         """
         import sys, deepsched, numpy
         from tests.support import models
@@ -282,9 +270,8 @@ def test_onnxruntimes_python_package_is_not_imported():
         assert not [name for name in sys.modules if name.startswith("onnxruntime")]
         print("clean")
         """,
-        PYTHONPATH=os.getcwd(),
     )
-    assert done.stdout == "clean\n", done.stderr
+    assert out == "clean\n"
 
 
 def test_sizes_that_leave_a_convolution_nothing_are_an_error_and_not_the_end_of_the_process():

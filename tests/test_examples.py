@@ -64,11 +64,6 @@ def ended(process):
         process.communicate()
 
 
-@pytest.fixture
-def mlp(tmp_path):
-    return models.save(models.mlp(), tmp_path)
-
-
 # --- decoding -------------------------------------------------------------------------------------
 
 

@@ -22,37 +22,14 @@ from deepsched.errors import (
     QueueFull,
 )
 from tests.support import models
-from tests.test_dispatch import SQUARE, STEPS, unpinned
-
-LONG = [np.array(10**9, np.int64), SQUARE]  # minutes: only ever stopped
+from tests.support.contexts import unpinned
+from tests.support.requests import BAD, LONG, SQUARE, STEPS, item, run_until_busy
 
 
 @pytest.fixture
 def gather():
     with unpinned(2) as context:
         yield Engine(models.gather(), None, context=context)
-
-
-@pytest.fixture
-def spin():
-    with unpinned(1) as context:
-        yield Engine(models.spin(), None, context=context)
-
-
-def item(i):
-    """Inputs whose result is [i], for `gather`."""
-    return [np.array([i], np.float32), np.array([0], np.int64)]
-
-
-BAD = [np.array([0], np.float32), np.array([5], np.int64)]
-
-
-def run_until_busy(engine):
-    """Submits a request that keeps the only stream busy, and returns when it has begun."""
-    future = engine.submit(LONG)
-    while not future.running():
-        threading.Event().wait(0.001)
-    return future
 
 
 # --- submit -------------------------------------------------------------------------------------

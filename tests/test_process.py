@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import threading
 from pathlib import Path
 
@@ -15,30 +12,11 @@ import pytest
 
 from deepsched import Context, Engine, Topology, compile_model
 from tests.support import models
-from tests.test_dispatch import SQUARE, STEPS, in_threads
+from tests.support.processes import finish, start_python
+from tests.support.requests import SQUARE, STEPS
+from tests.support.threads import in_threads
 
 NUM_CORES = len(Topology.detect().cores)
-
-
-def start_python(code):
-    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process, timeout=60):
-    try:
-        out, err = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        out, err = process.communicate()
-        raise AssertionError(f"hung; it printed {out!r} and {err!r}") from None
-    return out, err
 
 
 def our_threads():
@@ -198,7 +176,7 @@ def test_a_signal_handler_may_close_the_engine_under_a_call_that_waits_for_room(
         from deepsched import Context, Engine
         from deepsched.errors import ClosedError
         from tests.support import models
-        from tests.test_ways_in import LONG, SQUARE, STEPS, run_until_busy
+        from tests.support.requests import LONG, SQUARE, STEPS, run_until_busy
 
         with Context(num_streams=1, queue_capacity=1) as context:
             engine = Engine(models.spin(), None, context=context)

@@ -17,14 +17,9 @@ import pytest
 from deepsched import Context, Engine, MultiModelEngine
 from deepsched.errors import ClosedError, DeadlineExceeded, InferenceError, OptionError, QueueFull
 from tests.support import models
-from tests.test_dispatch import SQUARE, STEPS, in_threads, unpinned
-from tests.test_ways_in import LONG, run_until_busy
-
-
-@pytest.fixture
-def spin():
-    with unpinned(1) as context:
-        yield Engine(models.spin(), None, context=context)
+from tests.support.contexts import unpinned
+from tests.support.requests import LONG, SQUARE, STEPS, run_until_busy
+from tests.support.threads import in_threads
 
 
 def call(engine, how, inputs, **options):

@@ -12,7 +12,8 @@ from deepsched.errors import InferenceError
 from deepsched.runtime.histogram import RELATIVE_WIDTH, bucket_bounds, bucket_index
 from deepsched.scheduling.stats import Counts
 from tests.support import models
-from tests.test_dispatch import in_threads, unpinned
+from tests.support.contexts import unpinned
+from tests.support.threads import in_threads
 
 BOUNDS = bucket_bounds()
 

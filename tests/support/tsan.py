@@ -17,7 +17,16 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 TESTS = [
     f"tests/test_{name}.py"
-    for name in ("queue", "groups", "backlog", "dispatch", "invocation", "request_options", "elastic", "trace")
+    for name in (
+        "queue",
+        "groups",
+        "backlog",
+        "dispatch",
+        "invocation",
+        "request_options",
+        "elastic",
+        "trace",
+    )
 ]
 # ORT's library is not instrumented: TSan would see its memory change but not why that is ordered.
 # glibc makes ORT's thread-locals at their first use and frees them when the thread's stack goes to
