@@ -38,7 +38,7 @@ def test_an_odd_file_is_no_error(tmp_path_factory, text):
     assert found is None or found >= 0
 
 
-def test_a_busy_neighbour_is_seen_and_our_own_work_is_not():
+def test_another_busy_process_is_seen():
     """Ratios of one run: alone we work; beside another process that works as well."""
 
     def work(seconds):

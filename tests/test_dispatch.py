@@ -51,7 +51,7 @@ def test_multi_stream_runs_requests_side_by_side():
         assert {record.stream for record in records} == {0, 1}
 
 
-def test_single_stream_runs_requests_one_at_a_time_in_order_of_arrival():
+def test_single_stream_runs_requests_in_order_of_arrival():
     with unpinned(2, "single_stream") as context:
         engine = Engine(models.spin(), None, context=context)
         with context.trace() as records:
@@ -65,7 +65,7 @@ def test_single_stream_runs_requests_one_at_a_time_in_order_of_arrival():
         assert sum(gap < 0 for gap in late) <= len(late) // 20, late
 
 
-def test_engines_of_a_context_take_turns_on_the_same_streams():
+def test_engines_of_a_context_share_its_streams():
     with unpinned(2) as context:
         a = MultiModelEngine(models.spin(), None, context)
         b = Engine(models.mlp(), None, context=context)
@@ -117,7 +117,7 @@ def test_a_full_queue_makes_callers_wait_and_loses_nothing():
 
 
 @pytest.mark.parametrize("through_context", [False, True])
-def test_close_under_load_ends_every_call_with_a_result_or_closed(through_context):
+def test_calls_under_a_close_return_or_raise_closed(through_context):
     for _ in range(10):
         context = unpinned(2)
         engine = Engine(models.spin(), None, context=context)
@@ -146,7 +146,7 @@ def test_close_under_load_ends_every_call_with_a_result_or_closed(through_contex
         context.close()
 
 
-def test_the_other_engine_of_a_context_goes_on_when_one_is_closed():
+def test_closing_an_engine_leaves_others_of_its_context_running():
     with unpinned(2) as context:
         a = Engine(models.mlp(), None, context=context)
         b = Engine(models.mlp(), None, context=context)

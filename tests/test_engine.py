@@ -126,7 +126,7 @@ def test_the_batch_follows_input_shapes():
         assert engine.run(engine.generate_random_inputs())[0].shape == (5, 64)
 
 
-def test_a_fixed_batch_can_be_replaced_where_the_nodes_allow_it():
+def test_a_fixed_batch_can_be_replaced():
     with Engine(bundled_model("squeezenet"), batch_size=3) as engine:
         assert engine.run(engine.generate_random_inputs())[0].shape == (3, 1000, 1, 1)
 
@@ -158,13 +158,13 @@ def test_deepsparses_words_are_taken_everywhere(word):
 
 @pytest.mark.parametrize("num_streams", [0, -1, NUM_CORES + 1])
 @pytest.mark.parametrize("scheduler", ["single_stream", "multi_stream"])
-def test_num_streams_out_of_range_is_told(num_streams, scheduler):
+def test_num_streams_out_of_range_is_refused(num_streams, scheduler):
     with pytest.raises(StreamConfigError, match=f"between 1 and {NUM_CORES}.*got {num_streams}"):
         Engine(models.mlp(), scheduler=scheduler, num_streams=num_streams)
 
 
 @pytest.mark.parametrize("num_streams", [1.5, "2", True])
-def test_num_streams_that_is_no_integer_is_told(num_streams):
+def test_num_streams_must_be_an_integer(num_streams):
     with pytest.raises(StreamConfigError, match="num_streams"):
         Engine(models.mlp(), scheduler="multi_stream", num_streams=num_streams)
 

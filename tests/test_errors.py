@@ -42,7 +42,7 @@ def test_a_folder_is_no_model(tmp_path, batch_size):
 
 @pytest.mark.parametrize("batch_size", [1, None])
 @pytest.mark.parametrize("content", [b"", b"not a model", b"\x00" * 1000, b"\xff" * 1000])
-def test_what_is_not_onnx_is_told(tmp_path, content, batch_size):
+def test_bytes_that_are_not_onnx_are_refused(tmp_path, content, batch_size):
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     for model in (path, content):
@@ -51,7 +51,7 @@ def test_what_is_not_onnx_is_told(tmp_path, content, batch_size):
 
 
 @pytest.mark.parametrize("batch_size", [1, None])
-def test_a_truncated_model_is_told(tmp_path, batch_size):
+def test_a_truncated_model_is_refused(tmp_path, batch_size):
     whole = onnx.load(bundled_model("squeezenet")).SerializeToString()
     rng = random.Random(0)
     for length in [len(whole) - 1, *(rng.randrange(1, len(whole)) for _ in range(5))]:
@@ -61,7 +61,7 @@ def test_a_truncated_model_is_told(tmp_path, batch_size):
             compile_model(path, batch_size)
 
 
-def test_an_invalid_graph_is_told():
+def test_an_invalid_graph_is_refused():
     unknown = models.make(
         [helper.make_node("Relu", ["nowhere"], ["y"])],
         [models.tensor("x", [1])],
@@ -77,7 +77,7 @@ def test_an_invalid_graph_is_told():
             Engine(model)
 
 
-def test_unsupported_operators_and_opsets_are_told():
+def test_unsupported_operators_and_opsets_are_refused():
     operator = models.make(
         [helper.make_node("Teleport", ["x"], ["y"])],
         [models.tensor("x", [1])],
@@ -91,13 +91,13 @@ def test_unsupported_operators_and_opsets_are_told():
 
 
 @pytest.mark.parametrize("model", [None, 3, ["model.onnx"]])
-def test_what_cannot_be_a_model_is_told(model):
+def test_an_object_that_is_no_model_is_refused(model):
     with pytest.raises(errors.OptionError, match="a model is a path"):
         Engine(model)
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 1.0, "1", True])
-def test_a_batch_size_that_cannot_be_is_told(batch_size):
+def test_a_bad_batch_size_is_refused(batch_size):
     with pytest.raises(errors.OptionError, match="batch_size"):
         Engine(models.mlp(), batch_size)
 
@@ -114,12 +114,12 @@ def test_a_batch_size_that_cannot_be_is_told(batch_size):
         (3, errors.OptionError, "list of shapes"),
     ],
 )
-def test_input_shapes_that_do_not_fit_are_told(shapes, error, message):
+def test_input_shapes_that_do_not_fit_are_refused(shapes, error, message):
     with pytest.raises(error, match=message):
         Engine(models.mlp(), None, input_shapes=shapes)
 
 
-def test_a_batch_size_that_contradicts_input_shapes_is_told():
+def test_batch_size_must_agree_with_input_shapes():
     with pytest.raises(errors.OptionError, match="batch_size=4 contradicts input_shapes"):
         Engine(models.mlp(), 4, input_shapes=[[2, 64]])
 
@@ -141,7 +141,7 @@ def test_missing_external_data_names_the_model(tmp_path):
         compile_model(path)
 
 
-def test_sizes_that_fail_only_in_a_kernel_are_found_when_compiling():
+def test_sizes_that_fail_in_a_kernel_fail_the_compile():
     """ResNet-50's Reshape was exported for one image."""
     with pytest.raises(errors.ShapeOverrideError, match="batch_size=3"):
         Engine(bundled_model("bvlc_alexnet"), input_shapes=[[3, 3, 64, 64]], batch_size=3)
@@ -157,7 +157,7 @@ def test_sizes_that_fail_only_in_a_kernel_are_found_when_compiling():
         (None, "expected a list"),
     ],
 )
-def test_the_wrong_inputs_are_told(inputs, message):
+def test_wrong_inputs_are_refused(inputs, message):
     with Engine(models.mlp()) as engine:
         with pytest.raises(errors.InputError, match=message):
             engine.run(inputs)
@@ -223,7 +223,7 @@ const Base* OrtGetApiBase() { return &base; }
         (OLD % "1.99.0", "onnxruntime 1.99.0 .* is too old"),
     ],
 )
-def test_an_onnxruntime_that_cannot_be_used_says_what_to_install(tmp_path, source, message):
+def test_an_unusable_onnxruntime_says_what_to_install(tmp_path, source, message):
     path = os.pathsep.join([fake_onnxruntime(tmp_path, source), os.getcwd()])
     out = run_python(
         f"""
@@ -274,7 +274,7 @@ def test_onnxruntimes_python_package_is_not_imported():
     assert out == "clean\n"
 
 
-def test_sizes_that_leave_a_convolution_nothing_are_an_error_and_not_the_end_of_the_process():
+def test_sizes_too_small_for_a_convolution_raise():
     with pytest.raises(errors.ShapeOverrideError, match="leave nothing for .*give larger ones"):
         compile_model(bundled_model("squeezenet"), input_shapes=[[1, 3, 20, 20]])
     with compile_model(bundled_model("squeezenet"), input_shapes=[[1, 3, 64, 64]]) as engine:

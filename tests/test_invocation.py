@@ -176,7 +176,7 @@ def test_many_coroutines_get_their_own_results(gather):
     assert asyncio.run(main()) == results  # a second loop, after the first was closed
 
 
-def test_run_async_makes_no_thread_and_does_not_block_the_loop(spin):
+def test_run_async_makes_no_thread_and_blocks_no_loop(spin):
     async def main():
         before = threading.active_count()
         ticks = 0
@@ -288,7 +288,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_short_run_does_not_wait_for_a_long_one_elsewhere(pinned, way):
+def test_a_short_run_waits_for_no_long_one_elsewhere(pinned, way):
     short, long = pinned
     mask = os.sched_getaffinity(0)
     for cpu in sorted(mask)[:2]:  # wherever the caller stands
@@ -303,7 +303,7 @@ def test_a_short_run_does_not_wait_for_a_long_one_elsewhere(pinned, way):
                 future.cancel()
 
 
-def test_a_map_of_short_runs_leaves_long_ones_to_the_workers(pinned):
+def test_a_map_leaves_long_runs_to_the_workers(pinned):
     short, long = pinned
     queued = [long.submit(LONG) for _ in range(2 * short.num_streams)]
     results = short.map(([np.array([i], np.float32), BAD[1] * 0] for i in range(100)), in_flight=50)
@@ -369,7 +369,7 @@ def test_map_passes_on_what_the_items_raise(gather):
         next(results)
 
 
-def test_a_map_that_is_dropped_cancels_what_is_under_way(spin):
+def test_a_dropped_map_cancels_its_requests(spin):
     results = spin.map(itertools.chain([[STEPS, SQUARE]], itertools.repeat(LONG)), in_flight=2)
     next(results)
     results.close()
@@ -412,7 +412,7 @@ def test_a_batch_is_cut_into_the_engines_batches():
             engine.batched_run([x[:5]])
 
 
-def test_what_cannot_be_cut_is_told(gather):
+def test_inputs_that_cannot_be_cut_are_refused(gather):
     with pytest.raises(InputError, match="same first dimension"):
         gather.batched_run([np.zeros(4, np.float32), np.zeros(3, np.int64)])
     with pytest.raises(InputError, match="first dimension to cut"):

@@ -32,7 +32,7 @@ def our_threads():
     return threads
 
 
-def test_every_stream_has_a_named_worker_pinned_to_its_cores():
+def test_each_stream_has_a_named_pinned_worker():
     with compile_model(models.mlp(), scheduler="multi_stream", num_streams=NUM_CORES) as engine:
         threads = our_threads()
         context = next(iter(threads)).split("-")[0]
@@ -112,12 +112,12 @@ def interrupt(before="", after=""):
     return finish(process)
 
 
-def test_ctrl_c_interrupts_a_call_that_waits_for_its_run():
+def test_ctrl_c_interrupts_a_running_call():
     out, err = interrupt(after="run(1); print('usable')")
     assert out == "interrupted\nusable\n", err
 
 
-def test_ctrl_c_interrupts_a_call_that_waits_in_the_queue():
+def test_ctrl_c_interrupts_a_queued_call():
     out, err = interrupt(
         before="""
     blocker = threading.Thread(target=run, args=(3 * 10**5,))
@@ -169,7 +169,7 @@ def in_child(work):
     return message
 
 
-def test_a_signal_handler_may_close_the_engine_under_a_call_that_waits_for_room():
+def test_a_signal_handler_may_close_the_engine_a_call_waits_on():
     process = start_python(
         """
         import signal, numpy as np
@@ -200,7 +200,7 @@ def test_a_signal_handler_may_close_the_engine_under_a_call_that_waits_for_room(
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.parametrize("scheduler", ["single_stream", "multi_stream"])
-def test_a_forked_child_is_told_and_the_parent_goes_on(scheduler):
+def test_a_forked_child_raises_and_the_parent_goes_on(scheduler):
     with Engine(models.spin(), None, scheduler=scheduler) as engine:
         stop = threading.Event()
 
@@ -235,7 +235,7 @@ def test_a_forked_child_is_told_and_the_parent_goes_on(scheduler):
         assert engine.run([STEPS, SQUARE])[0].shape == (64, 64)
 
 
-def test_a_forked_child_that_exits_in_order_does_not_hang():
+def test_a_forked_child_exits_without_a_hang():
     process = start_python(
         """
         import numpy, os, sys, warnings, deepsched

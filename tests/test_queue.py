@@ -44,7 +44,7 @@ def test_capacity_is_rounded_up_to_a_power_of_two(asked, got):
 
 @pytest.mark.parametrize("capacity", [2, 64])
 @pytest.mark.parametrize("num_threads", [1, 2, 4])
-def test_every_item_is_popped_once_and_in_order_of_its_producer(capacity, num_threads):
+def test_items_are_popped_once_in_order_per_producer(capacity, num_threads):
     queue = RequestQueue(capacity)
     per_producer = 20_000 // num_threads
     popped = produce_and_consume(queue.push, queue.pop, num_threads, per_producer)

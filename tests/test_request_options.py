@@ -62,7 +62,7 @@ def test_a_request_that_expires_in_the_queue_never_runs(spin, how):
 
 
 @HOWS
-def test_waiting_for_room_counts_too(how):
+def test_waiting_for_room_counts_against_the_timeout(how):
     with Context(num_cores=1, queue_capacity=1) as context:
         engine = Engine(models.spin(), None, context=context)
         blocker = run_until_busy(engine)
@@ -73,7 +73,7 @@ def test_waiting_for_room_counts_too(how):
         assert queued.result(60)[0].shape == (64, 64)
 
 
-def test_an_earlier_deadline_is_kept_though_the_watcher_sleeps_for_a_later_one():
+def test_an_earlier_deadline_wakes_the_watcher():
     with unpinned(2) as context:
         engine = Engine(models.spin(), None, context=context)
         patient = engine.submit(LONG, timeout=100)
@@ -112,7 +112,7 @@ def test_priorities_are_checked(spin, priority):
         spin.run([STEPS, SQUARE], priority=priority)
 
 
-def test_urgent_requests_go_first_and_first_come_first_served_within_a_class(spin):
+def test_requests_run_by_priority_then_in_order_of_arrival(spin):
     ended = []
     blocker = run_until_busy(spin)
     futures = []
