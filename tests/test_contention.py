@@ -49,9 +49,11 @@ def test_another_busy_process_is_seen():
         return neighbours.share()
 
     alone = work(0.5)
+    if alone is None:
+        pytest.skip("this machine does not count busy time for each CPU")
     code = "print('up', flush=True)\nwhile True: pass"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
         other.stdout.readline()
         beside = work(0.5)
         other.kill()
-    assert alone is None or beside > alone
+    assert beside > alone

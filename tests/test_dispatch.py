@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from deepsched import Engine, MultiModelEngine
+from deepsched import Context, Engine, MultiModelEngine
 from deepsched.errors import ClosedError, InferenceError
 from deepsched.runtime.dispatch import Dispatcher
 from deepsched.runtime.model import Model
@@ -158,9 +158,10 @@ def test_closing_an_engine_leaves_others_of_its_context_running():
             a.run([x])
 
 
-@pytest.mark.soak
-def test_no_wake_up_is_lost_in_minutes_of_load():
-    with unpinned(3) as context:
-        engine = Engine(models.mlp(16, 1), None, context=context)
-        x = np.zeros((1, 16), np.float32)
-        in_threads(16, lambda _: [engine.run([x]) for _ in range(100_000)])
+@pytest.mark.parametrize("spin", ["auto", "latency", "power"])
+def test_every_way_to_spin_serves(spin):
+    with Context(spin=spin) as context:
+        engine = Engine(models.mlp(), None, context=context)
+        x = np.ones((1, 64), np.float32)
+        in_threads(4, lambda _: [engine.run([x]) for _ in range(50)])
+        assert engine.stats().done == 200

@@ -142,7 +142,7 @@ def test_missing_external_data_names_the_model(tmp_path):
 
 
 def test_sizes_that_fail_in_a_kernel_fail_the_compile():
-    """ResNet-50's Reshape was exported for one image."""
+    """AlexNet's Reshape was exported for one image of 224 x 224."""
     with pytest.raises(errors.ShapeOverrideError, match="batch_size=3"):
         Engine(bundled_model("bvlc_alexnet"), input_shapes=[[3, 3, 64, 64]], batch_size=3)
 
@@ -183,7 +183,19 @@ def test_a_failing_kernel_leaves_the_engine_usable():
             assert engine.run([x, np.array([2])])[0].tolist() == [2.0]
 
 
-@pytest.mark.parametrize("option", [{"pin": "numa"}, {"pin": 1}, {"topology": "laptop"}])
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"pin": "numa"},
+        {"pin": 1},
+        {"topology": "laptop"},
+        {"queue_capacity": 0},
+        {"queue_capacity": 1.5},
+        {"queue_capacity": True},
+        {"spin": "fast"},
+        {"spin": None},
+    ],
+)
 def test_a_contexts_options_are_checked(option):
     with pytest.raises(errors.OptionError, match=next(iter(option))):
         Context(**option)

@@ -305,12 +305,20 @@ def test_a_short_run_waits_for_no_long_one_elsewhere(pinned, way):
 
 def test_a_map_leaves_long_runs_to_the_workers(pinned):
     short, long = pinned
-    queued = [long.submit(LONG) for _ in range(2 * short.num_streams)]
-    results = short.map(([np.array([i], np.float32), BAD[1] * 0] for i in range(100)), in_flight=50)
-    timer = threading.Timer(0.2, lambda: [future.cancel() for future in queued])
-    timer.start()
-    assert [int(output[0]) for (output,) in results] == list(range(100))
-    timer.join()
+    items = ([np.array([i], np.float32), BAD[1] * 0] for i in range(100))
+    with short.context.trace() as records:
+        running = [run_until_busy(long) for _ in range(short.num_streams)]
+        queued = [long.submit(LONG) for _ in running]
+        timer = threading.Timer(0.2, lambda: [future.cancel() for future in running + queued])
+        timer.start()
+        results = short.map(items, in_flight=50)
+        assert [int(output[0]) for (output,) in results] == list(range(100))
+        timer.join()
+        while short.context._dispatcher.num_busy:  # a stopped run is yet to end
+            threading.Event().wait(0.001)
+    long_runs = [record for record in records if record.outcome == "cancelled" and record.ran_ns]
+    assert len(long_runs) >= len(running)
+    assert all(record.by_worker for record in long_runs)
 
 
 # --- map ----------------------------------------------------------------------------------------

@@ -181,11 +181,6 @@ def test_no_stream_straddles_packages_that_are_cut_alike(
     assert "straddles_packages" not in warned(result)
 
 
-@given(random_topologies())
-def test_partition_is_deterministic(topology: Topology) -> None:
-    assert partition(topology) == partition(topology)
-
-
 # --- Fewer cores than there are ---------------------------------------------------------------
 
 

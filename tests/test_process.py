@@ -12,7 +12,7 @@ import pytest
 
 from deepsched import Context, Engine, Topology, compile_model
 from tests.support import models
-from tests.support.processes import finish, start_python
+from tests.support.processes import finish, run_python, start_python
 from tests.support.requests import SQUARE, STEPS
 from tests.support.threads import in_threads
 
@@ -100,16 +100,21 @@ INTERRUPTED = """
 """
 
 
-def interrupt(before="", after=""):
-    process = start_python(INTERRUPTED.format(before=before, after=after))
+def signal_in_wait(process, number):
+    """Signals a process that has printed "ready", once it waits; returns its output."""
     assert process.stdout.readline() == "ready\n", finish(process)
     # Until it waits in the kernel: the futex that the run is waited for with.
     wchan = Path(f"/proc/{process.pid}/wchan")
     syscall = Path(f"/proc/{process.pid}/syscall")
     while not (wchan.read_text().startswith("futex") or syscall.read_text().startswith("202 ")):
         assert process.poll() is None, finish(process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     return finish(process)
+
+
+def interrupt(before="", after=""):
+    process = start_python(INTERRUPTED.format(before=before, after=after))
+    return signal_in_wait(process, signal.SIGINT)
 
 
 def test_ctrl_c_interrupts_a_running_call():
@@ -144,6 +149,35 @@ def test_ctrl_c_then_exit_does_not_hang():
     assert err == ""
 
 
+def test_a_signal_handler_may_close_the_engine_a_call_waits_on():
+    process = start_python(
+        """
+        import signal, numpy as np
+        from deepsched import Context, Engine
+        from deepsched.errors import ClosedError
+        from tests.support import models
+        from tests.support.requests import LONG, SQUARE, STEPS, run_until_busy
+
+        with Context(num_streams=1, queue_capacity=1) as context:
+            engine = Engine(models.spin(), None, context=context)
+            futures = [run_until_busy(engine), engine.submit([STEPS, SQUARE])]
+
+            def close(*_):
+                futures[0].cancel()
+                engine.close()
+
+            signal.signal(signal.SIGALRM, close)
+            print("ready", flush=True)
+            try:
+                engine.run([STEPS, SQUARE])
+            except ClosedError:
+                print("closed")
+        """
+    )
+    out, err = signal_in_wait(process, signal.SIGALRM)
+    assert out == "closed\n", err
+
+
 # --- fork ---------------------------------------------------------------------------------------
 
 
@@ -167,35 +201,6 @@ def in_child(work):
     os.waitpid(pid, 0)
     killer.cancel()
     return message
-
-
-def test_a_signal_handler_may_close_the_engine_a_call_waits_on():
-    process = start_python(
-        """
-        import signal, numpy as np
-        from deepsched import Context, Engine
-        from deepsched.errors import ClosedError
-        from tests.support import models
-        from tests.support.requests import LONG, SQUARE, STEPS, run_until_busy
-
-        with Context(num_streams=1, queue_capacity=1) as context:
-            engine = Engine(models.spin(), None, context=context)
-            futures = [run_until_busy(engine), engine.submit([STEPS, SQUARE])]
-
-            def close(*_):
-                futures[0].cancel()
-                engine.close()
-
-            signal.signal(signal.SIGALRM, close)
-            signal.setitimer(signal.ITIMER_REAL, 0.2)
-            try:
-                engine.run([STEPS, SQUARE])
-            except ClosedError:
-                print("closed")
-        """
-    )
-    out, err = finish(process)
-    assert out.strip() == "closed", err
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
@@ -286,3 +291,35 @@ def test_exit_with_requests_in_flight_neither_hangs_nor_crashes(ending):
     )
     out, err = finish(process)
     assert (process.returncode, out) == (0, "leaving\n"), err
+
+
+@pytest.mark.parametrize("how", ["submit", "run_async", "map", "run"])
+def test_the_interpreter_may_end_with_requests_under_way(how):
+    code = f"""
+        import asyncio, itertools, threading
+        import numpy as np
+        from deepsched import compile_model
+        from tests.support import models
+
+        engine = compile_model(models.spin(), None, scheduler="multi_stream", num_streams=1)
+        inputs = [np.array(3000, np.int64), np.zeros((64, 64), np.float32)]
+        engine.run(inputs)
+        if {how!r} == "submit":
+            futures = [engine.submit(inputs) for _ in range(20)]
+        elif {how!r} == "run_async":
+            async def main():
+                tasks = [asyncio.ensure_future(engine.run_async(inputs)) for _ in range(20)]
+                await asyncio.sleep(0)
+            asyncio.run(main())
+        elif {how!r} == "map":
+            results = engine.map(itertools.repeat(inputs))
+            next(results)
+        else:
+            for _ in range(4):
+                threading.Thread(
+                    target=lambda: [engine.run(inputs) for _ in range(1000)], daemon=True
+                ).start()
+            engine.run(inputs)
+        print("ends")
+    """
+    assert run_python(code) == "ends\n"

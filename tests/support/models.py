@@ -1,4 +1,4 @@
-"""Small models, made here."""
+"""Small ONNX models."""
 
 from __future__ import annotations
 

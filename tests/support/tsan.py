@@ -24,6 +24,7 @@ TESTS = [
         "dispatch",
         "invocation",
         "request_options",
+        "stress",
         "elastic",
         "trace",
     )
