@@ -6,7 +6,10 @@ import gc
 
 import pytest
 
+from deepsched import Engine
 from deepsched import context as context_module
+from tests.support import models
+from tests.support.contexts import unpinned
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -24,3 +27,16 @@ def _no_context_is_left_open():
     if context_module._open_contexts:
         gc.collect()
     assert not list(context_module._open_contexts), "a test left a context open"
+
+
+@pytest.fixture
+def mlp(tmp_path):
+    """The path of a small model on disk."""
+    return models.save(models.mlp(), tmp_path)
+
+
+@pytest.fixture
+def spin():
+    """An engine of models.spin with one stream."""
+    with unpinned(1) as context:
+        yield Engine(models.spin(), None, context=context)

@@ -21,7 +21,7 @@ from deepsched.cli import main
 from deepsched.errors import ModelNotFoundError, OptionError
 from deepsched.models.cache import Cache
 from deepsched.models.locations import default_folder
-from tests import models
+from tests.support import models
 
 SETTINGS = [
     Setting("single_stream", None, None),

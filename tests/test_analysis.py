@@ -21,7 +21,7 @@ from deepsched.analysis.work import operations
 from deepsched.benchmark import bundled_model
 from deepsched.cli import main
 from deepsched.errors import InferenceError, ModelNotFoundError, OptionError
-from tests import models
+from tests.support import models
 
 # --- Reading a timeline ---------------------------------------------------------------------------
 
@@ -429,11 +429,6 @@ def test_debug_analysis_refuses_what_makes_no_sense(options):
 
 
 # --- The command ----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def mlp(tmp_path):
-    return models.save(models.mlp(), tmp_path)
 
 
 def test_the_command_prints_types_and_operators_and_writes_files(mlp, tmp_path, capsys):

@@ -13,21 +13,22 @@ import pytest
 from onnx import helper
 
 import deepsched.backend
-from tests import models
+from tests.support import models
 
 
 @pytest.mark.timeout(300)
-def test_onnxs_backend_tests_pass_where_ort_has_kernels():
-    """Plain onnxruntime passes 1,697 of 2,033 in onnx 1.23 (1,724 through OrtValue)."""
+def test_onnxs_backend_tests_pass_where_plain_onnxruntime_passes():
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.onnx_suite"],
+        [sys.executable, "-W", "ignore", "-m", "tests.support.onnx_suite"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.getcwd()},
     )
-    counts = json.loads(done.stdout.splitlines()[-1])
-    assert counts.get("crashed or hung", 0) == 0, done.stdout
-    assert counts["passed"] >= 1780, done.stdout
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["behind"] == [], done.stdout
+    assert "crashed or hung" not in found["counts"], done.stdout
+    # Most have kernels: a suite in which everything fails, on both, proves nothing.
+    assert found["counts"]["passed"] > found["counts"]["failed"], done.stdout
 
 
 def test_run_model_and_run_node():

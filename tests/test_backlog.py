@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter, deque
 
 import pytest
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from deepsched.runtime.backlog import Backlog
+from tests.support.threads import produce_and_consume
 
 CAPACITY = 5  # no power of two: the bound is exact
 PRIORITIES = (1, 0, -1)
@@ -75,30 +75,19 @@ def test_without_urgent_ones_normal_goes_before_background():
 @pytest.mark.parametrize("capacity", [1, 3, 64])
 def test_nothing_is_lost_and_the_bound_holds_under_contention(capacity):
     backlog = Backlog(capacity)
-    per_thread, num_threads = 3_000, 4
-    popped = [[] for _ in range(num_threads)]
-    left = threading.Semaphore(per_thread * num_threads)
+    per_producer, num_threads = 3_000, 4
+    depths = []
 
-    def produce(producer):
-        for i in range(per_thread):
-            while not backlog.push(producer << 32 | i + 1, i % 3 - 1):
-                pass
+    def pop():
+        depths.append(backlog.depth)
+        return backlog.pop()
 
-    def consume(mine):
-        while left.acquire(blocking=False):
-            while (item := backlog.pop()) is None:
-                pass
-            mine.append(item)
-            assert backlog.depth <= capacity
-
-    threads = [threading.Thread(target=produce, args=(i,)) for i in range(num_threads)]
-    threads += [threading.Thread(target=consume, args=(mine,)) for mine in popped]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    popped = produce_and_consume(
+        lambda item: backlog.push(item, item % 3 - 1), pop, num_threads, per_producer
+    )
+    assert max(depths) <= capacity
     counts = Counter(item for mine in popped for item in mine)
-    assert len(counts) == per_thread * num_threads
+    assert len(counts) == per_producer * num_threads
     assert set(counts.values()) == {1}
     assert backlog.max_depth <= capacity
     assert backlog.depth == 0

@@ -35,8 +35,8 @@ from deepsched.machine.cgroup import throttled_seconds
 from deepsched.models.prepare import sequence_shapes
 from deepsched.runtime.histogram import RELATIVE_WIDTH, bucket_bounds, bucket_index
 from deepsched.scheduling.stats import Counts
-from tests import models
-from tests.sysfs_tree import SysfsTree
+from tests.support import models
+from tests.support.sysfs_tree import SysfsTree
 
 MS = 1_000_000
 
@@ -79,11 +79,6 @@ def load_fake(service_ms, **options):
     clock = ManualClock()
     engine = FakeEngine(clock, service_ms)
     return measure(engine, callers=1, warmup_seconds=0, clock=clock, **options)
-
-
-@pytest.fixture
-def mlp(tmp_path):
-    return models.save(models.mlp(), tmp_path)
 
 
 # --- When requests fall due ---------------------------------------------------------------------

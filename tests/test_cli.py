@@ -15,8 +15,8 @@ from deepsched import Engine, Topology
 from deepsched.benchmark import bundled_model, measure
 from deepsched.cli import main
 from deepsched.cli.help import HelpFormatter
-from tests import models
-from tests.sysfs_tree import write_machine
+from tests.support import models
+from tests.support.sysfs_tree import write_machine
 
 # DeepSparse's report lines, in its order; ours are added between and after them.
 REPORT = [
@@ -29,11 +29,6 @@ REPORT = [
     "Latency Std (ms/batch):",
     "Iterations:",
 ]
-
-
-@pytest.fixture
-def mlp(tmp_path):
-    return models.save(models.mlp(), tmp_path)
 
 
 @pytest.mark.parametrize("scenario", ["sync", "async", "elastic"])

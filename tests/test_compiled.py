@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,28 +27,13 @@ from deepsched.models.entry import hash_file
 from deepsched.models.keys import RawModel
 from deepsched.models.records import read_record, write_record
 from deepsched.runtime.numa import copy_to_node
-from tests import models
-from tests.test_process import finish, start_python
+from tests.support import models
+from tests.support.models import gemm
+from tests.support.plain_onnxruntime import assert_equals_plain, plain
+from tests.support.processes import finish, start_python
 
 F = TensorProto.FLOAT
 SHM = Path("/dev/shm")
-
-
-def gemm(seed=0, size=256, ir_version=8, also_inputs=()):
-    """y = relu(x @ w + b), with weights that are worth sharing."""
-    rng = np.random.default_rng(seed)
-    weights = {"w": rng.standard_normal((size, size)), "b": rng.standard_normal(size)}
-    inputs = {"x": ["n", size], **{name: weights[name].shape for name in also_inputs}}
-    graph = helper.make_graph(
-        [helper.make_node("Gemm", ["x", "w", "b"], ["h"]), helper.make_node("Relu", ["h"], ["y"])],
-        "gemm",
-        [helper.make_tensor_value_info(name, F, shape) for name, shape in inputs.items()],
-        [helper.make_tensor_value_info("y", F, ["n", size])],
-        [numpy_helper.from_array(w.astype(np.float32), name) for name, w in weights.items()],
-    )
-    opset = 9 if ir_version < 4 else 17
-    opsets = [helper.make_opsetid("", opset)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=ir_version)
 
 
 def branches(seed=0):
@@ -122,22 +106,6 @@ KINDS = {
         [models.tensor("y", ["n"])],
     ),
 }
-
-
-def plain(model):
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    source = model if isinstance(model, str) else model.SerializeToString()
-    return onnxruntime.InferenceSession(source, options)
-
-
-def assert_equals_plain(engine, model):
-    """Bit for bit, what onnxruntime computes."""
-    inputs = engine.generate_random_inputs()
-    expected = plain(model).run(None, dict(zip(engine.input_names, inputs, strict=True)))
-    for mine, its in zip(engine.run(inputs), expected, strict=True):
-        np.testing.assert_array_equal(mine, its)
 
 
 @pytest.fixture
@@ -320,7 +288,8 @@ def test_damage_after_the_first_use_is_noticed(cache_dir):
 
 COMPILE = """
     from deepsched import Engine
-    from tests.test_compiled import assert_equals_plain, gemm
+    from tests.support.models import gemm
+    from tests.support.plain_onnxruntime import assert_equals_plain
     with Engine(gemm(), None, cache_dir={folder!r}) as engine:
         assert_equals_plain(engine, gemm())
 """
@@ -343,7 +312,8 @@ def test_a_process_killed_at_any_moment_leaves_no_wrong_entry(cache_dir):
         from pathlib import Path
         from deepsched import Engine
         from deepsched.models.cache import Cache
-        from tests.test_compiled import assert_equals_plain, gemm
+        from tests.support.models import gemm
+        from tests.support.plain_onnxruntime import assert_equals_plain
         rng = random.Random(0)
         num_killed = 0
         for _ in range(40):
@@ -526,7 +496,8 @@ def test_where_nothing_can_be_written_each_stream_has_its_own_weights(cache_dir)
             import logging, resource
             logging.basicConfig()
             from deepsched import Engine
-            from tests.test_compiled import assert_equals_plain, gemm
+            from tests.support.models import gemm
+            from tests.support.plain_onnxruntime import assert_equals_plain
             # As a full disk: every file ends after so many bytes, in memory too.
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
             with Engine(gemm(), None, cache_dir={str(cache_dir)!r}) as engine:

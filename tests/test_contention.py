@@ -38,7 +38,7 @@ def test_a_malformed_proc_stat_is_no_error(tmp_path_factory, text):
     assert found is None or found >= 0
 
 
-def test_other_processes_count_and_our_own_work_does_not():
+def test_another_busy_process_is_seen():
     """Ratios of one run: alone we work; beside another process that works as well."""
 
     def work(seconds):
@@ -49,9 +49,11 @@ def test_other_processes_count_and_our_own_work_does_not():
         return monitor.others_share()
 
     alone = work(0.5)
+    if alone is None:
+        pytest.skip("this machine does not count busy time for each CPU")
     code = "print('up', flush=True)\nwhile True: pass"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
         other.stdout.readline()
         beside = work(0.5)
         other.kill()
-    assert alone is None or beside > alone
+    assert beside > alone

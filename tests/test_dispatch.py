@@ -8,40 +8,15 @@ import threading
 import numpy as np
 import pytest
 
-from deepsched import Context, Engine, MultiModelEngine, Topology
+from deepsched import Context, Engine, MultiModelEngine
 from deepsched.errors import ClosedError, InferenceError
 from deepsched.runtime.dispatch import Dispatcher
 from deepsched.runtime.model import Model
 from deepsched.runtime.session import open_session
-from tests import models
-
-
-def in_threads(num_threads, work):
-    """Runs work(i) in threads that start together; raises the first failure."""
-    barrier = threading.Barrier(num_threads)
-    failures = []
-
-    def body(i):
-        try:
-            barrier.wait()
-            work(i)
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=body, args=(i,)) for i in range(num_threads)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
-
-
-def unpinned(num_streams, scheduler="multi_stream", **options):
-    topology = Topology.synthetic(packages=1, cores_per_l3=num_streams)
-    return Context(
-        topology=topology, num_streams=num_streams, scheduler=scheduler, pin="none", **options
-    )
+from tests.support import models
+from tests.support.contexts import unpinned
+from tests.support.requests import SQUARE, STEPS
+from tests.support.threads import in_threads
 
 
 def overlapping(records):
@@ -53,10 +28,6 @@ def overlapping(records):
         for second in ordered[i + 1 :]
         if second.started_ns < first.ended_ns
     ]
-
-
-STEPS = np.array(300, np.int64)
-SQUARE = np.zeros((64, 64), np.float32)
 
 
 @pytest.mark.parametrize("num_streams", [1, 2, 4, 70])
@@ -80,7 +51,7 @@ def test_multi_stream_runs_requests_side_by_side():
         assert {record.stream for record in records} == {0, 1}
 
 
-def test_single_stream_runs_requests_one_at_a_time_in_order_of_arrival():
+def test_single_stream_runs_requests_in_order_of_arrival():
     with unpinned(2, "single_stream") as context:
         engine = Engine(models.spin(), None, context=context)
         with context.trace() as records:
@@ -94,7 +65,7 @@ def test_single_stream_runs_requests_one_at_a_time_in_order_of_arrival():
         assert sum(gap < 0 for gap in late) <= len(late) // 20, late
 
 
-def test_engines_of_a_context_take_turns_on_the_same_streams():
+def test_engines_of_a_context_share_its_streams():
     with unpinned(2) as context:
         a = MultiModelEngine(models.spin(), None, context)
         b = Engine(models.mlp(), None, context=context)
@@ -146,7 +117,7 @@ def test_a_full_queue_makes_callers_wait_and_loses_nothing():
 
 
 @pytest.mark.parametrize("through_context", [False, True])
-def test_close_under_load_ends_every_call_with_a_result_or_closed(through_context):
+def test_calls_under_a_close_return_or_raise_closed(through_context):
     for _ in range(10):
         context = unpinned(2)
         engine = Engine(models.spin(), None, context=context)
@@ -175,7 +146,7 @@ def test_close_under_load_ends_every_call_with_a_result_or_closed(through_contex
         context.close()
 
 
-def test_the_other_engine_of_a_context_goes_on_when_one_is_closed():
+def test_closing_an_engine_leaves_others_of_its_context_running():
     with unpinned(2) as context:
         a = Engine(models.mlp(), None, context=context)
         b = Engine(models.mlp(), None, context=context)
@@ -187,9 +158,10 @@ def test_the_other_engine_of_a_context_goes_on_when_one_is_closed():
             a.run([x])
 
 
-@pytest.mark.soak
-def test_no_wake_up_is_lost_in_minutes_of_load():
-    with unpinned(3) as context:
-        engine = Engine(models.mlp(16, 1), None, context=context)
-        x = np.zeros((1, 16), np.float32)
-        in_threads(16, lambda _: [engine.run([x]) for _ in range(100_000)])
+@pytest.mark.parametrize("spin", ["auto", "latency", "power"])
+def test_every_way_to_spin_serves(spin):
+    with Context(spin=spin) as context:
+        engine = Engine(models.mlp(), None, context=context)
+        x = np.ones((1, 64), np.float32)
+        in_threads(4, lambda _: [engine.run([x]) for _ in range(50)])
+        assert engine.stats().done == 200

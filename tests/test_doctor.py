@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,8 +24,9 @@ from deepsched.doctor import Check, Diagnosis, Status, limits, versions
 from deepsched.doctor.host import Host
 from deepsched.errors import OrtImportError, TopologyError
 from deepsched.machine.sysfs import format_cpu_list, parse_cpu_list
-from tests.strategies import random_topologies
-from tests.sysfs_tree import SysfsTree, write_machine
+from tests.support.processes import run_python
+from tests.support.strategies import random_topologies
+from tests.support.sysfs_tree import SysfsTree, write_machine
 
 AVX2 = "sse2 avx avx2 fma f16c"
 AVX512 = f"{AVX2} avx512f avx512bw avx512dq avx512vl"
@@ -710,20 +710,9 @@ def test_two_packages_in_one_folder_warn(tmp_path: Path, monkeypatch: pytest.Mon
     assert "extensions" not in library.advice
 
 
-def run_python(code: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "PYTHONPATH": os.getcwd(), **environment},
-    )
-    return done.stdout.strip()
-
-
 def test_import_is_spared_what_only_the_checks_need() -> None:
     code = "import sys, deepsched; print({'rich', 'threadpoolctl'} & set(sys.modules))"
-    assert run_python(code) == "set()"
+    assert run_python(code) == "set()\n"
 
 
 @pytest.mark.skipif(ctypes.util.find_library("gomp") is None, reason="no libgomp on this machine")
@@ -733,12 +722,12 @@ def test_openmp_pool_of_several_threads_warns(num_threads: str, status: str) -> 
         "import ctypes, deepsched; ctypes.CDLL('libgomp.so.1');"
         "print(deepsched.check_hardware()['thread_pools'].status)"
     )
-    assert run_python(code, OMP_NUM_THREADS=num_threads, OPENBLAS_NUM_THREADS="1") == status
+    assert run_python(code, OMP_NUM_THREADS=num_threads, OPENBLAS_NUM_THREADS="1") == f"{status}\n"
 
 
 def test_blas_pool_of_numpy_alone_is_no_warning() -> None:
     code = "import deepsched; print(deepsched.check_hardware()['thread_pools'].status)"
-    assert run_python(code, OPENBLAS_NUM_THREADS="4") == "ok"
+    assert run_python(code, OPENBLAS_NUM_THREADS="4") == "ok\n"
 
 
 # --- Whatever the files hold ------------------------------------------------------------------

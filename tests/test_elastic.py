@@ -17,10 +17,11 @@ from deepsched.runtime.model import Model
 from deepsched.runtime.policy import PolicyTree
 from deepsched.scheduling.group_tree import tree_of
 from deepsched.scheduling.scaling import run_lengths, useful
-from tests import models
-from tests.strategies import random_topologies
-from tests.test_dispatch import SQUARE, STEPS, in_threads, unpinned
-from tests.test_ways_in import item, run_until_busy
+from tests.support import models
+from tests.support.contexts import unpinned
+from tests.support.requests import SQUARE, STEPS, item, run_until_busy
+from tests.support.strategies import random_topologies
+from tests.support.threads import in_threads
 
 # --- The tree -------------------------------------------------------------------------------------
 

@@ -7,14 +7,14 @@ import os
 import weakref
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from deepsched import Context, Engine, MultiModelEngine, Scheduler, Topology, compile_model
 from deepsched.benchmark import bundled_model
 from deepsched.errors import ClosedError, OptionError, StreamConfigError
-from tests import models
-from tests.test_dispatch import in_threads
+from tests.support import models
+from tests.support.plain_onnxruntime import reference, same_bits
+from tests.support.threads import in_threads
 
 LIGHT_MODELS = [
     "bvlc_alexnet",
@@ -28,31 +28,6 @@ LIGHT_MODELS = [
     "zfnet512",
 ]
 NUM_CORES = len(Topology.detect().cores)
-
-
-def reference(model, inputs, num_threads):
-    """What plain onnxruntime says, with as many threads as a stream has."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(
-        model if isinstance(model, str) else model.SerializeToString(), options
-    )
-    names = [value.name for value in session.get_inputs()]
-    return session.run(None, dict(zip(names, inputs, strict=True)))
-
-
-def same_bits(actual, expected):
-    if isinstance(expected, list):
-        assert len(actual) == len(expected)
-        for one, other in zip(actual, expected, strict=True):
-            same_bits(one, other)
-    elif expected.dtype == object:
-        assert actual.tolist() == expected.tolist()
-    else:
-        assert actual.dtype == expected.dtype
-        assert actual.shape == expected.shape
-        assert actual.tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("name", LIGHT_MODELS)
@@ -151,7 +126,7 @@ def test_the_batch_follows_input_shapes():
         assert engine.run(engine.generate_random_inputs())[0].shape == (5, 64)
 
 
-def test_a_fixed_batch_can_be_replaced_where_the_nodes_allow_it():
+def test_a_fixed_batch_can_be_replaced():
     with Engine(bundled_model("squeezenet"), batch_size=3) as engine:
         assert engine.run(engine.generate_random_inputs())[0].shape == (3, 1000, 1, 1)
 
@@ -183,13 +158,13 @@ def test_deepsparses_words_are_taken_everywhere(word):
 
 @pytest.mark.parametrize("num_streams", [0, -1, NUM_CORES + 1])
 @pytest.mark.parametrize("scheduler", ["single_stream", "multi_stream"])
-def test_num_streams_out_of_range_is_told(num_streams, scheduler):
+def test_num_streams_out_of_range_is_refused(num_streams, scheduler):
     with pytest.raises(StreamConfigError, match=f"between 1 and {NUM_CORES}.*got {num_streams}"):
         Engine(models.mlp(), scheduler=scheduler, num_streams=num_streams)
 
 
 @pytest.mark.parametrize("num_streams", [1.5, "2", True])
-def test_num_streams_that_is_no_integer_is_told(num_streams):
+def test_num_streams_must_be_an_integer(num_streams):
     with pytest.raises(StreamConfigError, match="num_streams"):
         Engine(models.mlp(), scheduler="multi_stream", num_streams=num_streams)
 

@@ -6,8 +6,6 @@ import inspect
 import os
 import random
 import subprocess
-import sys
-import textwrap
 
 import numpy as np
 import onnx
@@ -16,7 +14,8 @@ from onnx import TensorProto, helper
 
 from deepsched import Context, Engine, MultiModelEngine, compile_model, errors
 from deepsched.benchmark import bundled_model
-from tests import models
+from tests.support import models
+from tests.support.processes import run_python
 
 
 def test_every_error_is_ours_and_a_builtin_too():
@@ -43,7 +42,7 @@ def test_a_folder_is_no_model(tmp_path, batch_size):
 
 @pytest.mark.parametrize("batch_size", [1, None])
 @pytest.mark.parametrize("content", [b"", b"not a model", b"\x00" * 1000, b"\xff" * 1000])
-def test_what_is_not_onnx_is_told(tmp_path, content, batch_size):
+def test_bytes_that_are_not_onnx_are_refused(tmp_path, content, batch_size):
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     for model in (path, content):
@@ -52,7 +51,7 @@ def test_what_is_not_onnx_is_told(tmp_path, content, batch_size):
 
 
 @pytest.mark.parametrize("batch_size", [1, None])
-def test_a_truncated_model_is_told(tmp_path, batch_size):
+def test_a_truncated_model_is_refused(tmp_path, batch_size):
     whole = onnx.load(bundled_model("squeezenet")).SerializeToString()
     rng = random.Random(0)
     for length in [len(whole) - 1, *(rng.randrange(1, len(whole)) for _ in range(5))]:
@@ -62,7 +61,7 @@ def test_a_truncated_model_is_told(tmp_path, batch_size):
             compile_model(path, batch_size)
 
 
-def test_an_invalid_graph_is_told():
+def test_an_invalid_graph_is_refused():
     unknown = models.make(
         [helper.make_node("Relu", ["nowhere"], ["y"])],
         [models.tensor("x", [1])],
@@ -78,7 +77,7 @@ def test_an_invalid_graph_is_told():
             Engine(model)
 
 
-def test_unsupported_operators_and_opsets_are_told():
+def test_unsupported_operators_and_opsets_are_refused():
     operator = models.make(
         [helper.make_node("Teleport", ["x"], ["y"])],
         [models.tensor("x", [1])],
@@ -92,13 +91,13 @@ def test_unsupported_operators_and_opsets_are_told():
 
 
 @pytest.mark.parametrize("model", [None, 3, ["model.onnx"]])
-def test_what_cannot_be_a_model_is_told(model):
+def test_an_object_that_is_no_model_is_refused(model):
     with pytest.raises(errors.OptionError, match="a model is a path"):
         Engine(model)
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 1.0, "1", True])
-def test_a_batch_size_that_cannot_be_is_told(batch_size):
+def test_a_bad_batch_size_is_refused(batch_size):
     with pytest.raises(errors.OptionError, match="batch_size"):
         Engine(models.mlp(), batch_size)
 
@@ -115,12 +114,12 @@ def test_a_batch_size_that_cannot_be_is_told(batch_size):
         (3, errors.OptionError, "list of shapes"),
     ],
 )
-def test_input_shapes_that_do_not_fit_are_told(shapes, error, message):
+def test_input_shapes_that_do_not_fit_are_refused(shapes, error, message):
     with pytest.raises(error, match=message):
         Engine(models.mlp(), None, input_shapes=shapes)
 
 
-def test_a_batch_size_that_contradicts_input_shapes_is_told():
+def test_batch_size_must_agree_with_input_shapes():
     with pytest.raises(errors.OptionError, match="batch_size=4 contradicts input_shapes"):
         Engine(models.mlp(), 4, input_shapes=[[2, 64]])
 
@@ -142,8 +141,8 @@ def test_missing_external_data_names_the_model(tmp_path):
         compile_model(path)
 
 
-def test_sizes_that_fail_only_in_a_kernel_are_found_when_compiling():
-    """ResNet-50's Reshape was exported for one image."""
+def test_sizes_that_fail_in_a_kernel_fail_the_compile():
+    """AlexNet's Reshape was exported for one image of 224 x 224."""
     with pytest.raises(errors.ShapeOverrideError, match="batch_size=3"):
         Engine(bundled_model("bvlc_alexnet"), input_shapes=[[3, 3, 64, 64]], batch_size=3)
 
@@ -158,7 +157,7 @@ def test_sizes_that_fail_only_in_a_kernel_are_found_when_compiling():
         (None, "expected a list"),
     ],
 )
-def test_the_wrong_inputs_are_told(inputs, message):
+def test_wrong_inputs_are_refused(inputs, message):
     with Engine(models.mlp()) as engine:
         with pytest.raises(errors.InputError, match=message):
             engine.run(inputs)
@@ -184,20 +183,22 @@ def test_a_failing_kernel_leaves_the_engine_usable():
             assert engine.run([x, np.array([2])])[0].tolist() == [2.0]
 
 
-@pytest.mark.parametrize("option", [{"pin": "numa"}, {"pin": 1}, {"topology": "laptop"}])
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"pin": "numa"},
+        {"pin": 1},
+        {"topology": "laptop"},
+        {"queue_capacity": 0},
+        {"queue_capacity": 1.5},
+        {"queue_capacity": True},
+        {"spin": "fast"},
+        {"spin": None},
+    ],
+)
 def test_a_contexts_options_are_checked(option):
     with pytest.raises(errors.OptionError, match=next(iter(option))):
         Context(**option)
-
-
-def run_python(code, **environment):
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
 
 
 def fake_onnxruntime(folder, source=None):
@@ -234,12 +235,12 @@ const Base* OrtGetApiBase() { return &base; }
         (OLD % "1.99.0", "onnxruntime 1.99.0 .* is too old"),
     ],
 )
-def test_an_onnxruntime_that_cannot_be_used_says_what_to_install(tmp_path, source, message):
+def test_an_unusable_onnxruntime_says_what_to_install(tmp_path, source, message):
     path = os.pathsep.join([fake_onnxruntime(tmp_path, source), os.getcwd()])
-    done = run_python(
+    out = run_python(
         f"""
         import re, deepsched
-        from tests import models
+        from tests.support import models
         try:
             deepsched.Engine(models.identity(), None)
         except ImportError as error:
@@ -249,14 +250,14 @@ def test_an_onnxruntime_that_cannot_be_used_says_what_to_install(tmp_path, sourc
         """,
         PYTHONPATH=path,
     )
-    assert done.stdout == "told\n", done.stderr
+    assert out == "told\n"
 
 
 def test_no_onnxruntime_at_all_says_what_to_install():
-    done = run_python(
+    out = run_python(
         """
         import sys, deepsched
-        from tests import models
+        from tests.support import models
         sys.path_importer_cache.clear()
         import importlib.util
         find = importlib.util.find_spec
@@ -267,27 +268,25 @@ def test_no_onnxruntime_at_all_says_what_to_install():
             assert "pip install 'onnxruntime>=" in str(error), error
             print("told")
         """,
-        PYTHONPATH=os.getcwd(),
     )
-    assert done.stdout == "told\n", done.stderr
+    assert out == "told\n"
 
 
 def test_onnxruntimes_python_package_is_not_imported():
-    done = run_python(
+    out = run_python(
         """
         import sys, deepsched, numpy
-        from tests import models
+        from tests.support import models
         with deepsched.Engine(models.identity(), None) as engine:
             engine.run([numpy.ones(1, "f")])
         assert not [name for name in sys.modules if name.startswith("onnxruntime")]
         print("clean")
         """,
-        PYTHONPATH=os.getcwd(),
     )
-    assert done.stdout == "clean\n", done.stderr
+    assert out == "clean\n"
 
 
-def test_sizes_that_leave_a_convolution_nothing_are_an_error_and_not_the_end_of_the_process():
+def test_sizes_too_small_for_a_convolution_raise():
     with pytest.raises(errors.ShapeOverrideError, match="leave nothing for .*give larger ones"):
         compile_model(bundled_model("squeezenet"), input_shapes=[[1, 3, 20, 20]])
     with compile_model(bundled_model("squeezenet"), input_shapes=[[1, 3, 64, 64]]) as engine:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from deepsched.runtime.groups import CoreGroups
+from tests.support.threads import in_threads
 
 NUM_GROUPS = 130  # more than two words
 
@@ -52,25 +53,17 @@ TestGroupsAgainstSet = GroupsMachine.TestCase
 def test_a_group_never_has_two_owners(num_groups):
     groups = CoreGroups(num_groups)
     owners = [threading.Lock() for _ in range(num_groups)]
-    collisions = []
 
-    def work():
+    def work(_):
         for _ in range(5_000):
             group = groups.try_claim()
             if group is None:
                 continue
-            if not owners[group].acquire(blocking=False):
-                collisions.append(group)
-                return
+            assert owners[group].acquire(blocking=False), f"group {group} has two owners"
             owners[group].release()
             groups.give_back(group)
 
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not collisions
+    in_threads(8, work)
     assert {groups.try_claim() for _ in range(num_groups)} == set(range(num_groups))
     assert groups.try_claim() is None
 

@@ -30,7 +30,7 @@ import numpy as np
 import pytest
 
 from deepsched import Engine, Topology, cli, compile_model
-from tests import models
+from tests.support import models
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted(ROOT.glob("docs/*.md"))]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from deepsched.errors import StreamConfigError
 from deepsched.machine.partition import Partition, partition
 from deepsched.machine.topology import Topology
-from tests.strategies import random_topologies
+from tests.support.strategies import random_topologies
 
 TWO_BY_EIGHT = Topology.synthetic(packages=2, cores_per_l3=8)
 EPYC = Topology.synthetic(packages=2, l3_per_node=4, cores_per_l3=8)
@@ -74,7 +74,7 @@ def test_streams_that_share_an_l3_are_warned_of() -> None:
     assert str(result.warnings[0]).startswith("streams 0-3: L3 cache shared")
 
 
-def test_stream_over_two_nodes_of_a_package_is_warned_of() -> None:
+def test_stream_over_two_nodes_is_warned_of() -> None:
     topology = Topology.synthetic(packages=2, nodes_per_package=2, cores_per_l3=2)
     assert warned(partition(topology, num_streams=2)) == {"straddles_nodes": (0, 1)}
     assert warned(partition(topology, num_streams=1)) == {"straddles_packages": (0,)}
@@ -159,7 +159,7 @@ def test_one_stream_per_l3_else_per_node_by_default(topology: Topology) -> None:
 
 
 @pytest.mark.parametrize(("packages", "expected"), [((0, 0, 1, 1), 2), ((None,) * 4, 1)])
-def test_one_stream_per_package_else_one_where_nothing_else_is_known(
+def test_one_stream_per_package_without_l3_and_nodes(
     packages: tuple[int | None, ...], expected: int
 ) -> None:
     cores = Topology.synthetic(packages=1, cores_per_l3=4).cores
@@ -182,11 +182,6 @@ def test_no_stream_straddles_packages_that_are_cut_alike(
     assert "straddles_packages" not in warned(result)
 
 
-@given(random_topologies())
-def test_partition_is_deterministic(topology: Topology) -> None:
-    assert partition(topology) == partition(topology)
-
-
 # --- Fewer cores than there are ---------------------------------------------------------------
 
 
@@ -194,11 +189,11 @@ def test_few_cores_come_from_one_package_and_one_l3() -> None:
     assert chosen(EPYC, 8) == list(range(8))
 
 
-def test_cores_are_spread_evenly_over_as_few_l3s_as_hold_them() -> None:
+def test_cores_are_spread_evenly_over_the_fewest_l3s() -> None:
     assert chosen(EPYC, 12) == [*range(6), *range(8, 14)]
 
 
-def test_cores_are_spread_evenly_over_as_few_packages_as_hold_them() -> None:
+def test_cores_are_spread_evenly_over_the_fewest_packages() -> None:
     assert chosen(TWO_BY_EIGHT, 12) == [*range(6), *range(8, 14)]
     assert chosen(TWO_BY_EIGHT, 9) == [*range(5), *range(8, 12)]
 
@@ -207,7 +202,7 @@ def test_package_with_more_usable_cores_comes_first() -> None:
     assert chosen(Topology(TWO_BY_EIGHT.cores[6:]), 4) == [8, 9, 10, 11]
 
 
-def test_small_package_gives_all_it_has_and_the_large_one_the_rest() -> None:
+def test_a_small_package_is_used_whole() -> None:
     assert chosen(Topology(TWO_BY_EIGHT.cores[6:]), 9) == [6, 7, *range(8, 15)]
 
 
@@ -241,7 +236,7 @@ def test_quota_rounded_up_bounds_the_cores(topology: Topology) -> None:
     assert used == min(quota, len(topology.cores))
 
 
-def test_more_cores_than_the_quota_is_an_error_that_says_so() -> None:
+def test_more_cores_than_the_quota_are_refused() -> None:
     topology = replace(TWO_BY_EIGHT, cpu_quota=2.5)
     with pytest.raises(
         StreamConfigError,
@@ -255,7 +250,7 @@ def test_quota_above_the_cores_does_not_bound_them() -> None:
 
 
 @pytest.mark.parametrize("num_cores", [-1, 0, 17])
-def test_cores_out_of_bounds_are_an_error_that_names_the_mask(num_cores: int) -> None:
+def test_num_cores_out_of_bounds_names_the_affinity_mask(num_cores: int) -> None:
     with pytest.raises(
         StreamConfigError,
         match=rf"num_cores must be between 1 and 16 \(.*affinity mask.*\), got {num_cores}$",
@@ -264,7 +259,7 @@ def test_cores_out_of_bounds_are_an_error_that_names_the_mask(num_cores: int) ->
 
 
 @pytest.mark.parametrize("num_streams", [-1, 0, 9, 12])
-def test_streams_out_of_bounds_are_an_error_that_names_the_cores(num_streams: int) -> None:
+def test_num_streams_out_of_bounds_names_the_usable_cores(num_streams: int) -> None:
     with pytest.raises(
         StreamConfigError,
         match=rf"num_streams must be between 1 and 8 \(usable cores\), got {num_streams}$",
@@ -289,7 +284,7 @@ def test_numbers_of_the_wrong_type_are_an_error(name: str, value: object) -> Non
 
 
 @given(random_topologies(with_quota=False), st.integers(1, 30))
-def test_the_remedy_is_the_nearest_number_of_streams_without_the_warning(
+def test_a_warning_advises_the_nearest_num_streams_without_it(
     topology: Topology, num_streams: int
 ) -> None:
     most = len(topology.cores)

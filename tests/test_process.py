@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import threading
 from pathlib import Path
 
@@ -14,31 +11,12 @@ import numpy as np
 import pytest
 
 from deepsched import Context, Engine, Topology, compile_model
-from tests import models
-from tests.test_dispatch import SQUARE, STEPS, in_threads
+from tests.support import models
+from tests.support.processes import finish, run_python, start_python
+from tests.support.requests import SQUARE, STEPS
+from tests.support.threads import in_threads
 
 NUM_CORES = len(Topology.detect().cores)
-
-
-def start_python(code):
-    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process, timeout=60):
-    try:
-        out, err = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        out, err = process.communicate()
-        raise AssertionError(f"hung; it printed {out!r} and {err!r}") from None
-    return out, err
 
 
 def our_threads():
@@ -54,7 +32,7 @@ def our_threads():
     return threads
 
 
-def test_every_stream_has_a_named_worker_pinned_to_its_cores():
+def test_each_stream_has_a_named_pinned_worker():
     with compile_model(models.mlp(), scheduler="multi_stream", num_streams=NUM_CORES) as engine:
         threads = our_threads()
         context = next(iter(threads)).split("-")[0]
@@ -105,7 +83,7 @@ def test_a_caller_gets_its_own_affinity_back():
 
 INTERRUPTED = """
     import numpy, signal, threading, time, deepsched
-    from tests import models
+    from tests.support import models
     signal.signal(signal.SIGINT, signal.default_int_handler)
     engine = deepsched.Engine(models.spin(), None, scheduler="single_stream")
     square = numpy.zeros((64, 64), numpy.float32)
@@ -122,24 +100,29 @@ INTERRUPTED = """
 """
 
 
-def interrupt(before="", after=""):
-    process = start_python(INTERRUPTED.format(before=before, after=after))
+def signal_in_wait(process, number):
+    """Signals a process that has printed "ready", once it waits; returns its output."""
     assert process.stdout.readline() == "ready\n", finish(process)
     # Until it waits in the kernel: the futex that the run is waited for with.
     wchan = Path(f"/proc/{process.pid}/wchan")
     syscall = Path(f"/proc/{process.pid}/syscall")
     while not (wchan.read_text().startswith("futex") or syscall.read_text().startswith("202 ")):
         assert process.poll() is None, finish(process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     return finish(process)
 
 
-def test_ctrl_c_interrupts_a_call_that_waits_for_its_run():
+def interrupt(before="", after=""):
+    process = start_python(INTERRUPTED.format(before=before, after=after))
+    return signal_in_wait(process, signal.SIGINT)
+
+
+def test_ctrl_c_interrupts_a_running_call():
     out, err = interrupt(after="run(1); print('usable')")
     assert out == "interrupted\nusable\n", err
 
 
-def test_ctrl_c_interrupts_a_call_that_waits_in_the_queue():
+def test_ctrl_c_interrupts_a_queued_call():
     out, err = interrupt(
         before="""
     blocker = threading.Thread(target=run, args=(3 * 10**5,))
@@ -164,6 +147,35 @@ def test_ctrl_c_then_exit_does_not_hang():
     out, err = interrupt()
     assert out == "interrupted\n", err
     assert err == ""
+
+
+def test_a_signal_handler_may_close_the_engine_a_call_waits_on():
+    process = start_python(
+        """
+        import signal, numpy as np
+        from deepsched import Context, Engine
+        from deepsched.errors import ClosedError
+        from tests.support import models
+        from tests.support.requests import LONG, SQUARE, STEPS, run_until_busy
+
+        with Context(num_streams=1, queue_capacity=1) as context:
+            engine = Engine(models.spin(), None, context=context)
+            futures = [run_until_busy(engine), engine.submit([STEPS, SQUARE])]
+
+            def close(*_):
+                futures[0].cancel()
+                engine.close()
+
+            signal.signal(signal.SIGALRM, close)
+            print("ready", flush=True)
+            try:
+                engine.run([STEPS, SQUARE])
+            except ClosedError:
+                print("closed")
+        """
+    )
+    out, err = signal_in_wait(process, signal.SIGALRM)
+    assert out == "closed\n", err
 
 
 # --- fork ---------------------------------------------------------------------------------------
@@ -191,38 +203,9 @@ def in_child(work):
     return message
 
 
-def test_a_signal_handler_may_close_the_engine_under_a_call_that_waits_for_room():
-    process = start_python(
-        """
-        import signal, numpy as np
-        from deepsched import Context, Engine
-        from deepsched.errors import ClosedError
-        from tests import models
-        from tests.test_ways_in import LONG, SQUARE, STEPS, run_until_busy
-
-        with Context(num_streams=1, queue_capacity=1) as context:
-            engine = Engine(models.spin(), None, context=context)
-            futures = [run_until_busy(engine), engine.submit([STEPS, SQUARE])]
-
-            def close(*_):
-                futures[0].cancel()
-                engine.close()
-
-            signal.signal(signal.SIGALRM, close)
-            signal.setitimer(signal.ITIMER_REAL, 0.2)
-            try:
-                engine.run([STEPS, SQUARE])
-            except ClosedError:
-                print("closed")
-        """
-    )
-    out, err = finish(process)
-    assert out.strip() == "closed", err
-
-
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.parametrize("scheduler", ["single_stream", "multi_stream"])
-def test_a_forked_child_is_told_and_the_parent_goes_on(scheduler):
+def test_a_forked_child_raises_and_the_parent_goes_on(scheduler):
     with Engine(models.spin(), None, scheduler=scheduler) as engine:
         stop = threading.Event()
 
@@ -257,11 +240,11 @@ def test_a_forked_child_is_told_and_the_parent_goes_on(scheduler):
         assert engine.run([STEPS, SQUARE])[0].shape == (64, 64)
 
 
-def test_a_forked_child_that_exits_in_order_does_not_hang():
+def test_a_forked_child_exits_without_a_hang():
     process = start_python(
         """
         import numpy, os, sys, warnings, deepsched
-        from tests import models
+        from tests.support import models
         warnings.simplefilter("ignore")
         engine = deepsched.Engine(models.mlp())
         x = numpy.zeros((1, 64), numpy.float32)
@@ -287,7 +270,7 @@ def test_exit_with_requests_in_flight_neither_hangs_nor_crashes(ending):
     process = start_python(
         f"""
         import numpy, sys, threading, deepsched
-        from tests import models
+        from tests.support import models
         engine = deepsched.Engine(models.spin(), None, scheduler="multi_stream")
         square = numpy.zeros((64, 64), numpy.float32)
         started = threading.Semaphore(0)
@@ -308,3 +291,35 @@ def test_exit_with_requests_in_flight_neither_hangs_nor_crashes(ending):
     )
     out, err = finish(process)
     assert (process.returncode, out) == (0, "leaving\n"), err
+
+
+@pytest.mark.parametrize("how", ["submit", "run_async", "map", "run"])
+def test_the_interpreter_may_end_with_requests_under_way(how):
+    code = f"""
+        import asyncio, itertools, threading
+        import numpy as np
+        from deepsched import compile_model
+        from tests.support import models
+
+        engine = compile_model(models.spin(), None, scheduler="multi_stream", num_streams=1)
+        inputs = [np.array(3000, np.int64), np.zeros((64, 64), np.float32)]
+        engine.run(inputs)
+        if {how!r} == "submit":
+            futures = [engine.submit(inputs) for _ in range(20)]
+        elif {how!r} == "run_async":
+            async def main():
+                tasks = [asyncio.ensure_future(engine.run_async(inputs)) for _ in range(20)]
+                await asyncio.sleep(0)
+            asyncio.run(main())
+        elif {how!r} == "map":
+            results = engine.map(itertools.repeat(inputs))
+            next(results)
+        else:
+            for _ in range(4):
+                threading.Thread(
+                    target=lambda: [engine.run(inputs) for _ in range(1000)], daemon=True
+                ).start()
+            engine.run(inputs)
+        print("ends")
+    """
+    assert run_python(code) == "ends\n"

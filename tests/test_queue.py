@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter, deque
 
 import pytest
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from deepsched.runtime.queue import RequestQueue
+from tests.support.threads import produce_and_consume
 
 
 class QueueMachine(RuleBasedStateMachine):
@@ -44,29 +44,10 @@ def test_capacity_is_rounded_up_to_a_power_of_two(asked, got):
 
 @pytest.mark.parametrize("capacity", [2, 64])
 @pytest.mark.parametrize("num_threads", [1, 2, 4])
-def test_every_item_is_popped_once_and_in_order_of_its_producer(capacity, num_threads):
+def test_items_are_popped_once_in_order_per_producer(capacity, num_threads):
     queue = RequestQueue(capacity)
     per_producer = 20_000 // num_threads
-    popped = [[] for _ in range(num_threads)]
-    left = threading.Semaphore(num_threads * per_producer)
-
-    def produce(producer):
-        for i in range(per_producer):
-            while not queue.push(producer << 32 | i + 1):
-                pass
-
-    def consume(mine):
-        while left.acquire(blocking=False):
-            while (item := queue.pop()) is None:
-                pass
-            mine.append(item)
-
-    threads = [threading.Thread(target=produce, args=(i,)) for i in range(num_threads)]
-    threads += [threading.Thread(target=consume, args=(mine,)) for mine in popped]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    popped = produce_and_consume(queue.push, queue.pop, num_threads, per_producer)
     counts = Counter(item for mine in popped for item in mine)
     expected = {
         producer << 32 | i + 1 for producer in range(num_threads) for i in range(per_producer)

@@ -17,7 +17,7 @@ def test_member_is_its_word(word: str) -> None:
     assert str(member) == f"{member}" == f"{member:s}" == word
 
 
-def test_default_is_single_stream_and_no_member_of_its_own() -> None:
+def test_default_is_an_alias_of_single_stream() -> None:
     assert repr(Scheduler.default) == repr(Scheduler.single_stream)
     assert list(Scheduler) == ["single_stream", "multi_stream", "elastic"]
 
@@ -45,7 +45,7 @@ def test_auto_is_said_to_be_compile_models() -> None:
 
 
 @pytest.mark.parametrize("word", ["", "elastic_stream", 2, None, b"sync"])
-def test_from_str_names_the_wrong_value_and_the_accepted_words(word: object) -> None:
+def test_from_str_names_the_value_and_the_accepted_words(word: object) -> None:
     with pytest.raises(OptionError, match="elastic .or DeepSparse's words sync, ") as error:
         Scheduler.from_str(word)  # type: ignore[arg-type]
     assert f"got {word!r}" in str(error.value)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from deepsched import Engine, benchmark_model
 from deepsched.errors import OptionError
 from deepsched.invocation.sequential_timing import BatchBenchmarkResult, BenchmarkResults
-from tests import models
+from tests.support import models
 
 
 @pytest.fixture
@@ -23,14 +23,14 @@ def batches(count):
     return [[np.full(2, number, np.float32)] for number in range(count)]
 
 
-def test_timed_run_returns_what_run_does_and_how_long_it_took(engine):
+def test_timed_run_returns_outputs_and_seconds(engine):
     (x,) = batches(1)[0]
     outputs, seconds = engine.timed_run([x])
     assert outputs[0].tolist() == engine.run([x])[0].tolist()
     assert 0 < seconds < 10
 
 
-def test_a_loader_is_gone_through_in_its_order_and_again(engine):
+def test_a_loader_is_repeated_in_order(engine):
     results = engine.benchmark_loader(
         batches(3),
         num_iterations=5,
@@ -59,7 +59,7 @@ def test_a_loader_that_runs_out_for_good_says_so(engine):
     assert len(taken) == 5
 
 
-def test_items_are_counted_by_the_inputs_where_the_batch_is_open(engine):
+def test_an_open_batch_is_counted_by_the_inputs(engine):
     results = engine.benchmark({"x": np.zeros(2, np.float32)}, num_iterations=3)
     assert results.batch_sizes == [2, 2, 2]
     fixed = benchmark_model(models.mlp(), [np.zeros((4, 64), np.float32)], 4, num_iterations=3)

@@ -11,8 +11,9 @@ from deepsched import Context, Engine, Topology
 from deepsched.errors import InferenceError
 from deepsched.runtime.histogram import RELATIVE_WIDTH, bucket_bounds, bucket_index
 from deepsched.scheduling.stats import Counts
-from tests import models
-from tests.test_dispatch import in_threads, unpinned
+from tests.support import models
+from tests.support.contexts import unpinned
+from tests.support.threads import in_threads
 
 BOUNDS = bucket_bounds()
 
@@ -24,7 +25,7 @@ def test_a_value_lies_within_its_bucket_which_is_narrow(value):
     assert high - low <= max(1, low * RELATIVE_WIDTH)
 
 
-def test_buckets_leave_no_gap_and_the_last_takes_what_is_longer():
+def test_buckets_leave_no_gap_and_the_last_is_open():
     assert [high for _, high in BOUNDS[:-1]] == [low for low, _ in BOUNDS[1:]]
     assert bucket_index(2**63) == len(BOUNDS) - 1
 
@@ -105,7 +106,7 @@ def test_stats_and_memory_are_readable_as_text():
         assert "activations" in str(engine.memory())
 
 
-def test_one_stream_where_several_were_meant_is_told(caplog):
+def test_one_stream_on_many_cores_warns(caplog):
     machine = Topology.synthetic(packages=1, cores_per_l3=4)
     with Context(topology=machine, pin="none") as context:
         assert context.num_streams == 1

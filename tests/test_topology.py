@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from deepsched.errors import TopologyError
 from deepsched.machine.sysfs import format_cpu_list, parse_cpu_list
 from deepsched.machine.topology import Topology
-from tests.strategies import random_topologies
-from tests.sysfs_tree import SysfsTree, write_machine
+from tests.support.strategies import random_topologies
+from tests.support.sysfs_tree import SysfsTree, write_machine
 
 
 @pytest.fixture

@@ -32,10 +32,10 @@ from deepsched.timeline.perfetto import to_perfetto
 from deepsched.timeline.svg import draw
 from deepsched.timeline.text import render
 from deepsched.timeline.window import windows
-from tests import models
+from tests.support import models
+from tests.support.requests import LONG
 
 X = np.zeros((1, 64), np.float32)
-LONG = [np.array(10**9, np.int64), np.zeros((64, 64), np.float32)]
 MACHINE = Topology.synthetic(packages=1, cores_per_l3=4)
 STREAMS = partition(MACHINE, num_streams=4).streams
 

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from deepsched import Engine
 from deepsched.errors import InputError, InputTypeError
 from deepsched.runtime import element_types
-from tests import models
+from tests.support import models
 
 ORDINARY = [
     "float32",
@@ -57,7 +57,7 @@ def test_every_ordinary_dtype_goes_in_and_out(name):
 
 @pytest.mark.parametrize("name", ML_DTYPES)
 @pytest.mark.parametrize("size", [1, 2, 5])
-def test_the_small_types_of_ml_dtypes_go_in_and_out(name, size):
+def test_small_ml_dtypes_go_in_and_out(name, size):
     dtype = np.dtype(getattr(ml_dtypes, name))
     x = np.arange(size).astype(np.float32).astype(dtype)
     with engine_for(dtype) as engine:
@@ -246,7 +246,7 @@ def test_an_output_that_is_the_input_is_a_copy():
         assert (y == 1).all()
 
 
-def test_an_output_that_is_a_constant_is_not_the_models_weight():
+def test_a_constant_output_is_a_copy_of_the_weight():
     constant = helper.make_tensor("c", TensorProto.FLOAT, [3], [1, 2, 3])
     model = models.make(
         [helper.make_node("Identity", ["x"], ["y"])],
@@ -274,7 +274,7 @@ def test_an_output_that_is_a_constant_is_not_the_models_weight():
         ([[1.0], [2.0, 3.0]], InputTypeError, "numpy cannot read"),
     ],
 )
-def test_what_does_not_fit_names_the_input_and_leaves_the_engine_usable(value, error, message):
+def test_an_input_that_does_not_fit_is_named(value, error, message):
     with Engine(models.identity([2, 3]), None) as engine:
         with pytest.raises(error, match=message):
             engine.run([value])

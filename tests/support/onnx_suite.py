@@ -1,7 +1,8 @@
-"""Runs onnx's own backend tests on deepsched.backend: python -m tests.onnx_suite
+"""Runs onnx's own backend tests on deepsched.backend: python -m tests.support.onnx_suite
 
-Prints a line a failure and, last, the counts as JSON. The tests run in child processes, so that a
-crash is counted and does not end the run.
+Those that fail run on plain onnxruntime as well. Prints a line a failure and, last, as JSON the
+counts and the names of the tests that plain onnxruntime passes and we do not. The tests run in
+child processes, so that a crash is counted and does not end the run.
 """
 
 from __future__ import annotations
@@ -14,15 +15,14 @@ import unittest
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 HANG_SECONDS = 60
 
 
-def collect():
-    """{name: test} of the CPU cases."""
+def collect(backend):
+    """{name: test} of the CPU cases; `backend` is "deepsched" or "onnxruntime"."""
     from onnx.backend.test.runner import Runner
-
-    import deepsched.backend
 
     found = {}
 
@@ -35,14 +35,24 @@ def collect():
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        walk(Runner(deepsched.backend.DeepschedBackend, __name__).test_suite)
+        walk(Runner(_backend(backend), __name__).test_suite)
     return found
 
 
-def run(names, results):
+def _backend(name):
+    if name == "deepsched":
+        from deepsched.backend import DeepschedBackend
+
+        return DeepschedBackend
+    from onnxruntime.backend.backend import OnnxRuntimeBackend
+
+    return OnnxRuntimeBackend
+
+
+def run(backend, names, results):
     """In a child: announces each test before it runs it, then tells how it went."""
-    tests = collect()
-    for name in sorted(tests) if names is None else names:
+    tests = collect(backend)
+    for name in names:
         results.put((name, "started", ""))
         result = unittest.TestResult()
         tests[name].run(result)
@@ -52,14 +62,14 @@ def run(names, results):
     results.put(None)
 
 
-def run_all(names):
+def run_shard(backend, names):
     """{name: outcome}, by children one after another."""
     context = multiprocessing.get_context("spawn")
     outcomes = {}
     while len(outcomes) < len(names):
         results = context.Queue()
         todo = [name for name in names if name not in outcomes]
-        child = context.Process(target=run, args=(todo, results))
+        child = context.Process(target=run, args=(backend, todo, results))
         child.start()
         current = None
         while True:
@@ -74,19 +84,28 @@ def run_all(names):
             if outcome != "started":
                 outcomes[current] = outcome
                 if why:
-                    print(f"{current}: {outcome}: {why[:200]}")
+                    print(f"{backend}: {current}: {outcome}: {why[:200]}")
         child.kill()
         child.join()
     return outcomes
 
 
-def main():
-    names = sorted(collect())
+def run_all(backend, names):
+    """{name: outcome}, by as many children at a time as there are CPUs."""
     num_shards = len(os.sched_getaffinity(0))
+    shards = (names[shard::num_shards] for shard in range(num_shards))
+    outcomes = {}
     with ThreadPoolExecutor(num_shards) as pool:
-        shards = pool.map(run_all, (names[shard::num_shards] for shard in range(num_shards)))
-        counts = Counter(outcome for outcomes in shards for outcome in outcomes.values())
-    print(json.dumps(counts))
+        for found in pool.map(partial(run_shard, backend), shards):
+            outcomes.update(found)
+    return outcomes
+
+
+def main():
+    ours = run_all("deepsched", sorted(collect("deepsched")))
+    plain = run_all("onnxruntime", [name for name in ours if ours[name] == "failed"])
+    behind = sorted(name for name in plain if plain[name] == "passed")
+    print(json.dumps({"counts": Counter(ours.values()), "behind": behind}))
 
 
 if __name__ == "__main__":

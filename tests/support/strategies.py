@@ -1,4 +1,4 @@
-"""What hypothesis draws from."""
+"""Hypothesis strategies for machines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small models, made here."""
+"""Small ONNX models."""
 
 from __future__ import annotations
 
@@ -40,6 +40,21 @@ def mlp(width=64, layers=3, batch="batch"):
         nodes.append(helper.make_node("Relu", [f"m{layer}"], [output]))
         previous = output
     return make(nodes, [tensor("x", [batch, width])], [tensor("y", [batch, width])], weights)
+
+
+def gemm(seed=0, size=256, ir_version=8, also_inputs=()):
+    """y = relu(x @ w + b), with weights that are worth sharing."""
+    rng = np.random.default_rng(seed)
+    weights = {"w": rng.standard_normal((size, size)), "b": rng.standard_normal(size)}
+    inputs = {"x": ["n", size], **{name: weights[name].shape for name in also_inputs}}
+    return make(
+        [helper.make_node("Gemm", ["x", "w", "b"], ["h"]), helper.make_node("Relu", ["h"], ["y"])],
+        [tensor(name, shape) for name, shape in inputs.items()],
+        [tensor("y", ["n", size])],
+        [onnx.numpy_helper.from_array(w.astype(np.float32), name) for name, w in weights.items()],
+        opset=9 if ir_version < 4 else 17,
+        ir_version=ir_version,
+    )
 
 
 def classifier():

@@ -21,38 +21,15 @@ from deepsched.errors import (
     OptionError,
     QueueFull,
 )
-from tests import models
-from tests.test_dispatch import SQUARE, STEPS, unpinned
-
-LONG = [np.array(10**9, np.int64), SQUARE]  # minutes: only ever stopped
+from tests.support import models
+from tests.support.contexts import unpinned
+from tests.support.requests import BAD, LONG, SQUARE, STEPS, item, run_until_busy
 
 
 @pytest.fixture
 def gather():
     with unpinned(2) as context:
         yield Engine(models.gather(), None, context=context)
-
-
-@pytest.fixture
-def spin():
-    with unpinned(1) as context:
-        yield Engine(models.spin(), None, context=context)
-
-
-def item(i):
-    """Inputs whose result is [i], for `gather`."""
-    return [np.array([i], np.float32), np.array([0], np.int64)]
-
-
-BAD = [np.array([0], np.float32), np.array([5], np.int64)]
-
-
-def run_until_busy(engine):
-    """Submits a request that keeps the only stream busy, and returns when it has begun."""
-    future = engine.submit(LONG)
-    while not future.running():
-        threading.Event().wait(0.001)
-    return future
 
 
 # --- submit -------------------------------------------------------------------------------------
@@ -199,7 +176,7 @@ def test_many_coroutines_get_their_own_results(gather):
     assert asyncio.run(main()) == results  # a second loop, after the first was closed
 
 
-def test_run_async_makes_no_thread_and_does_not_block_the_loop(spin):
+def test_run_async_makes_no_thread_and_blocks_no_loop(spin):
     async def main():
         before = threading.active_count()
         ticks = 0
@@ -311,7 +288,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_short_run_does_not_wait_for_a_long_one_elsewhere(pinned, way):
+def test_a_short_run_waits_for_no_long_one_elsewhere(pinned, way):
     short, long = pinned
     mask = os.sched_getaffinity(0)
     for cpu in sorted(mask)[:2]:  # wherever the caller stands
@@ -326,14 +303,22 @@ def test_a_short_run_does_not_wait_for_a_long_one_elsewhere(pinned, way):
                 future.cancel()
 
 
-def test_a_map_of_short_runs_leaves_long_ones_to_the_workers(pinned):
+def test_a_map_leaves_long_runs_to_the_workers(pinned):
     short, long = pinned
-    queued = [long.submit(LONG) for _ in range(2 * short.num_streams)]
-    results = short.map(([np.array([i], np.float32), BAD[1] * 0] for i in range(100)), in_flight=50)
-    timer = threading.Timer(0.2, lambda: [future.cancel() for future in queued])
-    timer.start()
-    assert [int(output[0]) for (output,) in results] == list(range(100))
-    timer.join()
+    items = ([np.array([i], np.float32), BAD[1] * 0] for i in range(100))
+    with short.context.trace() as records:
+        running = [run_until_busy(long) for _ in range(short.num_streams)]
+        queued = [long.submit(LONG) for _ in running]
+        timer = threading.Timer(0.2, lambda: [future.cancel() for future in running + queued])
+        timer.start()
+        results = short.map(items, in_flight=50)
+        assert [int(output[0]) for (output,) in results] == list(range(100))
+        timer.join()
+        while short.context._shared.dispatcher.num_busy:  # a stopped run is yet to end
+            threading.Event().wait(0.001)
+    long_runs = [record for record in records if record.outcome == "cancelled" and record.ran_ns]
+    assert len(long_runs) >= len(running)
+    assert all(record.by_worker for record in long_runs)
 
 
 # --- map ----------------------------------------------------------------------------------------
@@ -392,7 +377,7 @@ def test_map_passes_on_what_the_items_raise(gather):
         next(results)
 
 
-def test_a_map_that_is_dropped_cancels_what_is_under_way(spin):
+def test_a_dropped_map_cancels_its_requests(spin):
     results = spin.map(itertools.chain([[STEPS, SQUARE]], itertools.repeat(LONG)), in_flight=2)
     next(results)
     results.close()
@@ -435,7 +420,7 @@ def test_a_batch_is_cut_into_the_engines_batches():
             engine.batched_run([x[:5]])
 
 
-def test_what_cannot_be_cut_is_told(gather):
+def test_inputs_that_cannot_be_cut_are_refused(gather):
     with pytest.raises(InputError, match="same first dimension"):
         gather.batched_run([np.zeros(4, np.float32), np.zeros(3, np.int64)])
     with pytest.raises(InputError, match="first dimension to split"):

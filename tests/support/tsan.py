@@ -1,4 +1,4 @@
-"""The native core under ThreadSanitizer: python -m tests.tsan
+"""The native core under ThreadSanitizer: python -m tests.support.tsan
 
 Builds a copy of the package with -fsanitize=thread in a temporary folder and runs the contention
 tests in it under LD_PRELOAD=libtsan.so. A report from our modules fails the run; ONNX Runtime,
@@ -14,10 +14,20 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TESTS = [
     f"tests/test_{name}.py"
-    for name in ("queue", "groups", "backlog", "dispatch", "ways_in", "limits", "elastic", "trace")
+    for name in (
+        "queue",
+        "groups",
+        "backlog",
+        "dispatch",
+        "invocation",
+        "request_options",
+        "stress",
+        "elastic",
+        "trace",
+    )
 ]
 # ORT's library is not instrumented: TSan would see its memory change but not why that is ordered.
 # glibc makes ORT's thread-locals at their first use and frees them when the thread's stack goes to

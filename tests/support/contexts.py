@@ -1,0 +1,12 @@
+"""Contexts with as many streams as a test needs, whatever machine it runs on."""
+
+from __future__ import annotations
+
+from deepsched import Context, Topology
+
+
+def unpinned(num_streams, scheduler="multi_stream", **options):
+    topology = Topology.synthetic(packages=1, cores_per_l3=num_streams)
+    return Context(
+        topology=topology, num_streams=num_streams, scheduler=scheduler, pin="none", **options
+    )
