@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deepsched.errors import ClosedError, ForkError, OptionError, StreamConfigError
+from deepsched.integers import check_integer
 from deepsched.invocation.futures import FutureResolver
 from deepsched.machine.partition import PartitionWarning, Stream, WarningKind, partition
 from deepsched.machine.topology import Topology
@@ -110,10 +111,7 @@ class Context:
             raise OptionError(f"pin must be 'core' or 'none', got {pin!r}")
         if spin not in _SPIN_NS:
             raise OptionError(f"spin must be 'auto', 'latency' or 'power', got {spin!r}")
-        if type(queue_capacity) is not int or not 1 <= queue_capacity <= 2**20:
-            raise OptionError(
-                f"queue_capacity must be an int between 1 and {2**20}, got {queue_capacity!r}"
-            )
+        queue_capacity = check_integer("queue_capacity", queue_capacity, 1, 2**20)
         self._pin = pin
         self._spin = spin
         self._topology = Topology.detect() if topology is None else _check_topology(topology)
@@ -173,7 +171,10 @@ class Context:
             if num_streams is None:
                 whole = partition(self._topology, num_cores, 1).streams[0]
                 num_streams = min(len(whole.cores), _MOST_ELASTIC)
-            elif num_streams > _MOST_ELASTIC:
+            elif (
+                check_integer("num_streams", num_streams, 1, error=StreamConfigError)
+                > _MOST_ELASTIC
+            ):
                 raise StreamConfigError(
                     f"an elastic context has at most {_MOST_ELASTIC} streams, got "
                     f"{num_streams}; leave num_streams out, and they have several cores each"
@@ -267,8 +268,7 @@ class Context:
             >>> trace
             <Trace of 1 requests, single_stream, 1 streams>
         """
-        if type(capacity) is not int or not 1 <= capacity <= 2**30:
-            raise OptionError(f"capacity must be an int between 1 and {2**30}, got {capacity!r}")
+        capacity = check_integer("capacity", capacity, 1, 2**30)
         tracer = self._dispatcher.tracer
         trace = Trace(self._scheduler, self._streams, time.monotonic_ns())
         self._roster.keep_names()
