@@ -518,7 +518,7 @@ class Engine:
         """
         inputs = self.generate_random_inputs()
         made_up = open_sizes(self._model.inputs, inputs)
-        hint = "input_shapes (on the command line --input_shapes) gives others"
+        hint = "input_shapes (on the command line --input-shapes) gives others"
         try:
             self.run(inputs)
         except InferenceError as error:

@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import deepsched
-from deepsched import advice, analysis, benchmark, cli, errors
+from deepsched import advice, analysis, benchmark, errors
+from deepsched.cli import program
 from deepsched.invocation import sequential_timing
 from deepsched.models import compiled, memory_usage
 from deepsched.scheduling import stats
@@ -128,8 +129,17 @@ _MAKERS: dict[str, Callable[[str], str]] = {
     "errors": errors_there_are,
 }
 
-COMMANDS = {name: module for name, module in vars(cli).items() if hasattr(module, "add_parser")}
-"""The subcommands, by name."""
+
+def parsers_in(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Its subcommands' parsers, by name."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    return {}
+
+
+PARSERS = parsers_in(program.build_parser())
+"""The parser of each subcommand, by name."""
 
 _MODULES = (
     deepsched,
@@ -146,21 +156,14 @@ _MODULES = (
 
 def actions_of(command: str) -> list[argparse.Action]:
     """The options and arguments of a subcommand, but for -h; those of its own subcommands too."""
-    found: list[argparse.Action] = []
-    parsers = [_parser(command)]
-    while parsers:
-        for action in parsers.pop(0)._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                parsers += action.choices.values()
-            elif not isinstance(action, argparse._HelpAction):
-                found.append(action)
-    return found
-
-
-def _parser(command: str) -> argparse.ArgumentParser:
-    commands = argparse.ArgumentParser().add_subparsers()
-    COMMANDS[command].add_parser(commands)
-    return commands.choices[command]
+    parser = PARSERS[command]
+    return [
+        action
+        for each in (parser, *parsers_in(parser).values())
+        for action in each._actions
+        if not isinstance(action, argparse._HelpAction | argparse._SubParsersAction)
+        and action.help != argparse.SUPPRESS
+    ]
 
 
 def _value(action: argparse.Action) -> str:

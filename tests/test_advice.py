@@ -300,7 +300,7 @@ def test_sizes_that_are_made_up_are_told_once(tmp_path, caplog):
     assert caplog.messages == []  # only batches are open
     advise(models.identity((1, "long")), None, seconds=0.2, num_cores=1, cache_dir=tmp_path)
     (message,) = caplog.messages
-    assert "(x: 1x1)" in message and "--input_shapes" in message
+    assert "(x: 1x1)" in message and "--input-shapes" in message
 
 
 def test_a_model_that_is_not_there_is_told(tmp_path):

@@ -1,4 +1,4 @@
-"""What a benchmark prints, from its report: DeepSparse's lines, and tables."""
+"""The printed form of a benchmark's report: DeepSparse's lines, and tables."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def fields_help(fields: Mapping[str, tuple[str, str]] = FIELDS) -> str:
 
 
 def print_report(report: Report) -> None:
-    """DeepSparse's lines in their order; ours between and after them."""
+    """Prints DeepSparse's lines in its order, ours between and after them."""
     result = report["benchmark_result"]
-    # DeepSparse prints what --scenario takes, and exports other words for it.
+    # DeepSparse prints the words that its --scenario takes, but exports others.
     scenario = {"singlestream": "sync", "multistream": "async"}
     print(f"Original Model Path: {report['orig_model_path']}")
     print(f"Batch Size: {report['batch_size']}")
@@ -42,10 +42,10 @@ def print_report(report: Report) -> None:
     print(f"Callers: {result['callers']}")
     print(f"Time (sec): {result['seconds_ran']:.1f}")
     if result["rate"] is not None:
-        times = "at random times" if result["poisson"] else "evenly spaced"
+        times = "random arrivals" if result["poisson"] else "evenly spaced"
         print(f"Offered Load (requests/sec): {result['rate']:.4f}, {times}")
         due = result["iterations"] + result["dropped"]
-        print(f"Answered: {result['iterations']} of the {due} requests that fell due")
+        print(f"Answered: {result['iterations']} of {due} offered requests")
     print(f"Throughput (items/sec): {result['items_per_sec']:.4f}")
     print(f"Latency Mean (ms/batch): {result['mean']:.4f}")
     print(f"Latency Median (ms/batch): {result['median']:.4f}")
@@ -68,17 +68,17 @@ def print_report(report: Report) -> None:
     if note := remark(result["others_share"]):
         print(f"Note: {note}")
     if result["dropped"]:
-        print(f"Dropped: {result['dropped']} requests; the load is more than the engine can do")
+        print(f"Dropped: {result['dropped']} requests; the load exceeds the engine's capacity")
     elif not result["keeps_up"]:
-        print("Falls Behind: latency grows for as long as this load lasts; it is more than the")
-        print("engine can do")
+        print("Falls Behind: latency grows for as long as this load lasts, which exceeds the")
+        print("engine's capacity")
     if report["interrupted"]:
         ran, wanted = result["seconds_ran"], report["seconds_to_run"]
         print(f"Interrupted after {ran:.1f} of {wanted:g} seconds")
 
 
 def print_comparison(result: Report) -> None:
-    """Both schedulers side by side."""
+    """Prints both schedulers side by side."""
     reports = result["measurements"]
     name = result["model_path"].rsplit("/", 1)[-1]
     table = _table(
@@ -95,31 +95,31 @@ def print_comparison(result: Report) -> None:
             *(short(numbers[key]) for key in ("mean", "median", "90.0%", "99.0%")),
         )
     _print(table)
-    print("Latency is of a whole call, waiting included.")
+    print("Latency is that of the whole call, queueing included.")
     for line in _comparison(reports):
         print(line)
     shares = [report["benchmark_result"]["others_share"] for report in reports]
     if note := remark(max((share for share in shares if share is not None), default=None)):
         print(note)
     if result["interrupted"]:
-        print("Interrupted: the last line was measured for a shorter time, others are missing.")
+        print("Interrupted: the last row was measured for a shorter time, others are missing.")
 
 
 def _comparison(reports: Sequence[Report]) -> Iterator[str]:
-    """What the figures say."""
+    """The winner of each load, in words."""
     lone = [report for report in reports if report["benchmark_result"]["callers"] == 1]
     if len(lone) > 1:
         first = min(lone, key=lambda report: report["benchmark_result"]["median"])
-        yield f"One caller is answered soonest by {first['scheduler']}."
+        yield f"With one caller, {first['scheduler']} has the lowest latency."
     most = max(report["benchmark_result"]["callers"] for report in reports)
     crowd = [report for report in reports if report["benchmark_result"]["callers"] == most]
     if most > 1 and len(crowd) > 1:
         first = max(crowd, key=lambda report: report["benchmark_result"]["items_per_sec"])
-        yield f"Of {most} callers most a second are answered by {first['scheduler']}."
+        yield f"With {most} callers, {first['scheduler']} has the highest throughput."
 
 
 def print_sweep(result: Report) -> None:
-    """A line for each combination."""
+    """Prints a row for each combination."""
     axes = list(result["sweep"])
     columns = (*axes, "items/sec", "mean ms", "p50", "p90", "p99", "CPU ms/item", "peak MB")
     table = _table(result["model_path"].rsplit("/", 1)[-1], columns)
@@ -144,11 +144,11 @@ def print_sweep(result: Report) -> None:
     for line in failed:
         print(line)
     if result["interrupted"]:
-        print("Interrupted: the last line may be of a shorter time, others are missing.")
+        print("Interrupted: the last row may be of a shorter time, others are missing.")
 
 
 def print_search(result: Report) -> None:
-    """The rates that were tried, and the report of the highest that held."""
+    """Prints the rates that were tried, and the report of the highest that held."""
     search = result["search"]
     table = _table("rates tried", ("requests/sec", "p99 ms", "dropped", "keeps up", "held"))
     for step in search["steps"]:
@@ -160,13 +160,13 @@ def print_search(result: Report) -> None:
         )
     _print(table)
     if "benchmark_result" in result:
-        print_report({**result, "interrupted": False})  # that measurement was not
+        print_report({**result, "interrupted": False})  # the search was, not this measurement
     limit = f"{search['p99_limit_ms']:g} ms"
     print(f"Highest Rate with p99 within {limit} (requests/sec): {search['rate']:.4f}")
     if result["interrupted"]:
         print("Interrupted: a higher rate may hold")
     elif not search["rate"]:
-        print("No rate held; the model takes longer by itself, or --time is too short")
+        print("No rate held: the model alone takes longer, or --seconds is too short")
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
@@ -177,5 +177,5 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
 
 def _print(table: Table) -> None:
-    width = None if sys.stdout.isatty() else 120  # into a file: whole, not cut at 80
+    width = None if sys.stdout.isatty() else 120  # in a file: 80, rich's default, cuts
     Console(width=width).print(table)

@@ -1,10 +1,9 @@
-"""`deepsched cache`: the compiled models that are kept for the next start."""
+"""`deepsched cache`: lists and clears the compiled models on disk."""
 
 from __future__ import annotations
 
 import argparse
 import time
-from typing import Any
 
 from rich.table import Column, Table
 
@@ -13,21 +12,30 @@ from deepsched.cli.files import to_json
 from deepsched.errors import OptionError
 from deepsched.models.cache import Cache, default_folder
 
+_EPILOG = """\
+exit codes:
+  0    done
+  1    stdout cannot be written
+  2    invalid arguments, or a cache folder that cannot be used
+  141  output pipe closed early, as with `| head`
+"""
 
-def add_parser(commands: Any) -> None:
-    """Adds the subcommand."""
-    parser = commands.add_parser(
-        "cache",
-        help="list or clear the compiled models on disk",
-        description="The compiled models that are kept for the next start. DEEPSCHED_CACHE_DIR "
-        "chooses the folder, DEEPSCHED_CACHE_BYTES its size (10 GiB unless set; what was used "
-        "least lately goes first).",
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Describes the subcommand and its options."""
+    parser.description = (
+        "Lists or clears the compiled models that make the next start fast. DEEPSCHED_CACHE_DIR "
+        "sets the folder, DEEPSCHED_CACHE_BYTES its size limit (10 GiB unless set; least recently "
+        "used entries are evicted first)."
     )
+    parser.epilog = _EPILOG
     actions = parser.add_subparsers(required=True, metavar="{list,clear,path}")
-    listing = actions.add_parser("list", help="what is in it, the model used last first")
-    listing.add_argument("--json", action="store_true", help="print it as JSON; sizes in bytes")
+    listing = actions.add_parser("list", help="list the entries, most recently used first")
+    listing.add_argument(
+        "--json", action="store_true", help="print the result as JSON; sizes in bytes"
+    )
     listing.set_defaults(run=_list)
-    clear = actions.add_parser("clear", help="remove all that no process uses")
+    clear = actions.add_parser("clear", help="remove all entries that no process uses")
     clear.set_defaults(run=_clear)
     actions.add_parser("path", help="print the folder").set_defaults(run=_path)
 
