@@ -8,7 +8,8 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from deepsched.errors import ForkError, OptionError
+from deepsched.errors import ForkError
+from deepsched.integers import check_integer
 from deepsched.machine.partition import PartitionWarning, Stream
 from deepsched.machine.topology import Topology
 from deepsched.scheduler import Scheduler
@@ -148,8 +149,7 @@ class Context:
             >>> trace
             <Trace of 1 requests, single_stream, 1 streams>
         """
-        if type(capacity) is not int or not 1 <= capacity <= 2**30:
-            raise OptionError(f"capacity must be an int between 1 and {2**30}, got {capacity!r}")
+        capacity = check_integer("capacity", capacity, 1, 2**30)
         dispatcher, registry = self._shared.dispatcher, self._shared.registry
         tracer = dispatcher.tracer
         trace = Trace(self.scheduler, self.streams, time.monotonic_ns())

@@ -63,6 +63,7 @@ DOCUMENTS = [
     "README.md",
     "ARCHITECTURE.md",
     "CHANGELOG.md",
+    ".github/ISSUE_TEMPLATE/bug_report.md",
     "CONTRIBUTING.md",
     "LICENSE",
     "examples/README.md",

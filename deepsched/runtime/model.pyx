@@ -25,6 +25,7 @@ from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 from deepsched.errors import (
     ClosedError, DeadlineExceeded, ForkError, InputError, OptionError, QueueFull,
 )
+from deepsched.integers import check_integer
 
 # Python's signal handlers run in the main thread only, and not while it is inside ORT: so runs
 # longer than this are left to a worker there, and the main thread waits where Ctrl-C reaches it.
@@ -228,7 +229,9 @@ cdef class Model:
             request.state.is_stoppable = True
             dispatcher.slots.start_watcher()
         if priority is not _NORMAL:
-            request.state.priority = _check_priority(priority)
+            request.state.priority = check_integer(
+                "priority", priority, -1, 1, unit="1 before others, -1 after them"
+            )
         if dispatcher.abandoned or dispatcher.orphans:
             dispatcher.reap()
         return request
@@ -319,11 +322,3 @@ cdef uint64_t _nanoseconds(timeout) except? 0:
     if not seconds >= 0 or isinstance(timeout, (bool, str)):
         raise OptionError(f"timeout must be a number of seconds, at least 0, got {timeout!r}")
     return <uint64_t>(min(seconds, 1e9) * 1e9)  # 1e9 s are 32 years
-
-
-cdef int _check_priority(priority) except? -1:
-    if isinstance(priority, int) and -1 <= priority <= 1:
-        return priority
-    raise OptionError(
-        f"priority must be 1 (before others), 0 or -1 (after others), got {priority!r}"
-    )

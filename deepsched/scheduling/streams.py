@@ -10,6 +10,7 @@ import time
 from typing import Any, NamedTuple
 
 from deepsched.errors import ClosedError, OptionError
+from deepsched.integers import check_integer
 from deepsched.invocation.futures import FutureResolver
 from deepsched.machine.partition import Stream
 from deepsched.models.compiled import OpenedModel, Source
@@ -65,10 +66,7 @@ class SharedStreams:
     ) -> None:
         if spin not in _SPIN_NS:
             raise OptionError(f"spin must be 'auto', 'latency' or 'power', got {spin!r}")
-        if type(queue_capacity) is not int or not 1 <= queue_capacity <= 2**20:
-            raise OptionError(
-                f"queue_capacity must be an int between 1 and {2**20}, got {queue_capacity!r}"
-            )
+        queue_capacity = check_integer("queue_capacity", queue_capacity, 1, 2**20)
         self.layout = layout
         self.name = f"ds{next(_numbers)}"
         self._spin = spin
