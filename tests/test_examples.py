@@ -286,8 +286,9 @@ def test_requests_beyond_the_queue_get_503_at_once(tmp_path):
             while service.num_under_way < 1 + queue:
                 assert not any(task.done() for task in long)
                 await asyncio.sleep(0)
-            answer = await client.post("/predict", json=spin_body(1))
+            answer = await client.post("/predict", content=never_read(), headers=NPY)
             assert (answer.status_code, answer.headers["retry-after"]) == (503, "60")
+            assert "3 requests are under way" in answer.json()["detail"]
             for task in long:
                 task.cancel()
             await asyncio.wait(long)
@@ -297,11 +298,23 @@ def test_requests_beyond_the_queue_get_503_at_once(tmp_path):
     asyncio.run(main())
 
 
-async def endless(begun):
+async def endless(begun, first=b'{"inputs"'):
     """A body that stops after its first bytes."""
-    yield b'{"inputs"'
+    yield first
     begun.set()
     await asyncio.Event().wait()
+
+
+async def dripping():
+    """A body that never stops, and never gets far."""
+    while True:
+        yield b" "
+        await asyncio.sleep(0)
+
+
+async def never_read():
+    pytest.fail("the body was read")
+    yield b""
 
 
 def test_a_body_that_comes_too_slowly_gets_504(mlp):
@@ -314,6 +327,66 @@ def test_a_body_that_comes_too_slowly_gets_504(mlp):
             assert (await client.get("/stats")).json()["under_way"] == 0
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("body", [lambda: endless(asyncio.Event()), dripping])
+def test_a_body_that_stalls_gets_408_before_the_timeout(mlp, monkeypatch, body):
+    monkeypatch.setattr(fastapi_app, "MOST_STALL", 0.05)
+
+    async def main():
+        async with client_of(fastapi_app.create_app(mlp, timeout=60)) as client:
+            answer = await client.post("/predict", content=body(), headers=NPY)
+            assert (answer.status_code, answer.headers["connection"]) == (408, "close")
+            stats = (await client.get("/stats")).json()
+            assert (stats["under_way"], stats["bytes_under_way"]) == (0, 0)
+
+    asyncio.run(main())
+
+
+def test_a_long_body_that_goes_on_is_read_to_its_end(mlp, monkeypatch):
+    monkeypatch.setattr(fastapi_app, "LEAST_PROGRESS", 100)
+    body = npy(np.zeros((9, 64), np.float32))
+    reschedules = []
+    timeout = asyncio.timeout
+
+    def noting(seconds):
+        limit = timeout(seconds)
+        reschedule = limit.reschedule
+        limit.reschedule = lambda when: reschedules.append(when) or reschedule(when)
+        return limit
+
+    monkeypatch.setattr(fastapi_app.asyncio, "timeout", noting)
+
+    async def in_parts():
+        for begin in range(0, len(body), 60):
+            yield body[begin : begin + 60]
+
+    async def main():
+        async with client_of(fastapi_app.create_app(mlp, timeout=60)) as client:
+            answer = await client.post("/predict", content=in_parts(), headers=NPY)
+            assert answer.status_code == 422  # it does not fit, so it was read
+        # Each second part is 100 bytes on. Two more: a limit's begin is one, and there are two.
+        assert len(reschedules) == len(body) // 120 + 2
+
+    asyncio.run(main())
+
+
+def test_idle_clients_lock_nobody_out(mlp):
+    with ended(serve(mlp)) as server, contextlib.ExitStack() as stack:
+        address = address_of(server)
+        host, port = address.removeprefix("http://").split(":")
+        client = stack.enter_context(httpx.Client(base_url=address, timeout=60))
+        # 32 MiB each of 256, and more of them than the queue has places.
+        for _ in range(80):
+            idle = stack.enter_context(socket.create_connection((host, int(port))))
+            idle.sendall(
+                b"POST /predict HTTP/1.1\r\nhost: test\r\nexpect: 100-continue\r\n"
+                b"content-type: application/x-npy\r\ncontent-length: 33554432\r\n\r\n"
+            )
+            # The server asks for the body: it is waiting for it now.
+            assert idle.recv(100).startswith(b"HTTP/1.1 100 ")
+        answers = [client.post("/predict", content=npy(inputs(1)), headers=NPY) for _ in range(60)]
+        assert {answer.status_code for answer in answers} == {200}
 
 
 def test_slow_decoding_gets_504_at_once(colour, monkeypatch):
@@ -364,42 +437,40 @@ def test_reading_the_body_counts_against_the_timeout(mlp, monkeypatch):
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("bound", ["requests", "bytes"])
-def test_a_request_is_refused_before_its_body_is_read(mlp, monkeypatch, bound):
-    if bound == "bytes":
-        monkeypatch.setattr(fastapi_app, "MOST_BYTES_UNDER_WAY", 2000)
-    queue = 1 if bound == "requests" else 100
+def test_bodies_are_bounded_by_the_bytes_that_arrived(mlp, monkeypatch):
+    monkeypatch.setattr(fastapi_app, "MOST_BYTES_UNDER_WAY", 2000)
+    monkeypatch.setattr(fastapi_app, "MOST_STALL", 60)
     x = npy(inputs(1))
 
-    async def never_read():
-        pytest.fail("the body was read")
-        yield b""
-
     async def main():
-        app = fastapi_app.create_app(mlp, 60, queue, scheduler="single_stream")
-        async with client_of(app) as client:
+        async with client_of(fastapi_app.create_app(mlp, timeout=60)) as client:
 
-            def post(content, length):
-                headers = {**NPY, "content-length": str(length)}
-                return client.post("/predict", content=content, headers=headers)
+            def post(content, **length):
+                return client.post("/predict", content=content, headers={**NPY, **length})
 
             begun = [asyncio.Event() for _ in range(2)]
-            long = [asyncio.ensure_future(post(endless(event), 750)) for event in begun]
+            long = [
+                asyncio.ensure_future(
+                    post(endless(event, bytes(750)), **{"content-length": "1000"})
+                )
+                for event in begun
+            ]
             for event in begun:
                 await event.wait()
-            answer = await post(never_read(), 501)
-            assert (answer.status_code, answer.headers["retry-after"]) == (503, "60")
-            assert f"{bound} are under way" in answer.json()["detail"]
-            # Who does not say how long the body is counts as the longest.
-            assert (await client.post("/predict", content=never_read(), headers=NPY)).is_error
-            if bound == "bytes":
-                assert (await post(x, len(x))).status_code == 200
+            # Refused unread where the length says so; else when the bytes are there.
+            for answer in (
+                await post(never_read(), **{"content-length": "501"}),
+                await post(endless(asyncio.Event(), bytes(501))),
+            ):
+                assert (answer.status_code, answer.headers["retry-after"]) == (503, "60")
+                assert "1500 bytes are under way" in answer.json()["detail"]
+            assert (await post(x)).status_code == 200
             for task in long:
                 task.cancel()
             await asyncio.wait(long)
             stats = (await client.get("/stats")).json()
             assert (stats["under_way"], stats["bytes_under_way"]) == (0, 0)
-            assert (await post(x, len(x))).status_code == 200
+            assert (await post(bytes(1900))).status_code == 422
 
     asyncio.run(main())
 
