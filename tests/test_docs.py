@@ -63,7 +63,6 @@ DOCUMENTS = [
     "README.md",
     "ARCHITECTURE.md",
     "CHANGELOG.md",
-    ".github/ISSUE_TEMPLATE/bug_report.md",
     "CONTRIBUTING.md",
     "LICENSE",
     "examples/README.md",

@@ -11,7 +11,7 @@ import pytest
 from deepsched.cli import main
 from deepsched.scheduler import _BY_WORD
 from tests.support import models
-from tests.reference import PARSERS, parsers_in
+from tests.support.parsers import PARSERS, parsers_in
 
 ALL = {
     **PARSERS,

@@ -16,7 +16,6 @@ its options, and `python -m ...` an existing module.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import inspect
 import os
@@ -30,8 +29,8 @@ import numpy as np
 import pytest
 
 from deepsched import Engine, Topology, compile_model
-from deepsched.cli.program import build_parser
 from tests.support import models
+from tests.support.parsers import PARSERS, parsers_in
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -178,17 +177,6 @@ def spans():
         text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
         for code in re.findall(r"`([^`\n]+)`", text):
             yield page.name, code
-
-
-def parsers_in(parser):
-    """Its subcommands' parsers, by name."""
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            return dict(action.choices)
-    return {}
-
-
-PARSERS = parsers_in(build_parser())
 
 
 def options_of(command):

@@ -63,4 +63,4 @@ def test_the_native_core_imports_only_what_is_below():
     for source in (*runtime.glob("*.pyx"), *runtime.glob("*.pxd")):
         imported = re.findall(r"^(?:from|import) (deepsched\.[\w.]+)", source.read_text(), re.M)
         above = {name for name in imported if not name.startswith("deepsched.runtime")}
-        assert above <= {"deepsched.errors", "deepsched.integers"}, source.name
+        assert above <= {"deepsched.errors", "deepsched.checks"}, source.name

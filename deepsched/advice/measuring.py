@@ -19,9 +19,9 @@ from deepsched.advice.answer_cache import AnswerCache
 from deepsched.advice.choosing import Load, choose, compare_default, explain
 from deepsched.advice.settings import Advice, BatchFigures, Figures, Setting
 from deepsched.benchmark.measurement import Measurement, measure
+from deepsched.checks import check_optional_integer
 from deepsched.engine import Engine
 from deepsched.errors import InferenceError, InputError, ModelError, OptionError
-from deepsched.integers import check_optional_integer
 from deepsched.machine.contention import ContentionMonitor, is_contended
 from deepsched.machine.partition import most_cores
 from deepsched.machine.topology import Topology

@@ -7,8 +7,8 @@ from typing import Any
 from deepsched.analysis.analyzing import profile_widths
 from deepsched.analysis.operators import Analysis, Operator
 from deepsched.analysis.profiling import ProfilingTarget, RunBudget
+from deepsched.checks import check_integer
 from deepsched.engine import Inputs
-from deepsched.integers import check_integer
 from deepsched.invocation.sequential_timing import check_iterations
 from deepsched.machine.partition import partition
 from deepsched.machine.topology import Topology

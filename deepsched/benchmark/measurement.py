@@ -20,9 +20,9 @@ from deepsched.benchmark.load import (
     open_loop,
 )
 from deepsched.benchmark.usage import Usage, UsageSnapshot, reset_peak_memory
+from deepsched.checks import check_integer, check_optional_integer
 from deepsched.engine import Engine
 from deepsched.errors import OptionError
-from deepsched.integers import check_integer, check_optional_integer
 from deepsched.scheduling.stats import Counts, Latency, Stats
 
 PERCENTILES = (25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9)

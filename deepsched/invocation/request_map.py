@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from deepsched.integers import check_optional_integer
+from deepsched.checks import check_optional_integer
 from deepsched.runtime.inbox import Inbox
 from deepsched.runtime.model import Model
 from deepsched.runtime.request import Request
@@ -81,13 +81,18 @@ class RequestMap:
     def _send_from(self, source: Iterator[Any]) -> None:
         try:
             item = next(source)
+        except StopIteration:
+            self._is_exhausted = True
+            return
+        except Exception as failure:
+            self._is_exhausted, self._failure = True, failure
+            return
+        try:
             inputs = item if type(item) is list else self._in_order(item)
             request = self._model.start(
                 inputs, self._inbox, False, None, self._priority, self._check_inputs, True, True
             )
-        except StopIteration:
-            self._is_exhausted = True
-        except Exception as failure:
+        except Exception as failure:  # StopIteration too, if an input's __array__ raises it
             # Raised in its item's place, after the results of those that have been sent.
             self._is_exhausted, self._failure = True, failure
         else:

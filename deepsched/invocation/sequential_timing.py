@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from deepsched.checks import check_integer
 from deepsched.errors import OptionError
-from deepsched.integers import check_integer
 from deepsched.invocation.progress import tracked
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+from deepsched.checks import check_integer
 from deepsched.errors import StreamConfigError
-from deepsched.integers import check_integer
 from deepsched.machine.sysfs import format_cpu_list
 from deepsched.machine.topology import Core, Topology, distinct
 

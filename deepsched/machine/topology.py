@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deepsched.checks import check_integer
 from deepsched.errors import TopologyError
-from deepsched.integers import check_integer
 from deepsched.machine import cgroup, sysfs
 from deepsched.machine.sysfs import CpuFacts, CpuSet
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from deepsched.checks import check_integer, check_optional_integer
 from deepsched.errors import (
     InvalidModelError,
     ModelError,
@@ -14,7 +15,6 @@ from deepsched.errors import (
     ShapeOverrideError,
     UnsupportedModelError,
 )
-from deepsched.integers import check_integer, check_optional_integer
 
 if TYPE_CHECKING:
     import numpy as np

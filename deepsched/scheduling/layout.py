@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from typing import NamedTuple
 
+from deepsched.checks import check_integer
 from deepsched.errors import OptionError, StreamConfigError
-from deepsched.integers import check_integer
 from deepsched.machine.partition import PartitionWarning, Stream, WarningKind, partition
 from deepsched.machine.topology import Topology
 from deepsched.scheduler import Scheduler

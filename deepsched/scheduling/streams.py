@@ -9,8 +9,8 @@ import itertools
 import time
 from typing import Any, NamedTuple
 
+from deepsched.checks import check_integer
 from deepsched.errors import ClosedError, OptionError
-from deepsched.integers import check_integer
 from deepsched.invocation.futures import FutureResolver
 from deepsched.machine.partition import Stream
 from deepsched.models.compiled import OpenedModel, Source
@@ -201,6 +201,7 @@ class ServedModel:
         self.name = name
         """What traces call it."""
         self.is_closed = False
+        self._is_retired = False
         self._streams = streams
 
     def counts(self) -> Counts:
@@ -212,9 +213,11 @@ class ServedModel:
     def close(self) -> None:
         """Ends queued requests as closed, waits for the running ones, frees the sessions. May be
         called again; by the garbage collector too, at any moment and in any thread."""
-        was_closed, self.is_closed = self.is_closed, True
-        self.model.close()
-        if not was_closed:
+        self.is_closed = True
+        self.model.close()  # again, too: Ctrl-C may have ended the first early
+        # Each of these may be done twice, and none is left out if Ctrl-C comes in between.
+        if not self._is_retired:
             self._streams.registry.retire(self.model)
-            if self.opened.entry is not None:
-                self.opened.entry.close()
+            self._is_retired = True
+        if self.opened.entry is not None:
+            self.opened.entry.close()

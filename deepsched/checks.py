@@ -1,7 +1,8 @@
-"""The one check of integer options."""
+"""The checks of options that many calls take: integers, and timeouts."""
 
 from __future__ import annotations
 
+import math
 import operator
 import sys
 
@@ -76,6 +77,36 @@ def check_optional_integer(
     if value is None:
         return None
     return check_integer(name, value, lowest, highest, unit=unit, otherwise=otherwise, error=error)
+
+
+def check_timeout(timeout: object) -> float | None:
+    """Returns `timeout` in seconds as a float, or None.
+
+    At most 1e9 s, which are 32 years: native clocks count in ns, and have room for that.
+
+    Raises:
+        OptionError: it is no number, or negative.
+
+    Example:
+        >>> from decimal import Decimal
+        >>> check_timeout(Decimal("0.5")), check_timeout(10**400)
+        (0.5, 1000000000.0)
+    """
+    if timeout is None:
+        return None
+    seconds = -1.0
+    if not isinstance(timeout, (bool, str, bytes)):
+        try:
+            seconds = float(timeout)  # type: ignore[arg-type]  # raises TypeError if it is none
+        except OverflowError:  # an int beyond what a float holds
+            seconds = math.inf if timeout > 0 else -1.0  # type: ignore[operator]
+        except (TypeError, ValueError):
+            pass
+    if not seconds >= 0:
+        raise OptionError(
+            f"timeout must be a number of seconds, at least 0, or None, got {timeout!r:.80}"
+        )
+    return min(seconds, 1e9)
 
 
 def _index_of(value: object) -> int | None:
