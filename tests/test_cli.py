@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 
 import numpy as np
 import pytest
@@ -181,6 +186,23 @@ def run_deepsched(arguments, script="", **options):
     return subprocess.run([sys.executable, "-c", code, *arguments], check=False, **options)
 
 
+def on_terminal(arguments, width, **environment):
+    """What `deepsched` shows on a terminal of this width."""
+    terminal, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("4H", 24, width, 0, 0))
+    environment = {**os.environ, **environment}
+    environment.pop("COLUMNS", None)
+    done = run_deepsched(arguments, stdin=end, stdout=end, stderr=end, env=environment, timeout=60)
+    os.close(end)
+    shown = b""
+    with contextlib.suppress(OSError), os.fdopen(terminal, "rb", 0) as file:  # EIO is its end
+        while piece := file.read(4096):
+            shown += piece
+    text = shown.decode().replace("\r\n", "\n")
+    assert done.returncode == 0, text
+    return text
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -251,9 +273,23 @@ def test_the_cache_lists_names_as_they_are(tmp_path, capsys, monkeypatch):
     with Engine(model):
         pass
     assert main(["cache", "list"]) == 0
-    assert "m[b]:x:[red].onnx" in "".join(
-        line.split("│")[1].strip() for line in capsys.readouterr().out.splitlines() if "│" in line
-    )
+    assert "m[b]:x:[red].onnx" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_cache_list_has_a_line_for_each_item(tmp_path, width):
+    model = models.save(models.mlp(), tmp_path, f"{'long-' * 12}name.onnx")
+    cache = str(tmp_path / "cache")
+    with Engine(model, cache_dir=cache) as engine:
+        engine.run(engine.generate_random_inputs())
+    out = on_terminal(["cache", "list"], width, DEEPSCHED_CACHE_DIR=cache)
+    header, *items, blank, _ = out.splitlines()
+    assert (header.split()[0], blank) == ("model", "")
+    assert len(items) == len(os.listdir(tmp_path / "cache" / "v1"))
+    for line in items:
+        assert len(line) <= width
+        assert line.startswith(model if width == 200 else model[:5])
+        assert model[-10:] + "  " in line
 
 
 def test_topology_shows_this_machine_and_its_streams(capsys):
