@@ -9,7 +9,7 @@ import time
 
 from deepsched.cli.files import to_json
 from deepsched.errors import OptionError
-from deepsched.formatting import shortened
+from deepsched.formatting import printable, shortened
 from deepsched.models.cache import Cache, Item
 from deepsched.models.locations import default_folder
 
@@ -78,7 +78,7 @@ def _list(args: argparse.Namespace) -> None:
 def _row(item: Item) -> tuple[str, ...]:
     used = time.strftime("%Y-%m-%d %H:%M", time.localtime(item.used))
     return (
-        item.model,
+        printable(item.model),
         item.kind,
         "any" if item.batch_size is None else str(item.batch_size),
         f"{item.num_bytes / 1e6:.1f}",
