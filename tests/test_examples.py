@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -1109,6 +1110,8 @@ NAMESPACES = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
 @pytest.fixture
 def container():
     """Makes `start` run a program as process 1 of a PID namespace, under this host's name."""
+    if not shutil.which("unshare"):
+        pytest.skip("there is no `unshare` (util-linux)")
     if subprocess.run([*NAMESPACES, "true"], capture_output=True).returncode:
         pytest.skip("`unshare --pid` needs root")
     return {"before": NAMESPACES}
