@@ -162,7 +162,7 @@ def _open_in_cache(request: _Request) -> OpenedModel | _Unavailable:
             opened = _open_compiled(entry, request, was_cached=True)
             return opened._replace(measurements=_measurements(cache, entry))
         except ModelError as error:
-            logger.warning("%s cannot be opened, and is compiled again: %s", entry.folder, error)
+            logger.warning("%s cannot be opened, and is compiled again: %s", entry.path, error)
             cache.discard(entry)
     prepared = request.prepared  # its errors are the model's, not the cache's
     try:
@@ -175,7 +175,7 @@ def _open_in_cache(request: _Request) -> OpenedModel | _Unavailable:
         # Another process was faster. Ours is without names now, as if it were in memory.
         return opened._replace(compiled=opened.compiled._replace(folder=None), entry=None)
     return opened._replace(
-        compiled=opened.compiled._replace(folder=str(entry.folder)),
+        compiled=opened.compiled._replace(folder=str(entry.path)),
         measurements=_measurements(cache, entry),
     )
 
@@ -281,7 +281,7 @@ def _open_compiled(entry: Entry, request: _Request, was_cached: bool) -> OpenedM
         Compiled(
             is_shared=True,
             was_cached=was_cached,
-            folder=str(entry.folder),
+            folder=str(entry.path),
             weights_bytes=mapped[0].st_size if mapped else 0,
             num_copies=len(mapped),
             why_not="",
