@@ -8,10 +8,12 @@ import shutil
 import stat
 from pathlib import Path
 
+import onnx
 import pytest
 
 from deepsched import Engine
 from deepsched.cli import main
+from deepsched.models import compiled
 from deepsched.models.cache import Cache
 from deepsched.models.tag import TAG
 from tests.support.models import gemm
@@ -246,3 +248,124 @@ def test_temporary_files_are_not_where_others_could_change_them(public, monkeypa
     public.chmod(0o1777)  # as /tmp and /dev/shm are
     with Engine(gemm(), None, cache_dir=None) as engine:
         assert engine.compiled.is_shared
+
+
+# --- A model that changes while it is compiled ------------------------------------------------
+
+
+def save(seed, path):
+    """Replaces the file by one rename."""
+    onnx.save(gemm(seed), path.with_name("new"))
+    os.replace(path.with_name("new"), path)
+
+
+def save_weights(seed, path):
+    """The model with external data; `path` stays as it is, byte for byte."""
+    folder = path.with_name(f"seed{seed}")
+    folder.mkdir(exist_ok=True)
+    (folder / "weights.bin").unlink(missing_ok=True)  # onnx appends to it
+    onnx.save(
+        gemm(seed),
+        folder / path.name,
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=0,
+    )
+    if not path.exists():
+        shutil.copy(folder / path.name, path)
+    assert path.read_bytes() == (folder / path.name).read_bytes()
+    os.replace(folder / "weights.bin", path.with_name("weights.bin"))
+
+
+def injected(monkeypatch, name, before=None, after=None):
+    """Calls `before` and `after` the first call of a function of `compiled`."""
+    original = getattr(compiled, name)
+    hooks = {"before": before, "after": after}
+
+    def wrapper(*args):
+        if hook := hooks.pop("before", None):
+            hook()
+        result = original(*args)
+        if hook := hooks.pop("after", None):
+            hook()
+        return result
+
+    monkeypatch.setattr(compiled, name, wrapper)
+
+
+@pytest.mark.parametrize("name", ["prepare_model", "_compile"])
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("save", [save, save_weights])
+def test_a_replaced_model_is_not_kept_under_anothers_key(
+    tmp_path, cache_dir, monkeypatch, name, when, save
+):
+    path = tmp_path / "model.onnx"
+    save(0, path)
+    with monkeypatch.context() as patch:
+        injected(patch, name, **{when: lambda: save(1, path)})
+        with Engine(path, None, cache_dir=cache_dir) as engine:
+            assert_equals_plain(engine, str(path))
+            assert engine.compiled.folder is not None  # tried again
+    for seed in (0, 1, 0):
+        save(seed, path)
+        with Engine(path, None, cache_dir=cache_dir) as engine:
+            assert_equals_plain(engine, str(path))
+
+
+def test_a_model_that_is_put_back_after_the_compile_is_noticed(tmp_path, cache_dir, monkeypatch):
+    path, aside = tmp_path / "model.onnx", tmp_path / "aside"
+    save(0, path)
+
+    def swap():
+        path.rename(aside)
+        save(1, path)
+
+    with monkeypatch.context() as patch:
+        injected(patch, "_compile", before=swap, after=lambda: aside.replace(path))
+        with Engine(path, None, cache_dir=cache_dir) as engine:
+            assert_equals_plain(engine, str(path))
+    with Engine(path, None, cache_dir=cache_dir) as engine:
+        assert_equals_plain(engine, str(path))
+
+
+def test_a_model_that_never_rests_is_served_uncached(tmp_path, cache_dir, monkeypatch, caplog):
+    path = tmp_path / "model.onnx"
+    save(0, path)
+    num_tries = 0
+    original = compiled.prepare_model
+
+    def changing(*args):
+        nonlocal num_tries
+        num_tries += 1
+        save(num_tries, path)
+        return original(*args)
+
+    monkeypatch.setattr(compiled, "prepare_model", changing)
+    with (
+        caplog.at_level(logging.WARNING, "deepsched"),
+        Engine(path, None, cache_dir=cache_dir) as engine,
+    ):
+        assert_equals_plain(engine, str(path))
+        assert "changed while it was compiled, 3 times" in engine.compiled.why_not
+    assert num_tries == 4  # the last one for the form in memory
+    assert len(caplog.messages) == 1
+    assert Cache(cache_dir).list() == []
+
+
+@pytest.mark.parametrize("save", [save, save_weights])
+def test_replacements_in_a_loop_leave_right_entries(tmp_path, cache_dir, save):
+    path = tmp_path / "model.onnx"
+    save(0, path)
+
+    def replace():
+        for seed in (1, 0):
+            save(seed, path)
+
+    with attacking(replace, uid=None):
+        for _ in range(20):
+            with Engine(path, None, cache_dir=cache_dir):
+                pass
+    for seed in (0, 1):
+        save(seed, path)
+        with Engine(path, None, cache_dir=cache_dir) as engine:
+            assert_equals_plain(engine, str(path))

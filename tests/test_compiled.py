@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from deepsched import Context, Engine, Topology
 from deepsched.cli import main
-from deepsched.errors import ModelError, OptionError
+from deepsched.errors import InvalidModelError, OptionError
 from deepsched.models.cache import Cache
 from deepsched.models.entry import hash_file
 from deepsched.models.folders import open_trusted
@@ -164,7 +164,7 @@ def test_external_data_counts_as_content(tmp_path, cache_dir):
                 assert_equals_plain(engine, str(path))
 
 
-@pytest.mark.parametrize("name", ["../secret", "/dev/zero"])
+@pytest.mark.parametrize("name", ["../secret", "/dev/zero", "linked"])
 def test_external_data_elsewhere_is_not_read(tmp_path, cache_dir, name):
     folder = tmp_path / "model"
     folder.mkdir()
@@ -175,7 +175,9 @@ def test_external_data_elsewhere_is_not_read(tmp_path, cache_dir, name):
         tensor.data_location = TensorProto.EXTERNAL
         tensor.external_data.add(key="location", value=name)
     (folder / "model.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(ModelError):
+    if name == "linked":
+        (folder / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(InvalidModelError, match="outside its folder"):
         Engine(folder / "model.onnx", None, cache_dir=cache_dir)
     assert Cache(cache_dir).list() == []
 

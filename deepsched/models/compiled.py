@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -19,8 +19,13 @@ from deepsched.errors import ModelError
 from deepsched.machine.partition import Stream
 from deepsched.models.cache import Cache
 from deepsched.models.entry import Entry
-from deepsched.models.keys import SAVING, RawModel
-from deepsched.models.locations import CacheDir, memory_folders, open_cache, stage_in
+from deepsched.models.keys import SAVING, RawModel, Snapshot
+from deepsched.models.locations import (
+    CacheDir,
+    memory_folders,
+    open_cache,
+    stage_in,
+)
 from deepsched.models.measurements import Measurements
 from deepsched.models.numa_copies import home_node, numa_copies
 from deepsched.models.prepare import (
@@ -33,6 +38,9 @@ from deepsched.models.prepare import (
 from deepsched.runtime.session import Session, trim_heap
 
 logger = logging.getLogger("deepsched")
+
+_MAX_TRIES = 3
+"""To compile a model whose files do not change meanwhile."""
 
 
 class Compiled(NamedTuple):
@@ -104,6 +112,14 @@ class _Request:
         """Parsed only if it is not in the cache. Raises ModelError, OptionError."""
         return prepare_model(self.model, self.batch_size, self.input_shapes)
 
+    def read(self) -> RawModel | None:
+        """See RawModel.of."""
+        return RawModel.of(self.model, self.batch_size, self.input_shapes)
+
+
+class _FilesChanged(Exception):
+    """The model's files were written to or replaced while it was compiled."""
+
 
 class _Unavailable(NamedTuple):
     """A strategy does not work here; the next one is tried."""
@@ -123,6 +139,11 @@ def open_model(
     open_one: OpenOne,
 ) -> OpenedModel:
     """Opens a model's sessions: from the cache, else from memory, else each with its own weights.
+
+    Args:
+        model, batch_size, input_shapes: see prepare_model.
+        cache_dir: see Engine.
+        streams, open_one: a session for each stream is opened by `open_one`.
 
     Raises:
         ModelError: see prepare_model, and what ONNX Runtime says of the model.
@@ -153,7 +174,19 @@ def _open_in_cache(request: _Request) -> OpenedModel | _Unavailable:
         return _not_kept(str(error))
     if cache is None:
         return _Unavailable("")
-    raw = RawModel.of(request.model, request.batch_size, request.input_shapes)
+    for _ in range(_MAX_TRIES):
+        try:
+            return _open_with(cache, replace(request))  # one that has nothing prepared yet
+        except _FilesChanged:
+            continue
+        except OSError as error:
+            return _not_kept(f"{cache.folder}: {error}")
+    return _not_kept(f"the model's files changed while it was compiled, {_MAX_TRIES} times")
+
+
+def _open_with(cache: Cache, request: _Request) -> OpenedModel | _Unavailable:
+    """Raises OSError, _FilesChanged, and the errors of prepare_model."""
+    raw = request.read()
     if raw is None:
         return _Unavailable("")
     entry = raw.find(cache)
@@ -162,22 +195,36 @@ def _open_in_cache(request: _Request) -> OpenedModel | _Unavailable:
             opened = _open_compiled(entry, request, was_cached=True)
             return opened._replace(measurements=_measurements(cache, entry))
         except ModelError as error:
-            logger.warning("%s cannot be opened, and is compiled again: %s", entry.path, error)
+            logger.warning("a compiled model cannot be opened, and is compiled again: %s", error)
             cache.discard(entry)
     prepared = request.prepared  # its errors are the model's, not the cache's
+    snapshot = raw.with_files(prepared.external_files)
     try:
-        with cache.stage() as entry:
-            opened = _compile(prepared, entry, request)
-            is_published = raw.publish(cache, entry, prepared)
-    except (OSError, ModelError) as error:
+        with cache.stage() as staged:
+            opened = _compile(prepared, staged, request)
+            if _snapshot(request, prepared) != snapshot:
+                raise _FilesChanged
+            is_published = snapshot.publish(cache, staged)
+    except ModelError as error:
+        if _snapshot(request, prepared) != snapshot:
+            raise _FilesChanged from error
         return _not_kept(f"{cache.folder}: {error}")
     if not is_published:
         # Another process was faster. Ours is without names now, as if it were in memory.
         return opened._replace(compiled=opened.compiled._replace(folder=None), entry=None)
     return opened._replace(
-        compiled=opened.compiled._replace(folder=str(entry.path)),
-        measurements=_measurements(cache, entry),
+        compiled=opened.compiled._replace(folder=str(staged.path)),
+        measurements=_measurements(cache, staged),
     )
+
+
+def _snapshot(request: _Request, prepared: PreparedModel) -> Snapshot | None:
+    """Of the model's files now; None if one of them is not there."""
+    try:
+        raw = request.read()
+        return None if raw is None else raw.with_files(prepared.external_files)
+    except OSError:
+        return None
 
 
 def _not_kept(reason: str) -> _Unavailable:
