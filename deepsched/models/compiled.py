@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
-from deepsched.errors import ModelError
+from deepsched.errors import ModelError, ThreadError
 from deepsched.machine.partition import Stream
 from deepsched.models.cache import Cache
 from deepsched.models.entry import Entry
@@ -148,6 +148,7 @@ def open_model(
     Raises:
         ModelError: see prepare_model, and what ONNX Runtime says of the model.
         OptionError: cache_dir is not a folder.
+        ThreadError: the system refuses a session's threads.
     """
     request = _Request(model, batch_size, input_shapes, cache_dir, streams, open_one)
     failed = _Unavailable("")
@@ -179,6 +180,8 @@ def _open_in_cache(request: _Request) -> OpenedModel | _Unavailable:
             return _open_with(cache, replace(request))  # one that has nothing prepared yet
         except _FilesChanged:
             continue
+        except ThreadError:  # no other strategy would have more of them
+            raise
         except OSError as error:
             return _not_kept(f"{cache.folder}: {error}")
     return _not_kept(f"the model's files changed while it was compiled, {_MAX_TRIES} times")
@@ -195,8 +198,11 @@ def _open_with(cache: Cache, request: _Request) -> OpenedModel | _Unavailable:
             opened = _open_compiled(entry, request, was_cached=True)
             return opened._replace(measurements=_measurements(cache, entry))
         except ModelError as error:
+            # The system may be short of something, or the file is damaged: the error does not tell.
+            # An intact entry serves other processes, and stays until one that opens is there.
+            if not cache.is_still_intact(entry):
+                entry = None
             logger.warning("a compiled model cannot be opened, and is compiled again: %s", error)
-            cache.discard(entry)
     prepared = request.prepared  # its errors are the model's, not the cache's
     snapshot = raw.with_files(prepared.external_files)
     try:
@@ -204,6 +210,8 @@ def _open_with(cache: Cache, request: _Request) -> OpenedModel | _Unavailable:
             opened = _compile(prepared, staged, request)
             if _snapshot(request, prepared) != snapshot:
                 raise _FilesChanged
+            if entry is not None:
+                cache.discard(entry)
             is_published = snapshot.publish(cache, staged)
     except ModelError as error:
         if _snapshot(request, prepared) != snapshot:
@@ -247,6 +255,8 @@ def _open_in_memory(request: _Request) -> OpenedModel | _Unavailable:
         try:
             with stage_in(parent) as entry:
                 opened = _compile(prepared, entry, request)
+        except ThreadError:
+            raise
         except (OSError, ModelError) as error:
             reason = str(error)
             continue
