@@ -360,7 +360,7 @@ def test_entries_in_use_stay_and_the_others_go_least_lately_used_first(cache_dir
 
 def is_cached(model, cache_dir):
     """Looks, and compiles nothing."""
-    raw = RawModel.of(model, None, None)
+    raw = RawModel.of(model, None, None, {"optimizes": True})
     entry = raw.find(Cache(cache_dir))
     if entry is not None:
         entry.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -100,6 +100,7 @@ class _Request:
     batch_size: int | None
     input_shapes: Shapes | None
     cache_dir: CacheDir
+    options: Mapping[str, object]
     streams: Sequence[Stream]
     open_one: OpenOne
 
@@ -114,7 +115,7 @@ class _Request:
 
     def read(self) -> RawModel | None:
         """See RawModel.of."""
-        return RawModel.of(self.model, self.batch_size, self.input_shapes)
+        return RawModel.of(self.model, self.batch_size, self.input_shapes, self.options)
 
 
 class _FilesChanged(Exception):
@@ -135,6 +136,7 @@ def open_model(
     batch_size: int | None,
     input_shapes: Shapes | None,
     cache_dir: CacheDir,
+    options: Mapping[str, object],
     streams: Sequence[Stream],
     open_one: OpenOne,
 ) -> OpenedModel:
@@ -143,6 +145,7 @@ def open_model(
     Args:
         model, batch_size, input_shapes: see prepare_model.
         cache_dir: see Engine.
+        options: what else decides how `open_one` compiles a model, JSON; part of the cache's key.
         streams, open_one: a session for each stream is opened by `open_one`.
 
     Raises:
@@ -150,7 +153,7 @@ def open_model(
         OptionError: cache_dir is not a folder.
         ThreadError: the system refuses a session's threads.
     """
-    request = _Request(model, batch_size, input_shapes, cache_dir, streams, open_one)
+    request = _Request(model, batch_size, input_shapes, cache_dir, options, streams, open_one)
     failed = _Unavailable("")
     for strategy in (_open_in_cache, _open_in_memory):
         result = strategy(request)

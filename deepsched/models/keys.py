@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import blake3
@@ -14,6 +14,11 @@ from deepsched.models.cache import Cache
 from deepsched.models.entry import Entry, hash_with_state
 from deepsched.models.prepare import ModelLike, Shapes, serialize
 from deepsched.runtime.library import describe_library
+
+PREPARATION_VERSION = 1
+"""To be raised with every change of `prepare` or `compiled` that changes what is compiled. Not the
+package's version: most releases change nothing of that and would compile every model again, while
+a change in a working tree would not be noticed."""
 
 # Smaller initializers stay in the graph's file: ONNX Runtime looks at their values.
 _SMALLEST_EXTERNAL = 1024
@@ -73,11 +78,17 @@ class RawModel(NamedTuple):
         model: ModelLike,
         batch_size: int | None,
         input_shapes: Shapes | None,
+        options: Mapping[str, object],
     ) -> RawModel | None:
-        """None if one of these is wrong; prepare_model raises the error that says what."""
+        """None if one of these is wrong; prepare_model raises the error that says what.
+
+        Args:
+            model, batch_size, input_shapes: see prepare_model.
+            options: what else decides how it is compiled, JSON.
+        """
         try:
             content = Content.of(model)
-            wanted = json.dumps([batch_size, input_shapes])
+            wanted = json.dumps([batch_size, input_shapes, options], sort_keys=True)
         except (AttributeError, OSError, TypeError, ValueError):
             return None
         checksum = hash_json([content.checksum, wanted, *_environment()])
@@ -132,11 +143,13 @@ def hash_json(value: object) -> str:
 
 
 def _environment() -> list[object]:
-    """What decides beside the model: the library, the CPU, and how it is asked to save."""
+    """What decides beside the model: how we prepare it, the library, the CPU, and how the library
+    is asked to save."""
     library = describe_library()
     # Two builds may have the same version.
     found = os.stat(library["path"])
     return [
+        PREPARATION_VERSION,
         library["version"],
         found.st_size,
         platform.machine(),
