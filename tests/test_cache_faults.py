@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import logging
 import os
+import shutil
+import subprocess
+import sys
 import tempfile
+import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,15 +18,19 @@ import pytest
 
 from deepsched import Context, Engine, Topology
 from deepsched.advice import advise
+from deepsched.cli import main
 from deepsched.errors import ModelError, ThreadError
 from deepsched.models import keys
 from deepsched.models.cache import Cache
 from deepsched.models.keys import RawModel
 from deepsched.models.prepare import prepare_model
+from deepsched.models.tag import TAG
 from deepsched.scheduling.streams import SharedStreams
 from tests.support import models
 from tests.support.models import gemm
 from tests.support.plain_onnxruntime import assert_equals_plain
+from tests.support.processes import finish, run_python, start_python
+from tests.support.users import needs_root
 
 
 @pytest.fixture
@@ -146,3 +156,189 @@ def test_advice_holds_in_another_cpuset_of_the_same_shape(cache_dir, tmp_path, m
         monkeypatch.setattr("deepsched.advice.answer_cache.Topology", topology)
         found = advise(path, seconds=0.2, num_cores=1)
         assert found.was_remembered is (core is machine.cores[1])
+
+
+# --- What killed processes leave ------------------------------------------------------------------
+
+HOLD = """
+    import signal
+    from pathlib import Path
+    from deepsched import Engine
+    from deepsched.analysis import analyze, profiling
+    from deepsched.models import compiled, records
+    from tests.support.models import gemm
+    def hold(*args, **kwargs):
+        print("there", flush=True)
+        while True:
+            signal.pause()
+"""
+
+LEAVES = {
+    "a compile in memory": """
+        compiled._open_compiled = hold
+        Engine(gemm(), None, cache_dir=None)
+    """,
+    "a compile": """
+        compiled._open_compiled = hold
+        Engine(gemm(), None)
+    """,
+    "a profile": """
+        profiling._repeat = hold
+        target = profiling.ProfilingTarget(gemm(), None, None, None, None, True)
+        profiling.profile(target, 1, profiling.RunBudget(1, 1, 1, 0.0))
+    """,
+    "an analysis": """
+        profiling._repeat = hold
+        analyze(gemm(), None, cache_dir=None)
+    """,
+    "a record": """
+        records.os.rename = hold
+        from deepsched.models.cache import Cache
+        from deepsched.models.locations import default_folder
+        Cache(default_folder()).remember_measurement("a" * 32, "advice", "m", None, 1)
+    """,
+}
+
+
+def left(cache_dir, temporary):
+    """Files and folders that are there only while something works."""
+    return [
+        *temporary.glob("deepsched-*"),
+        *cache_dir.rglob(".staging-*"),
+        *cache_dir.rglob(".tmp-*"),
+    ]
+
+
+@pytest.mark.parametrize("sweeper", ["start", "clear"])
+@pytest.mark.parametrize("what", LEAVES)
+def test_a_killed_process_leaves_nothing_for_long(cache_dir, temporary, what, sweeper):
+    code = textwrap.dedent(HOLD) + textwrap.dedent(LEAVES[what])
+    in_temporary = "import deepsched.models.locations as l; from pathlib import Path\n" + (
+        f"l.SHARED_MEMORY = Path({str(temporary)!r})\n"
+    )
+    sweep = {
+        "start": "from deepsched import Engine; from tests.support.models import identity\n"
+        "Engine(identity()).close()",
+        "clear": "from deepsched.cli import main; main(['cache', 'clear'])",
+    }[sweeper]
+    process = start_python(in_temporary + code)
+    try:
+        assert process.stdout.readline() == "there\n"
+        num_left = len(left(cache_dir, temporary))
+        assert num_left >= 1
+        run_python(in_temporary + sweep)
+        assert len(left(cache_dir, temporary)) == num_left  # it lives
+    finally:
+        process.kill()
+        finish(process)
+    run_python(in_temporary + sweep)
+    assert left(cache_dir, temporary) == []
+
+
+def test_only_what_is_marked_is_swept_from_the_temporary_folder(cache_dir, temporary, capsys):
+    uid = os.geteuid()
+    theirs = [f"deepsched-{uid}-results", f"deepsched-{uid}-{'a' * 16}", f"deepsched-{uid + 1}-b"]
+    for name in theirs:
+        (temporary / name).mkdir()
+        (temporary / name / "thesis.tex").touch()
+    old, marked = (temporary / f"deepsched-{uid}-{name}" for name in ("b" * 8, "c" * 16))
+    old.mkdir()
+    (old / "weights").touch()  # as versions before left them
+    compile_into(cache_dir)
+    marked.mkdir()
+    shutil.copy(cache_dir / "v1" / TAG, marked / TAG)
+    (marked / "run.json").touch()
+    assert main(["cache", "clear"]) == 0
+    assert "2 temporary folders" in capsys.readouterr().out
+    assert sorted(os.listdir(temporary)) == sorted(theirs)
+
+
+# --- Entries that cannot be removed -------------------------------------------------------------
+
+
+@pytest.fixture
+def stuck(cache_dir, monkeypatch):
+    """As in an image's layer that is read-only: nothing can be removed from the cache."""
+
+    def refusing(function):
+        def call(path, *args, **kwargs):
+            fd = kwargs.get("dir_fd", kwargs.get("src_dir_fd"))
+            if fd is not None and Path(os.readlink(f"/proc/self/fd/{fd}")).is_relative_to(
+                cache_dir
+            ):
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+            return function(path, *args, **kwargs)
+
+        return call
+
+    for name in ("rename", "unlink"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
+
+
+def test_a_damaged_entry_that_stays_is_told_at_each_start(cache_dir, request, caplog):
+    weights = compile_into(cache_dir) / "weights"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    request.getfixturevalue("stuck")
+    for _ in range(2):
+        caplog.clear()
+        with (
+            caplog.at_level(logging.WARNING, "deepsched"),
+            Engine(gemm(), None, cache_dir=cache_dir) as engine,
+        ):
+            assert_equals_plain(engine, gemm())
+            assert engine.compiled.is_shared and engine.compiled.folder is None
+        (message,) = caplog.messages
+        assert "is damaged, and cannot be removed" in message
+
+
+def test_what_cannot_be_removed_is_not_called_removed(cache_dir, request, capsys):
+    compile_into(cache_dir)
+    request.getfixturevalue("stuck")
+    assert main(["cache", "clear"]) == 0
+    assert capsys.readouterr().out.startswith("removed 0; 1 cannot be removed from ")
+
+
+OVERLAY = """
+    cd {folder}
+    mkdir upper work mounted
+    mount -t overlay overlay -o lowerdir=cache,upperdir=upper,workdir=work mounted || exit 77
+    PYTHONPATH={root} {python} - <<'END'
+import os, sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from deepsched import Engine
+from deepsched.models.cache import Cache
+from tests.support.models import gemm
+from tests.support.plain_onnxruntime import assert_equals_plain
+weights = next(Path("mounted/v1").glob("*/weights"))
+try:
+    os.rename(weights.parent, "mounted/v1/other")
+    sys.exit(77)  # this overlayfs can
+except OSError:
+    pass
+weights.write_bytes(weights.read_bytes()[:-1])
+for was_cached in (False, True):
+    with Engine(gemm(), None, cache_dir="mounted") as engine:
+        assert engine.compiled.was_cached is was_cached and engine.compiled.folder
+        assert_equals_plain(engine, gemm())
+cache = Cache(Path("mounted"))
+assert (cache.clear(), cache.list()) == (1, [])
+END
+"""
+
+
+@needs_root
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="there is no unshare here")
+def test_entries_of_an_image_are_replaced_and_removed(cache_dir):
+    compile_into(cache_dir)
+    code = OVERLAY.format(folder=cache_dir.parent, root=os.getcwd(), python=sys.executable)
+    # overlayfs needs upperdir on a file system that is none itself: a tmpfs.
+    ran = subprocess.run(
+        ["unshare", "-m", "bash", "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if ran.returncode == 77 or "unshare failed" in ran.stderr:
+        pytest.skip(f"no overlayfs to try it on: {ran.stderr}")
+    assert ran.returncode == 0, ran.stderr

@@ -25,6 +25,7 @@ from deepsched.models.locations import (
     memory_folders,
     open_cache,
     stage_in,
+    sweep_once,
 )
 from deepsched.models.measurements import Measurements
 from deepsched.models.numa_copies import home_node, numa_copies
@@ -153,6 +154,7 @@ def open_model(
         OptionError: cache_dir is not a folder.
         ThreadError: the system refuses a session's threads.
     """
+    sweep_once()
     request = _Request(model, batch_size, input_shapes, cache_dir, options, streams, open_one)
     failed = _Unavailable("")
     for strategy in (_open_in_cache, _open_in_memory):
