@@ -342,3 +342,39 @@ def test_entries_of_an_image_are_replaced_and_removed(cache_dir):
     if ran.returncode == 77 or "unshare failed" in ran.stderr:
         pytest.skip(f"no overlayfs to try it on: {ran.stderr}")
     assert ran.returncode == 0, ran.stderr
+
+
+# --- File systems of several machines -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("magic", "name"), [(0x6969, "NFS"), (0x65735546, "FUSE"), (0xFE534D42, "SMB")]
+)
+def test_a_folder_of_several_machines_is_not_used(
+    cache_dir, monkeypatch, caplog, capsys, magic, name
+):
+    monkeypatch.setattr("deepsched.models.folders._file_system", lambda fd: magic)
+    with (
+        caplog.at_level(logging.WARNING, "deepsched"),
+        Engine(gemm(), None, cache_dir=cache_dir) as engine,
+    ):
+        assert_equals_plain(engine, gemm())
+        assert engine.compiled.folder is None
+    (message,) = caplog.messages
+    assert name in message and "each stream has weights of its own" in message
+    assert not (cache_dir / "v1").exists()
+    assert main(["cache", "list"]) == 2
+    err = capsys.readouterr().err
+    assert name in err and "DEEPSCHED_CACHE_DIR" in err
+
+
+def test_the_kernel_tells_the_file_system():
+    from deepsched.models.folders import _file_system, open_trusted
+
+    fd = os.open("/proc", os.O_RDONLY)
+    try:
+        assert _file_system(fd) == 0x9FA0  # PROC_SUPER_MAGIC
+    finally:
+        os.close(fd)
+    with pytest.raises(FileNotFoundError):
+        open_trusted(Path("/no/such/folder"))

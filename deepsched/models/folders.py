@@ -7,6 +7,7 @@ another folder in its place between two calls. A descriptor stays with the folde
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import grp
 import os
@@ -18,6 +19,34 @@ from pathlib import Path
 _LOOK_UP = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_LINKS = 40  # as the kernel's own limit
+
+# f_type of statfs (linux/magic.h, and the sources of those that are not in the kernel). `flock` is
+# local to a client there, or works for files only, or depends on the server. FUSE may be sshfs.
+_SHARED_BY_MACHINES = {
+    0x6969: "NFS",
+    0xFF534D42: "CIFS",
+    0xFE534D42: "SMB",
+    0x517B: "SMB",
+    0x65735546: "FUSE or virtiofs",
+    0x01021997: "9p",
+    0x0BD00BD0: "Lustre",
+    0x47504653: "GPFS",
+    0x5346414F: "AFS",
+    0x6B414653: "AFS",
+    0x73757245: "Coda",
+    0x00C36400: "Ceph",
+    0x19830326: "BeeGFS",
+    0xAAD7AAEA: "PanFS",
+    0x20030528: "OrangeFS",
+    0x7461636F: "OCFS2",
+    0x01161970: "GFS2",
+    0x564C: "NCP",
+    0xBACBACBC: "VMware's shared folders",
+    0x786F4256: "VirtualBox's shared folders",
+    0x7C7C6013: "Parallels' shared folders",
+}
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Folder:
@@ -113,7 +142,7 @@ def open_trusted(path: Path, makes: bool = False) -> Folder:
 
     Raises:
         PermissionError: others could change it.
-        OSError: it cannot be opened or made.
+        OSError: it cannot be opened or made, or is shared by machines: see network_name.
     """
     todo = list(reversed(Path(os.getcwd(), path).parts[1:]))
     here = _checked(Path("/"), os.open("/", _LOOK_UP))
@@ -133,7 +162,29 @@ def open_trusted(path: Path, makes: bool = False) -> Folder:
             target = target.relative_to("/")
         todo += reversed(target.parts)
     with _naming(here.path):
-        return Folder(here.path, os.open(".", _READ, dir_fd=here.fd))
+        folder = Folder(here.path, os.open(".", _READ, dir_fd=here.fd))
+    if kind := network_name(folder.fd):
+        raise OSError(
+            errno.ENOTSUP,
+            f"{folder.path} is on {kind}, which several machines may share, and a lock there does "
+            "not bind the others; choose a folder on a local disk",
+        )
+    return folder
+
+
+def network_name(fd: int) -> str | None:
+    """The kind of a file system that several machines may share; None for a local one."""
+    return _SHARED_BY_MACHINES.get(_file_system(fd))
+
+
+def _file_system(fd: int) -> int:
+    """f_type of statfs, which Python does not have."""
+    buffer = (ctypes.c_long * 64)()  # f_type comes first; the whole is 120 bytes
+    while _libc.fstatfs(fd, buffer) != 0:
+        code = ctypes.get_errno()
+        if code != errno.EINTR:
+            raise OSError(code, os.strerror(code))
+    return buffer[0] & 0xFFFFFFFF
 
 
 def _step(here: Folder, name: str, makes: bool) -> Folder:
