@@ -15,7 +15,7 @@ debug: $(VENV)
 	DEEPSCHED_DEBUG=1 $(BIN)/pip install -q -e '.[test]'
 
 tsan: $(VENV)
-	$(BIN)/python -m tests.support.tsan
+	$(BIN)/python -m tests.support.sanitized thread
 
 quicktest:
 	$(BIN)/pytest -q -x tests/test_queue.py tests/test_groups.py tests/test_dispatch.py \

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
-from deepsched.errors import ForkError, OptionError
+from deepsched.checks import check_integer
+from deepsched.errors import ForkError
 from deepsched.machine.partition import PartitionWarning, Stream
 from deepsched.machine.topology import Topology
 from deepsched.scheduler import Scheduler
@@ -16,6 +19,8 @@ from deepsched.scheduling.layout import Layout, lay_out
 from deepsched.scheduling.stats import Stats
 from deepsched.scheduling.streams import SharedStreams
 from deepsched.timeline.trace import Trace
+
+logger = logging.getLogger("deepsched")
 
 _open_contexts: weakref.WeakSet[Context] = weakref.WeakSet()
 
@@ -148,9 +153,9 @@ class Context:
             >>> trace
             <Trace of 1 requests, single_stream, 1 streams>
         """
-        if type(capacity) is not int or not 1 <= capacity <= 2**30:
-            raise OptionError(f"capacity must be an int between 1 and {2**30}, got {capacity!r}")
+        capacity = check_integer("capacity", capacity, 1, 2**30)
         dispatcher, registry = self._shared.dispatcher, self._shared.registry
+        self._check_fork()  # before it takes a lock that a thread of the parent may have held
         tracer = dispatcher.tracer
         trace = Trace(self.scheduler, self.streams, time.monotonic_ns())
         registry.retain_names()
@@ -177,11 +182,21 @@ class Context:
         Raises:
             ForkError: it belongs to a parent process.
         """
+        self._check_fork()
+        return self._shared.stats(self._shared.registry.counts())
+
+    def _check_fork(self) -> None:
         if self._shared.dispatcher.is_forked:
             raise ForkError(
                 "this context was made before os.fork() and is the parent's; make a new one here"
             )
-        return self._shared.stats(self._shared.registry.counts())
+
+    def __reduce__(self) -> NoReturn:
+        # Without this a copy shares the threads with the original, and ends them as it dies.
+        raise TypeError(
+            "a context cannot be copied or pickled: it holds threads of this process. Engines may "
+            "share it; another process makes its own"
+        )
 
     def __enter__(self) -> Context:
         return self
@@ -191,8 +206,8 @@ class Context:
 
     def __del__(self) -> None:
         # Engines keep their context, so there are none any more. If __init__ failed there is
-        # nothing to close.
-        if hasattr(self, "_shared") and not self.is_closed:
+        # nothing to close. Closed again, too: Ctrl-C may have ended the first early.
+        if hasattr(self, "_shared"):
             self.close()
 
 
@@ -200,4 +215,7 @@ class Context:
 def _close_all() -> None:
     """Threads that run while the interpreter goes away crash it."""
     for context in list(_open_contexts):
-        context.close()
+        try:
+            context.close()
+        except Exception:  # the others are to be closed all the same
+            logger.exception("%r could not be closed at exit", context)

@@ -6,13 +6,14 @@ import logging
 import time
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from deepsched.context import Context
 from deepsched.errors import (
     ClosedError,
+    ForkError,
     InferenceError,
     InputError,
     InputTypeError,
@@ -105,6 +106,12 @@ class Engine:
             )
         self._context = context
         self._shared = shared = context._shared
+        if (
+            shared.dispatcher.is_forked
+        ):  # before anything that a thread of the parent may have locked
+            raise ForkError(
+                "this context was made before os.fork() and is the parent's; make a new one here"
+            )
         try:
             opened = open_model(
                 model,
@@ -135,7 +142,7 @@ class Engine:
         except (OptionError, InputError, InferenceError) as error:
             logger.warning(
                 "requests take one stream each, since how the model scales cannot be measured with "
-                "made-up inputs: %s",
+                "made-up inputs now: %s",
                 error,
             )
 
@@ -525,6 +532,13 @@ class Engine:
         else:
             self._served.close()
 
+    def __reduce__(self) -> NoReturn:
+        # Without this a copy shares the native model with the original, and closes it as it dies.
+        raise TypeError(
+            "an engine cannot be copied or pickled: it holds threads and memory of this process. "
+            "Threads may share it; another process compiles the model itself, from the same cache"
+        )
+
     def __enter__(self) -> Engine:
         if self.is_closed:
             raise ClosedError("this engine is closed; compile the model again to use it")
@@ -534,8 +548,8 @@ class Engine:
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_served") and not self.is_closed:
-            self.close()
+        if hasattr(self, "_served"):
+            self.close()  # again, too: Ctrl-C may have ended the first early
 
 
 class MultiModelEngine(Engine):

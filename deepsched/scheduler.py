@@ -8,9 +8,9 @@ from deepsched.errors import OptionError
 
 
 class Scheduler(enum.StrEnum):
-    """Which requests may run side by side, and on how many cores.
+    """The policy for which requests run concurrently, and on how many cores.
 
-    Members equal their words, hash like them and print as them.
+    Members equal their strings, hash like them and print as them.
 
     Example:
         >>> Scheduler.multi_stream == "multi_stream"
@@ -22,16 +22,16 @@ class Scheduler(enum.StrEnum):
     """
 
     single_stream = "single_stream"
-    """One request at a time, on all cores of the budget: the shortest time for one request."""
+    """One request at a time, on all cores of the budget: the lowest latency for a lone request."""
 
     multi_stream = "multi_stream"
-    """One request per stream, side by side: the most requests per second."""
+    """One request per stream, concurrently: the highest throughput."""
 
     elastic = "elastic"
     """Each request on as many cores as the load allows."""
 
     default = "single_stream"
-    """Another name for single_stream, not a member of its own."""
+    """An alias of single_stream, not a member of its own."""
 
     @classmethod
     def from_str(cls, word: str) -> Scheduler:

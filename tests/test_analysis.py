@@ -353,7 +353,7 @@ def test_a_model_without_operators_is_analysed(tmp_path, capsys):
     model = models.make([], [models.tensor("x", [1])], [models.tensor("y", [3])], [constant])
     path = models.save(model, tmp_path)
     assert main(["analyze", path, "--seconds", "0.1", "-q"]) == 0
-    assert "No operator is left to run" in capsys.readouterr().out
+    assert "No operators remain" in capsys.readouterr().out
 
 
 def test_names_with_brackets_are_printed_as_they_are(tmp_path, capsys):
@@ -457,9 +457,9 @@ def test_the_command_prints_json(mlp, capsys):
     [
         (["nowhere.onnx"], "no model file at 'nowhere.onnx'"),
         (["MLP", "--seconds", "0"], "seconds must be a positive number"),
-        (["MLP", "-i", "64"], "--input_shapes must look like"),
-        (["MLP", "-x", "/nowhere/x.json"], "cannot write --export_path"),
-        (["MLP", "-ncores", "0"], "num_cores must be"),
+        (["MLP", "-i", "64"], "--input-shapes must look like"),
+        (["MLP", "-x", "/nowhere/x.json"], "cannot write --output"),
+        (["MLP", "-ncores", "0"], "--num-cores must be"),
         (["MLP", "--top", "-1"], "--top must be"),
     ],
 )

@@ -649,7 +649,7 @@ def test_a_sweep_prints_a_table_and_writes_a_csv(mlp, tmp_path, capsys):
     file, export = tmp_path / "out.csv", tmp_path / "out.json"
     axes = ["--sweep", "callers=1,2", "--sweep", "batch_size=1,4", "--sweep", "num_streams=1,999"]
     assert main(["benchmark", mlp, *QUICK, *axes, "--csv", str(file), "-x", str(export)]) == 0
-    assert "num_streams must be between 1 and" in capsys.readouterr().out
+    assert "num_streams must be an integer between 1 and" in capsys.readouterr().out
     rows = list(csv.DictReader(file.read_text().splitlines()))
     swept = [(row["callers"], row["batch_size"], row["num_streams"]) for row in rows]
     assert sorted(swept) == sorted(itertools.product("12", "14", ("1", "999")))
@@ -718,9 +718,9 @@ def test_deepsparses_flags_of_a_kv_cache_are_taken_and_said_to_have_no_effect(ml
     assert main(["benchmark", mlp, *QUICK, *flags]) == 0
     err = capsys.readouterr().err.splitlines()
     assert err == [
-        "-pin numa: as core; streams keep to NUMA nodes by themselves",
-        "--input_ids_length, --no_internal_kv_cache, --disable_kv_cache_overrides, "
-        "--num_kv_cache_tokens: no effect; there is no KV cache that the engine keeps",
+        "--thread-pinning numa: the same as core; streams respect NUMA nodes anyway",
+        "--input-ids-length, --no-internal-kv-cache, --disable-kv-cache-overrides, "
+        "--num-kv-cache-tokens: no effect; the engine has no KV cache",
     ]
     assert main(["benchmark", mlp, *QUICK]) == 0
     assert capsys.readouterr().err == ""
@@ -792,15 +792,15 @@ def test_ctrl_c_in_a_search_prints_what_was_found(classes, mlp, capsys):
     [
         (["--rate", "0"], "--rate must be positive, got 0"),
         (["--callers", "0"], "--callers must be at least 1, got 0"),
-        (["--poisson"], "--poisson is for an open loop"),
+        (["--poisson"], "--poisson needs an open loop"),
         (["--p99-limit", "0"], "--p99-limit must be positive"),
-        (["--p99-limit", "5", "--rate", "5"], "--p99-limit searches the rate itself"),
+        (["--p99-limit", "5", "--rate", "5"], "--p99-limit searches for the rate"),
         (["--poisson", "--rate", "9", "--seed", "-1"], "--seed must be 0 or more, got -1"),
-        (["-w", "-1"], "--warmup_time 0 or more, got -1"),
+        (["-w", "-1"], "--warmup-time 0 or more, got -1"),
         (["--sweep", "rate=nan,100"], "expected a finite number, got 'nan'"),
-        (["--sweep", "rate"], "rate needs values"),
-        (["-seq_len", "7", "-i", "[1,7]"], "--sequence_length and --input_shapes"),
-        (["-x", "/tmp/x", "--csv", "/tmp/./x"], "--export_path and --csv both name"),
+        (["--sweep", "rate"], "rate has no default values"),
+        (["-seq_len", "7", "-i", "[1,7]"], "--sequence-length and --input-shapes"),
+        (["-x", "/tmp/x", "--csv", "/tmp/./x"], "--output and --csv both name"),
         (["--sweep", "colour=1,2"], "--sweep must look like num_streams=1,2,4"),
         (["--sweep", "callers=one"], "--sweep must look like"),
         (["--sweep", "callers=1", "--sweep", "callers=2"], "each once"),

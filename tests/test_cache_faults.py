@@ -14,6 +14,7 @@ import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from deepsched import Context, Engine, Topology
@@ -116,6 +117,8 @@ def key_of(model=None, options=None):
 def test_the_key_covers_how_a_model_is_compiled(monkeypatch):
     first = key_of()
     assert key_of() == first != key_of(options={"optimizes": False})
+    four = RawModel.of(gemm(), np.int64(4), [[np.int32(4), 256]], {})
+    assert four is not None and four == RawModel.of(gemm(), 4, [[4, 256]], {})
     monkeypatch.setattr(keys, "PREPARATION_VERSION", keys.PREPARATION_VERSION + 1)
     assert key_of() != first
 

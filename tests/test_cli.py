@@ -15,6 +15,7 @@ from deepsched import Engine, Topology
 from deepsched.benchmark import bundled_model, measure
 from deepsched.cli import main
 from deepsched.cli.help import HelpFormatter
+from deepsched.cli.program import COMMANDS
 from tests.support import models
 from tests.support.sysfs_tree import write_machine
 
@@ -87,12 +88,12 @@ def test_an_interrupted_benchmark_says_so(mlp, tmp_path, capsys, monkeypatch, mo
     ("arguments", "message"),
     [
         (["nowhere.onnx"], "no model file at 'nowhere.onnx'"),
-        (["MLP", "-nstreams", "1000"], "num_streams must be between 1 and"),
-        (["MLP", "-i", "1,64"], "--input_shapes must look like"),
+        (["MLP", "-nstreams", "1000"], "--num-streams must be an integer between 1 and"),
+        (["MLP", "-i", "1,64"], "--input-shapes must look like"),
         (["MLP", "-i", "[1,65]"], "rely on other sizes"),
-        (["MLP", "-s", "fastest"], "scheduler must be one of"),
-        (["MLP", "-t", "0"], "--time must be positive"),
-        (["MLP", "-t", "0.1", "-w", "0", "-x", "/nowhere/x.json"], "cannot write --export_path"),
+        (["MLP", "-s", "fastest"], "--scheduler must be one of"),
+        (["MLP", "-t", "0"], "--seconds must be positive"),
+        (["MLP", "-t", "0.1", "-w", "0", "-x", "/nowhere/x.json"], "cannot write --output"),
     ],
 )
 def test_benchmark_says_what_is_wrong_in_one_line(mlp, capsys, arguments, message):
@@ -264,7 +265,7 @@ def test_topology_shows_this_machine_and_its_streams(capsys):
 
 
 def test_topology_of_a_made_up_machine_tells_what_is_unwise(capsys):
-    assert main(["topology", "--synthetic", "2:1:1:8", "--num_streams", "3"]) == 0
+    assert main(["topology", "--synthetic", "2:1:1:8", "--num-streams", "3"]) == 0
     out = capsys.readouterr().out
     assert "stream 1: CPUs 6-10" in out
     assert "note (straddles_packages): " in out
@@ -360,17 +361,23 @@ def test_topology_of_a_machine_that_cannot_be_read(machine, capsys):
     assert machine[1] in capsys.readouterr().err
 
 
-def test_the_module_prints_a_diagnosis_as_json():
-    done = subprocess.run(
-        [sys.executable, "-m", "deepsched"],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "PYTHONPATH": os.getcwd()},
-    )
-    report = json.loads(done.stdout)
+def test_the_report_has_what_a_bug_report_needs(capsys):
+    assert main(["report"]) == 0
+    report = json.loads(capsys.readouterr().out)
     assert report["onnxruntime_library"]["version"] == report["packages"]["onnxruntime"]
     assert report["streams"]
+    assert report["diagnosis"]["checks"]
+
+
+def test_the_module_is_the_command_line():
+    command = ["topology", "--synthetic", "1:1:2:2", "--json"]
+    outputs = [
+        subprocess.run(
+            [sys.executable, *start, *command], capture_output=True, text=True, check=True
+        ).stdout
+        for start in (["-m", "deepsched"], ["-c", "from deepsched.cli import main; main()"])
+    ]
+    assert outputs[0] == outputs[1] != ""
 
 
 def test_measure_reports_requests_longer_than_the_time_given():
@@ -393,7 +400,7 @@ def test_measure_counts_what_every_caller_did_and_raises_what_it_raised():
         measure(lambda x: 1 // x, 0, callers=2, seconds=5)
 
 
-@pytest.mark.parametrize("command", ["benchmark", "advise", "analyze", "topology", "trace"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_fits_the_terminal_and_loses_no_word(command, capsys, monkeypatch):
     texts = {}
     for width in (80, 200):
@@ -403,7 +410,7 @@ def test_help_fits_the_terminal_and_loses_no_word(command, capsys, monkeypatch):
         texts[width] = capsys.readouterr().out
     too_wide = [line for line in texts[80].splitlines() if len(line) > 80]
     assert all(line.startswith("  deepsched ") for line in too_wide)  # examples are to be copied
-    # What is an option's own help, argparse wraps at hyphens.
+    # argparse wraps the help of options at hyphens.
     words = {width: texts[width].partition("exit codes")[2].split() for width in texts}
     assert words[80] == words[200]
     assert "exit codes:\n  0    " in texts[80]

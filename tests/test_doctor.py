@@ -92,11 +92,11 @@ def test_only_warnings_have_advice_and_all_of_them_do(tree: SysfsTree) -> None:
 @pytest.mark.parametrize(
     ("flags", "fp32", "found"),
     [
-        ("sse2", Status.warn, "4 numbers"),
-        ("sse2 avx", Status.warn, "8 numbers"),
+        ("sse2", Status.warn, "4 floats"),
+        ("sse2 avx", Status.warn, "8 floats"),
         ("sse2 avx avx2", Status.warn, "no AVX2 with FMA"),
-        (AVX2, Status.ok, "8 numbers"),
-        (AVX512, Status.ok, "16 numbers"),
+        (AVX2, Status.ok, "8 floats"),
+        (AVX512, Status.ok, "16 floats"),
     ],
 )
 def test_cpu_without_avx2_warns(flags: str, fp32: Status, found: str, tree: SysfsTree) -> None:
@@ -200,7 +200,7 @@ def test_fractional_quota_says_how_many_cores_are_used_and_what_to_grant(tree: S
     put_in_cgroup(tree, cpu_max="250000 100000")
     quota = check(tree, "cpu_quota")
     assert quota.status == Status.warn
-    assert "2.5 cores' time for 8 usable cores; deepsched uses 3 cores" in quota.found
+    assert "2.5 cores of CPU time for 8 usable cores; deepsched uses 3 cores" in quota.found
     assert "after 83% of each period" in quota.meaning
     assert "--cpus=3" in quota.advice
     assert "num_cores=2" in quota.advice
@@ -271,7 +271,7 @@ LIMITS = ("cpuset", "cpu_quota", "throttling")
 def test_limits_are_unknown_without_a_mount(tree: SysfsTree) -> None:
     tree.write("proc/mounts", "")
     assert [check(tree, name).status for name in LIMITS] == [Status.unknown] * 3
-    assert "not told" in check(tree, "memory").found
+    assert "unknown whether a cgroup limits it" in check(tree, "memory").found
 
 
 def test_limits_are_unknown_where_the_controller_is_mounted_elsewhere(tree: SysfsTree) -> None:
@@ -374,12 +374,12 @@ def test_memory_high_is_told_and_stalls_warn(
     )
     memory = check(tree, "memory")
     assert memory.status == status
-    assert "limit is 2 GiB; from 1 GiB on (memory.high) it is slowed down" in memory.found
+    assert "limit is 2 GiB; throttled above 1 GiB (memory.high)" in memory.found
     assert (memory.data["high_bytes"], memory.data["stall_seconds"]) == (
         1 << 30,
         stalled_usec / 1e6,
     )
-    assert ("for 0.5 s, beside 9.5 s" in memory.found) == (status == Status.warn)
+    assert ("for 0.5 s, against 9.5 s" in memory.found) == (status == Status.warn)
 
 
 @pytest.mark.parametrize(
@@ -462,8 +462,8 @@ def test_whole_cores_are_no_warning_and_tell_how_many_there_are(tree: SysfsTree)
     machine = another(tree, SMT)
     smt = check(machine, "smt", {0, 1, 8, 9})
     assert smt.status == Status.ok
-    assert "4 usable CPUs are 2 cores" in smt.found
-    assert check(machine, "smt", {0, 8}).found.endswith(" are 1 core")
+    assert "4 usable CPUs make 2 cores" in smt.found
+    assert check(machine, "smt", {0, 8}).found.endswith(" make 1 core")
 
 
 def test_virtual_machine_may_hide_siblings(tree: SysfsTree) -> None:
@@ -584,13 +584,13 @@ def test_powersave_warns_where_it_is_what_it_sounds_like(
 @pytest.mark.parametrize(
     ("governor", "cap", "fixed", "status", "told"),
     [
-        ("performance", 800_000, None, Status.warn, "CPUs 0-15 are kept at or below 0.8 of 3.5"),
+        ("performance", 800_000, None, Status.warn, "CPUs 0-15 are capped at 0.8 of 3.5"),
         ("performance", 3_400_000, None, Status.ok, ""),
         ("schedutil", 800_000, "<unsupported>", Status.warn, "0.8 of 3.5 GHz"),
-        ("userspace", 3_500_000, 1_200_000, Status.warn, "stay at 1.2 of 3.5 GHz"),
-        ("userspace", 3_500_000, 3_500_000, Status.ok, "stays where it was set"),
-        ("userspace", None, None, Status.ok, "stays where it was set"),
-        ("userspace", 800_000, 800_000, Status.warn, "0-15 are kept at or below 0.8 of 3.5 GHz"),
+        ("userspace", 3_500_000, 1_200_000, Status.warn, "are fixed at 1.2 of 3.5 GHz"),
+        ("userspace", 3_500_000, 3_500_000, Status.ok, "frequency is fixed"),
+        ("userspace", None, None, Status.ok, "frequency is fixed"),
+        ("userspace", 800_000, 800_000, Status.warn, "0-15 are capped at 0.8 of 3.5 GHz"),
     ],
 )
 def test_frequency_that_is_kept_low_warns(

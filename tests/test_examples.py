@@ -631,7 +631,7 @@ def test_a_job_that_times_out_leaves_the_others_alone():
 
     async def main():
         with Engine(model, None, scheduler="multi_stream") as engine:
-            jobs = Jobs(engine, timeout=0.1)
+            jobs = Jobs(engine, concurrency=1, timeout=0.1)  # else both wait for one stream
             jobs.put("long", forever)
             jobs.put("short", lambda: np.array(1))
             jobs.queue.put_nowait(END)

@@ -16,7 +16,6 @@ its options, and `python -m ...` an existing module.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import inspect
 import os
@@ -29,8 +28,9 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from deepsched import Engine, Topology, cli, compile_model
+from deepsched import Engine, Topology, compile_model
 from tests.support import models
+from tests.support.parsers import PARSERS, parsers_in
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -179,21 +179,13 @@ def spans():
             yield page.name, code
 
 
-SUBCOMMANDS = {name: module for name, module in vars(cli).items() if hasattr(module, "add_parser")}
-
-
 def options_of(command):
-    """Option strings of a subcommand, and of its own subcommands."""
-    subparsers = argparse.ArgumentParser().add_subparsers()
-    SUBCOMMANDS[command].add_parser(subparsers)
-    found = set()
-    parsers = [subparsers.choices[command]]
-    while parsers:
-        for action in parsers.pop()._actions:
-            found.update(action.option_strings)
-            if isinstance(action, argparse._SubParsersAction):
-                parsers += action.choices.values()
-    return found
+    """Option strings of a subcommand, and of its own subcommands; hidden ones too."""
+    return {
+        text
+        for parser in (PARSERS[command], *parsers_in(PARSERS[command]).values())
+        for text in parser._option_string_actions
+    }
 
 
 def test_commands_in_running_text_exist_and_have_these_options():
@@ -202,12 +194,12 @@ def test_commands_in_running_text_exist_and_have_these_options():
         if not (found := re.match(r"deepsched ([a-z]\w*)(.*)", code)):
             continue
         command, rest = found[1], found[2]
-        assert command in SUBCOMMANDS, f"{page}: {code}"
+        assert command in PARSERS, f"{page}: {code}"
         seen.add(command)
         for option in re.findall(r"(?<!\S)-[-\w]+", rest):
             known = options_of(command)
             assert option in known, f"{page}: {code} has {option}"
-    assert seen == set(SUBCOMMANDS)
+    assert seen == set(PARSERS)
 
 
 def test_modules_in_running_text_exist():

@@ -240,7 +240,7 @@ def test_more_cores_than_the_quota_are_refused() -> None:
     topology = replace(TWO_BY_EIGHT, cpu_quota=2.5)
     with pytest.raises(
         StreamConfigError,
-        match=r"num_cores must be between 1 and 3 \(the cgroup's CPU quota is 2.5 cores\), got 8",
+        match=r"num_cores .* between 1 and 3 \(the cgroup's CPU quota is 2.5 cores\), got 8",
     ):
         partition(topology, num_cores=8)
 
@@ -253,7 +253,7 @@ def test_quota_above_the_cores_does_not_bound_them() -> None:
 def test_num_cores_out_of_bounds_names_the_affinity_mask(num_cores: int) -> None:
     with pytest.raises(
         StreamConfigError,
-        match=rf"num_cores must be between 1 and 16 \(.*affinity mask.*\), got {num_cores}$",
+        match=rf"num_cores .* between 1 and 16 \(.*affinity mask.*\), got {num_cores}$",
     ):
         partition(TWO_BY_EIGHT, num_cores=num_cores)
 
@@ -262,21 +262,21 @@ def test_num_cores_out_of_bounds_names_the_affinity_mask(num_cores: int) -> None
 def test_num_streams_out_of_bounds_names_the_usable_cores(num_streams: int) -> None:
     with pytest.raises(
         StreamConfigError,
-        match=rf"num_streams must be between 1 and 8 \(usable cores\), got {num_streams}$",
+        match=rf"num_streams .* between 1 and 8 \(usable cores\), got {num_streams}$",
     ):
         partition(TWO_BY_EIGHT, num_cores=8, num_streams=num_streams)
 
 
 @pytest.mark.parametrize("threads", [0, 3])
 def test_threads_out_of_bounds_are_an_error(threads: int) -> None:
-    with pytest.raises(StreamConfigError, match="threads_per_core must be between 1 and 2"):
+    with pytest.raises(StreamConfigError, match="threads_per_core .* between 1 and 2"):
         partition(Topology.synthetic(threads_per_core=2), threads_per_core=threads)
 
 
 @pytest.mark.parametrize("name", ["num_cores", "num_streams", "threads_per_core"])
 @pytest.mark.parametrize("value", [True, 2.0, "2"])
 def test_numbers_of_the_wrong_type_are_an_error(name: str, value: object) -> None:
-    with pytest.raises(StreamConfigError, match=f"{name} must be an integer, got {value!r}"):
+    with pytest.raises(StreamConfigError, match=rf"{name} must be an integer .*, got {value!r}"):
         partition(TWO_BY_EIGHT, **{name: value})  # type: ignore[arg-type]
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from deepsched.errors import DeadlineExceeded, OptionError
 from tests.support import models
 from tests.support.contexts import unpinned
 from tests.support.requests import LONG, SQUARE, STEPS, run_until_busy
+from tests.support.threads import in_threads
 
 
 def call(engine, how, inputs, **options):
@@ -117,3 +120,44 @@ def test_requests_run_by_priority_then_in_order_of_arrival(spin):
     for future in futures:
         future.result(60)
     assert ended == ["u", "u", "n", "n", "c", "c"]
+
+
+def test_requests_that_cannot_end_in_time_are_not_begun():
+    """16 callers for 2 streams, and timeouts of 7 runs: each waits for about as long as it may."""
+    with unpinned(2) as context, Engine(models.spin(), None, context=context) as engine:
+        steps = 500
+        while (seconds := engine.timed_run(request := [np.array(steps), SQUARE])[1]) < 0.005:
+            steps += steps // 4
+        for _ in range(20):
+            engine.run(request)
+        before = engine.stats()
+        ends = Counter()
+
+        def call(_):
+            for _ in range(12):
+                try:
+                    engine.run(request, timeout=7 * seconds)
+                    ends["done"] += 1
+                except DeadlineExceeded:
+                    ends["expired"] += 1
+
+        in_threads(16, call)
+        stats = engine.stats()
+    stopped = sum(stream.expired for stream in stats.streams)
+    assert ends["done"] == stats.done - before.done
+    assert ends["done"] + ends["expired"] == 16 * 12
+    # Without the look at what is left, three of four runs are stopped.
+    assert stopped < ends["done"]
+
+
+def test_an_estimate_that_is_too_high_is_given_up():
+    long, short = [np.array(30_000), SQUARE], [np.array(1), SQUARE]
+    with unpinned(1) as context, Engine(models.spin(), None, context=context) as engine:
+        for _ in range(5):
+            seconds = engine.timed_run(long)[1]
+        for _ in range(2000):
+            with contextlib.suppress(DeadlineExceeded):
+                engine.run(short, timeout=seconds / 4)
+                break
+        else:
+            raise AssertionError("short requests are never tried")

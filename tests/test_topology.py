@@ -57,7 +57,7 @@ def test_synthetic_nests_caches_in_nodes_in_packages() -> None:
 
 @pytest.mark.parametrize("wrong", [{"packages": 0}, {"cores_per_l3": -1}])
 def test_synthetic_refuses_numbers_below_one(wrong: dict[str, int]) -> None:
-    with pytest.raises(TopologyError, match="1 or more"):
+    with pytest.raises(TopologyError, match="an integer of at least 1, got"):
         Topology.synthetic(**wrong)
 
 

@@ -551,7 +551,7 @@ def test_the_command_draws_both_schedulers_and_writes_the_files(mlp, tmp_path, c
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["-t", "0"], "--time must be positive"),
+        (["-t", "0"], "--seconds must be positive"),
         (["--poisson"], "give --rate"),
         (["-s", "fastest"], "fastest"),
         (["-o", "/nowhere/x.json"], "cannot write --output"),

@@ -19,13 +19,14 @@ from deepsched.advice.answer_cache import AnswerCache
 from deepsched.advice.choosing import Load, choose, compare_default, explain
 from deepsched.advice.settings import Advice, BatchFigures, Figures, Setting
 from deepsched.benchmark.measurement import Measurement, measure
+from deepsched.checks import check_optional_integer
 from deepsched.engine import Engine
 from deepsched.errors import InferenceError, InputError, ModelError, OptionError
 from deepsched.machine.contention import ContentionMonitor, is_contended
 from deepsched.machine.partition import most_cores
 from deepsched.machine.topology import Topology
 from deepsched.models.locations import DEFAULT_CACHE, CacheDir
-from deepsched.models.prepare import ModelLike, Shapes
+from deepsched.models.prepare import ModelLike, Shapes, check_batch_size, check_shapes
 from deepsched.models.random_inputs import tried_inputs
 from deepsched.scheduling.scaling import useful_cores, widths
 
@@ -93,6 +94,9 @@ def advise(
         >>> advise(bundled_model("squeezenet"), callers=1, seconds=1.0).load
         '1 caller'
     """
+    batch_size = check_batch_size(batch_size)
+    input_shapes = check_shapes(input_shapes)
+    callers = check_optional_integer("callers", callers, 1)
     _check(callers, rate, p99_limit_ms, seconds)
     began = time.monotonic()
     on_progress = on_progress or (lambda text: None)
@@ -101,6 +105,7 @@ def advise(
         compares_batches and is_default_load and bool(batch_size) and input_shapes is None
     )
     most = most_cores(Topology.detect(), num_cores)
+    num_cores = None if num_cores is None else most
     load = Load(2 * most if is_default_load else callers, rate)
     question = [batch_size, input_shapes, num_cores, str(load), p99_limit_ms]
     answers = AnswerCache.open(model, batch_size, cache_dir, question) if remembers else None
@@ -154,8 +159,6 @@ def _check(
 ) -> None:
     if callers is not None and rate is not None:
         raise OptionError("give callers (a closed loop) or rate (requests a second), not both")
-    if callers is not None and (type(callers) is not int or callers < 1):
-        raise OptionError(f"callers must be a positive int, got {callers!r}")
     for name, value in (("rate", rate), ("p99_limit_ms", p99_limit_ms), ("seconds", seconds)):
         if value is not None and not 0 < value < float("inf"):
             raise OptionError(f"{name} must be a positive number, got {value!r}")

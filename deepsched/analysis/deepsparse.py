@@ -7,8 +7,8 @@ from typing import Any
 from deepsched.analysis.analyzing import profile_widths
 from deepsched.analysis.operators import Analysis, Operator
 from deepsched.analysis.profiling import ProfilingTarget, RunBudget
+from deepsched.checks import check_integer
 from deepsched.engine import Inputs
-from deepsched.errors import OptionError
 from deepsched.invocation.sequential_timing import check_iterations
 from deepsched.machine.partition import partition
 from deepsched.machine.topology import Topology
@@ -68,9 +68,8 @@ def model_debug_analysis(
         >>> result["layer_info"][0]["name"], result["layer_info"][0]["kernel_dims"]
         ('Conv', {0: [64, 3, 3, 3]})
     """
-    check_iterations(num_iterations, num_warmup_iterations)
-    if optimization_level not in (0, 1):
-        raise OptionError(f"optimization_level must be 0 or 1, got {optimization_level!r}")
+    num_iterations, num_warmup_iterations = check_iterations(num_iterations, num_warmup_iterations)
+    optimization_level = check_integer("optimization_level", optimization_level, 0, 1)
     is_multi = scheduler is not None and Scheduler.from_str(scheduler) == Scheduler.multi_stream
     streams = partition(Topology.detect(), num_cores, None if is_multi else 1).streams
     cores = len(streams[0].cores)

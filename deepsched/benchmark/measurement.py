@@ -20,6 +20,7 @@ from deepsched.benchmark.load import (
     open_loop,
 )
 from deepsched.benchmark.usage import Usage, UsageSnapshot, reset_peak_memory
+from deepsched.checks import check_integer, check_optional_integer
 from deepsched.engine import Engine
 from deepsched.errors import OptionError
 from deepsched.scheduling.stats import Counts, Latency, Stats
@@ -265,12 +266,15 @@ def measure(
         >>> measure(sum, [1, 2], rate=200, seconds=0.05, warmup_seconds=0.0).iterations
         10
     """
+    batch_size = check_optional_integer("batch_size", batch_size, 1)
+    callers = check_optional_integer("callers", callers, 1)
+    seed = check_integer("seed", seed, 0)
     run, inputs, batch_size = _resolve(target, inputs, batch_size)
     num_streams = getattr(target, "num_streams", None) or 1
     if callers is None:
         callers = num_streams if rate is None else max(16, 4 * num_streams)
     late = seconds if max_late_seconds is None else max_late_seconds
-    _check(callers, rate, poisson, seed, seconds, warmup_seconds, late)
+    _check(rate, poisson, seconds, warmup_seconds, late)
     clock = MonotonicClock() if clock is None else clock
     meter = _Meter(target, clock)
     progress = _Progress(on_progress, seconds, warmup_seconds)
@@ -357,10 +361,8 @@ def _resolve(target: Run | Measurable, inputs: Any, batch_size: int | None) -> t
 
 
 def _check(
-    callers: int,
     rate: float | None,
     poisson: bool,
-    seed: int,
     seconds: float,
     warmup_seconds: float,
     max_late_seconds: float,
@@ -370,13 +372,9 @@ def _check(
             raise OptionError(f"{name} must be positive, got {value!r}")
     if rate is not None and rate > _MAX_RATE:
         raise OptionError(f"rate must be at most {_MAX_RATE:g} requests a second, got {rate!r}")
-    if not isinstance(seed, int) or seed < 0:
-        raise OptionError(f"seed must be 0 or a positive int, got {seed!r}")
     for name, value in (("warmup_seconds", warmup_seconds), ("max_late_seconds", max_late_seconds)):
         if not 0 <= value < math.inf:
             raise OptionError(f"{name} must be 0 or more, got {value!r}")
-    if not isinstance(callers, int) or callers < 1:
-        raise OptionError(f"callers must be a positive int, got {callers!r}")
     if poisson and rate is None:
         raise OptionError(
             "poisson needs a rate: random arrivals are for an open loop; give both or neither"

@@ -1,10 +1,9 @@
-"""`deepsched advise`: which setting serves a model best here, and why."""
+"""`deepsched advise`: the best setting for a model on this machine, and why."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
 
 from rich.table import Table
 
@@ -12,45 +11,54 @@ from deepsched.advice import Advice, Setting, advise
 from deepsched.benchmark import bundled_model
 from deepsched.cli.console import Console
 from deepsched.cli.files import to_json
-from deepsched.cli.help import HelpFormatter
-from deepsched.cli.options import add_model, add_sizes, finite, parse_shapes
+from deepsched.cli.options import (
+    add_model,
+    add_num_cores,
+    add_option,
+    add_seconds,
+    add_sizes,
+    finite,
+    parse_shapes,
+)
 from deepsched.formatting import rounded
 from deepsched.machine.contention import contention_note, is_contended
 
 _EPILOG = """\
 fields of the table and of the JSON's `figures`:
-  setting       what to give to compile_model
-  streams       num_streams: how many that makes here
-  items/s       items_per_sec: requests a second times batch size
-  mean ms       mean_ms: of the latency, from the call (at a rate: from when it was due) to the
+  setting       arguments for compile_model
+  streams       num_streams: how many streams that makes here
+  items/s       items_per_sec: throughput, in requests per second times batch size
+  mean ms       mean_ms: mean latency, from the call (at a rate: from the scheduled arrival) to the
                 answer
-  p50 ms        p50_ms: half of the requests stayed within
-  p99 ms        p99_ms: 99 of 100 of the requests stayed within
-  answered      the share of the requests due that were; a rate that is too high leaves some
-  keeps_up      (JSON) whether they were answered as fast as they fell due
+  p50 ms        p50_ms: median latency
+  p99 ms        p99_ms: 99th percentile of the latency
+  answered      share of the offered requests that were answered; at too high a rate some are
+                dropped
+  keeps_up      (JSON) whether throughput matched the offered load
 
 other fields of the JSON:
-  setting           what is recommended
-  compile_line      Python that follows it
-  batch_size        as asked for; items
-  input_shapes      as asked for
-  best_batch_size   the smallest of `batches` within 3 % of the most items a second; null: none were
-                    compared: only without --callers, --rate and --input_shapes
-  batches           by batch_size, with the recommended setting: items_per_sec, p50_ms of requests
-  reason            why that setting
-  cost_of_ignoring  what the default, single_stream on all cores, would give instead
-  scaling_ms        the median latency of a lone request, ms, by cores
-  load              what the settings were compared under
-  seconds           how long it took to find out
-  was_remembered    whether that was at another time
-  others_share      what other processes took of the CPUs meanwhile, 0 to 1; from 0.1 on the
-                    answer is unsure, and not remembered; null: unknown
+  setting           the recommended setting
+  compile_line      the line of Python to paste
+  batch_size        as given, in items
+  input_shapes      as given
+  best_batch_size   the smallest of `batches` within 3 % of the highest throughput; null if none
+                    were compared, as with --callers, --rate or --input-shapes
+  batches           items_per_sec and p50_ms by batch_size, with the recommended setting
+  reason            why this setting
+  cost_of_ignoring  how the default, single_stream on all cores, does instead
+  scaling_ms        median latency of a lone request in ms, by number of cores
+  load              the load that the settings were compared under
+  seconds           how long measuring took
+  was_remembered    whether the answer comes from an earlier run
+  others_share      share of CPU time that other processes took meanwhile, 0 to 1; from 0.1 on the
+                    answer is unreliable and not cached; null if unknown
 
 exit codes:
-  0    advised
-  2    arguments or a model that cannot be used
+  0    done
+  1    stdout cannot be written
+  2    invalid arguments, or a model that cannot be used
   130  Ctrl-C
-  141  nobody reads the output to its end, as with `| head`
+  141  output pipe closed early, as with `| head`
 
 examples:
   deepsched advise model.onnx
@@ -59,37 +67,37 @@ examples:
 """
 
 
-def add_parser(commands: Any) -> None:
-    """Adds the subcommand."""
-    parser = commands.add_parser(
-        "advise",
-        help="find the scheduler, streams and cores that serve a model best here",
-        description="Measures how MODEL scales with cores and with requests side by side, and "
-        "recommends scheduler, num_streams and num_cores for a load, with the reason, the figures, "
-        "and the line to paste. The answer is remembered for this model, machine and load.",
-        epilog=_EPILOG,
-        formatter_class=HelpFormatter,
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Describes the subcommand and its options."""
+    parser.description = (
+        "Measures how MODEL scales with cores and with concurrent requests, and recommends "
+        "scheduler, num_streams and num_cores for a load: with the reason, the figures, and the "
+        "line to paste. The answer is cached for this model, machine and load."
     )
+    parser.epilog = _EPILOG
     add_model(parser)
     add_sizes(parser)
-    parser.add_argument("-ncores", "--num_cores", type=int, help="the most cores to use")
+    add_num_cores(parser)
     load = parser.add_mutually_exclusive_group()
     load.add_argument(
         "--callers",
         type=int,
         metavar="N",
-        help="load: N threads that each wait for their answer (default 2 a core)",
+        help="closed loop: N threads that each wait for their answer (default: 2 per core)",
     )
     load.add_argument(
-        "--rate", type=finite, metavar="R", help="load: R requests a second, at random times"
+        "--rate",
+        type=finite,
+        metavar="R",
+        help="open loop: R requests per second, random arrivals",
     )
-    parser.add_argument("--p99-limit", type=finite, metavar="MS", help="p99 to stay within, in ms")
-    parser.add_argument(
-        "--seconds", type=finite, default=20.0, help="how long to measure, about (default 20)"
+    add_option(
+        parser, "--p99-limit", type=finite, metavar="MS", help="upper limit for the p99 latency"
     )
-    parser.add_argument("--fresh", action="store_true", help="measure even if it was done before")
-    parser.add_argument("-q", "--quiet", action="store_true", help="do not say what is measured")
-    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    add_seconds(parser, 20.0, "how long to measure, approximately")
+    parser.add_argument("--fresh", action="store_true", help="ignore a cached answer")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress messages")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(run=run)
 
 
@@ -119,12 +127,12 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _print(advice: Advice, model: str) -> None:
-    console = Console(width=None if sys.stdout.isatty() else 120)  # into a file: not cut at 80
-    console.print(advice.compile_line(model), style="bold", soft_wrap=True)  # to be copied whole
+    console = Console(width=None if sys.stdout.isatty() else 120)  # 80, rich's default, cuts
+    console.print(advice.compile_line(model), style="bold", soft_wrap=True)  # one line to copy
     console.print(f"\nWhy: {advice.reason} {advice.cost_of_ignoring}")
     if is_contended(advice.others_share):
         note = contention_note(advice.others_share)
-        console.print(f"Note: {note} This answer is not remembered.")
+        console.print(f"Note: {note} This answer is not cached.")
     if advice.batches:
         _print_batches(console, advice, model)
     scaling = ", ".join(f"{cores}: {rounded(ms)} ms" for cores, ms in advice.scaling_ms.items())
@@ -145,7 +153,7 @@ def _print(advice: Advice, model: str) -> None:
             style="bold" if it.setting == advice.setting else None,
         )
     console.print(table)
-    how = "remembered; --fresh measures anew" if advice.was_remembered else "measured"
+    how = "cached; --fresh measures again" if advice.was_remembered else "measured"
     console.print(f"({how}; took {advice.seconds:.0f} s)")
 
 
@@ -161,11 +169,11 @@ def _print_batches(console: Console, advice: Advice, model: str) -> None:
     )
     best = advice.best_batch_size
     if not larger:
-        text = f"the model takes none larger than {first.batch_size}, or they exceed the p99 limit."
+        text = f"none larger than {first.batch_size} fits the model or the p99 limit."
     elif best == first.batch_size:
-        text = f"larger ones do not gain ({larger})."
+        text = f"larger ones gain nothing ({larger})."
     else:
-        text = f"batch_size={best} serves most ({larger}). If items can be put together:"
+        text = f"batch_size={best} has the highest throughput ({larger}). If you can batch items:"
     console.print(f"Batches: {text}")
     if best != first.batch_size:
         console.print(advice.compile_line(model, best), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`deepsched analyze`: which operators a model's time goes into, and which stop scaling."""
+"""`deepsched analyze`: where a model's time goes, and which operators stop scaling."""
 
 from __future__ import annotations
 
@@ -17,42 +17,49 @@ from deepsched.benchmark import bundled_model
 from deepsched.benchmark.report import flatten
 from deepsched.cli.console import Console
 from deepsched.cli.files import check_distinct, output, to_json
-from deepsched.cli.help import HelpFormatter
-from deepsched.cli.options import add_model, add_sizes, finite, parse_shapes
+from deepsched.cli.options import (
+    add_model,
+    add_num_cores,
+    add_output,
+    add_seconds,
+    add_sizes,
+    parse_shapes,
+)
 from deepsched.errors import OptionError
 from deepsched.formatting import rounded
 from deepsched.machine.contention import contention_note, is_contended
 
 _EPILOG = """\
-What is timed are the operators that ONNX Runtime makes of the model, while one request runs alone.
-Timing makes each call 1 to 4 us longer, more on more cores. That is measured, with operators that
-do next to nothing, and taken off; what is hardly longer than that cannot be told (-).
+Times the operators of the graph as ONNX Runtime optimised it, while one request runs alone.
+Profiling adds 1 to 4 us to each call, more on more cores. This overhead is measured with operators
+that do next to nothing, and subtracted; times that it would swamp are shown as -.
 
 fields:
-  nodes         operators of the type
-  share         of a request on the most cores
-  N cores       ms of a request on so many cores, all its calls together, in the mean of the faster
-                half of the runs
-  speed-up      of the most cores over one
-  good for      cores: more of them save less than 5 % of the time
-  GFLOP/s       additions and multiplications (of any type of number), 1e9 a second, on the most
-                cores; - where they are not known: most types do little beside moving memory.
-                Channels that ONNX Runtime adds to fill blocks of 8 or 16 count
-  GB/s          inputs, weights and outputs, each read or written once, 1e9 bytes a second, on the
-                most cores; - where they are not known
-  shapes        of the inputs, constants too, and of the output
-  between       what of a request is in no operator: ONNX Runtime's own work, and ours
+  nodes         number of operators of the type
+  share         share of a request's time, on the most cores
+  N cores       ms per request on N cores, summed over all calls; mean of the faster half of the
+                runs
+  speed-up      the most cores against one
+  good for      the number of cores beyond which more save less than 5 % of the time
+  GFLOP/s       additions and multiplications (of any numeric type), in 1e9 per second, on the most
+                cores; - where unknown: most types mainly move memory. Includes the channels that
+                ONNX Runtime pads to blocks of 8 or 16
+  GB/s          inputs, weights and outputs, each read or written once, in 1e9 bytes per second, on
+                the most cores; - where unknown
+  shapes        of the inputs, constants included, and of the output
+  between       time of a request outside operators: ONNX Runtime's own work, and deepsched's
 
-In the JSON times are in ms by cores, `operations` and `bytes_moved` of a request, `calls` in a
-request; `plain_ms` is a request without the timing, from the call to the answer, `run_ms` a run
-with it, `slowdown` their ratio on the most cores, `timing_ms` what has been taken off, `is_told`
-whether what is left is more than that.
+JSON: times are in ms by number of cores; `operations`, `bytes_moved` and `calls` are per request.
+`plain_ms` is a request without profiling, from the call to the answer; `run_ms` a profiled run;
+`slowdown` their ratio on the most cores; `timing_ms` the overhead subtracted; `is_told` whether
+what remains is longer than that.
 
 exit codes:
-  0    analysed
-  2    arguments or a model that cannot be used
+  0    done
+  1    stdout cannot be written
+  2    invalid arguments, or a model that cannot be used
   130  Ctrl-C
-  141  nobody reads the output to its end, as with `| head`
+  141  output pipe closed early, as with `| head`
 
 examples:
   deepsched analyze model.onnx
@@ -60,34 +67,25 @@ examples:
 """
 
 
-# Timing that makes so much of a run is worth a sentence.
+# From this slowdown on, the summary warns of it.
 _MUCH_SLOWER = 1.3
 
 
-def add_parser(commands: Any) -> None:
-    """Adds the subcommand."""
-    parser = commands.add_parser(
-        "analyze",
-        help="show which operators a model's time goes into, and which stop scaling",
-        description="Times every operator of MODEL on 1, 2, 4, ... cores and on all.",
-        epilog=_EPILOG,
-        formatter_class=HelpFormatter,
-    )
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Describes the subcommand and its options."""
+    parser.description = "Times every operator of MODEL on 1, 2, 4, ... cores and on all."
+    parser.epilog = _EPILOG
     add_model(parser)
     add_sizes(parser)
-    parser.add_argument("-ncores", "--num_cores", type=int, help="the most cores to use")
+    add_num_cores(parser)
+    add_seconds(parser, 10.0, "how long to measure, approximately")
     parser.add_argument(
-        "--seconds", type=finite, default=10.0, help="how long to measure, about (default 10)"
+        "--top", type=int, default=10, metavar="N", help="list the N slowest operators (default 10)"
     )
-    parser.add_argument(
-        "--top", type=int, default=10, metavar="N", help="list so many operators (default 10)"
-    )
-    parser.add_argument("-q", "--quiet", action="store_true", help="do not say what is measured")
-    parser.add_argument("--json", action="store_true", help="print it as JSON")
-    parser.add_argument(
-        "-x", "--export_path", metavar="FILE.json", help="write all of it there as JSON"
-    )
-    parser.add_argument("--csv", metavar="FILE", help="write a line for each operator there")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress messages")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_output(parser, "write the result there as JSON")
+    parser.add_argument("--csv", metavar="FILE", help="write a row for each operator there")
     parser.set_defaults(run=run)
 
 
@@ -95,8 +93,8 @@ def run(args: argparse.Namespace) -> None:
     """Measures and reports."""
     if args.top < 0:
         raise OptionError(f"--top must be 0 or more, got {args.top}")
-    check_distinct(args, "export_path", "csv")
-    with output(args, "export_path") as export, output(args, "csv") as table:
+    check_distinct(args, "output", "csv")
+    with output(args, "output") as export, output(args, "csv") as table:
         with Console(stderr=True).status("measuring") as status:
             if args.quiet:
                 status.stop()
@@ -142,7 +140,7 @@ def _shape(shape: Sequence[int] | None) -> str:
 
 
 def _print(analysis: Analysis, top: int) -> None:
-    # Into a file: whole, not cut at 80.
+    # In a file: 80, rich's default, cuts.
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(_summary(analysis), soft_wrap=True)
     console.print()
@@ -157,7 +155,7 @@ def _print(analysis: Analysis, top: int) -> None:
     console.print(f"Between operators, by cores: {between}\n")
     slowest = analysis.slowest[:top]
     if not is_wide:
-        console.print("A wider terminal, or --csv, shows shapes, GB/s and all numbers of cores.\n")
+        console.print("A wider terminal, or --csv, shows shapes, GB/s and every number of cores.\n")
     title = f"The {len(slowest)} slowest of {len(analysis.operators)} operators"
     names = ("operator", "type", "shapes") if is_wide else ("operator", "type")
     operators = _table(title, names, analysis, is_wide)
@@ -193,7 +191,7 @@ def _figures(analysis: Analysis, it: Timings, is_wide: bool) -> list[str]:
 
 
 def _shown(analysis: Analysis, is_wide: bool) -> list[int]:
-    """The numbers of cores that there is room for."""
+    """The numbers of cores that fit the terminal."""
     cores = sorted(analysis.run_ms)
     return cores if is_wide else sorted({cores[0], cores[-1]})
 
@@ -209,7 +207,7 @@ def _summary(analysis: Analysis) -> str:
     )
     sentences = [f"A lone request takes {times}."]
     if not analysis.operators:
-        return f"{sentences[0]} No operator is left to run: its outputs are constants."
+        return f"{sentences[0]} No operators remain: its outputs are constants."
     most = analysis.most_cores
     slowest = analysis.types[0]
     sentences.append(
@@ -218,8 +216,8 @@ def _summary(analysis: Analysis) -> str:
     )
     if analysis.slowdown > _MUCH_SLOWER:
         sentences.append(
-            f"While its operators are timed it takes {analysis.slowdown:.1f} times as long: the "
-            "figures of small operators are estimates."
+            f"Profiling makes it {analysis.slowdown:.1f} times as slow: the figures of small "
+            "operators are estimates."
         )
     if most > 1:
         sentences.append(_stuck(analysis))
@@ -232,11 +230,11 @@ def _stuck(analysis: Analysis) -> str:
     most = analysis.most_cores
     stuck = [it for it in analysis.stuck if analysis.share(it) >= 0.01]
     if not stuck:
-        return f"No type of operator that matters stops getting faster below {most} cores."
+        return f"Every type of operator that matters scales to {most} cores."
     share = sum(analysis.share(it) for it in stuck)
     named = ", ".join(f"{it.op_type} ({analysis.share(it):.0%}, {it.useful_cores})" for it in stuck)
     return (
-        f"{share:.0%} is in types that fewer than {most} cores serve as well: {named} (share, "
-        "cores). While those run, the other cores help little; more streams give them work, and "
-        "`deepsched advise` tells how many."
+        f"{share:.0%} is in types that do not scale to {most} cores: {named} (share, useful "
+        "cores). While those run, the other cores are mostly idle; more streams give them work, "
+        "and `deepsched advise` finds how many."
     )

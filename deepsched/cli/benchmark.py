@@ -1,4 +1,4 @@
-"""`deepsched benchmark`: its options, and which measurement they ask for."""
+"""`deepsched benchmark`: its options, and the measurement that they ask for."""
 
 from __future__ import annotations
 
@@ -33,8 +33,19 @@ from deepsched.cli.benchmark_text import (
     print_sweep,
 )
 from deepsched.cli.files import check_distinct, output, to_json
-from deepsched.cli.help import HelpFormatter
-from deepsched.cli.options import finite, parse_shapes, streams_to_compare
+from deepsched.cli.options import (
+    add_load,
+    add_model,
+    add_num_cores,
+    add_num_streams,
+    add_option,
+    add_output,
+    add_seconds,
+    add_sizes,
+    finite,
+    parse_shapes,
+    streams_to_compare,
+)
 from deepsched.cli.progress import ProgressBar, progress_bar
 from deepsched.errors import OptionError
 from deepsched.machine.partition import most_cores
@@ -44,45 +55,47 @@ from deepsched.scheduler import Scheduler
 from deepsched.scheduling.scaling import widths
 
 _DESCRIPTION = """\
-Measures throughput and latency of a model under load. Without MODEL: ResNet-50 from the onnx
-wheel; without --scenario or a load of your own as well, with both schedulers side by side.
+Measures throughput and latency of a model under load. Without MODEL it takes ResNet-50 from the
+onnx wheel; without --scheduler and a load of your own as well, it compares both schedulers.
 
-Closed loop (the default): each of --callers threads sends the next request when its last one is
-answered. Open loop (--rate): requests fall due at their own times, whatever the engine does, and
-latency counts from then, so that a stall is seen by all that it delays. A request that no caller
-could send within --time seconds of its being due is dropped and counted."""
+Closed loop (the default): each of --callers threads sends its next request when the last one is
+answered. Open loop (--rate): requests arrive on a fixed schedule, however slow the engine is, and
+latency counts from the scheduled arrival, so a stall shows in every request that it delays
+(no coordinated omission). A request that no caller could send within --seconds of its arrival is
+dropped and counted."""
 
 _EPILOG = f"""\
 engines:
-  deepsched               the default; deepsparse means the same
-  onnxruntime             plain onnxruntime: one session on all cores, which all callers call
-  onnxruntime:per_stream  plain onnxruntime: one session for each stream; callers take idle ones
-  openvino                OpenVINO in fp32, told the same cores and streams; needs
+  deepsched               the default; deepsparse is an alias
+  onnxruntime             plain onnxruntime: one session on all cores, shared by all callers
+  onnxruntime:per_stream  plain onnxruntime: one session per stream; callers take idle ones
+  openvino                OpenVINO in fp32, on the same cores and streams; needs
                           pip install 'deepsched[peers]'
-  module:Class            a class of yours, or path/to/script.py:Class: Class(model_path,
-                          batch_size, num_cores, num_streams, input_shapes), called with those
-                          keywords that it takes; run(inputs), called from several threads. Inputs
-                          are made up from generate_random_inputs(), inputs = [(name, shape,
-                          dtype)], or MODEL
+  module:Class            your own class, or path/to/script.py:Class: Class(model_path, batch_size,
+                          num_cores, num_streams, input_shapes), called with the keywords that it
+                          accepts; run(inputs), called from several threads. Inputs come from
+                          generate_random_inputs(), or are random for inputs = [(name, shape,
+                          dtype)], or for MODEL
 
-fields of the JSON, of the CSV, and of what is printed:
+fields of the JSON, of the CSV, and of the printed report:
 {fields_help()}
   With --sweep: `measurements`, a report for each combination with its values as `swept` (`error`
-  where it cannot be had).
+  where it failed).
 
 fields of `search`, with --p99-limit:
 {fields_help(SEARCH_FIELDS)}
 
-DeepSparse's scripts: all flags of deepsparse.benchmark are taken. Defaults differ where ours tell
-more: --scenario is async (theirs: sync), --num_streams one per L3 cache (theirs: half the cores).
-Models run as their files say, without a KV cache that the engine keeps: what sets one up is taken
-and has no effect.
+DeepSparse's scripts: all flags of deepsparse.benchmark work, also those that the list above leaves
+out, such as -x, -ncores, -seq_len, --scenario, --time. Two defaults differ: --scheduler is
+multi_stream (theirs: sync), --num-streams one per L3 cache (theirs: half the cores). Models run as
+their files say, without a KV cache inside the engine; flags that configure one have no effect.
 
 exit codes:
-  0    measured
-  2    arguments or a model that cannot be used
-  130  Ctrl-C; what was measured so far is printed and written all the same
-  141  nobody reads the output to its end, as with `| head`; files are written all the same
+  0    done
+  1    stdout cannot be written
+  2    invalid arguments, or a model that cannot be used
+  130  Ctrl-C; what was measured so far is still printed and written
+  141  output pipe closed early, as with `| head`; files are still written
 
 examples:
   deepsched benchmark model.onnx --rate 100 --poisson
@@ -92,85 +105,63 @@ examples:
 """
 
 
-_WITHOUT_EFFECT: dict[tuple[str, ...], dict[str, Any]] = {
-    ("-input_ids_len", "--input_ids_length"): {"type": int, "metavar": "N"},
-    ("--no-internal-kv-cache", "--no_internal_kv_cache"): {"action": "store_true"},
-    ("--disable-kv-cache-overrides", "--disable_kv_cache_overrides"): {"action": "store_true"},
-    ("--num-kv-cache-tokens", "--num_kv_cache_tokens"): {"type": int, "metavar": "N"},
+_WITHOUT_EFFECT: dict[str, dict[str, Any]] = {
+    "--input-ids-length": {"hidden": ["-input_ids_len"], "type": int},
+    "--no-internal-kv-cache": {"action": "store_true"},
+    "--disable-kv-cache-overrides": {"action": "store_true"},
+    "--num-kv-cache-tokens": {"type": int},
 }
-"""DeepSparse's options of a KV cache: flags, and how they are parsed."""
+"""DeepSparse's flags for its KV cache; taken, and left out of the help."""
 
 
-def add_parser(commands: Any) -> None:
-    """Adds the subcommand; the flags of deepsparse.benchmark are among them."""
-    parser = commands.add_parser(
-        "benchmark",
-        help="measure throughput and latency of a model",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=HelpFormatter,
-    )
-    parser.add_argument("model_path", nargs="?", metavar="MODEL", help="path of an ONNX file")
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Describes the subcommand and its options; deepsparse.benchmark's flags are among them."""
+    parser.description = _DESCRIPTION
+    parser.epilog = _EPILOG
+    add_model(parser)
     _add_engine_options(parser.add_argument_group("engine"))
     _add_load_options(parser.add_argument_group("load"))
     _add_output_options(parser.add_argument_group("output"))
     parser.set_defaults(run=run)
 
 
-def _add_engine_options(group: Any) -> None:
-    group.add_argument(
-        "-b", "--batch_size", type=int, default=1, help="items in a request (default 1)"
+def _add_engine_options(group: argparse._ActionsContainer) -> None:
+    add_sizes(group)
+    add_num_cores(group)
+    add_num_streams(
+        group,
+        "requests that run concurrently (default: one per L3 cache; without MODEL: at least two, "
+        "if there are two cores)",
     )
-    group.add_argument(
-        "-i",
-        "-shapes",
-        "--input_shapes",
-        "--input_shape",
-        default="",
-        metavar="SHAPES",
-        help='shapes of the inputs, such as "[1,3,320,320]" or "[1,128],[1,128]"',
-    )
-    group.add_argument(
-        "-ncores",
-        "--num_cores",
-        type=int,
-        help="physical cores to use (default: all that this process may use)",
-    )
-    group.add_argument(
-        "-nstreams",
-        "--num_streams",
-        type=int,
-        help="requests that run side by side (default: one per L3 cache, where DeepSparse's is "
-        "half the cores; without MODEL: two at least, if there are two cores)",
-    )
-    group.add_argument(
+    add_option(
+        group,
         "-s",
-        "--scenario",
-        metavar="{sync,async,elastic}",
-        help="sync: single_stream, one caller on all cores; async: multi_stream, one caller for "
-        "each stream; elastic: as many callers (default async, where DeepSparse's is sync; without "
-        "MODEL: both). The schedulers' names do too; the JSON says singlestream and multistream, "
-        "as DeepSparse's",
+        "--scheduler",
+        hidden=["--scenario"],
+        metavar="NAME",
+        help="single_stream (or sync): one caller, on all cores; multi_stream (or async): one "
+        "caller per stream; elastic: as many callers (default multi_stream; without MODEL: both). "
+        "In the JSON they have DeepSparse's names, singlestream and multistream",
     )
-    group.add_argument(
-        "-pin",
-        "--thread_pinning",
+    add_option(
+        group,
+        "--thread-pinning",
+        hidden=["-pin"],
         choices=["core", "numa", "none"],
         default="core",
-        help="pin deepsched's threads to their stream's cores, or leave them to the kernel "
-        "(default core); numa means core: streams keep to NUMA nodes by themselves",
+        help="core: threads are pinned to the cores of their stream; none: the kernel places them "
+        "(default core); numa: the same as core, since streams respect NUMA nodes anyway",
     )
-    group.add_argument(
-        "-seq_len",
-        "--sequence_length",
+    add_option(
+        group,
+        "--sequence-length",
+        hidden=["-seq_len"],
         type=int,
         metavar="N",
-        help="the second dimension of inputs that leave it open; those of --input_shapes otherwise",
+        help="second dimension of inputs that leave it open; for others use --input-shapes",
     )
-    for flags, options in _WITHOUT_EFFECT.items():
-        group.add_argument(
-            *flags, **options, help="no effect: there is no KV cache that the engine keeps"
-        )
+    for flag, options in _WITHOUT_EFFECT.items():
+        add_option(group, flag, **options, help=argparse.SUPPRESS)
     group.add_argument(
         "-e",
         "--engine",
@@ -180,58 +171,56 @@ def _add_engine_options(group: Any) -> None:
     )
 
 
-def _add_load_options(group: Any) -> None:
-    group.add_argument(
-        "-t", "--time", type=finite, default=10.0, help="seconds of each measurement (default 10)"
+def _add_load_options(group: argparse._ActionsContainer) -> None:
+    add_seconds(group, 10.0, "length of each measurement")
+    add_option(
+        group,
+        "-w",
+        "--warmup-time",
+        type=finite,
+        default=2.0,
+        metavar="S",
+        help="seconds of the same load before it (default 2)",
+    )
+    add_load(
+        group,
+        "calling threads; in an open loop this bounds the requests in flight (default: one per "
+        "stream; open loop: four per stream, at least 16)",
     )
     group.add_argument(
-        "-w", "--warmup_time", type=finite, default=2.0, help="seconds before it (default 2)"
-    )
-    group.add_argument(
-        "--callers",
+        "--seed",
         type=int,
+        default=0,
         metavar="N",
-        help="threads that call; in an open loop at most so many requests are under way (default: "
-        "one for each stream; open loop: four for each, 16 at least)",
+        help="seed of the random arrivals: the same seed gives the same times (default 0)",
     )
-    group.add_argument(
-        "--rate", type=finite, metavar="R", help="open loop: R requests a second, evenly spaced"
-    )
-    group.add_argument(
-        "--poisson", action="store_true", help="at random times instead, as of independent users"
-    )
-    group.add_argument(
-        "--seed", type=int, default=0, help="of these times; the same seed, the same times"
-    )
-    group.add_argument(
+    add_option(
+        group,
         "--p99-limit",
         type=finite,
         metavar="MS",
-        help="search the highest rate at which 99 of 100 requests are answered within MS; each "
-        "step takes --time",
+        help="find the highest rate whose p99 latency stays within MS; each step takes --seconds",
     )
     group.add_argument(
         "--sweep",
         action="append",
         default=[],
         metavar="OPTION=V1,V2",
-        help=f"measure each of these values ({', '.join(AXES)}); again for another option: "
-        "every combination. Without values, OPTION or OPTION,OPTION: batch sizes 1, 4, 16, of the "
-        "others powers of two up to what this machine has",
+        help=f"measure each of these values ({', '.join(AXES)}); repeat for another option: "
+        "measures every combination. Without values, as OPTION or OPTION,OPTION: batch sizes 1, "
+        "4, 16; for the others powers of two up to what this machine has",
     )
 
 
-def _add_output_options(group: Any) -> None:
+def _add_output_options(group: argparse._ActionsContainer) -> None:
     group.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
-    group.add_argument("--json", action="store_true", help="print the result as JSON instead")
-    group.add_argument(
-        "-x", "--export_path", metavar="FILE.json", help="write the results there as JSON"
-    )
-    group.add_argument("--csv", metavar="FILE", help="write a line for each measurement there")
+    group.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_output(group, "write the result there as JSON")
+    group.add_argument("--csv", metavar="FILE", help="write a row for each measurement there")
     group.add_argument(
         "--plot",
         metavar="FILE",
-        help="draw throughput and latency over the first --sweep; .png, .svg or .pdf; "
+        help="plot throughput and latency over the first --sweep; .png, .svg or .pdf; needs "
         "pip install 'deepsched[plot]'",
     )
 
@@ -240,18 +229,18 @@ def run(args: argparse.Namespace) -> None:
     """Measures and reports."""
     axes = _parse_sweep(args)
     _check(args, axes)
-    _say_what_has_no_effect(args)
+    _warn_of_flags_without_effect(args)
     _make_custom_engine_importable(args.engine)
-    # Opened before anything is measured: a path that cannot be written is known at once.
+    # Opened before the measurement: a path that cannot be written fails at once.
     with (
         ExitStack() as at_end,
-        output(args, "export_path") as export,
+        output(args, "output") as export,
         output(args, "csv") as table,
     ):
         with progress_bar(args.quiet) as bar:
             result, show = _measure(args, axes, bar)
         text = to_json(result)
-        # After the files: a reader that leaves does not take them away.
+        # After the files, so that a closed output pipe does not lose them.
         at_end.callback(*((print, text) if args.json else (show, result)))
         if export is not None:
             export.write(text)
@@ -271,31 +260,33 @@ def _make_custom_engine_importable(engine: str) -> None:
         sys.path.insert(0, os.getcwd())
 
 
-def _say_what_has_no_effect(args: argparse.Namespace) -> None:
+def _warn_of_flags_without_effect(args: argparse.Namespace) -> None:
     if args.thread_pinning == "numa":
-        print("-pin numa: as core; streams keep to NUMA nodes by themselves", file=sys.stderr)
-    values = {flags[-1]: getattr(args, flags[-1].removeprefix("--")) for flags in _WITHOUT_EFFECT}
-    given = [flag for flag, value in values.items() if value is not None and value is not False]
-    if given:
         print(
-            f"{', '.join(given)}: no effect; there is no KV cache that the engine keeps",
+            "--thread-pinning numa: the same as core; streams respect NUMA nodes anyway",
             file=sys.stderr,
         )
+    values = {flag: getattr(args, flag[2:].replace("-", "_")) for flag in _WITHOUT_EFFECT}
+    given = [flag for flag, value in values.items() if value is not None and value is not False]
+    if given:
+        print(f"{', '.join(given)}: no effect; the engine has no KV cache", file=sys.stderr)
 
 
 def _check(args: argparse.Namespace, axes: Mapping[str, Sequence[Any]]) -> None:
-    if args.time <= 0 or args.warmup_time < 0:
+    if args.seconds <= 0 or args.warmup_time < 0:
         raise OptionError(
-            f"--time must be positive, got {args.time:g}, and --warmup_time 0 or more, got "
+            f"--seconds must be positive, got {args.seconds:g}, and --warmup-time 0 or more, got "
             f"{args.warmup_time:g}"
         )
     if args.seed < 0:
         raise OptionError(f"--seed must be 0 or more, got {args.seed}")
     if args.sequence_length is not None:
         if args.sequence_length < 1:
-            raise OptionError(f"--sequence_length must be 1 or more, got {args.sequence_length}")
+            raise OptionError(f"--sequence-length must be 1 or more, got {args.sequence_length}")
         if args.input_shapes:
-            raise OptionError("--sequence_length and --input_shapes both say how large inputs are")
+            raise OptionError(
+                "--sequence-length and --input-shapes both set the sizes of inputs; give one"
+            )
     if args.callers is not None and args.callers < 1:
         raise OptionError(f"--callers must be at least 1, got {args.callers}")
     if args.rate is not None and args.rate <= 0:
@@ -305,19 +296,18 @@ def _check(args: argparse.Namespace, axes: Mapping[str, Sequence[Any]]) -> None:
             raise OptionError(f"--p99-limit must be positive, got {args.p99_limit}")
         if args.rate is not None or axes:
             raise OptionError(
-                "--p99-limit searches the rate itself, for one engine; give it without --rate and "
-                "--sweep"
+                "--p99-limit searches for the rate, with one engine; leave out --rate and --sweep"
             )
     if args.poisson and args.rate is None and args.p99_limit is None and "rate" not in axes:
-        raise OptionError("--poisson is for an open loop; give --rate or --p99-limit with it")
+        raise OptionError("--poisson needs an open loop: give --rate or --p99-limit too")
     if args.plot:
         if not axes:
-            raise OptionError("--plot draws a sweep; give --sweep num_streams=1,2 or the like")
+            raise OptionError("--plot draws a sweep: give --sweep num_streams=1,2, for example")
         check_plot(args.plot)
-    check_distinct(args, "export_path", "csv", "plot")
+    check_distinct(args, "output", "csv", "plot")
 
 
-# --- What is measured ---------------------------------------------------------------------------
+# --- The measurements -------------------------------------------------------------------------
 
 Result = dict[str, Any]
 Shown = tuple[Result, Callable[[Result], None]]
@@ -331,7 +321,7 @@ def _measure(
     if args.p99_limit is not None:
         return _search(args, bar), print_search
     is_plain = args.engine == "deepsched" and args.rate is None
-    if args.model_path is None and args.scenario is None and is_plain:
+    if args.model_path is None and args.scheduler is None and is_plain:
         return _compare(args, bar), print_comparison
     return _measure_one(args, bar), print_report
 
@@ -344,7 +334,7 @@ def _measure_one(args: argparse.Namespace, bar: ProgressBar) -> Result:
 def _search(args: argparse.Namespace, bar: ProgressBar) -> Result:
     def on_step(rate: float | None) -> None:
         title = "closed loop" if rate is None else f"{rate:.4g} requests/sec"
-        bar.begin(title, args.time + args.warmup_time)
+        bar.begin(title, args.seconds + args.warmup_time)
 
     options = _load_options(args)
     del options["rate"]
@@ -356,7 +346,7 @@ def _search(args: argparse.Namespace, bar: ProgressBar) -> Result:
 
 
 def _sweep(args: argparse.Namespace, axes: Mapping[str, Sequence[Any]], bar: ProgressBar) -> Result:
-    each = args.time + args.warmup_time
+    each = args.seconds + args.warmup_time
     total = len(combinations(axes))
     number = itertools.count()
     done = 0.0
@@ -386,7 +376,7 @@ def _sweep(args: argparse.Namespace, axes: Mapping[str, Sequence[Any]], bar: Pro
 
 
 def _compare(args: argparse.Namespace, bar: ProgressBar) -> Result:
-    """Both schedulers, with one caller and with as many as keep every stream busy."""
+    """Both schedulers, with one caller and with enough callers to keep every stream busy."""
     with _open(args, scheduler=Scheduler.single_stream, num_streams=None) as single:
         num_streams = args.num_streams
         if num_streams is None:
@@ -416,7 +406,7 @@ def _load(
     title: str,
     bar: ProgressBar,
 ) -> Result:
-    bar.begin(title, args.time + args.warmup_time)
+    bar.begin(title, args.seconds + args.warmup_time)
     options = {**_load_options(args), "callers": callers}
     measurement = measure(engine, on_progress=bar.update, **options)
     return report(_asked(args), EngineSetting.of(engine), measurement)
@@ -430,7 +420,7 @@ def _open(args: argparse.Namespace, **changes: Any) -> Iterator[OpenedEngine]:
 
 
 def _opener(args: argparse.Namespace) -> Callable[..., OpenedEngine]:
-    """`open_engine`, with the shapes that --sequence_length makes of a batch size."""
+    """`open_engine`, with input shapes from --sequence-length and the batch size."""
     if args.sequence_length is None:
         return open_engine
 
@@ -441,7 +431,7 @@ def _opener(args: argparse.Namespace) -> Callable[..., OpenedEngine]:
     return opened
 
 
-# --- What the options mean ----------------------------------------------------------------------
+# --- From options to arguments ----------------------------------------------------------------
 
 
 def _model(args: argparse.Namespace) -> str:
@@ -457,13 +447,13 @@ def _asked(args: argparse.Namespace) -> Asked:
         _model(args),
         _scheduler(args),
         parse_shapes(args.input_shapes),
-        args.time,
+        args.seconds,
         args.sequence_length,
     )
 
 
 def _scheduler(args: argparse.Namespace) -> Scheduler:
-    return Scheduler.from_str(args.scenario or "async")
+    return Scheduler.from_str(args.scheduler or "multi_stream")
 
 
 def _engine_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -483,7 +473,7 @@ def _load_options(args: argparse.Namespace) -> dict[str, Any]:
         "rate": args.rate,
         "poisson": args.poisson,
         "seed": args.seed,
-        "seconds": args.time,
+        "seconds": args.seconds,
         "warmup_seconds": args.warmup_time,
     }
 
@@ -492,6 +482,7 @@ def _parse_sweep(args: argparse.Namespace) -> dict[str, list[Any]]:
     axes: dict[str, list[Any]] = {}
     for text in args.sweep:
         names, has_values, values = text.partition("=")
+        names = names.replace("-", "_")  # --sweep num-streams=1,2, as the flag is spelled
         try:
             for axis in [names] if has_values else names.split(","):
                 if axis not in AXES or axis in axes:
@@ -510,10 +501,10 @@ def _parse_sweep(args: argparse.Namespace) -> dict[str, list[Any]]:
 
 
 def _default_values(args: argparse.Namespace, axis: str) -> list[int]:
-    """What an axis goes over if it is not told."""
+    """The values of an axis that was given none."""
     if axis == "batch_size":
         return [1, 4, 16]
     if axis == "rate":
-        raise ValueError("rate needs values: any may be what you are after")
+        raise ValueError("rate has no default values")
     most = most_cores(Topology.detect(), args.num_cores)
     return widths(2 * most if axis == "callers" else most)

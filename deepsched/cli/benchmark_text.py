@@ -27,7 +27,7 @@ def fields_help(fields: Mapping[str, tuple[str, str]] = FIELDS) -> str:
 
 
 def print_report(report: Report) -> None:
-    """DeepSparse's lines in their order; ours between and after them."""
+    """Prints DeepSparse's lines in its order, ours between and after them."""
     result = report["benchmark_result"]
     # DeepSparse prints the values of --scenario, but exports other names.
     scenario = {"singlestream": "sync", "multistream": "async"}
@@ -77,7 +77,7 @@ def print_report(report: Report) -> None:
 
 
 def print_comparison(result: Report) -> None:
-    """Both schedulers side by side."""
+    """Prints both schedulers side by side."""
     reports = result["measurements"]
     name = result["model_path"].rsplit("/", 1)[-1]
     table = _table(
@@ -119,7 +119,7 @@ def _comparison(reports: Sequence[Report]) -> Iterator[str]:
 
 
 def print_sweep(result: Report) -> None:
-    """A line for each combination."""
+    """Prints a row for each combination."""
     axes = list(result["sweep"])
     columns = (*axes, "items/sec", "mean ms", "p50", "p90", "p99", "CPU ms/item", "peak MB")
     table = _table(result["model_path"].rsplit("/", 1)[-1], columns)
@@ -160,13 +160,13 @@ def print_search(result: Report) -> None:
         )
     _print(table)
     if "benchmark_result" in result:
-        print_report({**result, "interrupted": False})  # that measurement was not
+        print_report({**result, "interrupted": False})  # the search was, not this measurement
     limit = f"{search['p99_limit_ms']:g} ms"
     print(f"Highest Rate with p99 within {limit} (requests/sec): {search['rate']:.4f}")
     if result["interrupted"]:
         print("Interrupted: a higher rate may hold")
     elif not search["rate"]:
-        print("No rate held; a lone request takes longer than the limit, or --time is too short")
+        print("No rate held; a lone request takes longer than the limit, or --seconds is too short")
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:

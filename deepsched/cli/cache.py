@@ -1,10 +1,9 @@
-"""`deepsched cache`: what is kept for the next start."""
+"""`deepsched cache`: lists and clears the compiled models and measurements on disk."""
 
 from __future__ import annotations
 
 import argparse
 import time
-from typing import Any
 
 from rich.table import Column, Table
 
@@ -14,20 +13,29 @@ from deepsched.errors import OptionError
 from deepsched.models.cache import Cache
 from deepsched.models.locations import default_folder, sweep_temporary_folders
 
+_EPILOG = """\
+exit codes:
+  0    done
+  1    stdout cannot be written
+  2    invalid arguments, or a cache folder that cannot be used
+  141  output pipe closed early, as with `| head`
+"""
 
-def add_parser(commands: Any) -> None:
-    """Adds the subcommand."""
-    parser = commands.add_parser(
-        "cache",
-        help="list or clear the compiled models and measurements on disk",
-        description="Compiled models, and what was measured of them (advice; run lengths for the "
-        "elastic scheduler), kept for the next start. DEEPSCHED_CACHE_DIR chooses the folder, "
-        "DEEPSCHED_CACHE_BYTES its maximum size (10 GiB unless set; least recently used items are "
-        "evicted first).",
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Describes the subcommand and its options."""
+    parser.description = (
+        "Lists or clears the compiled models, and what was measured of them (advice; run lengths "
+        "for the elastic scheduler), which make the next start fast. DEEPSCHED_CACHE_DIR sets the "
+        "folder, DEEPSCHED_CACHE_BYTES its size limit (10 GiB unless set; least recently used are "
+        "evicted first)."
     )
+    parser.epilog = _EPILOG
     actions = parser.add_subparsers(required=True, metavar="{list,clear,path}")
-    listing = actions.add_parser("list", help="list it, most recently used first")
-    listing.add_argument("--json", action="store_true", help="print it as JSON; sizes in bytes")
+    listing = actions.add_parser("list", help="list them, most recently used first")
+    listing.add_argument(
+        "--json", action="store_true", help="print the result as JSON; sizes in bytes"
+    )
     listing.set_defaults(run=_list)
     clear = actions.add_parser("clear", help="remove everything that no process uses")
     clear.set_defaults(run=_clear)

@@ -1,4 +1,4 @@
-"""How the command line writes to the terminal."""
+"""The terminal, without markup."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import rich.console
 
 
 class Console(rich.console.Console):
-    """Prints what it is given: brackets and colons in a model's name, or in a path, are no markup.
+    """Prints text literally: model names and paths may hold brackets and colons.
 
-    A reader that leaves (`| head -1`) is a BrokenPipeError, as `print` raises; rich's own Console
+    A closed output pipe (`| head -1`) raises BrokenPipeError, as `print` does; rich's own Console
     exits with 1.
     """
 
@@ -16,5 +16,5 @@ class Console(rich.console.Console):
         super().__init__(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
 
     def on_broken_pipe(self) -> None:
-        """See rich; called where BrokenPipeError is caught."""
+        """Called by rich in its handler of BrokenPipeError."""
         raise BrokenPipeError

@@ -1,4 +1,4 @@
-"""What subcommands write: files that take their place when they are whole, and JSON."""
+"""The output of subcommands: files that are replaced atomically, and JSON."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from deepsched.errors import OptionError
 
 @contextmanager
 def output(args: argparse.Namespace, option: str) -> Iterator[TextIO | None]:
-    """What `option` names, if it was given, to be written as `writing` does."""
+    """Opens the file that `option` names as `writing` does; None if it was not given."""
     path = getattr(args, option)
     if not path:
         yield None
         return
-    with writing(path, f"--{option}") as text:
+    with writing(path, _flag(option)) as text:
         yield text
 
 
 @contextmanager
 def writing(path: str, option: str) -> Iterator[TextIO]:
-    """Text for a file, which takes the place of what is at `path` when the block has ended well.
+    """A buffer whose text replaces the file at `path` when the block succeeds, by a rename.
 
-    Until then what is there stays: neither Ctrl-C nor an error leaves half a file, or an empty one.
-    Whether it can be written is known when the block begins. What is not a regular file, such as
-    /dev/stdout or a FIFO, is written to as it is.
+    Neither Ctrl-C nor an error leaves half a file, or an empty one. A path that cannot be written
+    fails before the block runs. Anything but a regular file, such as /dev/stdout or a FIFO, is
+    written to in place.
 
     Raises:
-        OptionError: it cannot be written, before or after the block; names `option`.
+        OptionError: the file cannot be written; names `option`.
     """
     try:
         target = _Target(path)
@@ -57,38 +57,39 @@ def _cannot_write(option: str, path: str, error: OSError) -> OptionError:
 
 
 class _Target:
-    """A file beside the one that it replaces, or one that is written to as it is."""
+    """A temporary file beside the one that it replaces; or the file itself, written in place."""
 
     def __init__(self, path: str) -> None:
         self._path = os.path.realpath(path)
         self._beside: str | None = None
         mode = _mode(path)
         if mode is not None and (_is_device(path) or not stat.S_ISREG(mode)):
-            # stdout itself, where that is meant: opened anew, the two would write over each other.
+            # If it is our stdout, share its file offset: with one of its own, each would overwrite
+            # what the other wrote.
             same: str | int = os.dup(1) if _is_stdout(path) else path
             self._file = open(same, "w", encoding="utf-8")  # noqa: SIM115
             return
         if mode is not None:
-            os.close(os.open(self._path, os.O_WRONLY))  # a file that must not be written stays
+            os.close(os.open(self._path, os.O_WRONLY))  # a rename would replace a read-only file
         beside = os.path.join(
             os.path.dirname(self._path), f".{os.path.basename(self._path)}.{os.getpid()}"
         )
-        try:  # of this user's umask, as the file itself would be
+        try:  # not tempfile, whose files ignore the umask
             self._file = open(beside, "w", encoding="utf-8")  # noqa: SIM115
         except OSError:
             if mode is None:
                 raise
             self._file = open(self._path, "r+", encoding="utf-8")  # noqa: SIM115
-            return  # a folder that takes no other files
+            return  # a folder that this user cannot create files in: no rename, then
         self._beside = beside
         if mode is not None:
             with suppress(OSError):  # a file system without modes
                 os.chmod(beside, stat.S_IMODE(mode))
 
     def write(self, text: str) -> None:
-        """All of it; then the file is in its place."""
+        """Writes all of it, then renames the file."""
         if self._beside is None:
-            sys.stdout.flush()  # if it is that: in the order that it was written in
+            sys.stdout.flush()  # it may be the same file: keep the order
         self._file.write(text)
         if self._file.mode == "r+":
             self._file.truncate()
@@ -98,8 +99,8 @@ class _Target:
             self._beside = None
 
     def close(self) -> None:
-        """Leaves nothing behind of what was not written to its end."""
-        with suppress(OSError):  # what could not be written cannot be flushed either
+        """Removes the temporary file if it was not renamed."""
+        with suppress(OSError):  # after a failed write, close flushes and fails again
             self._file.close()
         if self._beside is not None:
             with suppress(OSError):
@@ -114,7 +115,7 @@ def _mode(path: str) -> int | None:
 
 
 def _is_device(path: str) -> bool:
-    """/dev/stdout may lead to a regular file, which this process holds open all the same."""
+    """/dev/stdout may be a link to a regular file, which must not be replaced: it is open."""
     return os.path.abspath(path).startswith(("/dev/", "/proc/"))
 
 
@@ -128,7 +129,7 @@ def _is_stdout(path: str) -> bool:
 def check_distinct(args: argparse.Namespace, *options: str) -> None:
     """
     Raises:
-        OptionError: two of these options name one file.
+        OptionError: two of these options name the same file.
     """
     seen: dict[str, str] = {}
     for option in options:
@@ -137,9 +138,15 @@ def check_distinct(args: argparse.Namespace, *options: str) -> None:
             continue
         other = seen.setdefault(os.path.realpath(path), option)
         if other != option:
-            raise OptionError(f"--{other} and --{option} both name {path!r}; give two files")
+            raise OptionError(
+                f"{_flag(other)} and {_flag(option)} both name {path!r}; give two files"
+            )
 
 
 def to_json(value: Any, indent: int | None = 2) -> str:
-    """JSON that every reader takes: NaN and Infinity are none."""
+    """Strict JSON: NaN and Infinity are errors."""
     return json.dumps(value, indent=indent, allow_nan=False)
+
+
+def _flag(dest: str) -> str:
+    return "--" + dest.replace("_", "-")

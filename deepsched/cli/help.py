@@ -1,4 +1,4 @@
-"""Help texts, fitted to the terminal."""
+"""Help texts that fit the terminal."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import re
 import textwrap
 from collections.abc import Iterator
 
-# "  name   unit   meaning": the meaning goes on below itself.
+# "  name   unit   meaning": its continuation lines are indented to the meaning's column.
 _DEFINITION = re.compile(r"( *\S.*  )\S")
 
 
 class HelpFormatter(argparse.HelpFormatter):
-    """Keeps paragraphs, definitions and examples of descriptions and epilogs apart."""
+    """Wraps descriptions and epilogs, but keeps their paragraphs, definitions and examples."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "\n".join(
@@ -32,8 +32,8 @@ def _wrapped(line: str, hanging: int, width: int) -> str:
 
 
 def _entries(text: str) -> Iterator[tuple[str, int]]:
-    """Paragraphs, definitions and examples, each in one line; and how far its other lines are to
-    be indented."""
+    """Each paragraph, definition or example as one line, with the indent of its continuation
+    lines."""
     entry, hanging = "", 0
     for line in text.splitlines():
         indent = len(line) - len(line.lstrip())

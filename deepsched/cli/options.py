@@ -1,10 +1,11 @@
-"""Options that several subcommands have."""
+"""Options that several subcommands share, each with one spelling."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -13,34 +14,125 @@ from deepsched.machine.partition import most_cores
 from deepsched.machine.topology import Topology
 
 
+def add_option(
+    group: argparse._ActionsContainer, *flags: str, hidden: Sequence[str] = (), **options: Any
+) -> None:
+    """`group.add_argument`, with other spellings that work but that no help shows.
+
+    Args:
+        flags: those in the help. `--num-cores` is also taken as `--num_cores`.
+        hidden: more spellings: DeepSparse's, and our own of earlier versions.
+        options: see argparse.
+
+    Example:
+        >>> parser = argparse.ArgumentParser(prog="deepsched")
+        >>> add_option(parser, "--num-cores", hidden=["-ncores"], type=int)
+        >>> [parser.parse_args([flag, "2"]).num_cores for flag in ("-ncores", "--num_cores")]
+        [2, 2]
+        >>> print(parser.format_usage(), end="")
+        usage: deepsched [-h] [--num-cores NUM_CORES]
+    """
+    action = group.add_argument(*flags, **options)
+    underscored = ["--" + flag[2:].replace("-", "_") for flag in flags if flag.startswith("--")]
+    for spelling in (*underscored, *hidden):
+        # Of the same action, which argparse offers no way to do: so errors and mutually exclusive
+        # groups speak of the flag that the help shows.
+        group._option_string_actions[spelling] = action
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     """MODEL; ResNet-50 unless it is given."""
     parser.add_argument(
         "model_path",
         nargs="?",
         metavar="MODEL",
-        help="path of an ONNX file (default: ResNet-50 from the onnx wheel)",
+        help="path of an ONNX file (default: ResNet-50, which ships with the onnx wheel)",
     )
 
 
-def add_sizes(group: Any) -> None:
-    """What a request is: --batch_size and --input_shapes."""
-    group.add_argument("-b", "--batch_size", type=int, default=1, help="items in a request")
-    group.add_argument(
+def add_sizes(group: argparse._ActionsContainer) -> None:
+    """The size of a request: --batch-size and --input-shapes."""
+    add_option(
+        group,
+        "-b",
+        "--batch-size",
+        type=int,
+        default=1,
+        metavar="N",
+        help="items in a request (default 1)",
+    )
+    add_option(
+        group,
         "-i",
-        "-shapes",
-        "--input_shapes",
+        "--input-shapes",
+        hidden=["-shapes", "--input_shape"],
         default="",
         metavar="SHAPES",
         help='shapes of the inputs, such as "[1,3,320,320]" or "[1,128],[1,128]"',
     )
 
 
+def add_num_cores(group: argparse._ActionsContainer) -> None:
+    """--num-cores."""
+    add_option(
+        group,
+        "--num-cores",
+        hidden=["-ncores"],
+        type=int,
+        metavar="N",
+        help="physical cores to use (default: all that this process may use)",
+    )
+
+
+def add_num_streams(group: argparse._ActionsContainer, meaning: str) -> None:
+    """--num-streams."""
+    add_option(group, "--num-streams", hidden=["-nstreams"], type=int, metavar="N", help=meaning)
+
+
+def add_seconds(group: argparse._ActionsContainer, default: float, meaning: str) -> None:
+    """--seconds."""
+    add_option(
+        group,
+        "-t",
+        "--seconds",
+        hidden=["--time"],
+        type=finite,
+        default=default,
+        metavar="S",
+        help=f"{meaning} (default {default:g})",
+    )
+
+
+def add_load(group: argparse._ActionsContainer, callers: str) -> None:
+    """--callers, and --rate with --poisson; `callers`: what it means."""
+    group.add_argument("--callers", type=int, metavar="N", help=callers)
+    group.add_argument(
+        "--rate", type=finite, metavar="R", help="open loop: R requests per second, evenly spaced"
+    )
+    group.add_argument(
+        "--poisson",
+        action="store_true",
+        help="random arrivals instead, as from independent users (a Poisson process)",
+    )
+
+
+def add_output(group: argparse._ActionsContainer, meaning: str) -> None:
+    """--output."""
+    add_option(
+        group,
+        "-o",
+        "--output",
+        hidden=["-x", "--export-path", "--export_path"],
+        metavar="FILE.json",
+        help=meaning,
+    )
+
+
 def finite(text: str) -> float:
-    """The type of options that are numbers.
+    """A number, for argparse's `type`.
 
     Raises:
-        argparse.ArgumentTypeError: it is not one; "nan" and "inf" are not.
+        argparse.ArgumentTypeError: `text` is no number, or not a finite one.
 
     >>> finite("2.5")
     2.5
@@ -53,17 +145,17 @@ def finite(text: str) -> float:
 
 
 def streams_to_compare(num_cores: int | None) -> int:
-    """What multi_stream gets beside single_stream: one per L3 cache, as it would by itself, but
-    two at least where there are two cores, or the two would be the same."""
+    """The streams of multi_stream where it is compared with single_stream: one per L3 cache, its
+    default, but at least two where there are two cores, so that the two differ."""
     topology = Topology.detect()
     return min(most_cores(topology, num_cores), max(2, len(topology.l3_groups)))
 
 
 def parse_shapes(text: str) -> list[list[int]] | None:
-    """What --input_shapes means; None if it was not given.
+    """The shapes that --input-shapes gives; None without it.
 
     Raises:
-        OptionError: it is not a list of shapes.
+        OptionError: not a list of shapes.
 
     >>> parse_shapes("[1,128],[1,128]")
     [[1, 128], [1, 128]]
@@ -76,7 +168,7 @@ def parse_shapes(text: str) -> list[list[int]] | None:
             raise ValueError("expected brackets around each shape")
     except ValueError as error:
         raise OptionError(
-            f'--input_shapes must look like "[1,3,320,320]" or "[1,128],[1,128]", got {text!r} '
+            f'--input-shapes must look like "[1,3,320,320]" or "[1,128],[1,128]", got {text!r} '
             f"({error})"
         ) from None
     return list(shapes)

@@ -1,6 +1,6 @@
-"""The colours of streams, on the terminal and in files; told apart by the colour-blind as well.
+"""Stream colours for the terminal and for files, distinct to the colour-blind as well.
 
-They repeat after seven: whatever is coloured also has its stream's number written on it.
+They repeat after seven, so whatever is coloured also shows its stream's number.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _OTHERS = {"unused": ("#ffffff", "#222222"), "forbidden": _GREY, "offline": _GRE
 
 
 def fill_of(use: int | str) -> str:
-    """The colour of a stream, by its index, or of "unused", "forbidden", "offline".
+    """The fill colour of a stream (by index), or of "unused", "forbidden", "offline".
 
     Example:
         >>> fill_of(0), fill_of(7), fill_of("unused")
@@ -23,7 +23,7 @@ def fill_of(use: int | str) -> str:
 
 
 def ink_of(use: int | str) -> str:
-    """The colour of text on `fill_of(use)`, with a contrast of at least 4.5."""
+    """The text colour on `fill_of(use)`, with a contrast ratio of at least 4.5."""
     if not isinstance(use, int):
         return _OTHERS[use][1]
     return "#ffffff" if fill_of(use) == _DARK else "#000000"

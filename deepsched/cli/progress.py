@@ -11,31 +11,31 @@ from deepsched.cli.console import Console
 
 
 class ProgressBar:
-    """Seconds of some that are known before; draws nothing without a Progress."""
+    """Progress in seconds of a known total; draws nothing without a Progress."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
         self._task = None if progress is None else progress.add_task("")
 
     def begin(self, title: str, seconds: float) -> None:
-        """Starts again from 0."""
+        """Restarts at 0."""
         if self._progress is not None and self._task is not None:
             self._progress.reset(self._task, description=title, total=seconds)
 
     def describe(self, title: str) -> None:
-        """Another title for what goes on."""
+        """Changes the title."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, description=title)
 
     def update(self, seconds: float) -> None:
-        """How many have passed."""
+        """Sets how many seconds have passed."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=seconds)
 
 
 @contextmanager
 def progress_bar(is_quiet: bool) -> Iterator[ProgressBar]:
-    """A bar that goes when the block ends; none if stderr is not a terminal."""
+    """A bar that disappears when the block ends; none if stderr is not a terminal."""
     console = Console(stderr=True)
     if is_quiet or not console.is_terminal:
         yield ProgressBar(None)

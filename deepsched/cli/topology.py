@@ -1,11 +1,10 @@
-"""`deepsched topology`: the machine, the streams that would be made of it, and why."""
+"""`deepsched topology`: the machine, the streams it would be cut into, and why."""
 
 from __future__ import annotations
 
 import argparse
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from rich.columns import Columns
 from rich.padding import Padding
@@ -14,7 +13,7 @@ from rich.text import Text
 
 from deepsched.cli.console import Console
 from deepsched.cli.files import to_json, writing
-from deepsched.cli.help import HelpFormatter
+from deepsched.cli.options import add_num_cores, add_num_streams, add_option
 from deepsched.cli.palette import fill_of, ink_of
 from deepsched.cli.topology_svg import draw_svg
 from deepsched.errors import OptionError
@@ -27,23 +26,24 @@ _MOST_CPUS = 8192  # NR_CPUS of an x86 kernel with MAXSMP
 
 _EPILOG = """\
 the picture:
-  A line for each L3 cache (or NUMA node, or package, where the machine tells of none), below what
-  it is in. A coloured field is a core with the OS's numbers of its hardware threads, as in 0,64.
-  s0: the cores that follow are stream 0's; its threads run on the coloured numbers. unused: this
-  process may use them, the streams do not. forbidden: outside the affinity mask or the cgroup's
-  cpuset. offline: switched off. k0, k1: kinds of core, the least capable first, where there are
-  several.
+  A line per L3 cache (or NUMA node or package, if the machine does not report caches), below the
+  node and package that hold it. A coloured field is a core with the OS numbers of its hardware
+  threads, as in 0,64. s0: the cores that follow belong to stream 0; its threads run on the coloured
+  numbers. unused: available to this process, but in no stream. forbidden: outside the affinity mask
+  or the cgroup's cpuset. offline: switched off. k0, k1: kinds of core on hybrid CPUs, the least
+  capable first.
 
 fields of the JSON:
   topology        the cores that this process may use; cpu_quota in cores, null for none
-  streams         index, cpus (OS numbers), and the ids of the caches, nodes, packages they touch
-  warnings        what is unwise: kind, streams (indexes), message, and its explanation
-  forbidden_cpus  OS numbers of the machine's CPUs that are offline or may not be used
+  streams         index, cpus (OS numbers), and the ids of the caches, nodes and packages they touch
+  warnings        drawbacks of these streams: kind, streams (indexes), message, explanation
+  forbidden_cpus  OS numbers of the CPUs that are offline or not available to this process
 
 exit codes:
-  0    shown
-  2    arguments that cannot be had, or a machine that cannot be read
-  141  nobody reads the output to its end, as with `| head`
+  0    done
+  1    stdout cannot be written
+  2    invalid arguments, or a machine that cannot be read
+  141  output pipe closed early, as with `| head`
 
 examples:
   deepsched topology --num-streams 3
@@ -51,50 +51,35 @@ examples:
 """
 
 
-def add_parser(commands: Any) -> None:
-    """Adds the subcommand; each flag may be written with hyphens and with underscores."""
-    parser = commands.add_parser(
-        "topology",
-        help="show the machine and the streams it would make",
-        description="Shows the machine, the cores of it that this process may use, the streams "
-        "that multi_stream would make of them, and what is unwise about these.",
-        epilog=_EPILOG,
-        formatter_class=HelpFormatter,
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Describes the subcommand and its options."""
+    parser.description = (
+        "Shows the machine, the cores that this process may use, the streams that multi_stream "
+        "would make of them, and the drawbacks of these streams."
     )
-    parser.add_argument(
-        "-ncores",
-        "--num_cores",
-        "--num-cores",
-        type=int,
-        metavar="N",
-        help="physical cores to use (default: all that this process may use)",
-    )
-    parser.add_argument(
-        "-nstreams",
-        "--num_streams",
-        "--num-streams",
-        type=int,
-        metavar="N",
-        help="streams to make (default: one per L3 cache)",
-    )
-    parser.add_argument(
-        "--threads_per_core",
+    parser.epilog = _EPILOG
+    add_num_cores(parser)
+    add_num_streams(parser, "streams to make (default: one per L3 cache)")
+    add_option(
+        parser,
         "--threads-per-core",
         type=int,
         default=1,
         metavar="N",
-        help="hardware threads of each core to use (default 1)",
+        help="hardware threads to use of each core (default 1)",
     )
     machine = parser.add_mutually_exclusive_group()
-    machine.add_argument("--sysfs", metavar="ROOT", help="folder with a machine's sys/ and proc/")
+    machine.add_argument(
+        "--sysfs", metavar="ROOT", help="folder with another machine's sys/ and proc/"
+    )
     machine.add_argument(
         "--synthetic",
         metavar="P:N:L:C:T",
-        help="a made-up machine: packages, NUMA nodes in each, L3s in each, cores in each, "
-        "hardware threads in each; 2:1:4:8:2 for example",
+        help="a made-up machine: packages, NUMA nodes per package, L3 caches per node, cores per "
+        "L3, hardware threads per core; 2:1:4:8:2 for example",
     )
-    parser.add_argument("--svg", metavar="FILE", help="draw it there as well")
-    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    parser.add_argument("--svg", metavar="FILE.svg", help="write the picture there")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(run=run)
 
 
@@ -132,8 +117,8 @@ def _machine(args: argparse.Namespace) -> Machine:
         num_cpus = math.prod(counts)
         if num_cpus > _MOST_CPUS:
             raise OptionError(
-                f"--synthetic is for machines of up to {_MOST_CPUS} hardware threads, the most "
-                f"that Linux can be built for; {args.synthetic!r} has {num_cpus}"
+                f"--synthetic takes up to {_MOST_CPUS} hardware threads, the most that Linux "
+                f"supports; {args.synthetic!r} has {num_cpus}"
             )
         topology = Topology.synthetic(*counts)
         return Machine(topology, topology.cores, frozenset())
@@ -187,7 +172,7 @@ def _lines(diagram: Diagram, width: int) -> Iterator[Text]:
 
 
 def _wrapped(start: str, fields: Iterator[Text], width: int) -> Iterator[Text]:
-    """`start` and the fields, in as many lines as it takes."""
+    """`start` and the fields, wrapped to `width`."""
     line = Text(start).append_text(next(fields))
     for field in fields:
         if len(line) + len(field) > width:
@@ -198,7 +183,7 @@ def _wrapped(start: str, fields: Iterator[Text], width: int) -> Iterator[Text]:
 
 
 def _fields(cells: Sequence[Cell], has_kinds: bool, width: int) -> Iterator[Text]:
-    """Each core, the first of several alike with what they are."""
+    """A field per core; the first of several alike says what they are."""
     last = ""
     for cell in cells:
         tag = f"s{cell.use}" if isinstance(cell.use, int) else cell.use
@@ -210,7 +195,7 @@ def _fields(cells: Sequence[Cell], has_kinds: bool, width: int) -> Iterator[Text
 
 
 def _field(cell: Cell, width: int) -> Text:
-    """The numbers of a core's hardware threads, each coloured as it is used."""
+    """The numbers of a core's hardware threads, coloured by use."""
     field = Text()
     for index, (cpu, use) in enumerate(zip(cell.core.cpus, cell.uses, strict=True)):
         field.append(f"{',' if index else ' '}{cpu}", _style(use))
@@ -226,19 +211,19 @@ def _reasons(args: argparse.Namespace, topology: Topology, parts: Partition) -> 
     quota = topology.cpu_quota
     return [
         "",
-        "CPU quota: " + ("none" if quota is None else f"{quota:g} cores, of the cgroup"),
+        "CPU quota: " + ("none" if quota is None else f"{quota:g} cores, by the cgroup"),
         f"cores: {num_cores}, "
         + (
-            "as asked for"
+            "as given"
             if args.num_cores is not None
             else "all that the affinity mask, the cpuset and the quota allow"
         ),
         f"streams: {len(parts.streams)}, "
-        + ("as asked for" if args.num_streams is not None else _default_reason(parts)),
+        + ("as given" if args.num_streams is not None else _default_reason(parts)),
     ]
 
 
 def _default_reason(parts: Partition) -> str:
     if all(core.l3 is not None for stream in parts.streams for core in stream.cores):
         return "one per L3 cache of these cores"
-    return "one per NUMA node or package: the machine does not tell its L3 caches"
+    return "one per NUMA node or package: the machine does not report its L3 caches"

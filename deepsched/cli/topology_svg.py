@@ -1,4 +1,4 @@
-"""A picture of the machine as an SVG file: readable by itself, on light and dark pages."""
+"""A picture of the machine as an SVG file, self-contained, for light and dark pages."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from deepsched.machine.diagram import FORBIDDEN, OFFLINE, UNUSED, Box, Cell, Dia
 
 # Pixels.
 _WIDTH = 1080
-"""What boxes and text are kept within, unless a row of one box is wider."""
+"""The limit for boxes and text; only the row of a single box may exceed it."""
 _LEAF_WIDTH = 508
-"""Eight cores of two hardware threads."""
+"""Room for eight cores with two hardware threads each."""
 _MARGIN = 24
 _PADDING = 8
 _GAP = 10
@@ -24,13 +24,13 @@ _CELL_HEIGHT = 34
 _KIND_HEIGHT = 13
 _LINE = 18
 _LETTER = 6.6
-"""The width of a letter of 12 px, about."""
+"""The average width of a letter at 12 px."""
 _BOLD = 1.2
-"""How much wider a bold one is."""
+"""The factor for bold letters."""
 
 
 def draw_svg(diagram: Diagram) -> str:
-    """The text of an SVG file: boxes, a tooltip for each core, a legend, and the warnings.
+    """Returns the text of an SVG file: boxes, a tooltip per core, a legend, and the warnings.
 
     Example:
         >>> from deepsched import Topology, partition

@@ -1,4 +1,4 @@
-"""What this machine is for inference, what slows it down, and what to do about it."""
+"""Diagnosis of a machine: what slows inference down, and what to do about it."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ _CHECKS = (
 def check_hardware(
     root: str | os.PathLike[str] = "/", affinity: Iterable[int] | None = None
 ) -> Diagnosis:
-    """Looks at the machine, and at this process on it: what slows inference down, what to do.
+    """Checks the machine, and this process on it, for what slows inference down.
 
-    Nothing is measured and nothing is changed.
+    Measures and changes nothing.
 
     Args:
-        root: the folder that holds sys/ and proc/; "/" is this machine. Of a captured machine
+        root: the folder that holds sys/ and proc/; "/" is this machine. For a captured machine
             the checks of the process (packages, thread pools, /dev/shm) are unknown.
         affinity: OS numbers of the CPUs that the process may use; None for the calling thread's
             affinity mask, and for all CPUs of a captured machine.

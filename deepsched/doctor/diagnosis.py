@@ -1,4 +1,4 @@
-"""What is found: a check, and all of them."""
+"""The result of one check, and of all of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Status(enum.StrEnum):
-    """What a check says. Members equal their words."""
+    """The outcome of a check. Members equal their strings."""
 
     ok = "ok"
     """Nothing to do."""
@@ -17,27 +17,27 @@ class Status(enum.StrEnum):
     """It costs speed, accuracy or memory, and something can be done."""
 
     unknown = "unknown"
-    """The machine does not tell."""
+    """The machine does not report it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
-    """What it is about; the same in every version."""
+    """The check's name; stable across versions."""
     status: Status
     found: str
-    """What is there, with units."""
+    """The facts, with units."""
     meaning: str = ""
-    """What that does to inference, where it is not obvious."""
+    """The effect on inference, where it is not obvious."""
     advice: str = ""
     """What to do: commands and options; empty unless the status is warn."""
     data: dict[str, Any] = field(default_factory=dict)
-    """What is there, for programs."""
+    """The facts, for programs."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Returns plain types, for JSON."""
         return {
             "name": self.name,
             "status": str(self.status),
@@ -50,7 +50,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What `check_hardware` found; `str()` gives it in lines."""
+    """The findings of `check_hardware`; `str()` gives them as lines."""
 
     checks: tuple[Check, ...]
 
@@ -58,7 +58,7 @@ class Diagnosis:
         """The check of that name.
 
         Raises:
-            KeyError: there is none.
+            KeyError: no such check.
         """
         for check in self.checks:
             if check.name == name:
@@ -71,7 +71,7 @@ class Diagnosis:
         return tuple(check for check in self.checks if check.status == Status.warn)
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Returns plain types, for JSON."""
         return {
             "num_warnings": len(self.warnings),
             "checks": [check.to_dict() for check in self.checks],
@@ -87,7 +87,7 @@ def _lines(check: Check) -> list[str]:
 
 
 def count_cores(number: int) -> str:
-    """A number of cores, in words."""
+    """`1 core`, `2 cores`."""
     return f"{number} core" if number == 1 else f"{number} cores"
 
 
@@ -102,5 +102,5 @@ def warn(name: str, found: str, meaning: str, advice: str, /, **data: Any) -> Ch
 
 
 def unknown(name: str, found: str, /, **data: Any) -> Check:
-    """A check of something that the machine does not tell."""
+    """A check of something that the machine does not report."""
     return Check(name, Status.unknown, found, data=data)

@@ -1,4 +1,4 @@
-"""The machine that is looked at, and what of it this process may use."""
+"""The machine under diagnosis, and the part of it that this process may use."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from deepsched.machine.topology import Core, Topology, online_cores
 
 @dataclass(frozen=True)
 class Host:
-    """A machine, as far as the checks share what they read of it."""
+    """What the checks share of a machine."""
 
     root: Path
     topology: Topology
-    """What this process may use."""
+    """The part that this process may use."""
     online: tuple[Core, ...]
     """The cores of all CPUs that are online, whoever may use them."""
     affinity: CpuSet | None
-    """The affinity mask; None where it is not known."""
+    """The affinity mask; None if unknown."""
     cpuset: CpuSet | None
-    """The CPUs that the cgroup allows; None for every one."""
+    """The CPUs that the cgroup allows; None for all."""
 
     @classmethod
     def read(cls, root: str | os.PathLike[str], affinity: Iterable[int] | None) -> Host:
-        """The machine whose /sys and /proc lie below `root`; "/" is this one.
+        """Reads the machine whose sys/ and proc/ are below `root`; "/" is this one.
 
         Raises:
-            TopologyError: it cannot be read.
+            TopologyError: `root` holds no machine, or none of its CPUs may be used.
         """
         folder = Path(root)
         mask = None if affinity is None else frozenset(affinity)
@@ -55,24 +55,24 @@ class Host:
 
     @cached_property
     def used_cores(self) -> tuple[Core, ...]:
-        """The cores that a context takes unless it is told otherwise."""
+        """The cores that a context uses by default."""
         return tuple(core for stream in partition(self.topology).streams for core in stream.cores)
 
     def whole_cores(self, cpus: Iterable[int]) -> CpuSet:
-        """These CPUs and the others of their cores, but isolated ones: programs are kept off those,
-        so they do not share the cores."""
+        """These CPUs and the other hardware threads of their cores, without isolated ones: the
+        scheduler places nothing there, so they do not compete for the core."""
         wanted = frozenset(cpus)
         cores = (set(core.cpus) for core in self.online if not wanted.isdisjoint(core.cpus))
         return wanted | frozenset().union(*cores) - self.isolated
 
     @property
     def isolated(self) -> CpuSet:
-        """The CPUs that the kernel runs programs on only where they ask for it."""
+        """The CPUs of isolcpus=, where only threads that ask for it run."""
         return self.read_list("sys/devices/system/cpu/isolated") or frozenset()
 
     @property
     def memory_nodes(self) -> frozenset[int] | None:
-        """The nodes that memory may come from; None where the machine does not tell."""
+        """The nodes that memory may be allocated on; None if not reported."""
         for line in (self.read_text("proc/self/status") or "").splitlines():
             name, _, value = line.partition(":")
             if name == "Mems_allowed_list":
@@ -81,27 +81,27 @@ class Host:
 
     @cached_property
     def cpuinfo(self) -> CpuInfo:
-        """proc/cpuinfo; it is slow to read on a large machine."""
+        """proc/cpuinfo, which is slow to read on a large machine."""
         return read_cpuinfo(self.root)
 
     @property
     def is_virtual(self) -> bool:
-        """Whether the CPUs say that they are a hypervisor's; only x86 has a flag for it."""
+        """Whether the CPUs report a hypervisor; only x86 has a flag for it."""
         return any(
             "hypervisor" in fields.get("flags", "").split() for fields in self.cpuinfo.values()
         )
 
     def read_text(self, path: str) -> str | None:
-        """The text of a file below the root; None where it cannot be read."""
+        """The text of a file below the root; None if unreadable."""
         return read_text(self.root / path)
 
     def read_list(self, path: str) -> frozenset[int] | None:
-        """The numbers in a file in the kernel's list format; None where it holds no such list."""
+        """The numbers in a file in the kernel's list format; None if it holds no such list."""
         return parse_list(self.read_text(path))
 
 
 def parse_list(text: str | None) -> frozenset[int] | None:
-    """The numbers of a list in the kernel's format; None where it is none.
+    """The numbers of a list in the kernel's format; None if it is malformed.
 
     >>> parse_list("0-1") == {0, 1}, parse_list("?")
     (True, None)
@@ -112,5 +112,5 @@ def parse_list(text: str | None) -> frozenset[int] | None:
         return None
 
 
-NOT_LOCAL = "the files of a machine do not tell; run this on the machine itself"
-"""What is found of a captured machine where only a process on the machine could tell."""
+NOT_LOCAL = "not in the captured files; run this on the machine itself"
+"""The finding for a captured machine, of what only a process on the machine could see."""

@@ -1,8 +1,8 @@
-"""Which instructions the CPUs have, and what ONNX Runtime's kernels make of them.
+"""The instruction sets of the CPUs, and how ONNX Runtime's kernels use them.
 
-What is said here of the kernels follows onnxruntime/core/mlas/lib/platform.cpp, which chooses them,
-mlas/lib/sbgemm_kernel_neon.cpp, and ONNX Runtime's documentation of quantisation; fp16 and bf16 on
-x86 were tried with 1.32 (fp16 took as long as fp32). The names are those of /proc/cpuinfo.
+Sources: onnxruntime/core/mlas/lib/platform.cpp, which dispatches the kernels;
+mlas/lib/sbgemm_kernel_neon.cpp; ONNX Runtime's documentation of quantisation. fp16 and bf16 on x86
+were tried with 1.32 (fp16 took as long as fp32). The names are those of /proc/cpuinfo.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _ARM = ("asimd", "asimddp", "fphp", "asimdhp", "sve", "sve2", "i8mm", "bf16", "s
 
 
 def fp32(host: Host) -> Check:
-    """The width of the kernels that nearly all models use."""
+    """The vector width of the fp32 kernels, which nearly all models use."""
     return _by_architecture(host, "instructions_fp32", _x86_fp32, _arm_fp32)
 
 
@@ -43,12 +43,12 @@ def int8(host: Host) -> Check:
 
 
 def fp16(host: Host) -> Check:
-    """Whether models in half precision are computed in it."""
+    """Whether fp16 models are computed in fp16."""
     return _by_architecture(host, "instructions_fp16", _x86_fp16, _arm_fp16)
 
 
 def bf16(host: Host) -> Check:
-    """Whether models in bfloat16 are computed in it."""
+    """Whether bfloat16 models are computed in bfloat16."""
     return _by_architecture(host, "instructions_bf16", _x86_bf16, _arm_bf16)
 
 
@@ -65,11 +65,11 @@ def _by_architecture(
         flags = _common_flags(host, field)
         if flags:
             return check(name, flags, [flag for flag in known if flag in flags])
-    return unknown(name, "proc/cpuinfo names no instruction sets of x86 or Arm")
+    return unknown(name, "proc/cpuinfo lists no x86 or Arm instruction sets")
 
 
 def _common_flags(host: Host, field: str) -> _Flags:
-    """What all CPUs have that this process may use: a stream may run on any of them."""
+    """The flags common to all usable CPUs: a stream may run on any of them."""
     usable = [host.cpuinfo[cpu] for cpu in host.topology.cpus if cpu in host.cpuinfo]
     sets = [
         frozenset(fields[field].split())
@@ -91,15 +91,15 @@ def _x86_fp32(name: str, flags: _Flags, sets: list[str]) -> Check:
         width = 8 if "avx" in flags else 4
         return warn(
             name,
-            f"no AVX2 with FMA; kernels of {width} numbers an instruction",
-            "Kernels without fused multiply-add do half the work an instruction, or less.",
-            "On a virtual machine, let it have the host's instructions (QEMU: -cpu host; libvirt: "
-            "host-passthrough); else choose a CPU with AVX2 (Intel since 2013, AMD since 2015).",
+            f"no AVX2 with FMA; kernels process {width} floats per instruction",
+            "Without fused multiply-add, kernels do half the work per instruction, or less.",
+            "On a virtual machine, pass the host's CPU through (QEMU: -cpu host; libvirt: "
+            "host-passthrough); else use a CPU with AVX2 (Intel since 2013, AMD since 2015).",
             flags=sets,
         )
     if "avx512f" in flags:
-        return ok(name, "AVX-512; kernels of 16 numbers an instruction", flags=sets)
-    return ok(name, "AVX2 and FMA; kernels of 8 numbers an instruction", flags=sets)
+        return ok(name, "AVX-512; kernels process 16 floats per instruction", flags=sets)
+    return ok(name, "AVX2 and FMA; kernels process 8 floats per instruction", flags=sets)
 
 
 def _x86_int8(name: str, flags: _Flags, sets: list[str]) -> Check:
@@ -116,11 +116,11 @@ def _x86_int8(name: str, flags: _Flags, sets: list[str]) -> Check:
         return ok(
             name,
             f"{width} VNNI",
-            "One instruction multiplies and adds four int8 values a lane; sums are exact.",
+            "One instruction multiplies and adds four int8 values per lane; sums are exact.",
             flags=sets,
         )
     slow = "Quantised models are often no faster than fp32"
-    if not {"avx2", "fma"} <= flags:  # the kernels of SSE widen to 16 bits first: exact, and slow
+    if not {"avx2", "fma"} <= flags:  # SSE kernels widen to 16 bits first: exact, but slow
         return warn(
             name,
             "neither VNNI nor AVX2",
@@ -131,8 +131,8 @@ def _x86_int8(name: str, flags: _Flags, sets: list[str]) -> Check:
     return warn(
         name,
         "no VNNI",
-        f"{slow}, and pairs of products of uint8 activations with int8 weights are summed in 16 "
-        "bits, which may saturate and cost accuracy.",
+        f"{slow}, and sums of two uint8 x int8 products are kept in 16 bits, which may saturate "
+        "and cost accuracy.",
         "Serve fp32, or quantise with reduce_range=True (7-bit weights) or to uint8 weights, and "
         "compare speed and accuracy on this machine.",
         flags=sets,
@@ -144,7 +144,7 @@ def _x86_fp16(name: str, flags: _Flags, sets: list[str]) -> Check:
     return ok(
         name,
         "conversions only (F16C)" if has_conversion else "none",
-        "ONNX Runtime computes fp16 models in fp32 on x86: they are smaller, not faster.",
+        "ONNX Runtime computes fp16 models in fp32 on x86: smaller, but not faster.",
         flags=sets,
     )
 
@@ -158,8 +158,8 @@ def _x86_bf16(name: str, flags: _Flags, sets: list[str]) -> Check:
     return ok(
         name,
         " and ".join(has) or "none",
-        "ONNX Runtime's kernels on x86 do not use bf16, and models in bf16 do not run (1.32 has "
-        "neither MatMul nor Conv for it): convert them to fp32.",
+        "ONNX Runtime's x86 kernels do not use bf16, and bf16 models do not run (1.32 has no "
+        "bf16 MatMul or Conv): convert them to fp32.",
         flags=sets,
     )
 
@@ -169,9 +169,9 @@ def _x86_bf16(name: str, flags: _Flags, sets: list[str]) -> Check:
 
 def _arm_fp32(name: str, flags: _Flags, sets: list[str]) -> Check:
     if "asimd" not in flags:
-        return unknown(name, "no NEON among the features", flags=sets)
-    sve = "; SVE is there, matrix products do not use it" if "sve" in flags else ""
-    return ok(name, f"NEON; kernels of 4 numbers an instruction{sve}", flags=sets)
+        return unknown(name, "no NEON in the features", flags=sets)
+    sve = "; matrix products do not use the SVE that is present" if "sve" in flags else ""
+    return ok(name, f"NEON; kernels process 4 floats per instruction{sve}", flags=sets)
 
 
 def _arm_int8(name: str, flags: _Flags, sets: list[str]) -> Check:
@@ -203,13 +203,13 @@ def _arm_fp16(name: str, flags: _Flags, sets: list[str]) -> Check:
         return ok(
             name,
             "fp16 arithmetic (fphp, asimdhp)",
-            "ONNX Runtime has kernels of its own for fp16 here, for some operators.",
+            "ONNX Runtime has native fp16 kernels here for some operators.",
             flags=sets,
         )
     return ok(
         name,
         "none",
-        "ONNX Runtime computes fp16 models in fp32: they are smaller, not faster.",
+        "ONNX Runtime computes fp16 models in fp32: smaller, but not faster.",
         flags=sets,
     )
 
@@ -219,9 +219,9 @@ def _arm_bf16(name: str, flags: _Flags, sets: list[str]) -> Check:
         return ok(
             name,
             "bf16 matrix instructions",
-            "ONNX Runtime uses them for fp32 matrix products where its option "
-            "mlas.enable_gemm_fastmath_arm64_bfloat16 says so; deepsched leaves it off, so that "
-            "outputs are those of fp32.",
+            "ONNX Runtime can use them for fp32 matrix products, with its option "
+            "mlas.enable_gemm_fastmath_arm64_bfloat16; deepsched leaves it off, to keep fp32 "
+            "accuracy.",
             flags=sets,
         )
     return ok(name, "none", flags=sets)

@@ -1,4 +1,4 @@
-"""How the kernel and the hypervisor run the machine: frequency, huge pages, stolen time."""
+"""Settings of kernel and hypervisor: CPU frequency, huge pages, steal time."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from deepsched.doctor.host import Host
 from deepsched.machine.sysfs import format_cpu_list, frequency_folders, read_int, read_text
 
 _OWN_ALGORITHM = ("intel_pstate", "amd-pstate-epp")
-"""Drivers that have an algorithm of their own under the name powersave, which follows the load
+"""Drivers whose own algorithm is named powersave but follows the load
 (Documentation/admin-guide/pm/intel_pstate.rst and amd-pstate.rst, "Active Mode")."""
 
 _SAVING = ("power", "balance_power")
 
 _NEAR_THE_TOP = 0.95
-"""Of the highest frequency: what is missing is too little to warn of."""
+"""A cap above this share of the highest frequency is not worth a warning."""
 
 
 class _Policy(NamedTuple):
-    """Who sets a CPU's frequency."""
+    """The cpufreq policy of a CPU."""
 
     driver: str
     governor: str
     energy_preference: str
-    """Empty where there is none."""
+    """Empty if there is none."""
     highest_khz: int | None
-    """What the CPU can do."""
+    """The hardware's maximum."""
     cap_khz: int | None
-    """What it may do."""
+    """The configured maximum."""
     fixed_khz: int | None
-    """What someone set it to; with the governor userspace only."""
+    """The set frequency; with the governor userspace only."""
 
     @property
     def is_slowest(self) -> bool:
@@ -62,12 +62,12 @@ class _Policy(NamedTuple):
 
 
 def governor(host: Host) -> Check:
-    """Whether the frequency follows the load, to the top."""
+    """Whether the frequency follows the load up to the maximum."""
     name, policies = "governor", _policies(host)
     counts = Counter(policies.values())
     data = {"policies": [{**it._asdict(), "num_cpus": number} for it, number in counts.items()]}
     if not policies:
-        found = "a virtual machine shows none" if host.is_virtual else "the kernel shows none"
+        found = "not visible in a virtual machine" if host.is_virtual else "the kernel reports none"
         return unknown(name, found, **data)
     found = "; ".join(dict.fromkeys(map(str, counts)))
     troubles = list(_troubles(policies))
@@ -77,33 +77,33 @@ def governor(host: Host) -> Check:
     governors = {policy.governor for policy in counts}
     meaning = ""
     if "userspace" in governors:
-        meaning = "Under userspace the frequency stays where it was set, whatever the load."
+        meaning = "Under userspace the frequency is fixed, whatever the load."
     elif governors != {"performance"}:
-        meaning = "The frequency follows the load; requests after a pause begin on slow cores."
+        meaning = "The frequency follows the load; requests after an idle period start slow."
     return ok(name, found, meaning, **data)
 
 
 def _troubles(policies: dict[int, _Policy]) -> Iterator[tuple[str, str]]:
-    """What is wrong, and what to do about it."""
+    """Pairs of a problem and its remedy."""
     slow = [cpu for cpu, policy in policies.items() if policy.is_slowest]
     if slow:
         yield (
-            f"Under this driver powersave keeps CPUs {format_cpu_list(slow)} at their lowest "
+            f"With this driver, powersave keeps CPUs {format_cpu_list(slow)} at their lowest "
             "frequency, whatever the load.",
             _FOLLOW_THE_LOAD,
         )
     saving = [cpu for cpu, policy in policies.items() if policy.saves_energy]
     if saving:
         yield (
-            f"CPUs {format_cpu_list(saving)} are asked to save energy: they raise their frequency "
-            "late, or not to the top.",
+            f"CPUs {format_cpu_list(saving)} are set to save energy: their frequency rises late, "
+            "or not to the maximum.",
             "echo performance | sudo tee "
             "/sys/devices/system/cpu/cpu*/cpufreq/energy_performance_preference",
         )
     fixed = {cpu: policy for cpu, policy in policies.items() if policy.is_fixed_low}
     for cpus, policy in _alike(fixed):
         yield (
-            f"Under userspace CPUs {cpus} stay at {_ghz(policy.fixed_khz)} of "
+            f"Under userspace, CPUs {cpus} are fixed at {_ghz(policy.fixed_khz)} of "
             f"{_ghz(policy.highest_khz)} GHz, whatever the load.",
             _FOLLOW_THE_LOAD,
         )
@@ -111,10 +111,9 @@ def _troubles(policies: dict[int, _Policy]) -> Iterator[tuple[str, str]]:
     highest = max((policy.highest_khz or 0 for policy in capped.values()), default=0)
     for cpus, policy in _alike(capped):
         yield (
-            f"CPUs {cpus} are kept at or below {_ghz(policy.cap_khz)} of "
-            f"{_ghz(policy.highest_khz)} GHz.",
-            f"cpupower frequency-set --max {highest / 1000:.0f}MHz, unless the cap is meant; where "
-            "it comes back, a power profile, thermald or the firmware sets it",
+            f"CPUs {cpus} are capped at {_ghz(policy.cap_khz)} of {_ghz(policy.highest_khz)} GHz.",
+            f"cpupower frequency-set --max {highest / 1000:.0f}MHz, unless the cap is intended; if "
+            "it returns, a power profile, thermald or the firmware sets it",
         )
 
 
@@ -122,7 +121,7 @@ _FOLLOW_THE_LOAD = "cpupower frequency-set -g performance (or schedutil, which f
 
 
 def _alike(policies: dict[int, _Policy]) -> Iterator[tuple[str, _Policy]]:
-    """CPUs of one policy -> that policy."""
+    """Pairs of a CPU list and the policy that these CPUs share."""
     for policy in dict.fromkeys(policies.values()):
         yield format_cpu_list(cpu for cpu, other in policies.items() if other == policy), policy
 
@@ -132,7 +131,7 @@ def _ghz(khz: int | None) -> str:
 
 
 def _policies(host: Host) -> dict[int, _Policy]:
-    """Of each CPU that may be used, as far as the kernel tells."""
+    """The policy of each usable CPU, as far as the kernel reports it."""
     policies = {}
     for cpu, folder in frequency_folders(host.root, frozenset(host.topology.cpus)).items():
         governor = read_text(folder / "scaling_governor")
@@ -159,60 +158,60 @@ def boost(host: Host) -> Check:
             return ok(name, "on: cores may exceed their base frequency", is_on=True)
         drivers = {policy.driver for policy in _policies(host).values()}
         if not drivers or not all(driver.startswith(_BOOSTING) for driver in drivers):
-            # Others show a switch, off, for CPUs without boost as well (cppc_cpufreq does).
-            return unknown(name, "off; whether these CPUs have it is not told", is_on=False)
+            # Others, such as cppc_cpufreq, show the switch as off for CPUs without boost too.
+            return unknown(name, "off; it is unknown whether these CPUs have it", is_on=False)
         return warn(
             name,
             "off",
-            "Cores stay at or below their base frequency: steady, and slower than they could be.",
-            f"echo {1 - int(off)} | sudo tee /sys/devices/system/cpu/{path}, unless it is meant; "
-            "if that is refused, it is off in the firmware.",
+            "Cores stay at or below their base frequency: steady, but slower than they could be.",
+            f"echo {1 - int(off)} | sudo tee /sys/devices/system/cpu/{path}, unless intended; if "
+            "that fails, it is disabled in the firmware.",
             is_on=False,
         )
-    return unknown(name, "the kernel shows no switch for it", is_on=None)
+    return unknown(name, "the kernel has no switch for it", is_on=None)
 
 
 _BOOSTING = ("intel_", "amd-pstate", "acpi-cpufreq")
 
 
 def huge_pages(host: Host) -> Check:
-    """Whether memory may lie in huge pages without having asked for them."""
+    """Whether memory gets huge pages without asking for them."""
     name = "huge_pages"
     text = host.read_text("sys/kernel/mm/transparent_hugepage/enabled")
     match = re.search(r"\[(\w+)\]", text or "")
     mode = match[1] if match else None
     if mode not in _HUGE_PAGES:
-        return unknown(name, "the kernel does not tell", mode=None)
+        return unknown(name, "the kernel does not report it", mode=None)
     return ok(name, f"transparent huge pages: {mode}", _HUGE_PAGES[mode], mode=mode)
 
 
 _HUGE_PAGES = {
-    "always": "Large activations may lie in huge pages: fewer misses of the TLB.",
-    "madvise": "Activations lie in small pages: ONNX Runtime asks for no huge ones. With "
-    "GLIBC_TUNABLES=glibc.malloc.hugetlb=1 (glibc 2.35) malloc asks; ResNet-50 became no faster.",
-    "never": "Activations lie in small pages.",
+    "always": "Large activations may use huge pages: fewer TLB misses.",
+    "madvise": "Activations use small pages, since ONNX Runtime does not ask for huge ones. With "
+    "GLIBC_TUNABLES=glibc.malloc.hugetlb=1 (glibc 2.35) malloc does; ResNet-50 got no faster.",
+    "never": "Activations use small pages.",
 }
 
 _MUCH_STEAL = 0.05
 
 
 def steal(host: Host) -> Check:
-    """How much of the time that the machine wanted the hypervisor gave to others."""
+    """The share of busy time that the hypervisor took from this machine."""
     name = "steal"
     text = host.read_text("proc/stat") or ""
     match = re.match(r"cpu((?: +[0-9]+){8})", text)
     if not match:
-        return unknown(name, "no proc/stat that tells")
+        return unknown(name, "proc/stat does not report it")
     user, nice, system, _idle, _iowait, irq, softirq, stolen = map(int, match[1].split())
     share = stolen / max(1, user + nice + system + irq + softirq + stolen)
-    found = f"{share:.1%} of the busy time since the machine started"
+    found = f"{share:.1%} of the busy time since boot"
     if share <= _MUCH_STEAL:
         return ok(name, found, share=share)
     return warn(
         name,
         found,
-        "The hypervisor ran others when this machine had work to do. All threads of a stream then "
-        "wait for the one that was taken off its CPU.",
+        "The hypervisor ran other guests while this one had work to do. All threads of a stream "
+        "then wait for the one that lost its CPU.",
         "Move to a host that is not overcommitted, or to an instance type with dedicated CPUs.",
         share=share,
     )

@@ -1,4 +1,4 @@
-"""What the process may use: CPUs, CPU time, memory; and what the limits have cost so far."""
+"""Limits on the process (CPUs, CPU time, memory), and what they have cost so far."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def affinity(host: Host) -> Check:
     mask, left_out = host.affinity & allowed, allowed - host.affinity
     data = {"cpus": sorted(mask), "left_out_cpus": sorted(left_out)}
     if not left_out:
-        return ok(name, f"all {len(mask)} CPUs ({format_cpu_list(mask)}) that may be used", **data)
+        return ok(name, f"all {len(mask)} usable CPUs ({format_cpu_list(mask)})", **data)
     found = (
         f"{len(mask)} of the {len(allowed)} CPUs that are online and in the cpuset "
         f"({format_cpu_list(mask)} of {format_cpu_list(allowed)})"
@@ -35,28 +35,28 @@ def affinity(host: Host) -> Check:
         return ok(
             name,
             f"{found}; the others are isolated",
-            "The kernel keeps programs off isolated CPUs unless they ask: taskset -c "
-            f"{format_cpu_list(left_out)} COMMAND runs there.",
+            "The kernel runs nothing on isolated CPUs unless asked to: taskset -c "
+            f"{format_cpu_list(left_out)} COMMAND uses them.",
             **data,
         )
     if _follows_the_machine(host, mask, allowed):
         return ok(name, f"{found}: whole NUMA nodes, or kinds of core", **data)
     wider = _wider(host, allowed)
     if wider <= mask:
-        return ok(name, f"{found}: the others would gain nothing", **data)
+        return ok(name, f"{found}: adding the others would gain nothing", **data)
     return warn(
         name,
         found,
-        "deepsched makes its streams of the CPUs in the mask and of no others.",
-        "If that is not meant, look for taskset, numactl, CPUAffinity= of systemd and --cpuset-cpus"
-        f"{_binding(host)}; taskset -acp {format_cpu_list(wider)} PID widens the mask of a "
-        "running process, before it makes its first engine.",
+        "deepsched makes its streams only of the CPUs in the mask.",
+        "If that is not intended, look for taskset, numactl, systemd's CPUAffinity= and "
+        f"--cpuset-cpus{_binding(host)}; taskset -acp {format_cpu_list(wider)} PID widens the mask "
+        "of a running process; do so before it makes its first engine.",
         **data,
     )
 
 
 def _follows_the_machine(host: Host, mask: frozenset[int], allowed: frozenset[int]) -> bool:
-    """Whether the mask takes whole NUMA nodes, or whole kinds of core: someone meant that."""
+    """Whether the mask takes whole NUMA nodes, or whole kinds of core: that is intended."""
     for level in ("numa_node", "kind"):
         groups: dict[int | None, set[int]] = {}
         for core in host.online:
@@ -67,7 +67,7 @@ def _follows_the_machine(host: Host, mask: frozenset[int], allowed: frozenset[in
 
 
 def _wider(host: Host, allowed: CpuSet) -> CpuSet:
-    """The CPUs that a wider mask would do well to have, the mask's own where it has enough.
+    """The CPUs that a wider mask should have; the mask's own if it has enough.
 
     No more cores than the quota has time for, and none that another check would warn of: of a kind
     that the mask has not, in a node that memory may not come from, or with a part of the core
@@ -103,7 +103,7 @@ def _binding(host: Host) -> str:
 
 
 def cpuset(host: Host) -> Check:
-    """Which CPUs the cgroup allows."""
+    """The CPUs that the cgroup allows."""
     name = "cpuset"
     if host.cpuset is None:
         return _unlimited(
@@ -121,14 +121,14 @@ def cpuset(host: Host) -> Check:
 
 
 def cpu_quota(host: Host) -> Check:
-    """Whether the CPU quota grants less time than the cores have."""
+    """Whether the CPU quota is smaller than the number of usable cores."""
     name, quota = "cpu_quota", host.topology.cpu_quota
     num_usable, used = len(host.topology.cores), host.used_cores
     data = {"quota_cores": quota, "usable_cores": num_usable, "used_cores": len(used)}
     if quota is None:
         return _unlimited(host, name, "cpu", "none: the cgroup does not limit CPU time", **data)
     if quota >= num_usable:
-        found = f"{quota:g} cores' time for {num_usable} usable cores"
+        found = f"{quota:g} cores of CPU time for {num_usable} usable cores"
         return _unlimited(host, name, "cpu", found, **data)
     num_used = len(used)
     cpus = format_cpu_list(host.whole_cores(cpu for core in used for cpu in core.cpus))
@@ -137,14 +137,14 @@ def cpu_quota(host: Host) -> Check:
         "see the same machine choose the same cores."
     )
     advice = (
-        f"Reserve cores: docker run --cpuset-cpus={cpus}, other ones for each container; in "
-        "Kubernetes the static CPU manager policy. Where that cannot be had: pin='none'."
+        f"Reserve cores: docker run --cpuset-cpus={cpus}, different ones for each container; in "
+        "Kubernetes, the static CPU manager policy. If that is not possible: pin='none'."
     )
     if quota != num_used:
         share = quota / num_used
         meaning = (
-            f"Work on {count_cores(num_used)} has used the quota up after {share:.0%} of each "
-            f"period, and stands still until the next. {meaning}"
+            f"Work on {count_cores(num_used)} uses up the quota after {share:.0%} of each period, "
+            f"and is throttled until the next. {meaning}"
         )
         fewer = f", or use num_cores={math.floor(quota)}" if quota >= 1 else ""
         advice = (
@@ -152,20 +152,20 @@ def cpu_quota(host: Host) -> Check:
             f"{fewer}. {advice}"
         )
     found = (
-        f"{quota:g} cores' time for {num_usable} usable cores; deepsched uses "
+        f"{quota:g} cores of CPU time for {num_usable} usable cores; deepsched uses "
         f"{count_cores(num_used)}, pinned to CPUs {format_cpu_list(core.cpus[0] for core in used)}"
     )
     return warn(name, found, meaning, advice, **data)
 
 
 def _unlimited(host: Host, name: str, controller: str, found: str, **data: Any) -> Check:
-    """That nothing limits, which is worth as much as what could be seen."""
+    """A check that found no limit, as far as cgroups are visible here."""
     match cgroup.view(host.root, controller):
         case cgroup.View.nothing:
-            what = f"no mount here shows this process's cgroup of the controller {controller}"
+            what = f"no mount here shows this process's cgroup for the {controller} controller"
             return unknown(name, what, **data)
         case cgroup.View.no_cgroups:
-            return ok(name, "nothing limits it: this kernel has no cgroups", **data)
+            return ok(name, "no limit: this kernel has no cgroups", **data)
         case cgroup.View.part:
             return ok(name, f"{found}{_AS_SEEN}", **data)
     return ok(name, found, **data)
@@ -175,37 +175,37 @@ _AS_SEEN = ", as far as this container sees"
 
 
 _HARMLESS = 0.001
-"""Of the periods. Of requests it is more: periods without work count, and a request may span
-several. Of requests that span ten periods (1 s), one in a hundred is stopped."""
+"""Share of the periods. The share of requests is larger: idle periods count too, and a request may
+span several. Of requests that span ten periods (1 s), one in a hundred is throttled."""
 
 
 def throttling(host: Host) -> Check:
-    """What the CPU quota, or that of a group above, has cost so far."""
+    """Throttling so far by the CPU quota, or by that of a group above."""
     name = "throttling"
-    # Where its own group is not shown, what is shown is another's.
+    # If its own group is not visible, what is visible is another one's.
     is_seen = cgroup.view(host.root, "cpu") != cgroup.View.nothing
     groups = cgroup.throttling(host.root) if is_seen else ()
     if not groups and host.topology.cpu_quota is not None:
-        return unknown(name, "the cgroup has no cpu.stat that tells")
+        return unknown(name, "the cgroup has no cpu.stat that reports it")
     if not groups:
         return _unlimited(host, name, "cpu", "none: there is no CPU quota")
     worst = max(groups, key=lambda group: group.num_throttled / max(1, group.num_periods))
     share = worst.num_throttled / max(1, worst.num_periods)
     data = {"share_of_periods": share, **worst._asdict()}
     if worst.num_throttled == 0:
-        return _unlimited(host, name, "cpu", "none since the cgroup was made", **data)
+        return _unlimited(host, name, "cpu", "none since the cgroup was created", **data)
     found = (
         f"in {share:.1%} of its periods ({worst.num_throttled} of {worst.num_periods}), "
-        f"{worst.seconds:.1f} s summed over CPUs, since the cgroup was made"
+        f"{worst.seconds:.1f} s summed over CPUs, since the cgroup was created"
     )
     if share <= _HARMLESS:
         return _unlimited(host, name, "cpu", found, **data)
     return warn(
         name,
         found,
-        "All threads of the group stand still from when the quota is used up until the period (0.1 "
-        "s unless set otherwise) ends: requests take that much longer. Of requests the share is "
-        "larger: periods without work count, and a long request spans several.",
+        "Once the quota is used up, all threads of the group stop until the period (0.1 s by "
+        "default) ends, and requests take that much longer. The share of requests affected is "
+        "larger: idle periods count too, and a long request spans several.",
         "Raise the quota (docker run --cpus, Kubernetes limits.cpu), use fewer cores (num_cores=), "
         "or move other work out of the cgroup; `deepsched benchmark MODEL` reports the throttling "
         "of its own run.",
@@ -214,7 +214,7 @@ def throttling(host: Host) -> Check:
 
 
 def memory(host: Host) -> Check:
-    """How much memory there is for models, and whether it ran out."""
+    """The memory available, and whether it ran out."""
     name = "memory"
     limit, kills = cgroup.memory_limit(host.root), cgroup.oom_kills(host.root)
     high, stall = cgroup.memory_high(host.root), cgroup.memory_stall(host.root)
@@ -227,19 +227,19 @@ def memory(host: Host) -> Check:
         "stall_seconds": None if stall is None else stall.seconds,
     }
     if limit is None and total is None:
-        return unknown(name, "neither the machine's memory nor a limit is told", **data)
+        return unknown(name, "neither the machine's memory nor a limit is reported", **data)
     machine = "" if total is None else f"{_gib(total)} in the machine"
     bound = _no_limit(host) if limit is high is None else ""
     if limit is not None:
         bound = f"the cgroup's limit is {_gib(limit)}"
-    brake = "" if high is None else f"from {_gib(high)} on (memory.high) it is slowed down"
+    brake = "" if high is None else f"throttled above {_gib(high)} (memory.high)"
     found = "; ".join(filter(None, (machine, bound, brake)))
     troubles = []
     if kills:
-        troubles.append(f"processes killed for want of memory since the cgroup was made: {kills}")
+        troubles.append(f"processes killed by the OOM killer since the cgroup was created: {kills}")
     if stall is not None and stall.share > _MUCH_STALL:
         troubles.append(
-            f"threads stood still for want of memory for {stall.seconds:.1f} s, beside "
+            f"threads stalled on memory pressure for {stall.seconds:.1f} s, against "
             f"{stall.busy_seconds:.1f} s of CPU time"
         )
     if not troubles:
@@ -247,24 +247,24 @@ def memory(host: Host) -> Check:
     return warn(
         name,
         "; ".join([found, *troubles]),
-        "Weights are shared by all streams; activations are not, so each stream adds to them.",
-        "Raise the limit (docker run --memory, Kubernetes limits.memory, MemoryHigh= of systemd), "
-        "or use fewer streams or a smaller batch; engine.memory() tells what each takes.",
+        "All streams share one copy of the weights; activations are per stream.",
+        "Raise the limit (docker run --memory, Kubernetes limits.memory, systemd's MemoryHigh=), "
+        "or use fewer streams or a smaller batch; engine.memory() shows what each takes.",
         **data,
     )
 
 
 _MUCH_STALL = 0.01
-"""Of the time that threads ran or stood still."""
+"""Share of the time that threads ran or stalled."""
 
 
 def _no_limit(host: Host) -> str:
-    """What there is to say where none is found."""
+    """The finding where no limit is set."""
     match cgroup.view(host.root, "memory"):
         case cgroup.View.nothing:
-            return "whether a cgroup limits it is not told"
+            return "unknown whether a cgroup limits it"
         case cgroup.View.part:
-            return f"no limit of the cgroup{_AS_SEEN}"
+            return f"no cgroup limit{_AS_SEEN}"
     return ""
 
 
@@ -284,7 +284,7 @@ _ROOM_FOR_COPIES = 1 << 30
 
 
 def shared_memory(host: Host) -> Check:
-    """Whether /dev/shm has room for the models that are kept there."""
+    """Whether /dev/shm has room for the models kept there."""
     name = "shared_memory"
     if not host.is_local:
         return unknown(name, NOT_LOCAL)
@@ -298,7 +298,7 @@ def shared_memory(host: Host) -> Check:
     )
     num_nodes = len(distinct(core.numa_node for core in host.used_cores))
     if num_nodes > 1 and free < _ROOM_FOR_COPIES:
-        advice = "See what fills it: du -ah /dev/shm."
+        advice = "Find what fills it: du -ah /dev/shm."
         if total < _ROOM_FOR_COPIES:
             advice = (
                 "docker run --shm-size=4g; Kubernetes: an emptyDir with medium: Memory at /dev/shm."
@@ -306,15 +306,15 @@ def shared_memory(host: Host) -> Check:
         return warn(
             name,
             found,
-            "Each NUMA node has a copy of a model's weights there; where they do not "
-            "fit, all nodes read one copy, most of them from remote memory.",
+            "Each NUMA node keeps a copy of a model's weights there; if they do not fit, all nodes "
+            "share one copy, most of them through remote memory.",
             advice,
             **data,
         )
     return ok(
         name,
         found,
-        "Models that are compiled with cache_dir=None are kept there; what does "
-        "not fit goes to the folder for temporary files.",
+        "Models compiled with cache_dir=None are kept there; what does not fit goes to the folder "
+        "for temporary files.",
         **data,
     )

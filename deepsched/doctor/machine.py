@@ -1,4 +1,4 @@
-"""How the machine is built: SMT, kinds of core, NUMA nodes."""
+"""The structure of the machine: SMT, kinds of core, NUMA nodes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from deepsched.machine.topology import Core, distinct
 
 
 def smt(host: Host) -> Check:
-    """Whether the process has whole cores."""
+    """Whether the process has all hardware threads of its cores."""
     name = "smt"
     threads = max(len(core.cpus) for core in host.online)
     usable = frozenset(host.topology.cpus)
@@ -24,31 +24,34 @@ def smt(host: Host) -> Check:
         "sibling_cpus_left_out": others,
     }
     if threads == 1:
-        hidden = "A virtual machine may hide that two of its CPUs are one core."
+        hidden = "A virtual machine may hide that two of its CPUs share a core."
         return ok(
-            name, "off, or not there: a CPU is a core", hidden if host.is_virtual else "", **data
+            name,
+            "off or not present: each CPU is a core",
+            hidden if host.is_virtual else "",
+            **data,
         )
     if halves:
         return warn(
             name,
-            f"on; of {len(halves)} of the {num_cores} usable cores the process has only some "
+            f"on; on {len(halves)} of the {num_cores} usable cores the process may use only some "
             "of the threads",
-            f"What runs on CPUs {format_cpu_list(others)} shares the arithmetic units and the "
-            "first caches of these cores.",
-            "Have whole cores in the mask and the cpuset: docker run --cpuset-cpus="
+            f"Whatever runs on CPUs {format_cpu_list(others)} shares the execution units and "
+            "private caches of these cores.",
+            "Put whole cores into the mask and the cpuset: docker run --cpuset-cpus="
             f"{format_cpu_list([*usable, *others])}, or taskset -c with the same list.",
             **data,
         )
     return ok(
         name,
-        f"on; the {len(usable)} usable CPUs are {count_cores(num_cores)}",
-        "deepsched runs on one thread of each core.",
+        f"on; the {len(usable)} usable CPUs make {count_cores(num_cores)}",
+        "deepsched uses one thread of each core.",
         **data,
     )
 
 
 def core_kinds(host: Host) -> Check:
-    """Whether streams mix fast cores and slow ones."""
+    """Whether streams mix fast and slow cores."""
     name = "core_kinds"
     kinds: dict[int, list[Core]] = {}
     for core in sorted(host.used_cores, key=lambda core: -core.kind):
@@ -61,8 +64,8 @@ def core_kinds(host: Host) -> Check:
     return warn(
         name,
         f"{len(kinds)} kinds of core, the most capable first: {', '.join(parts)}",
-        "An operator is cut into equal parts, one for each core of the stream, and is done when "
-        "the slowest core is.",
+        "An operator is split into equal parts, one per core of the stream, and finishes with the "
+        "slowest core.",
         f"{_only(host, best)}num_streams so that no stream has both: deepsched topology "
         "--num-streams N shows it.",
         **data,
@@ -70,7 +73,7 @@ def core_kinds(host: Host) -> Check:
 
 
 def _only(host: Host, best: list[Core]) -> str:
-    """How to use these alone; cores of several packages cannot be had so, packages come first."""
+    """Advice to use these alone; not possible across packages, which partition fills first."""
     streams = partition(host.topology, num_cores=len(best)).streams
     if {core for stream in streams for core in stream.cores} != set(best):
         return "Choose "
@@ -82,27 +85,27 @@ def _cpus(cores: list[Core]) -> list[int]:
 
 
 def numa(host: Host) -> Check:
-    """Which NUMA nodes the cores lie in."""
+    """The NUMA nodes of the cores in use."""
     name = "numa"
     nodes = sorted(distinct(core.numa_node for core in host.online))
     used = sorted(distinct(core.numa_node for core in host.used_cores))
     data = {"nodes": nodes, "used_nodes": used}
     if not used:
-        return unknown(name, "the machine does not tell the NUMA nodes of these CPUs", **data)
+        return unknown(name, "the machine does not report the NUMA nodes of these CPUs", **data)
     if len(used) == 1:
         of = f" of {len(nodes)}" if len(nodes) > 1 else ""
         return ok(name, f"all cores that deepsched uses are in node {used[0]}{of}", **data)
     return ok(
         name,
-        f"the cores that deepsched uses lie in {len(used)} nodes ({format_cpu_list(used)})",
-        "A stream that spans nodes, as single_stream does, reads its weights from one of them. "
-        "multi_stream keeps a copy of the weights in each node that has streams.",
+        f"the cores that deepsched uses span {len(used)} nodes ({format_cpu_list(used)})",
+        "A stream that spans nodes, as single_stream's does, reads its weights from one of them. "
+        "multi_stream keeps a copy of the weights on each node that has streams.",
         **data,
     )
 
 
 def numa_balancing(host: Host) -> Check:
-    """Whether the kernel looks for better places for memory that is in its place."""
+    """Whether the kernel migrates memory that is already well placed."""
     name = "numa_balancing"
     text = host.read_text("proc/sys/kernel/numa_balancing")
     data = {"value": int(text)} if text is not None and text.isdecimal() else {"value": None}
@@ -110,36 +113,37 @@ def numa_balancing(host: Host) -> Check:
         return ok(name, "one NUMA node: nothing to balance", **data)
     if data["value"] is None:
         return unknown(name, "no kernel.numa_balancing", **data)
-    if not data["value"] & 1:  # 2 alone: between fast and slow memory only
-        return ok(name, "off between the nodes of CPUs", **data)
+    if not data["value"] & 1:  # 2 alone: only between memory tiers
+        return ok(name, "off between CPU nodes", **data)
     return warn(
         name,
         f"on (kernel.numa_balancing = {text})",
-        "The kernel unmaps pages from time to time, to learn by page faults who uses them. Threads "
-        "and weights are bound to their nodes already, so the faults cost time and gain little.",
-        "sysctl -w kernel.numa_balancing=0, on the host, if it serves nothing but such programs.",
+        "The kernel unmaps pages periodically, to learn from the page faults who uses them. "
+        "Threads and weights are bound to their nodes already, so the faults cost time and gain "
+        "little.",
+        "sysctl -w kernel.numa_balancing=0, on the host, if it runs only such programs.",
         **data,
     )
 
 
 def memory_nodes(host: Host) -> Check:
-    """Whether memory may come from the nodes that the cores are in."""
+    """Whether memory may be allocated on the nodes of the cores in use."""
     name = "memory_nodes"
     allowed = host.memory_nodes
     if allowed is None:
-        return unknown(name, "proc/self/status does not tell which nodes memory may come from")
+        return unknown(name, "proc/self/status does not report the allowed memory nodes")
     nodes = frozenset(distinct(core.numa_node for core in host.used_cores))
     nodes &= host.read_list("sys/devices/system/node/has_memory") or nodes
     data = {"allowed_nodes": sorted(allowed), "used_nodes": sorted(nodes)}
     forbidden = nodes - allowed
     if not forbidden:
-        return ok(name, "memory may come from every node that has cores in use", **data)
+        return ok(name, "memory may be allocated on every node that has cores in use", **data)
     return warn(
         name,
-        f"memory may come from nodes {format_cpu_list(allowed)}; cores in use are also in "
+        f"memory may be allocated on nodes {format_cpu_list(allowed)}; cores in use are also on "
         f"nodes {format_cpu_list(forbidden)}",
-        "These cores read all their memory from another node: more latency, less bandwidth.",
-        "Let CPUs and memory be of the same nodes: docker run --cpuset-mems="
+        "These cores reach all their memory on another node: higher latency, lower bandwidth.",
+        "Bind CPUs and memory to the same nodes: docker run --cpuset-mems="
         f"{format_cpu_list(nodes)}, or numactl --cpunodebind and --membind with the same nodes.",
         **data,
     )

@@ -1,4 +1,4 @@
-"""Other thread pools in this process, whose threads meet those of the streams on their cores."""
+"""Other thread pools in this process, which compete with the streams for their cores."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from deepsched.doctor.diagnosis import Check, ok, unknown, warn
 from deepsched.doctor.host import NOT_LOCAL, Host
 
 BINDING_VARIABLES = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
-"""Which make an OpenMP library pin the thread that loads it."""
+"""These make an OpenMP library pin the thread that loads it."""
 
 _SIZE_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def thread_pools(host: Host) -> Check:
-    """The pools of BLAS and OpenMP libraries that are loaded now."""
+    """The thread pools of the BLAS and OpenMP libraries loaded now."""
     name = "thread_pools"
     if not host.is_local:
         return unknown(name, NOT_LOCAL)
@@ -36,19 +36,19 @@ def thread_pools(host: Host) -> Check:
             name,
             f"threads: {found}",
             "OpenMP's threads spin for a while after each parallel region, on the cores of the "
-            "streams. Which library runs such regions (PyTorch, scikit-learn, MKL) only the "
-            "program knows.",
-            "Start with OMP_NUM_THREADS=1, or put the code around inference into `with "
-            "threadpoolctl.threadpool_limits(1):`. It does not change deepsched's threads: ONNX "
-            "Runtime has a pool of its own.",
+            "streams. Only the program knows whether a library (PyTorch, scikit-learn, MKL) runs "
+            "such regions.",
+            "Start with OMP_NUM_THREADS=1, or wrap the code around inference in `with "
+            "threadpoolctl.threadpool_limits(1):`. Neither affects deepsched: ONNX Runtime has its "
+            "own pool.",
             **data,
         )
     if crowds:
         return ok(
             name,
             f"threads: {found}",
-            "They work only while numpy or scipy multiply matrices. A program that does so beside "
-            "inference limits them: OPENBLAS_NUM_THREADS=1, or threadpoolctl.threadpool_limits(1).",
+            "They run only while numpy or scipy multiply matrices. If your program does so during "
+            "inference, limit them: OPENBLAS_NUM_THREADS=1, or threadpoolctl.threadpool_limits(1).",
             **data,
         )
-    return ok(name, f"threads: {found}" if pools else "none is loaded", **data)
+    return ok(name, f"threads: {found}" if pools else "none loaded", **data)

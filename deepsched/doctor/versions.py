@@ -1,4 +1,4 @@
-"""Which versions of what are installed, and whether they go together."""
+"""Installed versions, and whether they are compatible."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PACKAGES = ("numpy", "onnx", "onnxruntime", "ml_dtypes", "psutil", "threadpoolc
 
 
 def installed_packages() -> dict[str, str | None]:
-    """The packages that deepsched uses -> their versions; None where one is missing."""
+    """Version of each package that deepsched uses; None if not installed."""
     from importlib.metadata import PackageNotFoundError, version
 
     packages: dict[str, str | None] = {}
@@ -23,7 +23,7 @@ def installed_packages() -> dict[str, str | None]:
             packages[package] = version(package)
         except PackageNotFoundError:
             packages[package] = None
-    if packages["onnxruntime"] is None:  # it has other names, for other hardware
+    if packages["onnxruntime"] is None:  # builds for other hardware have other names
         for wheel in _wheels():
             packages.pop("onnxruntime", None)
             packages[wheel] = version(wheel)
@@ -31,7 +31,7 @@ def installed_packages() -> dict[str, str | None]:
 
 
 def packages(host: Host) -> Check:
-    """The versions of Python and of what deepsched uses."""
+    """The versions of Python and of the packages that deepsched uses."""
     name = "packages"
     if not host.is_local:
         return unknown(name, NOT_LOCAL)
@@ -45,12 +45,12 @@ def packages(host: Host) -> Check:
     )
     meaning = ""
     if versions["ml_dtypes"] is None:
-        meaning = "bfloat16, float8 and 4-bit tensors need it: pip install ml_dtypes"
+        meaning = "bfloat16, float8 and 4-bit tensors need ml_dtypes: pip install ml_dtypes"
     return ok(name, found, meaning, versions=versions)
 
 
 def onnxruntime(host: Host) -> Check:
-    """Whether ONNX Runtime's library can be used, and whether it is the only one."""
+    """Whether ONNX Runtime's library loads, and whether only one is installed."""
     name = "onnxruntime"
     if not host.is_local:
         return unknown(name, NOT_LOCAL)
@@ -61,7 +61,7 @@ def onnxruntime(host: Host) -> Check:
         return warn(
             name,
             str(error).removesuffix(f"; {INSTALL_HINT}"),
-            "No model can be run.",
+            "No model can run.",
             INSTALL_HINT,
             wheels=wheels,
         )
@@ -70,16 +70,16 @@ def onnxruntime(host: Host) -> Check:
         return warn(
             name,
             f"{found}; installed: {' and '.join(wheels)}",
-            "These packages write into the same folder: what was installed last has overwritten "
-            "files of the others, and to remove one breaks the others.",
-            f"pip uninstall -y {' '.join(wheels)}, then pip install the one that is wanted",
+            "These packages install into the same folder: the last one installed has overwritten "
+            "files of the others, and removing one breaks the others.",
+            f"pip uninstall -y {' '.join(wheels)}, then pip install the one that you need",
             **data,
         )
     return ok(name, found, **data)
 
 
 def _wheels() -> list[str]:
-    """The installed packages that bring the folder onnxruntime."""
+    """The installed packages that contain the folder onnxruntime."""
     from importlib.metadata import distributions
 
     return sorted(

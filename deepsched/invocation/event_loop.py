@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import weakref
 from collections.abc import Callable
 from typing import Any
 
+from deepsched.checks import check_timeout
 from deepsched.errors import DeadlineExceeded
 from deepsched.runtime.inbox import Inbox
 from deepsched.runtime.model import Model
@@ -47,7 +49,8 @@ class LoopInbox:
         self._unwoken.add(model)
 
     def _wake_workers(self) -> None:
-        models, self._unwoken = self._unwoken, set()
+        fresh: set[Model] = set()  # allocated first: the garbage collector may run a finalizer
+        models, self._unwoken = self._unwoken, fresh
         for model in models:
             model.wake_workers()
 
@@ -95,18 +98,22 @@ def _reap() -> None:
         if loop is not None and loop.is_closed() and (ended := _inboxes.pop(loop, None)):
             _orphans.append((ended.inbox, ended.num_under_way))
             ended.num_under_way = 0
-    waiting = _orphans.copy()
-    _orphans.clear()
-    for inbox, num_left in waiting:
-        num_left -= len(inbox.take())
-        if num_left:
-            _orphans.append((inbox, num_left))
+    left = []
+    # One at a time: a finalizer may append to the list, or come here, between any two lines.
+    with contextlib.suppress(IndexError):
+        while True:
+            inbox, num_left = _orphans.pop()
+            num_left -= len(inbox.take())
+            if num_left:
+                left.append((inbox, num_left))
+    _orphans.extend(left)
 
 
 async def run_on_loop(
     model: Model, inputs: list[Any], timeout: float | None, priority: int, check_inputs: bool
 ) -> list[Any]:
     """See Engine.run_async."""
+    timeout = check_timeout(timeout)
     loop = asyncio.get_running_loop()
     ended = _inbox_of(loop)
     future: asyncio.Future[list[Any]] = loop.create_future()

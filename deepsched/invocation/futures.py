@@ -2,6 +2,9 @@
 
 The runtime's workers never take the GIL, so they cannot touch a future. They post ended requests to
 an inbox; one Python thread per context takes them, many at a time, and resolves their futures.
+
+A signal handler or a finalizer may call anything here between any two lines, on a thread that is
+inside any other: so nothing here takes a lock, and state changes by one atomic step of a built-in.
 """
 
 from __future__ import annotations
@@ -9,15 +12,29 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
+import logging
 import threading
 import time
 import weakref
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
+from deepsched.checks import check_timeout
+from deepsched.errors import ForkError, ThreadError
 from deepsched.runtime.inbox import Inbox
 from deepsched.runtime.model import Model
 from deepsched.runtime.request import Request
+
+logger = logging.getLogger("deepsched")
+
+# Until then a heap of deadlines is not searched for those of futures that are done.
+_MIN_DEADLINES = 64
+
+# How long close() waits for the resolver: it may have been called by a signal handler, on the
+# thread that holds what the resolver waits for.
+_JOIN_S = 5.0
 
 
 class RequestFuture(Future[list[Any]]):
@@ -28,25 +45,73 @@ class RequestFuture(Future[list[Any]]):
 
     _model: Model
     _request: Request | None = None
-    _is_cancelling = False
-    _cancelling = threading.Lock()  # of all futures: cancelling is rare
 
     def cancel(self) -> bool:
-        """Withdraws the request from the queue, or stops its run. False if it has ended already."""
+        """Withdraws the request from the queue, or stops its run. False if it has ended already, or
+        belongs to a parent process."""
+        if self._is_forked:
+            return False
         if not super().cancel():
             return False
-        # Not around the line above, which runs callbacks, which may cancel other futures.
-        with self._cancelling:
-            is_first, self._is_cancelling = not self._is_cancelling, True
-        if is_first:
+        # One of those who cancel at once goes on: setdefault is atomic.
+        token = object()
+        if self.__dict__.setdefault("_canceller", token) is token:
             self.set_running_or_notify_cancel()  # wakes its waiters
-            if self._request is not None:
-                self._model.cancel(self._request)
+            request = self._request
+            if request is not None:
+                self._model.cancel(request)
         return True
 
     def running(self) -> bool:
         """Whether it runs right now."""
-        return not self.done() and self._request is not None and self._request.is_running
+        request = self._request
+        return request is not None and request.is_running and not self.done()
+
+    def result(self, timeout: float | None = None) -> list[Any]:
+        """Outputs of the request; waits for them.
+
+        Raises:
+            ForkError: it belongs to a parent process, and had not ended before the fork.
+            What `Engine.run` raises; TimeoutError: `timeout` seconds have passed;
+            concurrent.futures.CancelledError: it was cancelled.
+        """
+        self._check_fork()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """What `result` would raise, or None; waits for the end as `result` does."""
+        self._check_fork()
+        return super().exception(timeout)
+
+    def add_done_callback(self, fn: Callable[[Future[list[Any]]], object]) -> None:
+        """Calls `fn` with the future when it ends: on the context's Python thread, or at once if it
+        has ended already. Exceptions are logged."""
+        super().add_done_callback(lambda future: _call_back(fn, future))
+
+    @property
+    def _is_forked(self) -> bool:
+        return self._model.dispatcher.is_forked
+
+    def _check_fork(self) -> None:
+        # Without its lock, which a thread of the parent may have held as it forked.
+        if self._is_forked and self._state not in ("CANCELLED_AND_NOTIFIED", "FINISHED"):
+            raise ForkError(
+                "this request was sent before os.fork() and ends in the parent only; send it anew, "
+                "to an engine made in the child"
+            )
+
+
+def _call_back(fn: Callable[[Future[list[Any]]], object], future: Future[list[Any]]) -> None:
+    """Futures log an Exception of a callback; anything else would end the thread that resolves, and
+    with it every later future."""
+    try:
+        fn(future)
+    except Exception:
+        raise
+    except BaseException:
+        if threading.current_thread() is threading.main_thread():
+            raise  # it may be Ctrl-C
+        logger.critical("a future's callback %r raised", fn, exc_info=True)
 
 
 class FutureResolver:
@@ -55,11 +120,14 @@ class FutureResolver:
     def __init__(self, name: str) -> None:
         self._name = name
         self._inbox = Inbox()
-        self._deadlines: list[tuple[float, int, weakref.ref[RequestFuture]]] = []
         self._order = itertools.count()  # breaks ties: futures do not compare
-        # Reentrant: the garbage collector may run anything while we hold it.
-        self._lock = threading.RLock()
-        self._thread: threading.Thread | None = None
+        self._new_deadlines: deque[_Deadline] = deque()
+        """Those that the thread has yet to see."""
+        self._deadlines: list[_Deadline] = []
+        """A heap; the thread's own."""
+        self._max_deadlines = _MIN_DEADLINES
+        self._thread: dict[str, threading.Thread] = {}
+        """The thread that resolves, once it runs."""
         self._is_closing = False
 
     def submit(
@@ -72,52 +140,73 @@ class FutureResolver:
         block: bool,
     ) -> RequestFuture:
         """See Engine.submit."""
+        model.check_fork()
+        timeout = check_timeout(timeout)
         future = RequestFuture()
         future._model = model
         began = time.monotonic()  # the timeout covers the wait for room
-        with self._lock:
-            if self._thread is None and not self._is_closing:
-                self._start_thread()
+        if not self._thread and not self._is_closing:
+            self._start_thread()
         accepted = model.start(inputs, self._inbox, future, timeout, priority, check_inputs, block)
         if accepted is None:
             model.reject()
         future._request = accepted
         if future.cancelled():  # by whoever got hold of it before the line above
             model.cancel(accepted)
-        if timeout is not None:
-            with self._lock:
-                entry = began + timeout, next(self._order), weakref.ref(future)
-                heapq.heappush(self._deadlines, entry)
+        if future.done():  # likewise resolved: nothing needs the inputs any more
+            future._request = None
+        elif timeout is not None:
+            self._new_deadlines.append((began + timeout, next(self._order), weakref.ref(future)))
             self._inbox.poke()
         return future
 
     def close(self) -> None:
-        """Resolves what has ended and joins the thread. Nothing may be posted any more: the models
-        are closed and the workers have ended."""
-        with self._lock:
-            self._is_closing = True
-            thread = self._thread
+        """Resolves what has ended and ends the thread. Nothing may be posted any more: the models
+        are closed and the workers have ended. May be called again."""
+        self._is_closing = True
+        thread = self._thread.get("resolver")
         if thread is not None and thread is not threading.current_thread():
             self._inbox.poke()
-            thread.join()
+            thread.join(_JOIN_S)
+            if thread.is_alive():  # it ends by itself, once it is let
+                logger.warning("%s still calls back", self._name)
+                return
+        # Of two that close, the other's worker may have posted after the thread took its last.
+        self._settle_ended()
 
     def _start_thread(self) -> None:
         # A daemon: the interpreter waits for other threads before it runs the exit handler that
         # closes the context, so this one would never end.
-        self._thread = threading.Thread(target=self._resolve, name=self._name, daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._resolve, name=self._name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise ThreadError(
+                f"could not start the thread that resolves futures: {error}. A container limits "
+                "threads by pids.max, a user by RLIMIT_NPROC"
+            ) from error
 
     def _resolve(self) -> None:
+        me = threading.current_thread()
+        # Several may have been started, by callers that did not see one another, or by one that
+        # Ctrl-C hit in start(): the first to run stays.
+        if self._thread.setdefault("resolver", me) is not me:
+            return
         while True:
             is_closing = self._is_closing  # read before take(): what it returns then is the rest
-            ended = self._inbox.take()
-            for request in ended:
-                _settle(request)
+            num_ended = self._settle_ended()
             late = self._expire()
             if is_closing:
                 return
-            if not ended:
+            if not num_ended:
                 self._inbox.wait(late)
+
+    def _settle_ended(self) -> int:
+        """Its own function, so that an idle thread holds on to no request."""
+        ended = self._inbox.take()
+        for request in ended:
+            _settle(request)
+        return len(ended)
 
     def _expire(self) -> float:
         """Fails the futures whose deadline has passed, wherever their requests are.
@@ -125,35 +214,50 @@ class FutureResolver:
         A worker would notice only when it pops the request, which may be behind long runs. Returns
         the seconds until the next deadline; -1 if there is none.
         """
-        while True:
-            with self._lock:
-                if not self._deadlines:
-                    return -1.0
-                deadline, _, reference = self._deadlines[0]
-                future = reference()
-                is_pending = future is not None and not future.done()
+        while self._new_deadlines:
+            heapq.heappush(self._deadlines, self._new_deadlines.popleft())
+        if len(self._deadlines) > self._max_deadlines:
+            # Else it would grow with the rate times the longest timeout.
+            self._deadlines = [entry for entry in self._deadlines if _is_pending(entry[2]())]
+            heapq.heapify(self._deadlines)
+            self._max_deadlines = max(_MIN_DEADLINES, 2 * len(self._deadlines))
+        while self._deadlines:
+            deadline, _, reference = self._deadlines[0]
+            future = reference()
+            if future is not None and _is_pending(future):
                 left = deadline - time.monotonic()
-                if left > 0 and is_pending:
+                if left > 0:
                     return left
-                heapq.heappop(self._deadlines)
-            if future is not None and is_pending and future._request is not None:
-                expiry = future._request.expiry()  # before it is stopped
-                future._model.cancel(future._request, as_expired=True)
-                _fail(future, expiry)
+                _fail_late(future)
+            heapq.heappop(self._deadlines)
+        return -1.0
+
+
+_Deadline = tuple[float, int, "weakref.ref[RequestFuture]"]
+
+
+def _is_pending(future: RequestFuture | None) -> bool:
+    return future is not None and not future.done()
+
+
+def _fail_late(future: RequestFuture) -> None:
+    request = future._request
+    if request is not None:
+        expiry = request.expiry()  # before it is stopped
+        future._model.cancel(request, as_expired=True)
+        _fail(future, expiry)
 
 
 def _settle(request: Request) -> None:
     future: RequestFuture = request.tag
     request.tag = None  # breaks the cycle: the future refers to the request
-    if future.done():
-        return
     try:
-        outputs = request.outputs()
+        if not future.done():
+            with contextlib.suppress(InvalidStateError):  # cancelled meanwhile
+                future.set_result(request.outputs())
     except Exception as error:
         _fail(future, error)
-        return
-    with contextlib.suppress(InvalidStateError):  # cancelled meanwhile
-        future.set_result(outputs)
+    future._request = None  # and its inputs
 
 
 def _fail(future: RequestFuture, error: BaseException) -> None:

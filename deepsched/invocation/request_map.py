@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from deepsched.errors import OptionError
+from deepsched.checks import check_optional_integer
 from deepsched.runtime.inbox import Inbox
 from deepsched.runtime.model import Model
 from deepsched.runtime.request import Request
@@ -29,12 +29,10 @@ class RequestMap:
         priority: int,
         check_inputs: bool,
     ) -> None:
-        if in_flight is not None and (not isinstance(in_flight, int) or in_flight < 1):
-            raise OptionError(f"in_flight must be a positive int or None, got {in_flight!r}")
         self._model = model
         self._in_order = in_order
         self._num_streams = num_streams
-        self._in_flight = in_flight
+        self._in_flight = check_optional_integer("in_flight", in_flight, 1)
         self._ordered = ordered
         self._priority = priority
         self._check_inputs = check_inputs
@@ -83,13 +81,18 @@ class RequestMap:
     def _send_from(self, source: Iterator[Any]) -> None:
         try:
             item = next(source)
+        except StopIteration:
+            self._is_exhausted = True
+            return
+        except Exception as failure:
+            self._is_exhausted, self._failure = True, failure
+            return
+        try:
             inputs = item if type(item) is list else self._in_order(item)
             request = self._model.start(
                 inputs, self._inbox, False, None, self._priority, self._check_inputs, True, True
             )
-        except StopIteration:
-            self._is_exhausted = True
-        except Exception as failure:
+        except Exception as failure:  # StopIteration too, if an input's __array__ raises it
             # Raised in its item's place, after the results of those that have been sent.
             self._is_exhausted, self._failure = True, failure
         else:

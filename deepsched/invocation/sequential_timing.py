@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from deepsched.checks import check_integer
 from deepsched.errors import OptionError
 from deepsched.invocation.progress import tracked
 
@@ -156,7 +157,7 @@ def timed_requests(
     show_progress: bool,
 ) -> BenchmarkResults:
     """See Engine.benchmark_loader. `batch_size`: items per request; None counts its first input."""
-    check_iterations(num_iterations, num_warmup_iterations)
+    num_iterations, num_warmup_iterations = check_iterations(num_iterations, num_warmup_iterations)
     inputs = _cycle(loader)
     for each in islice(inputs, num_warmup_iterations):
         run(each)
@@ -180,14 +181,16 @@ def timed_requests(
     return BenchmarkResults(results)
 
 
-def check_iterations(num_iterations: int, num_warmup_iterations: int) -> None:
-    """Raises OptionError if there cannot be so many."""
-    for name, count, least in (
-        ("num_iterations", num_iterations, 1),
-        ("num_warmup_iterations", num_warmup_iterations, 0),
-    ):
-        if type(count) is not int or count < least:
-            raise OptionError(f"{name} must be an int of {least} or more, got {count!r}")
+def check_iterations(num_iterations: int, num_warmup_iterations: int) -> tuple[int, int]:
+    """Returns both as plain ints.
+
+    Raises:
+        OptionError: no integers, or too small.
+    """
+    return (
+        check_integer("num_iterations", num_iterations, 1),
+        check_integer("num_warmup_iterations", num_warmup_iterations, 0),
+    )
 
 
 def _num_items(inputs: Any) -> int:

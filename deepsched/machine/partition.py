@@ -7,12 +7,12 @@ import enum
 import functools
 import itertools
 import math
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+from deepsched.checks import check_integer
 from deepsched.errors import StreamConfigError
 from deepsched.machine.sysfs import format_cpu_list
 from deepsched.machine.topology import Core, Topology, distinct
@@ -156,9 +156,8 @@ def partition(
 avoids it
     """
     cores = _cores_to_use(topology, num_cores)
-    threads = _check_int("threads_per_core", threads_per_core)
     most_threads = max(len(core.cpus) for core in topology.cores)
-    _check_range("threads_per_core", threads, most_threads, "hardware threads of a core")
+    threads = _check("threads_per_core", threads_per_core, most_threads, "hardware threads a core")
     count = _num_streams(cores, num_streams)
     streams = tuple(
         Stream(index, part, tuple(cpu for core in part for cpu in core.cpus[:threads]))
@@ -182,18 +181,8 @@ def most_cores(topology: Topology, num_cores: int | None = None) -> int:
 # --- Arguments --------------------------------------------------------------------------------
 
 
-def _check_int(name: str, value: object) -> int:
-    try:
-        if isinstance(value, bool):  # an int to Python, a mistake here
-            raise TypeError
-        return operator.index(value)  # type: ignore[arg-type]  # that is what it finds out
-    except TypeError:
-        raise StreamConfigError(f"{name} must be an integer, got {value!r}") from None
-
-
-def _check_range(name: str, value: int, most: int, what: str) -> None:
-    if not 1 <= value <= most:
-        raise StreamConfigError(f"{name} must be between 1 and {most} ({what}), got {value}")
+def _check(name: str, value: object, most: int, unit: str) -> int:
+    return check_integer(name, value, 1, most, unit=unit, error=StreamConfigError)
 
 
 def _cores_to_use(topology: Topology, num_cores: int | None) -> tuple[Core, ...]:
@@ -201,20 +190,14 @@ def _cores_to_use(topology: Topology, num_cores: int | None) -> tuple[Core, ...]
     quota = topology.cpu_quota
     if quota is not None and math.ceil(quota) < budget:
         budget, why = math.ceil(quota), f"the cgroup's CPU quota is {quota:g} cores"
-    if num_cores is None:
-        count = budget
-    else:
-        count = _check_int("num_cores", num_cores)
-        _check_range("num_cores", count, budget, why)
+    count = budget if num_cores is None else _check("num_cores", num_cores, budget, why)
     chosen = frozenset(_choose(topology.cores, count, _CHOICES))
     return tuple(core for core in topology.cores if core in chosen)
 
 
 def _num_streams(cores: Sequence[Core], num_streams: int | None) -> int:
     if num_streams is not None:
-        count = _check_int("num_streams", num_streams)
-        _check_range("num_streams", count, len(cores), "usable cores")
-        return count
+        return _check("num_streams", num_streams, len(cores), "usable cores")
     for level in ("l3", "numa_node", "package"):
         groups = distinct(getattr(core, level) for core in cores)
         if groups:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deepsched.checks import check_integer
 from deepsched.errors import TopologyError
 from deepsched.machine import cgroup, sysfs
 from deepsched.machine.sysfs import CpuFacts, CpuSet
@@ -106,15 +107,22 @@ folder
         ones.
 
         Raises:
-            TopologyError: a number is below 1.
+            TopologyError: a count is not an integer of at least 1.
 
         Example:
             >>> Topology.synthetic(packages=1, l3_per_node=2, cores_per_l3=1).cores[1]
             Core(cpus=(1,), l2=1, l3=1, numa_node=0, package=0, kind=0)
         """
-        counts = (packages, nodes_per_package, l3_per_node, cores_per_l3, threads_per_core)
-        if min(counts) < 1:
-            raise TopologyError(f"a synthetic topology has 1 or more of each, got {counts}")
+        packages, nodes_per_package, l3_per_node, cores_per_l3, threads_per_core = (
+            check_integer(name, count, 1, error=TopologyError)
+            for name, count in (
+                ("packages", packages),
+                ("nodes_per_package", nodes_per_package),
+                ("l3_per_node", l3_per_node),
+                ("cores_per_l3", cores_per_l3),
+                ("threads_per_core", threads_per_core),
+            )
+        )
         total = packages * nodes_per_package * l3_per_node * cores_per_l3
         return cls(
             cores=tuple(

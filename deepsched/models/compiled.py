@@ -7,9 +7,10 @@ is optimised, packed or copied again, and all sessions of all processes share th
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -311,13 +312,27 @@ def _compile(prepared: PreparedModel, entry: Entry, request: _Request) -> Opened
         "batch_size": prepared.batch_size,
         "changed_fixed_sizes": prepared.changed_fixed_sizes,
     }
-    with ThreadPoolExecutor(1) as pool:
+    with _thread_errors(), ThreadPoolExecutor(1) as pool:
         sealing = pool.submit(entry.seal)
         opened = _open_compiled(entry, request, was_cached=False)
     sealing.result()
     if _interface(opened.sessions[0]) != interface:
         raise ModelError("as ONNX Runtime saves it, the model has other inputs or outputs")
     return opened
+
+
+@contextlib.contextmanager
+def _thread_errors() -> Iterator[None]:
+    """Python's pools raise a bare RuntimeError if the system refuses a thread."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "new thread" not in str(error):
+            raise
+        raise ThreadError(
+            f"could not start a thread to open the model with: {error}. A container limits threads "
+            "by pids.max, a user by RLIMIT_NPROC"
+        ) from error
 
 
 def _interface(session: Session) -> list[tuple[str, object]]:
@@ -369,6 +384,9 @@ def _open_all(open_for: Callable[[Stream], Session], streams: Sequence[Stream]) 
         for stream in streams
     ]
     firsts = dict(zip(reversed(keys), reversed(streams), strict=True))
-    with ThreadPoolExecutor(min(len(firsts), len(os.sched_getaffinity(0)))) as pool:
+    with (
+        _thread_errors(),
+        ThreadPoolExecutor(min(len(firsts), len(os.sched_getaffinity(0)))) as pool,
+    ):
         sessions = dict(zip(firsts, pool.map(open_for, firsts.values()), strict=True))
     return [sessions[key] for key in keys]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -88,10 +89,11 @@ class RawModel(NamedTuple):
         """
         try:
             content = Content.of(model)
-            wanted = json.dumps([batch_size, input_shapes, options], sort_keys=True)
+            wanted = [batch_size, input_shapes, options]
+            wanted_json = json.dumps(wanted, sort_keys=True, default=operator.index)  # numpy's ints
         except (AttributeError, OSError, TypeError, ValueError):
             return None
-        checksum = hash_json([content.checksum, wanted, *_environment()])
+        checksum = hash_json([content.checksum, wanted_json, *_environment()])
         return cls(checksum, content.state, content.folder)
 
     def find(self, cache: Cache) -> Entry | None:

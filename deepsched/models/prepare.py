@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from deepsched.checks import check_integer, check_optional_integer
 from deepsched.errors import (
     InvalidModelError,
     ModelError,
@@ -59,13 +60,13 @@ def prepare_model(
         OptionError: batch_size or input_shapes is not valid.
         ShapeOverrideError: they are valid, but do not fit this model.
     """
-    _check_batch_size(batch_size)
+    batch_size = check_batch_size(batch_size)
     path = None
     if isinstance(model, (str, os.PathLike)):
         path = _check_path(os.fspath(model))
     proto = _parse(path if path is not None else model)
     names = [value.name for value in _inputs_of(proto)]
-    shapes = _check_shapes(input_shapes, names)
+    shapes = _one_shape_each(check_shapes(input_shapes), names)
     batch_size = _reconcile(batch_size, shapes)
     _check_has_batch(proto, batch_size)
     changed, changed_fixed = _fix_shapes(proto, _wanted_shapes(proto, batch_size, shapes))
@@ -203,13 +204,9 @@ def _check_beside(path: str | None, names: Sequence[str]) -> None:
             )
 
 
-def _check_batch_size(batch_size: int | None) -> None:
-    if batch_size is None:
-        return
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise OptionError(
-            f"batch_size must be a positive int, or None for any batch, got {batch_size!r}"
-        )
+def check_batch_size(batch_size: int | None) -> int | None:
+    """Returns it as a plain int; raises OptionError."""
+    return check_optional_integer("batch_size", batch_size, 1, otherwise="None for any batch")
 
 
 def _check_path(path: str) -> str:
@@ -333,9 +330,10 @@ def _wanted_shapes(
     return wanted
 
 
-def _check_shapes(input_shapes: Shapes | None, names: list[str]) -> list[list[int] | None]:
+def check_shapes(input_shapes: Shapes | None) -> list[list[int] | None] | None:
+    """Returns them as lists of plain ints; raises OptionError."""
     if input_shapes is None:
-        return [None] * len(names)
+        return None
     try:
         if isinstance(input_shapes, (str, bytes, Mapping)):
             raise TypeError
@@ -345,15 +343,22 @@ def _check_shapes(input_shapes: Shapes | None, names: list[str]) -> list[list[in
             "input_shapes must be a list of shapes in the order of the inputs, such as "
             f"[[1, 3, 320, 320]], got {input_shapes!r}"
         ) from None
+    return [
+        None if shape is None else [check_integer("a size in input_shapes", n, 1) for n in shape]
+        for shape in shapes
+    ]
+
+
+def _one_shape_each(
+    shapes: list[list[int] | None] | None, names: list[str]
+) -> list[list[int] | None]:
+    if shapes is None:
+        return [None] * len(names)
     if len(shapes) != len(names):
         raise ShapeOverrideError(
             f"input_shapes has {len(shapes)} shapes, but the model has {len(names)} inputs: "
             + ", ".join(names)
         )
-    for shape in shapes:
-        for size in shape or ():
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise OptionError(f"input_shapes must hold positive ints, got {shape}")
     return shapes
 
 

@@ -23,6 +23,7 @@ cdef class Backlog:
 
     cdef bint try_push(self, void* item, int priority) noexcept nogil
     cdef bint try_pop(self, void** item) noexcept nogil
+    cdef void give_place_back(self) noexcept nogil
     cdef bint has_items(self) noexcept nogil
     cdef int wait_for_space(self, uint32_t epoch, int64_t patience_ns) noexcept nogil
     cdef void announce_space(self, int num_woken) noexcept nogil

@@ -54,8 +54,10 @@ cdef class Backlog:
         if pushed:
             return True
         # A popper that has won the slot's last item has not yet given the slot back. It will, and
-        # looks for waiters then, so this is a full queue like any other.
-        self.places.fetch_sub(1, memory_order_seq_cst)
+        # looks for waiters then, so to us this is a full queue like any other. But while we had the
+        # place, another pusher may have found none and gone to sleep: we give it back as a popper
+        # does.
+        self.give_place_back()
         return False
 
     cdef bint try_pop(self, void** item) noexcept nogil:
@@ -74,11 +76,15 @@ cdef class Backlog:
         popped = popped or self.normal.try_pop(item) or self.background.try_pop(item)
         if not popped:
             return False
+        self.give_place_back()
+        return True
+
+    cdef void give_place_back(self) noexcept nogil:
         self.places.fetch_sub(1, memory_order_seq_cst)
-        # seq_cst: after the place was given back; pairs with the registration of a waiter.
+        # seq_cst: after the place was given back; pairs with the registration of a waiter (README,
+        # "Waiting for space").
         if self.space_waiters.load(memory_order_seq_cst):
             self.announce_space(1)
-        return True
 
     cdef bint has_items(self) noexcept nogil:
         """Whether a published item stands at the head of a class."""

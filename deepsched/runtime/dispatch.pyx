@@ -14,35 +14,36 @@ from deepsched.runtime.library cimport loaded_library
 from deepsched.runtime.policy cimport PolicyTree
 from deepsched.runtime.pool cimport fork_generation, one_cpu
 from deepsched.runtime.posix cimport (
-    MAX_CPUS, CpuMask, get_mask, is_main_thread, sched_getcpu, set_mask,
+    MAX_CPUS, SIGNAL_CHECK_NS, CpuMask, get_mask, is_main_thread, restore_mask,
+    sched_getcpu, set_mask,
 )
 from deepsched.runtime.request cimport (
-    CANCELLED, DONE, EXPIRED, FAILED, RUNNING, Stage, begin, finish, leave, trace_end,
+    CANCELLED, DONE, EXPIRED, FAILED, RUNNING, Stage, begin, finish, is_hopeless, leave, trace_end,
     withdraw,
 )
 from deepsched.runtime.statistics cimport GroupStats
 from deepsched.runtime.stopping cimport NO_DEADLINE
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
-from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
+from libcpp.atomic cimport atomic, memory_order_relaxed, memory_order_seq_cst
 
 import time
 
-from deepsched.errors import StreamConfigError
+from deepsched.errors import InferenceError, StreamConfigError
 
 # A run this short is not pinned where its caller stands on the group's first CPU already. Setting
 # the affinity and putting it back costs 1.6 us, about as much as the run; the kernel hardly moves a
 # thread within microseconds, and ORT hardly uses its other threads.
 cdef uint64_t SHORT_RUN_NS = 30_000
 
-# A signal may arrive between the main thread's last check and its sleep, so it checks this often.
-cdef int64_t SIGNAL_CHECK_NS = 100_000_000
-
 # Queued work above which the worker whose core a producer stands on is woken beside it, ns.
 cdef uint64_t SHARE_CORE_NS = 1_000_000
 
 # A wake-up that took longer waited for a core: that is contention, not the cost of waking.
 cdef uint64_t MAX_WAKE_NS = 100_000
+
+# How long a measurement keeps others off a busy group while it waits for it.
+cdef uint64_t MAX_RESERVED_NS = 5_000_000_000
 
 # A model that has not run yet counts for this much in the backlog: enough to wake a worker.
 cdef uint64_t UNKNOWN_NS = 1_000_000_000
@@ -138,8 +139,8 @@ cdef class Dispatcher:
     cdef bint try_inline(self, RequestState* request) noexcept nogil:
         """Runs `request` here if nobody waits and a group is free."""
         cdef int cpu, leaf, group
-        # FIFO: nobody overtakes a request that waits.
-        if self.backlog.places.load(memory_order_relaxed):
+        # FIFO: nobody overtakes a request that waits. One that is late already is a worker's to end.
+        if self.backlog.places.load(memory_order_relaxed) or is_hopeless(request):
             return False
         cpu = self.cpu()
         leaf = self.claim_for(request.model, self.group_of_cpu[cpu] if cpu >= 0 else -1)
@@ -277,7 +278,7 @@ cdef class Dispatcher:
         cdef bint moved = not (is_there and is_short(request.model)) and self.pin(&own, group)
         self.run(request, group, leaf)
         if moved:
-            set_mask(&own)
+            restore_mask(&own)
 
     cdef void call_ort(self, RequestState* request, int group) noexcept nogil:
         """The run itself, with the session of `group`."""
@@ -308,7 +309,7 @@ cdef class Dispatcher:
         self.call_ort(request, group)
         took_ns = now_ns() - started_ns
         if moved:
-            set_mask(&own)
+            restore_mask(&own)
         # relaxed: no other thread knows this request.
         request.stage.store(FAILED if request.status != NULL else DONE, memory_order_relaxed)
         return took_ns
@@ -428,6 +429,11 @@ cdef class Dispatcher:
         while True:
             is_drained = False
             while not is_drained:
+                if self.is_elastic and self.groups.is_reserved(group):
+                    # Left to who measures; that one looks at the backlog after it.
+                    flush(&owed)
+                    self.groups.release(group)
+                    return 0
                 held_ns = self.hold(group) if self.is_elastic else 0
                 if held_ns:
                     flush(&owed)
@@ -444,7 +450,10 @@ cdef class Dispatcher:
                     self.kick(SPARE_PRODUCER if is_short_run else WAKE_ANY)
                 typical_ns = request.model.typical_ns.load(memory_order_relaxed)
                 if begin(request):
+                    # "Short" is what the model's runs usually are; this one may be long.
+                    self.slots.lend(group, &owed)
                     self.run_on_worker(request, wide, group)
+                    self.slots.take_back(group, &owed)
                 elif wide != group:
                     self.groups.release_all(
                         self.elastic.tree.mask[wide] & ~self.elastic.tree.mask[group]
@@ -456,7 +465,11 @@ cdef class Dispatcher:
                 inbox = finish(request)  # its caller may free it from here on
                 if inbox != NULL:
                     defer(&owed, inbox)
-                if is_drained or not is_short_run or is_overdue(&owed):
+                if (
+                    is_drained or not is_short_run or is_overdue(&owed)
+                    # relaxed: see start_watcher. Without it, nobody would notify during a run.
+                    or not self.slots.is_watched.load(memory_order_relaxed)
+                ):
                     flush(&owed)
             flush(&owed)  # if others emptied the backlog first
             if not is_drained:
@@ -548,15 +561,28 @@ cdef class Dispatcher:
     def measure(self, int group, new_request, double seconds) -> int:
         """Shortest of several runs on `group`, in ns; measures for about `seconds`.
 
-        Waits until the group is free. `new_request` makes a request for each run.
+        Reserves the group and waits until it is free; requests that wait are served after that.
+        `new_request` makes a request for each run.
+
+        Raises:
+            InferenceError: what runs there does not end in MAX_RESERVED_NS; or a run fails.
         """
         cdef Request request
         cdef uint64_t took_ns, shortest_ns = 0, began_ns = now_ns()
         cdef int num_runs = 0
         cdef uint64_t mask = self.elastic.tree.mask[group]
-        while not self.groups.claim_all(mask):
-            time.sleep(0.0005)
+        cdef bint is_mine = False, is_claimed = False
         try:
+            while not is_claimed:
+                is_mine = is_mine or self.groups.reserve(mask)
+                is_claimed = is_mine and self.groups.claim_reserved(mask)
+                if not is_claimed:
+                    if now_ns() - began_ns > MAX_RESERVED_NS:
+                        raise InferenceError(
+                            f"its cores were busy for {MAX_RESERVED_NS // 1_000_000_000} s"
+                        )
+                    time.sleep(0.0005)
+            began_ns = now_ns()
             while shortest_ns == 0 or now_ns() - began_ns < <uint64_t>(seconds * 1e9):
                 request = new_request()
                 with nogil:
@@ -567,8 +593,11 @@ cdef class Dispatcher:
                     shortest_ns = took_ns
                 num_runs += 1
         finally:
-            self.groups.release_all(mask)
-            self.retry()
+            if is_claimed:
+                self.groups.release_all(mask)
+            if is_mine:
+                self.groups.unreserve()
+                self.retry()  # what was pushed meanwhile found no group to claim
         return shortest_ns
 
     cdef wait(self, Request request):
@@ -614,14 +643,20 @@ cdef class Dispatcher:
     cdef reap(self):
         """Frees abandoned requests that have ended, and what arrived in orphaned inboxes."""
         cdef Request request
-        waiting, self.abandoned = self.abandoned, []
+        # Allocate, then swap: an allocation may run the garbage collector, and that finalizers which
+        # come here again. Between the two lines of the swap nothing runs.
+        fresh = []
+        waiting = self.abandoned
+        self.abandoned = fresh
         for request in waiting:
             if is_complete(&request.state.completion):
                 Py_DECREF(request)
             else:
                 self.abandoned.append(request)
         # What take() frees may run any finalizer, this function included.
-        orphans, self.orphans = self.orphans, []
+        fresh = []
+        orphans = self.orphans
+        self.orphans = fresh
         for inbox, num_left in orphans:
             num_left -= len(inbox.take())
             if num_left:
@@ -629,15 +664,18 @@ cdef class Dispatcher:
 
 
 cdef void record_run_length(ModelState* model, uint64_t length) noexcept nogil:
+    smooth(&model.typical_ns, length)
+    smooth(&model.needed_ns, length)
+
+
+cdef void smooth(atomic[uint64_t]* estimate, uint64_t length) noexcept nogil:
     # relaxed: a statistic; an update lost to another thread does no harm.
-    cdef uint64_t typical = model.typical_ns.load(memory_order_relaxed)
-    if not typical:
-        typical = length
+    cdef uint64_t known = estimate.load(memory_order_relaxed)
+    if not known:
+        known = length
     # A run that was preempted says nothing of the model, so none counts for more than twice the
     # estimate: 1 ms among 5 us would move it to 130 us.
-    model.typical_ns.store(
-        typical - typical // 8 + min(length, 2 * typical) // 8 + 1, memory_order_relaxed
-    )
+    estimate.store(known - known // 8 + min(length, 2 * known) // 8 + 1, memory_order_relaxed)
 
 
 cdef bint is_short(ModelState* model) noexcept nogil:

@@ -58,11 +58,11 @@ cdef class CoreGroups:
         """
         cdef int first_word = 0
         cdef int i, word
-        cdef uint64_t bits
+        cdef uint64_t bits, allowed
         if preferred >= 0:
             first_word = preferred >> 6
             bits = self.words[first_word].bits.load(memory_order_seq_cst)
-            while bits >> (preferred & 63) & 1:
+            while bits & self.allowed(first_word) & <uint64_t>1 << (preferred & 63):
                 if self.words[first_word].bits.compare_exchange_weak(
                     bits, bits & ~(<uint64_t>1 << (preferred & 63)), memory_order_seq_cst
                 ):
@@ -71,12 +71,13 @@ cdef class CoreGroups:
             word = first_word + i
             if word >= self.num_words:
                 word -= self.num_words
+            allowed = self.allowed(word)
             bits = self.words[word].bits.load(memory_order_seq_cst)
-            while bits:
+            while bits & allowed:
                 if self.words[word].bits.compare_exchange_weak(
-                    bits, bits & (bits - 1), memory_order_seq_cst
+                    bits, bits & ~(<uint64_t>1 << lowest_bit(bits & allowed)), memory_order_seq_cst
                 ):
-                    return word * 64 + lowest_bit(bits)
+                    return word * 64 + lowest_bit(bits & allowed)
         return -1
 
     cdef int claim_other_than(self, int avoided) noexcept nogil:
@@ -84,9 +85,9 @@ cdef class CoreGroups:
         cdef int word
         cdef uint64_t bits, allowed
         for word in range(self.num_words):
-            allowed = ~<uint64_t>0
+            allowed = self.allowed(word)
             if avoided >= 0 and avoided >> 6 == word:
-                allowed = ~(<uint64_t>1 << (avoided & 63))
+                allowed &= ~(<uint64_t>1 << (avoided & 63))
             bits = self.words[word].bits.load(memory_order_seq_cst)
             while bits & allowed:
                 if self.words[word].bits.compare_exchange_weak(
@@ -107,10 +108,33 @@ cdef class CoreGroups:
     # several are claimed by one compare-and-swap, all or none. seq_cst as in claim and release.
 
     cdef uint64_t free_groups(self) noexcept nogil:
-        return self.words[0].bits.load(memory_order_seq_cst)
+        """Those that may be claimed."""
+        return self.words[0].bits.load(memory_order_seq_cst) & self.allowed(0)
 
     cdef bint claim_all(self, uint64_t groups) noexcept nogil:
         """Claims all of `groups`, a bit for each, or none."""
+        return not groups & ~self.allowed(0) and self.claim_reserved(groups)
+
+    # --- Reserving: README, "Claim and release" -------------------------------------------------
+
+    cdef bint reserve(self, uint64_t groups) noexcept nogil:
+        """From here on nobody else claims any of `groups`. False: others are reserved."""
+        cdef uint64_t none = 0
+        return self.reserved.compare_exchange_strong(none, groups, memory_order_seq_cst)
+
+    cdef void unreserve(self) noexcept nogil:
+        """Whoever calls it looks at the queue after that."""
+        self.reserved.store(0, memory_order_seq_cst)
+
+    cdef bint is_reserved(self, int group) noexcept nogil:
+        # relaxed: seen late, one more run is served first.
+        return self.reserved.load(memory_order_relaxed) >> group & 1
+
+    cdef uint64_t allowed(self, int word) noexcept nogil:
+        return ~self.reserved.load(memory_order_seq_cst) if word == 0 else ~<uint64_t>0
+
+    cdef bint claim_reserved(self, uint64_t groups) noexcept nogil:
+        """claim_all for whoever has reserved them."""
         cdef uint64_t bits = self.words[0].bits.load(memory_order_seq_cst)
         while bits & groups == groups:
             if self.words[0].bits.compare_exchange_weak(bits, bits & ~groups, memory_order_seq_cst):

@@ -10,15 +10,13 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF
 from deepsched.runtime.futex cimport futex_wait, futex_wake
 from deepsched.runtime.pool cimport fork_generation
+from deepsched.runtime.posix cimport SIGNAL_CHECK_NS, is_main_thread, sched_yield
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp.atomic cimport (
     memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst,
 )
 
 import os
-
-cdef extern from "<sched.h>" nogil:
-    int sched_yield()
 
 cdef extern from "<unistd.h>" nogil:
     ssize_t write(int fd, const void* data, size_t num_bytes)
@@ -111,7 +109,11 @@ cdef class Inbox:
 
         May return early. One thread at a time, and only without an eventfd.
         """
-        cdef int64_t timeout_ns = -1 if timeout_s < 0 else <int64_t>(timeout_s * 1e9)
+        cdef int64_t timeout_ns = -1 if timeout_s < 0 else <int64_t>(min(timeout_s, 1e9) * 1e9)
+        if is_main_thread() and not 0 <= timeout_ns < SIGNAL_CHECK_NS:
+            # A signal may arrive between Python's last look and the sleep: the caller, Python code
+            # in a loop, gets to look at it when we return.
+            timeout_ns = SIGNAL_CHECK_NS
         with nogil:
             # seq_cst: register, then look: README, "Inboxes".
             self.is_waited_for.store(1, memory_order_seq_cst)

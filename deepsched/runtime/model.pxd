@@ -16,4 +16,4 @@ cdef class Model:
     cdef Request prepare(self, list inputs, object timeout, object priority, bint check_inputs)
     cdef submit_and_wait(self, Request request)
     cdef check_interrupts(self, Request request)
-    cdef check_fork(self)
+    cpdef check_fork(self)

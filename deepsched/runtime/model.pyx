@@ -11,7 +11,7 @@ from deepsched.runtime.futex cimport WAKE_ALL, futex_wait, now_ns
 from deepsched.runtime.inbox cimport Inbox
 from deepsched.runtime.ort cimport OrtSession
 from deepsched.runtime.pool cimport fork_generation
-from deepsched.runtime.posix cimport is_main_thread
+from deepsched.runtime.posix cimport SIGNAL_CHECK_NS, is_main_thread
 from deepsched.runtime.request cimport (
     CANCELLED, EXPIRED, REFUSED, Request, Stage, enter, leave, new_request, withdraw,
 )
@@ -25,13 +25,11 @@ from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 from deepsched.errors import (
     ClosedError, DeadlineExceeded, ForkError, InputError, OptionError, QueueFull,
 )
+from deepsched.checks import check_integer, check_timeout
 
 # Python's signal handlers run in the main thread only, and not while it is inside ORT: so runs
 # longer than this are left to a worker there, and the main thread waits where Ctrl-C reaches it.
 cdef uint64_t INLINE_IN_MAIN_NS = 50_000_000
-# How often a caller that waits for space checks for signals and for the model being closed.
-cdef int64_t SIGNAL_CHECK_NS = 100_000_000
-
 
 @cython.final
 cdef class Model:
@@ -138,6 +136,7 @@ cdef class Model:
         request.inbox = inbox
         request.state.inbox = <void*>inbox
         request.state.node.owner = <void*>request
+        dispatcher.slots.try_start_watcher()
         if not enter(&self.state):
             raise _closed()
         Py_INCREF(request)  # the node's; Inbox.take gives it back
@@ -224,16 +223,19 @@ cdef class Model:
         request = new_request(self, &self.state, self.inputs, self.outputs, inputs, check_inputs)
         if timeout is not None:
             request.state.submitted_ns = now_ns()
-            request.state.deadline_ns = request.state.submitted_ns + _nanoseconds(timeout)
+            seconds = check_timeout(timeout)
+            request.state.deadline_ns = request.state.submitted_ns + <uint64_t>(seconds * 1e9)
             request.state.is_stoppable = True
             dispatcher.slots.start_watcher()
         if priority is not _NORMAL:
-            request.state.priority = _check_priority(priority)
+            request.state.priority = check_integer(
+                "priority", priority, -1, 1, unit="1 before others, -1 after them"
+            )
         if dispatcher.abandoned or dispatcher.orphans:
             dispatcher.reap()
         return request
 
-    cdef check_fork(self):
+    cpdef check_fork(self):
         if self.dispatcher.generation != fork_generation():
             raise ForkError(
                 "this engine was made before os.fork() and its threads exist only in the parent; "
@@ -309,21 +311,3 @@ cdef int64_t _patience(uint64_t deadline_ns) noexcept nogil:
     if deadline_ns <= now:
         return 0
     return min(<int64_t>(deadline_ns - now), SIGNAL_CHECK_NS)
-
-
-cdef uint64_t _nanoseconds(timeout) except? 0:
-    try:
-        seconds = float(timeout)
-    except (TypeError, ValueError):
-        seconds = -1.0
-    if not seconds >= 0 or isinstance(timeout, (bool, str)):
-        raise OptionError(f"timeout must be a number of seconds, at least 0, got {timeout!r}")
-    return <uint64_t>(min(seconds, 1e9) * 1e9)  # 1e9 s are 32 years
-
-
-cdef int _check_priority(priority) except? -1:
-    if isinstance(priority, int) and -1 <= priority <= 1:
-        return priority
-    raise OptionError(
-        f"priority must be 1 (before others), 0 or -1 (after others), got {priority!r}"
-    )

@@ -19,6 +19,7 @@ cdef struct Worker:
     RetryFn retry
     void* server
     pthread_t thread
+    char _pad[64]  # a cache line between two workers' words, wherever the array begins
 
 cdef class WorkerPool:
     cdef Worker* workers

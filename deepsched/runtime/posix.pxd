@@ -51,6 +51,15 @@ cdef extern from * nogil:
         return sched_setaffinity(0, mask->num_bytes,
                                  reinterpret_cast<const cpu_set_t*>(mask->bits));
     }
+    /* Puts a mask back. If none of its CPUs may be used any more (the cpuset has changed), the thread
+       gets all that may. */
+    static inline void deepsched_restore_mask(const deepsched_cpu_mask* mask) {
+        if (deepsched_set_mask(mask) == 0) return;
+        deepsched_cpu_mask all;
+        std::memset(all.bits, 0xff, sizeof all.bits);
+        all.num_bytes = sizeof all.bits;
+        deepsched_set_mask(&all);
+    }
     static inline bool deepsched_is_main_thread() { return gettid() == getpid(); }
     """
     ctypedef unsigned long pthread_t
@@ -60,6 +69,8 @@ cdef extern from * nogil:
 
     cdef enum:
         MAX_CPUS "8192"
+        # How often a thread that waits natively and must hear signals returns to look for them.
+        SIGNAL_CHECK_NS "100000000"
 
     int start_thread "deepsched_start_thread"(
         pthread_t* thread, const char* name, const CpuMask* mask,
@@ -67,6 +78,7 @@ cdef extern from * nogil:
     ) noexcept
     int get_mask "deepsched_get_mask"(CpuMask* mask) noexcept
     int set_mask "deepsched_set_mask"(const CpuMask* mask) noexcept
+    void restore_mask "deepsched_restore_mask"(const CpuMask* mask) noexcept
     bint is_main_thread "deepsched_is_main_thread"() noexcept
     int pthread_join(pthread_t thread, void** result) noexcept
     int pthread_atfork(

@@ -30,6 +30,7 @@ cdef struct ModelState:
     atomic[uint32_t] closing
     atomic[uint32_t] in_flight  # requests between enter and leave; a futex word for close
     atomic[uint64_t] typical_ns  # smoothed length of a run; 0 until the first
+    atomic[uint64_t] needed_ns  # the time left below which a request is not begun; 0: any will do
     TraceState* trace
     uint32_t number  # what traces call it
 
@@ -79,6 +80,7 @@ cdef Request new_request(
     bint check_inputs,
 )
 cdef bint begin(RequestState* request) noexcept nogil
+cdef bint is_hopeless(RequestState* request) noexcept nogil
 cdef void* finish(RequestState* request) noexcept nogil
 cdef bint withdraw(RequestState* request, Stage end) noexcept nogil
 cdef void trace_end(RequestState* request, Stage end) noexcept nogil

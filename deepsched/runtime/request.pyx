@@ -87,10 +87,16 @@ cdef class Request:
         """The DeadlineExceeded of a request that had a timeout and has missed it."""
         timeout_s = (self.state.deadline_ns - self.state.submitted_ns) / 1e9
         # relaxed: words for a human.
-        where = (
-            "while it waited for a stream" if self.state.group.load(memory_order_relaxed) < 0
-            else "while it ran, and the run was stopped"
-        )
+        if self.state.group.load(memory_order_relaxed) >= 0:
+            where = "while it ran, and the run was stopped"
+        elif now_ns() < self.state.deadline_ns:
+            typical_s = self.state.model.typical_ns.load(memory_order_relaxed) / 1e9
+            return DeadlineExceeded(
+                f"the request was not begun: a run takes about {typical_s:.4g} s, and less of its "
+                f"timeout of {timeout_s:.4g} s was left"
+            )
+        else:
+            where = "while it waited for a stream"
         return DeadlineExceeded(
             f"the request's timeout expired, {timeout_s:.4g} s after it was sent, {where}"
         )
@@ -174,7 +180,7 @@ cdef bint begin(RequestState* request) noexcept nogil:
     # acquire: pairs with Model.close; a request that sees it set is refused.
     if request.model.closing.load(memory_order_acquire):
         next_stage = REFUSED
-    elif request.deadline_ns != NO_DEADLINE and request.deadline_ns <= now_ns():
+    elif is_hopeless(request):
         next_stage = EXPIRED
     # acq_rel: against whoever withdraws it; exactly one of the two wins.
     if not request.stage.compare_exchange_strong(queued, next_stage, memory_order_acq_rel):
@@ -188,6 +194,27 @@ cdef bint begin(RequestState* request) noexcept nogil:
         request.model.unrun.num_cancelled.fetch_add(1, memory_order_relaxed)
     trace_end(request, <Stage>next_stage)
     return False
+
+
+cdef bint is_hopeless(RequestState* request) noexcept nogil:
+    """Whether it will not end before its deadline: a run would only keep its cores from others.
+
+    Without this, a queue that is as long as the timeouts makes each request begin just before its
+    deadline, and most are stopped in the middle of their run. Each refusal lowers the estimate a
+    little, so that one that has become too high is tried again.
+    """
+    cdef uint64_t now, needed
+    if request.deadline_ns == NO_DEADLINE:
+        return False
+    now = now_ns()
+    if request.deadline_ns <= now:
+        return True
+    # relaxed: a statistic; an update lost to another thread does no harm.
+    needed = request.model.needed_ns.load(memory_order_relaxed)
+    if request.deadline_ns - now >= needed:
+        return False
+    request.model.needed_ns.store(needed - needed // 64 - 1, memory_order_relaxed)
+    return True
 
 
 cdef bint withdraw(RequestState* request, Stage end) noexcept nogil:

@@ -1,12 +1,16 @@
 from deepsched.runtime.ort cimport OrtSession
 from libc.stdint cimport uint32_t
 
+cdef struct OpThread  # one thread of the team; session.pyx
+
 cdef struct ThreadTeam:
-    # What a session's intra-op threads are started with. ORT starts them one after another, from
-    # the thread that creates the session.
+    # The threads that work for ORT on one stream. ORT takes them one after another, on the thread
+    # that creates the session.
     int* cpus  # where each thread of the team runs, the caller of Run first; NULL for anywhere
     char prefix[16]
+    OpThread** threads  # without the caller of Run
     int num_started
+    int num_taken  # by ORT, or dismissed
 
 cdef class Session:
     cdef OrtSession* handle

@@ -1,6 +1,7 @@
 """One ORT session for one (model, core group), with intra-op threads pinned inside the group."""
 
 cimport cython
+from deepsched.runtime.futex cimport futex_wait, futex_wake
 from deepsched.runtime.library cimport Library, check, library, loaded_library, take_message
 from deepsched.runtime.ort cimport (
     LOG_FATAL, OPTIMIZE_ALL, OPTIMIZE_NOTHING, ORT_INVALID_ARGUMENT, ORT_INVALID_GRAPH,
@@ -11,13 +12,16 @@ from deepsched.runtime.pool cimport fork_generation, one_cpu, thread_name
 from deepsched.runtime.posix cimport CpuMask, pthread_join, pthread_t, start_thread
 from deepsched.runtime.values cimport describe_value
 from libc.stdio cimport snprintf
-from libc.stdlib cimport free, malloc
+from libc.errno cimport ENOMEM
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport strcpy
+from libcpp.atomic cimport atomic, memory_order_acquire, memory_order_release
 
 import os
 
 from deepsched.errors import (
-    ClosedError, InvalidModelError, ModelError, ModelNotFoundError, UnsupportedModelError,
+    ClosedError, InvalidModelError, ModelError, ModelNotFoundError, ThreadError,
+    UnsupportedModelError,
 )
 
 cdef extern from "<malloc.h>" nogil:
@@ -25,8 +29,17 @@ cdef extern from "<malloc.h>" nogil:
 
 # --- ORT's threads ------------------------------------------------------------------------------
 
+# Started before ORT is entered. Where ORT cannot start one of several threads (pids.max, a CPU that
+# is offline), it waits for those that it has started without telling them to stop: for ever, in 1.32.
+
+cdef enum:
+    IDLE = 0  # waits for ORT to give it a body; its order is a futex word
+    WORKING = 1  # runs ORT's body
+    DISMISSED = 2  # ORT has no work for it
+
 cdef struct OpThread:
     pthread_t thread
+    atomic[uint32_t] order
     ThreadBodyFn body
     void* argument
     uint32_t generation
@@ -34,30 +47,70 @@ cdef struct OpThread:
 
 cdef void* _op_thread_main(void* argument) noexcept nogil:
     cdef OpThread* op_thread = <OpThread*>argument
-    op_thread.body(op_thread.argument)
-    return NULL
+    cdef uint32_t order
+    while True:
+        # acquire: pairs with the release in _give_order; `body` is visible.
+        order = op_thread.order.load(memory_order_acquire)
+        if order == WORKING:
+            op_thread.body(op_thread.argument)
+            return NULL
+        if order == DISMISSED:
+            return NULL
+        futex_wait(&op_thread.order, IDLE, -1)
+
+
+cdef void _give_order(OpThread* op_thread, uint32_t order) noexcept nogil:
+    op_thread.order.store(order, memory_order_release)
+    futex_wake(&op_thread.order, 1)
+
+
+cdef int _start_team(ThreadTeam* team, int num_threads) noexcept nogil:
+    """Starts all threads of the team but the caller of Run. Returns 0 or an errno."""
+    cdef char name[32]
+    cdef CpuMask mask
+    cdef OpThread* op_thread
+    cdef int error
+    team.threads = <OpThread**>calloc(num_threads, sizeof(OpThread*))
+    if team.threads == NULL:
+        return ENOMEM
+    while team.num_started < num_threads - 1:
+        op_thread = <OpThread*>calloc(1, sizeof(OpThread))
+        if op_thread == NULL:
+            return ENOMEM
+        op_thread.generation = fork_generation()
+        snprintf(name, sizeof(name), b"%s-op%d", team.prefix, team.num_started + 1)
+        name[15] = 0  # what the kernel takes
+        mask.num_bytes = 0
+        if team.cpus != NULL:
+            one_cpu(&mask, team.cpus[team.num_started + 1])
+        error = start_thread(&op_thread.thread, name, &mask, _op_thread_main, op_thread)
+        if error:
+            free(op_thread)
+            return error
+        team.threads[team.num_started] = op_thread
+        team.num_started += 1
+    return 0
+
+
+cdef void _dismiss_rest(ThreadTeam* team) noexcept nogil:
+    """Ends the threads that ORT has not taken."""
+    while team.num_taken < team.num_started:
+        _give_order(team.threads[team.num_taken], DISMISSED)
+        _on_join_thread(team.threads[team.num_taken])
+        team.num_taken += 1
 
 
 cdef void* _on_create_thread(void* options, ThreadBodyFn body, void* argument) noexcept nogil:
-    """ORT wants one more intra-op thread. NULL makes it fail the session's creation."""
+    """ORT wants one more intra-op thread: takes the next that was started for it."""
     cdef ThreadTeam* team = <ThreadTeam*>options
-    cdef char name[32]
-    cdef CpuMask mask
-    cdef OpThread* op_thread = <OpThread*>malloc(sizeof(OpThread))
-    if op_thread == NULL:
-        return NULL
+    cdef OpThread* op_thread
+    if team.num_taken == team.num_started:
+        return NULL  # fails the session's creation
+    op_thread = team.threads[team.num_taken]
+    team.num_taken += 1
     op_thread.body = body
     op_thread.argument = argument
-    op_thread.generation = fork_generation()
-    team.num_started += 1
-    snprintf(name, sizeof(name), b"%s-op%d", team.prefix, team.num_started)
-    name[15] = 0  # what the kernel takes
-    mask.num_bytes = 0
-    if team.cpus != NULL:
-        one_cpu(&mask, team.cpus[team.num_started])
-    if start_thread(&op_thread.thread, name, &mask, _op_thread_main, op_thread):
-        free(op_thread)
-        return NULL
+    _give_order(op_thread, WORKING)
     return op_thread
 
 
@@ -81,6 +134,7 @@ cdef class Session:
     def __dealloc__(self):
         self.close()
         free(self.team.cpus)
+        free(self.team.threads)
 
     cdef close(self):
         """Releases ORT's session, once. No run may be under way."""
@@ -180,6 +234,7 @@ def open_session(
 
     Raises:
         ModelNotFoundError, InvalidModelError, UnsupportedModelError, ModelError.
+        ThreadError: the system refuses a thread.
     """
     cdef Library* lib = library()
     cdef const OrtApi* api = lib.api
@@ -198,6 +253,19 @@ def open_session(
         for i in range(num_threads):
             session.team.cpus[i] = cpus[i]
     strcpy(session.team.prefix, thread_name(thread_prefix))
+    cdef int error
+    with nogil:
+        error = _start_team(&session.team, num_threads)
+        if error:
+            _dismiss_rest(&session.team)
+    if error:
+        raise ThreadError(
+            error,
+            f"could not start thread {session.team.num_started + 1} of the {num_threads - 1} that "
+            f"work for ONNX Runtime on one stream: {os.strerror(error)}. Fewer cores need fewer "
+            "threads (a container limits them by pids.max, a user by RLIMIT_NPROC); pin='none' "
+            "needs no CPU in particular, should one have gone offline",
+        )
     try:
         check(api.CreateSessionOptions(&options))
         check(api.SetSessionLogSeverityLevel(options, LOG_FATAL))
@@ -224,6 +292,8 @@ def open_session(
         if status != NULL:
             _raise_for_load(status, model, name)
     finally:
+        with nogil:
+            _dismiss_rest(&session.team)
         if options != NULL:
             api.ReleaseSessionOptions(options)
     return session

@@ -1,3 +1,4 @@
+from deepsched.runtime.inbox cimport DeferredNotification
 from deepsched.runtime.ort cimport OrtRunOptions
 from deepsched.runtime.posix cimport pthread_t
 from libc.stdint cimport uint32_t, uint64_t, uintptr_t
@@ -10,7 +11,10 @@ cdef struct RunSlot:
     atomic[uint32_t] num_stoppers  # threads between their registration and their leave
     atomic[uint32_t] is_terminated  # ORT's flag is set
     OrtRunOptions* options
-    char _pad[32]
+    # README, "Inboxes": what the worker owes while it runs; the watcher may take it over.
+    atomic[uintptr_t] owed_inbox  # 0: nothing
+    atomic[uint64_t] owed_by_ns  # when the watcher takes over
+    char _pad[16]
 
 cdef enum:
     NO_DEADLINE = 0xFFFFFFFFFFFFFFFF
@@ -20,6 +24,7 @@ cdef class RunSlots:
     cdef int num_slots
     cdef uint32_t generation
     cdef bint has_watcher
+    cdef atomic[uint32_t] is_watched  # the same, for threads without the GIL
     cdef pthread_t watcher
     cdef str watcher_name
     cdef char _pad0[64]
@@ -31,6 +36,11 @@ cdef class RunSlots:
     cdef bint end(self, int group) noexcept nogil
     cdef void stop(self, int group, uintptr_t request) noexcept nogil
     cdef void terminate(self, RunSlot* slot) noexcept nogil
+    cdef void lend(self, int group, DeferredNotification* owed) noexcept nogil
+    cdef void wake_watcher(self) noexcept nogil
+    cdef void take_back(self, int group, DeferredNotification* owed) noexcept nogil
     cdef void watch(self) noexcept nogil
+    cdef uint64_t watch_owed(self, RunSlot* slot, uint64_t now) noexcept nogil
+    cdef int try_start_watcher(self)
     cdef start_watcher(self)
     cdef close(self)

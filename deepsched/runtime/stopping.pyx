@@ -1,4 +1,5 @@
-"""Stopping a run that is inside ONNX Runtime, and the watcher that stops the late ones.
+"""Stopping a run that is inside ONNX Runtime, and the watcher: it stops the late ones, and sends
+notifications that a long run holds up.
 
 README.md, "Stopping a run". Each core group has one run at a time, so one slot and one set of ORT's
 run options, whose terminate flag ORT reads between operators.
@@ -6,6 +7,7 @@ run options, whose terminate flag ORT reads between operators.
 
 cimport cython
 from deepsched.runtime.futex cimport WAKE_ALL, futex_wait, futex_wake, now_ns
+from deepsched.runtime.inbox cimport DeferredNotification, Inbox
 from deepsched.runtime.library cimport check, library, loaded_library
 from deepsched.runtime.ort cimport OrtStatus
 from deepsched.runtime.pool cimport fork_generation, thread_name
@@ -20,6 +22,10 @@ from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 import os
 
 from deepsched.errors import ThreadError
+
+# How long a run may hold up a notification that its worker owes, ns: long enough that a stream of
+# short runs wakes the watcher a thousand times a second at most.
+cdef uint64_t LEND_NS = 1_000_000
 
 
 @cython.final
@@ -57,8 +63,7 @@ cdef class RunSlots:
         # before our look at the watcher's clock. README, "Stopping a run".
         slot.current.store(request, memory_order_seq_cst)
         if deadline_ns < self.watcher_wakes_ns.load(memory_order_seq_cst):
-            self.wake_epoch.fetch_add(1, memory_order_seq_cst)
-            futex_wake(&self.wake_epoch, 1)
+            self.wake_watcher()
 
     cdef bint end(self, int group) noexcept nogil:
         """After the run. True if somebody stopped it, or came too late to."""
@@ -77,6 +82,32 @@ cdef class RunSlots:
         if status != NULL:
             loaded_library().api.ReleaseStatus(status)
         return True
+
+    cdef void lend(self, int group, DeferredNotification* owed) noexcept nogil:
+        """Before a run: lets the watcher notify, should the run outlast LEND_NS."""
+        cdef RunSlot* slot = &self.slots[group]
+        cdef uint64_t by_ns
+        if owed.inbox == NULL:
+            return
+        by_ns = owed.since_ns + LEND_NS
+        slot.owed_by_ns.store(by_ns, memory_order_relaxed)  # published by `owed_inbox`
+        # seq_cst, both: as in begin(), either the watcher sees this, or we see when it wakes.
+        slot.owed_inbox.store(<uintptr_t>owed.inbox, memory_order_seq_cst)
+        if by_ns < self.watcher_wakes_ns.load(memory_order_seq_cst):
+            self.wake_watcher()
+
+    cdef void take_back(self, int group, DeferredNotification* owed) noexcept nogil:
+        """After the run: what is owed still, if the watcher has not seen to it."""
+        # The exchange decides which of the two notifies; the hold on the inbox goes with it.
+        # acquire and release carry nothing here; seq_cst keeps to the rule of the other side.
+        if owed.inbox != NULL and not self.slots[group].owed_inbox.exchange(
+            0, memory_order_seq_cst
+        ):
+            owed.inbox = NULL
+
+    cdef void wake_watcher(self) noexcept nogil:
+        self.wake_epoch.fetch_add(1, memory_order_seq_cst)
+        futex_wake(&self.wake_epoch, 1)
 
     # --- Everybody else -----------------------------------------------------------------------
 
@@ -97,23 +128,37 @@ cdef class RunSlots:
             if status != NULL:
                 loaded_library().api.ReleaseStatus(status)
 
-    cdef start_watcher(self):
-        """Starts the watcher, if it does not run yet."""
+    cdef int try_start_watcher(self):
+        """Starts the watcher, if it does not run yet. Returns 0 or an errno."""
         cdef CpuMask anywhere
         cdef int error
         if self.has_watcher:
-            return
+            return 0
+        name = thread_name(self.watcher_name)
+        if self.has_watcher:  # a finalizer came here while that was allocated
+            return 0
         anywhere.num_bytes = 0
-        error = start_thread(
-            &self.watcher, thread_name(self.watcher_name), &anywhere, _watcher_main, <void*>self
-        )
+        error = start_thread(&self.watcher, name, &anywhere, _watcher_main, <void*>self)
+        if error:
+            return error
+        self.has_watcher = True
+        # relaxed: whoever sees it late only defers later.
+        self.is_watched.store(1, memory_order_relaxed)
+        return 0
+
+    cdef start_watcher(self):
+        """Starts the watcher, for a request that must not run without.
+
+        Raises:
+            ThreadError: the system refuses the thread.
+        """
+        cdef int error = self.try_start_watcher()
         if error:
             raise ThreadError(
                 error,
                 f"could not start the thread that watches timeouts: {os.strerror(error)}. A "
                 "container limits threads by pids.max",
             )
-        self.has_watcher = True
 
     cdef close(self):
         """Ends the watcher, once. Nothing may run any more."""
@@ -129,7 +174,7 @@ cdef class RunSlots:
 
     cdef void watch(self) noexcept nogil:
         """The watcher's life: stop what is late, sleep until the next deadline."""
-        cdef uint64_t now, earliest, deadline
+        cdef uint64_t now, earliest, deadline, owed_by
         cdef uint32_t epoch
         cdef RunSlot* slot
         cdef int group
@@ -151,11 +196,30 @@ cdef class RunSlots:
                     elif deadline < earliest:
                         earliest = deadline
                 slot.num_stoppers.fetch_sub(1, memory_order_seq_cst)
+                owed_by = self.watch_owed(slot, now)
+                if owed_by < earliest:
+                    earliest = owed_by
             self.watcher_wakes_ns.store(earliest, memory_order_seq_cst)
             futex_wait(
                 &self.wake_epoch, epoch,
                 -1 if earliest == NO_DEADLINE else <int64_t>(earliest - now),
             )
+
+    cdef uint64_t watch_owed(self, RunSlot* slot, uint64_t now) noexcept nogil:
+        """Notifies what a worker has owed for too long; when it will have; NO_DEADLINE: nothing."""
+        cdef uint64_t by_ns
+        cdef uintptr_t inbox
+        if not slot.owed_inbox.load(memory_order_seq_cst):
+            return NO_DEADLINE
+        # relaxed: published by `owed_inbox`. The worker may have taken that back since, and lent
+        # another: then the time is of either, and the notification early at the worst.
+        by_ns = slot.owed_by_ns.load(memory_order_relaxed)
+        if by_ns > now:
+            return by_ns
+        inbox = slot.owed_inbox.exchange(0, memory_order_seq_cst)
+        if inbox:
+            (<Inbox><void*>inbox).notify_and_release()
+        return NO_DEADLINE
 
 
 cdef void* _watcher_main(void* slots) noexcept nogil:

@@ -20,7 +20,7 @@ from libc.string cimport memcpy
 
 import numpy as np
 
-from deepsched.errors import InputError, InputTypeError, UnsupportedModelError
+from deepsched.errors import InferenceError, InputError, InputTypeError, UnsupportedModelError
 from deepsched.runtime import element_types
 
 cdef extern from "numpy/arrayobject.h":
@@ -31,6 +31,9 @@ cdef extern from "numpy/arrayobject.h":
     )
 
 cnp.import_array()
+
+# Since 2.0 as many as our arrays; before, half of that.
+cdef size_t NUMPY_MAX_RANK = MAX_RANK if int(np.__version__.split(".")[0]) >= 2 else 32
 
 cdef dict _KINDS = {
     ONNX_TENSOR: "tensor", ONNX_SEQUENCE: "sequence", ONNX_MAP: "map", ONNX_OPTIONAL: "optional",
@@ -154,7 +157,13 @@ cdef class ValueInfo:
         cdef list encoded = []
         for item in array.flat:
             if isinstance(item, str):
-                item = item.encode("utf-8", "surrogateescape")
+                try:
+                    item = item.encode("utf-8", "surrogateescape")
+                except UnicodeEncodeError as error:
+                    raise InputTypeError(
+                        f"input {self.name!r}: expected strings that UTF-8 can encode, got "
+                        f"{item!r:.80}: {error.reason}"
+                    ) from None
             if not isinstance(item, bytes) or b"\0" in item:
                 raise InputTypeError(
                     f"input {self.name!r}: expected strings without NUL characters, got {item!r}"
@@ -353,8 +362,10 @@ cdef ValueInfo _tensor_info(str name, int element_type, tuple shape):
             f"{name!r} has elements of type {element_types.name_of(element_type)}, which numpy "
             "lacks; pip install ml_dtypes to use this model"
         )
-    if len(shape) > MAX_RANK:
-        raise UnsupportedModelError(f"{name!r} has {len(shape)} dimensions; numpy has {MAX_RANK}")
+    if len(shape) > NUMPY_MAX_RANK:
+        raise UnsupportedModelError(
+            f"{name!r} has {len(shape)} dimensions; numpy arrays have {NUMPY_MAX_RANK} at most"
+        )
     info.shape = shape
     info.rank = len(shape)
     for i, size in enumerate(shape):
@@ -461,7 +472,18 @@ cdef object output_from(OrtValue* value, ValueInfo info, list borrowed):
     owner = _ValueOwner.__new__(_ValueOwner)
     owner.value = value
     owner.generation = fork_generation()
+    _check_rank(rank)
     return _view(owner, data, <cnp.dtype>info.dtype, dims, <int>rank, borrowed)
+
+
+cdef int _check_rank(size_t rank) except -1:
+    """A rank that only the run decides may be more than numpy, and our arrays, have room for."""
+    if rank > NUMPY_MAX_RANK:
+        raise InferenceError(
+            f"an output has {rank} dimensions; numpy arrays have {NUMPY_MAX_RANK} at most. Reshape "
+            "it inside the model"
+        )
+    return 0
 
 
 cdef object _view(
@@ -527,6 +549,7 @@ cdef object _array_from(_ValueOwner owner, list borrowed):
     try:
         check(api.GetTensorElementType(info, &element_type))
         check(api.GetDimensionsCount(info, &rank))
+        _check_rank(rank)
         check(api.GetDimensions(info, dims, rank))
         check(api.GetTensorShapeElementCount(info, &count))
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import NamedTuple
 
+from deepsched.checks import check_integer
 from deepsched.errors import OptionError, StreamConfigError
 from deepsched.machine.partition import PartitionWarning, Stream, WarningKind, partition
 from deepsched.machine.topology import Topology
@@ -96,7 +97,10 @@ def _partition(
         if num_streams is None:
             whole = partition(topology, num_cores, 1).streams[0]
             num_streams = min(len(whole.cores), MAX_ELASTIC_STREAMS)
-        elif num_streams > MAX_ELASTIC_STREAMS:
+        elif (
+            check_integer("num_streams", num_streams, 1, error=StreamConfigError)
+            > MAX_ELASTIC_STREAMS
+        ):
             raise StreamConfigError(
                 f"an elastic context has at most {MAX_ELASTIC_STREAMS} streams, got "
                 f"{num_streams}; leave num_streams out, and they have several cores each"

@@ -52,7 +52,7 @@ class ModelRegistry:
             self._names[served.model.number] = served.name
 
     def retire(self, model: Model) -> None:
-        """A model that has been closed; its counts are final."""
+        """A model that has been closed; its counts are final. The second time has no effect."""
         self._retired.append((model.number, model.counts()))
 
     def served(self) -> list[Served]:

@@ -9,6 +9,7 @@ import itertools
 import time
 from typing import Any, NamedTuple
 
+from deepsched.checks import check_integer
 from deepsched.errors import ClosedError, OptionError
 from deepsched.invocation.futures import FutureResolver
 from deepsched.machine.partition import Stream
@@ -66,10 +67,7 @@ class SharedStreams:
     ) -> None:
         if spin not in _SPIN_NS:
             raise OptionError(f"spin must be 'auto', 'latency' or 'power', got {spin!r}")
-        if type(queue_capacity) is not int or not 1 <= queue_capacity <= 2**20:
-            raise OptionError(
-                f"queue_capacity must be an int between 1 and {2**20}, got {queue_capacity!r}"
-            )
+        queue_capacity = check_integer("queue_capacity", queue_capacity, 1, 2**20)
         self.layout = layout
         self.name = f"ds{next(_numbers)}"
         self._spin = spin
@@ -211,6 +209,7 @@ class ServedModel:
         self.name = name
         """What traces call it."""
         self.is_closed = False
+        self._is_retired = False
         self._streams = streams
 
     def counts(self) -> Counts:
@@ -222,9 +221,11 @@ class ServedModel:
     def close(self) -> None:
         """Ends queued requests as closed, waits for the running ones, frees the sessions. May be
         called again; by the garbage collector too, at any moment and in any thread."""
-        was_closed, self.is_closed = self.is_closed, True
-        self.model.close()
-        if not was_closed:
+        self.is_closed = True
+        self.model.close()  # again, too: Ctrl-C may have ended the first early
+        # Each of these may be done twice, and none is left out if Ctrl-C comes in between.
+        if not self._is_retired:
             self._streams.registry.retire(self.model)
-            if self.opened.entry is not None:
-                self.opened.entry.close()
+            self._is_retired = True
+        if self.opened.entry is not None:
+            self.opened.entry.close()

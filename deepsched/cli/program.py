@@ -1,0 +1,104 @@
+"""The parser of all subcommands, and how each of them ends."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import io
+import os
+import sys
+from collections.abc import Collection, Sequence
+from importlib import import_module
+from typing import Any
+
+from deepsched.cli.help import HelpFormatter
+from deepsched.cli.interrupts import exits_on_ctrl_c
+from deepsched.errors import DeepschedError
+from deepsched.version import __version__
+
+COMMANDS = {
+    "benchmark": "measure throughput and latency of a model",
+    "advise": "find the scheduler, streams and cores that serve a model best here",
+    "analyze": "show which operators a model's time goes into, and which stop scaling",
+    "topology": "show the machine and the streams it would make",
+    "doctor": "find what slows inference down on this machine, and what to do",
+    "trace": "draw which cores serve which request, from a measurement",
+    "cache": "list or clear the compiled models on disk",
+    "report": "print what a bug report needs, as JSON",
+}
+"""Each subcommand, a module of its own with `configure(parser)`; and what it does."""
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Options are written out, so that a new one cannot change what a script means."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=HelpFormatter, **options)
+
+
+def build_parser(commands: Collection[str] = COMMANDS) -> argparse.ArgumentParser:
+    """The parser, with the options of `commands`; the others are only listed, and not imported."""
+    parser = argparse.ArgumentParser(
+        prog="deepsched",
+        description="Decides which CPU cores serve which inference request.",
+    )
+    parser.add_argument("--version", action="version", version=f"deepsched {__version__}")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    for name, summary in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=summary)
+        subparser.set_defaults(parser=subparser)
+        if name in commands:
+            import_module(f"deepsched.cli.{name}").configure(subparser)
+    return parser
+
+
+def run(argv: Sequence[str] | None) -> int:
+    """Runs a subcommand; see `deepsched.cli.main` for what it returns.
+
+    In its output characters that the encoding lacks are "?".
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        try:
+            return _run(sys.argv[1:] if argv is None else argv)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+        return 141  # as a shell says of `cat`, which SIGPIPE kills
+    except OSError as error:
+        # Files that a subcommand writes have names, in cli/files.py and here.
+        if error.filename is not None or error.errno not in _NO_ROOM:
+            raise
+        _discard_output()
+        print(f"deepsched: cannot write to stdout: {error.strerror}", file=sys.stderr)
+        return 1
+
+
+def _run(argv: Sequence[str]) -> int:
+    with exits_on_ctrl_c():
+        command = next((argument for argument in argv if not argument.startswith("-")), "")
+        args = build_parser([command]).parse_args(argv)
+    try:
+        return int(args.run(args) or 0)
+    except DeepschedError as error:
+        print(f"deepsched: {_with_flag(str(error), args.parser)}", file=sys.stderr)
+        return 2
+
+
+def _with_flag(message: str, parser: argparse.ArgumentParser) -> str:
+    """`num_streams must be ...`, from below the command line, is about --num-streams."""
+    name, space, rest = message.partition(" ")
+    for action in parser._actions:
+        if action.dest == name and action.option_strings:
+            return f"{action.option_strings[-1]}{space}{rest}"
+    return message
+
+
+def _discard_output() -> None:
+    """What is still buffered goes nowhere, or Python would complain about it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
