@@ -103,6 +103,17 @@ def test_a_file_in_an_entry_that_is_not_ours_keeps_it(cache_dir):
     assert (folder / "notes.txt").exists() and (folder / "model.onnx").exists()
 
 
+def test_a_folder_that_only_looks_like_an_entry_stays(cache_dir):
+    folder = Cache(cache_dir).folder / KEY
+    (folder / "weights").mkdir(parents=True)
+    (folder / "about.json").write_text("{}")
+    cache = Cache(cache_dir)
+    assert cache.list() == [] and cache.clear() == 0
+    assert sorted(os.listdir(folder)) == ["about.json", "weights"]
+    (folder / "weights").rmdir()
+    assert cache.clear() == 0  # its checksum is not ours
+
+
 def test_a_folder_of_an_older_version_is_taken_over(cache_dir):
     entry = compile_into(cache_dir)
     folder = entry.parent

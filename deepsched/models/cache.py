@@ -45,6 +45,7 @@ from deepsched.models.folders import Folder, open_trusted
 from deepsched.models.locks import lock_exclusive, lock_shared, make_locked_folder
 from deepsched.models.records import (
     Records,
+    holds_other_files,
     is_temporary,
     read_record,
     sweep_temporary_files,
@@ -139,12 +140,14 @@ class Cache:
         try:
             folder = self._folder.open_folder(name)
             if _KEY.fullmatch(name):
-                return is_entry(folder) and bool(read_about(folder))
+                return is_entry(folder)
+            if _STAGING.fullmatch(name):
+                return not holds_others(folder)
+            return name in (_EXTERNAL, _MEASURED) and not holds_other_files(folder)
         except FileNotFoundError:
             return True  # another process removed it
-        except (OSError, ValueError):
+        except OSError:
             return False
-        return name in (_EXTERNAL, _MEASURED) or bool(_STAGING.fullmatch(name))
 
     # --- Entries ----------------------------------------------------------------------------
 

@@ -129,13 +129,17 @@ def read_about(folder: Folder) -> dict[str, Any]:
 
 
 def is_entry(folder: Folder) -> bool:
-    """Whether a folder holds what `Entry.seal` wrote, damaged or not, and nothing else."""
-    return _ABOUT in folder.names() and not holds_others(folder)
+    """Whether a folder holds what `Entry.seal` wrote, and nothing else."""
+    with contextlib.suppress(OSError, ValueError):
+        return not holds_others(folder) and bool(read_about(folder))
+    return False
 
 
 def holds_others(folder: Folder) -> bool:
     """Whether anything but files of an entry, complete or not, is in the folder."""
-    return not all(_is_ours(name) for name in folder.names())
+    return not all(
+        _is_ours(name) and not stat.S_ISDIR(folder.stat(name).st_mode) for name in folder.names()
+    )
 
 
 def remove_entry_files(folder: Folder) -> None:

@@ -229,7 +229,8 @@ def _check(found: os.stat_result, path: Path, is_ours_alone: bool = False) -> No
         return
     if not found.st_mode & stat.S_IWOTH and _is_group_of_one(found.st_gid, found.st_uid):
         return
-    raise PermissionError(f"others may write to {path}; chmod go-w helps")
+    remedy = "chmod go-w helps" + ("" if is_ours_alone else ", or chmod +t as for /tmp")
+    raise PermissionError(f"others may write to {path}; {remedy}")
 
 
 def _is_group_of_one(gid: int, uid: int) -> bool:

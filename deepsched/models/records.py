@@ -99,6 +99,11 @@ def _checksum(text: str) -> str:
     return blake3.blake3(text.encode()).hexdigest()
 
 
+def holds_other_files(folder: Folder) -> bool:
+    """Whether anything but records, complete or not, is in the folder."""
+    return not all(_RECORD.fullmatch(name) or is_temporary(name) for name in folder.names())
+
+
 class Records:
     """The records in one folder, by key. The time of a file is that of its last use."""
 
