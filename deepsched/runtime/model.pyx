@@ -264,8 +264,8 @@ cdef class Model:
         )
 
     def set_run_ns(self, list run_ns) -> None:
-        """Sets the run length by core group when nothing else runs; 0 for groups wider than helps.
-        To be called before anybody else uses this model."""
+        """Sets the run length by core group when nothing else runs, in ns; 0 for groups that are too
+        wide to be of use. To be called before anybody else uses this model."""
         for group, ns in enumerate(run_ns):
             self.state.lengths[group].alone_ns = ns
             self.state.lengths[group].expected_ns.store(ns, memory_order_relaxed)
