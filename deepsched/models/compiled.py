@@ -342,11 +342,12 @@ def _interface(session: Session) -> list[tuple[str, object]]:
 
 def _open_compiled(entry: Entry, request: _Request, was_cached: bool) -> OpenedModel:
     path = request.path
+    name = path or str(entry.path)  # not the descriptor's path
     with numa_copies(entry, request.streams) as copies:
 
         def open_for(stream: Stream) -> Session:
             model = copies.get(home_node(stream), entry.model)
-            return request.open_one(Source(str(model), {}, True, path), stream, None)
+            return request.open_one(Source(str(model), {}, True, name), stream, None)
 
         sessions = _open_all(open_for, request.streams)
         trim_heap()
