@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import pytest
@@ -172,6 +173,45 @@ def test_no_ancestor_can_be_exchanged(public, depth, caplog):
     assert f"others may write to {folder}; chmod go-w" in assert_served_from_memory(
         cache_dir, caplog
     )
+
+
+@pytest.mark.parametrize(
+    ("members", "primary", "is_refused"),
+    [
+        ([], ["me"], False),
+        (["me"], [], False),
+        (["me", "eve"], [], True),
+        ([], ["me", "eve"], True),
+    ],
+)
+def test_a_folder_may_be_writable_for_a_group_of_one(
+    cache_dir, monkeypatch, members, primary, is_refused
+):
+    """As umask 002 makes folders where each user has such a group."""
+    uids = {"me": os.geteuid(), "eve": OTHER}
+    users = {
+        name: SimpleNamespace(pw_uid=uid, pw_gid=7 if name in primary else 8)
+        for name, uid in uids.items()
+    }
+    monkeypatch.setattr("pwd.getpwall", lambda: list(users.values()))
+    monkeypatch.setattr("pwd.getpwnam", users.__getitem__)
+    monkeypatch.setattr("grp.getgrgid", lambda gid: SimpleNamespace(gr_mem=members))
+    monkeypatch.setattr("os.fstat", with_gid(os.fstat, 7))
+    cache_dir.mkdir()
+    cache_dir.chmod(0o775)
+    if is_refused:
+        with pytest.raises(PermissionError, match="others may write"):
+            Cache(cache_dir)
+    else:
+        assert Cache(cache_dir).list() == []
+
+
+def with_gid(fstat, gid):
+    def changed(fd):
+        found = fstat(fd)
+        return os.stat_result([*found[:5], gid, *found[6:]])
+
+    return changed
 
 
 @needs_root

@@ -24,7 +24,7 @@ from deepsched import Context, Engine, Topology
 from deepsched.cli import main
 from deepsched.errors import InvalidModelError, OptionError
 from deepsched.models.cache import Cache
-from deepsched.models.entry import hash_file
+from deepsched.models.entry import hash_with_state
 from deepsched.models.folders import open_trusted
 from deepsched.models.keys import RawModel
 from deepsched.models.records import read_record, write_record
@@ -186,7 +186,7 @@ def test_what_is_no_file_has_no_hash(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
         with pytest.raises(OSError):
-            hash_file(path)
+            hash_with_state(path)
 
 
 # --- It is shared -------------------------------------------------------------------------------

@@ -155,20 +155,11 @@ def num_bytes(folder: Folder) -> int:
     return sum(folder.stat(name).st_size for name in folder.names())
 
 
-def hash_file(path: Path | str) -> str:
-    """The BLAKE3 checksum of a file's content.
+def hash_with_state(path: Path | str) -> tuple[str, list[int]]:
+    """The BLAKE3 checksum of a file's content, and the file's state when it was opened.
 
     Raises:
         OSError: it cannot be read, or is no regular file: a pipe may never end.
-    """
-    return hash_with_state(path)[0]
-
-
-def hash_with_state(path: Path | str) -> tuple[str, list[int]]:
-    """The checksum of a file, and its state when it was opened, for that same file.
-
-    Raises:
-        OSError: as hash_file.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe has no reader to wait
     with open(fd, "rb", buffering=0) as file:
