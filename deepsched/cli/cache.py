@@ -11,7 +11,7 @@ from deepsched.cli.files import to_json
 from deepsched.errors import OptionError
 from deepsched.formatting import printable, shortened
 from deepsched.models.cache import Cache, Item
-from deepsched.models.locations import default_folder
+from deepsched.models.locations import default_folder, sweep_temporary_folders
 
 _EPILOG = """\
 exit codes:
@@ -89,10 +89,17 @@ def _row(item: Item) -> tuple[str, ...]:
 
 def _clear(args: argparse.Namespace) -> None:
     cache = _cache()
-    num_before = len(cache.list())
     num_removed = cache.clear()
-    in_use = num_before - num_removed
-    print(f"removed {num_removed}" + (f"; {in_use} in use" if in_use > 0 else ""))
+    left = cache.list()
+    num_in_use = sum(item.is_in_use for item in left)
+    num_stuck = len(left) - num_in_use
+    num_folders = sweep_temporary_folders()
+    print(
+        f"removed {num_removed}"
+        + (f"; {num_in_use} in use" if num_in_use else "")
+        + (f"; {num_stuck} cannot be removed from {cache.folder}" if num_stuck else "")
+        + (f"; {num_folders} temporary folders of killed processes" if num_folders else "")
+    )
 
 
 def _path(args: argparse.Namespace) -> None:
