@@ -442,7 +442,7 @@ def test_the_cache_list_has_a_line_for_each_item(tmp_path, width):
     out = on_terminal(["cache", "list"], width, DEEPSCHED_CACHE_DIR=cache)
     header, *items, blank, _ = out.splitlines()
     assert (header.split()[0], blank) == ("model", "")
-    assert len(items) == len(os.listdir(tmp_path / "cache" / "v1"))
+    assert len(items) == len([*(tmp_path / "cache" / "v1").glob("*/about.json")])
     for line in items:
         assert len(line) <= width
         assert line.startswith(model if width == 200 else model[:5])
