@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import copy
 import gc
@@ -34,6 +35,7 @@ from tests.support import models
 from tests.support.contexts import unpinned
 from tests.support.injection import at_each_line
 from tests.support.requests import SQUARE, STEPS, run_until_busy
+from tests.support.threads import in_threads
 
 # --- Values that a run decides ------------------------------------------------------------------
 
@@ -184,9 +186,46 @@ def test_a_future_that_is_done_keeps_no_inputs(spin):
     assert len(future.result()) == 1
 
 
+def alive(references):
+    return sum(reference() is not None for reference in references)
+
+
+def test_a_future_that_failed_keeps_no_inputs():
+    """Nor does its error's traceback, whose frames would hold all that ended with it."""
+    bad = np.array([5], np.int64)  # out of range: the kernel fails
+    with unpinned(1) as context, Engine(models.gather(), None, context=context) as engine:
+        arrays = [np.zeros(4, np.float32) for _ in range(8)]
+        references = [weakref.ref(array) for array in arrays]
+        gc.disable()
+        try:
+            futures = [engine.submit([array, bad]) for array in arrays]
+            concurrent.futures.wait(futures, timeout=60)
+            del arrays
+            end = time.monotonic() + 10
+            while alive(references) and time.monotonic() < end:  # the resolver may hold the last
+                threading.Event().wait(0.001)
+            assert not alive(references)
+            assert all(isinstance(future.exception(), InferenceError) for future in futures)
+
+            async def run_all():
+                arrays = [np.zeros(4, np.float32) for _ in range(8)]
+                references[:] = map(weakref.ref, arrays)
+                runs = [engine.run_async([array, bad]) for array in arrays]
+                return await asyncio.gather(*runs, return_exceptions=True)
+
+            errors = asyncio.run(run_all())
+            assert all(isinstance(error, InferenceError) for error in errors)
+            for error in errors:
+                error.__traceback__ = None  # that of gather's own coroutines
+            assert not alive(references)
+        finally:
+            gc.enable()
+
+
 def test_deadlines_of_futures_that_are_done_are_forgotten(spin):
+    quick = [np.array(1), SQUARE]
     for _ in range(5):
-        futures = [spin.submit([STEPS, SQUARE], timeout=1000) for _ in range(500)]
+        futures = [spin.submit(quick, timeout=1000) for _ in range(500)]
         for future in futures:
             future.result(timeout=60)
     resolver = spin._shared.resolver
@@ -252,6 +291,41 @@ def test_an_engine_opens_while_a_crowd_keeps_all_streams_busy():
                 caller.join()
         assert took < 30
         assert len(busy.run(x)) == 1
+
+
+def test_close_during_a_measurement_waits_for_nobody_who_waits_for_it():
+    """Requests wait, and nobody may serve them while the measurement has the cores."""
+    long = [np.array(400_000), SQUARE]
+    closed = threading.Event()
+    with unpinned(2, "elastic") as context:
+        engine = Engine(models.spin(), None, context=context)
+        futures = [engine.submit(long) for _ in range(8)]
+        while not futures[0].running():
+            threading.Event().wait(0.001)
+
+        def close(*_):
+            engine.close()
+            closed.set()
+
+        before = signal.signal(signal.SIGALRM, close)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            with Engine(models.mlp(), None, context=context) as other:
+                assert len(other.run(X)) == 1
+            assert closed.wait(60)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert all(future.done() or future.exception(60) is None for future in futures)
+
+
+def test_engines_that_open_at_once_are_all_measured(caplog):
+    with unpinned(2, "elastic") as context:
+        engines = []
+        in_threads(4, lambda _: engines.append(Engine(models.mlp(), None, context=context)))
+        assert "cannot be measured" not in caplog.text
+        for engine in engines:
+            engine.close()
 
 
 # --- Signals ------------------------------------------------------------------------------------
@@ -439,6 +513,9 @@ def test_a_child_is_refused_whatever_its_parents_threads_hold(spin):
         assert in_child(lambda: raises(ForkError, waiting.result))
         assert in_child(lambda: raises(ForkError, waiting.exception))
         assert in_child(lambda: not waiting.cancel())
+        assert in_child(lambda: not waiting.done() and not waiting.cancelled())
+        assert in_child(lambda: "of a parent process" in repr(waiting))
+        assert in_child(lambda: raises(ForkError, lambda: waiting.add_done_callback(print)))
         model = models.identity()
         assert in_child(lambda: raises(ForkError, lambda: Engine(model, context=spin.context)))
         assert in_child(lambda: spin.close() is None)

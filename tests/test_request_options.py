@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -36,7 +35,7 @@ def test_a_run_that_takes_too_long_is_stopped(spin, how, is_known):
         for _ in range(3):
             spin.run([np.array(1, np.int64), SQUARE])
     begin = time.monotonic()
-    with pytest.raises(DeadlineExceeded, match=r"0\.1 s after it was sent"):
+    with pytest.raises(DeadlineExceeded, match=r"timeout of 0\.1 s expired while it ran"):
         call(spin, how, LONG, timeout=0.1)
     assert 0.1 <= time.monotonic() - begin < 20
     # The stream goes on.
@@ -47,7 +46,7 @@ def test_a_run_that_takes_too_long_is_stopped(spin, how, is_known):
 @HOWS
 def test_a_request_that_expires_in_the_queue_never_runs(spin, how):
     blocker = run_until_busy(spin)
-    with pytest.raises(DeadlineExceeded, match=r"0\.05 s after .* while it waited for a stream"):
+    with pytest.raises(DeadlineExceeded, match=r"timeout of 0\.05 s expired while it waited"):
         call(spin, how, LONG, timeout=0.05)
     assert blocker.running()
     blocker.cancel()
@@ -122,42 +121,35 @@ def test_requests_run_by_priority_then_in_order_of_arrival(spin):
     assert ended == ["u", "u", "n", "n", "c", "c"]
 
 
-def test_requests_that_cannot_end_in_time_are_not_begun():
-    """16 callers for 2 streams, and timeouts of 7 runs: each waits for about as long as it may."""
-    with unpinned(2) as context, Engine(models.spin(), None, context=context) as engine:
+@pytest.mark.parametrize("overload", [3, 10])
+def test_overload_with_timeouts_stops_few_runs(overload):
+    """Callers enough to wait for several timeouts: each request is popped close to its deadline."""
+    with unpinned(1) as context, Engine(models.spin(), None, context=context) as engine:
         steps = 500
         while (seconds := engine.timed_run(request := [np.array(steps), SQUARE])[1]) < 0.005:
             steps += steps // 4
         for _ in range(20):
             engine.run(request)
         before = engine.stats()
-        ends = Counter()
+        end = time.monotonic() + 2
 
         def call(_):
-            for _ in range(12):
-                try:
+            while time.monotonic() < end:
+                with contextlib.suppress(DeadlineExceeded):
                     engine.run(request, timeout=7 * seconds)
-                    ends["done"] += 1
-                except DeadlineExceeded:
-                    ends["expired"] += 1
 
-        in_threads(16, call)
+        in_threads(7 * overload, call)
         stats = engine.stats()
+    done = stats.done - before.done
     stopped = sum(stream.expired for stream in stats.streams)
-    assert ends["done"] == stats.done - before.done
-    assert ends["done"] + ends["expired"] == 16 * 12
-    # Without the look at what is left, three of four runs are stopped.
-    assert stopped < ends["done"]
+    assert done > 20
+    assert stopped < done / 2  # without the look at what is left, nine of ten runs are stopped
 
 
-def test_an_estimate_that_is_too_high_is_given_up():
-    long, short = [np.array(30_000), SQUARE], [np.array(1), SQUARE]
-    with unpinned(1) as context, Engine(models.spin(), None, context=context) as engine:
-        for _ in range(5):
-            seconds = engine.timed_run(long)[1]
-        for _ in range(2000):
-            with contextlib.suppress(DeadlineExceeded):
-                engine.run(short, timeout=seconds / 4)
-                break
-        else:
-            raise AssertionError("short requests are never tried")
+def test_an_idle_engine_refuses_nothing_that_is_not_late(spin):
+    slow, quick = [np.array(100_000), SQUARE], [np.array(1), SQUARE]
+    for _ in range(3):
+        seconds = spin.timed_run(slow)[1]
+        for _ in range(6):  # with less time than the run before took
+            assert len(spin.run(quick, timeout=seconds / 2)) == 1
+            assert len(spin.submit(quick, timeout=seconds / 2).result()) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import weakref
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -28,22 +29,23 @@ class LoopInbox:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.inbox = Inbox(with_eventfd=True)  # closes the eventfd with itself
         self.num_under_way = 0
+        self._ended: deque[Request] = deque()
+        """Taken from the inbox, and not handed over yet."""
         self._unwoken: set[Model] = set()
         # The loop refers to us from here on, and we do not refer to it: no cycle keeps it alive.
         loop.add_reader(self.inbox.eventfd, self._on_ended)
 
     def __del__(self) -> None:
         # The loop is gone. Requests that are still under way keep the inbox until _reap takes them.
-        if self.num_under_way:
+        if getattr(self, "num_under_way", 0):  # not if __init__ was interrupted
             _orphans.append((self.inbox, self.num_under_way))
 
     def note(self, loop: asyncio.AbstractEventLoop, model: Model) -> None:
-        """Counts a request of `model` that has been queued.
+        """Takes note of a request of `model` that has been queued.
 
         While others serve the backlog of short runs soon, the runtime leaves the worker asleep
         whose core a busy loop runs on. A timer wakes it in case they do not.
         """
-        self.num_under_way += 1
         if not self._unwoken:
             loop.call_later(_WAKE_AFTER_S, self._wake_workers)
         self._unwoken.add(model)
@@ -57,15 +59,31 @@ class LoopInbox:
     def _on_ended(self) -> None:
         ended = self.inbox.take()
         self.num_under_way -= len(ended)
-        for request in ended:
-            future: asyncio.Future[list[Any]] | None = request.tag
-            request.tag = None
-            if future is None or future.done():
-                continue  # cancelled or expired: nobody waits for it
-            try:
-                future.set_result(request.outputs())
-            except Exception as error:
-                future.set_exception(error)
+        self._ended.extend(ended)
+        del ended
+        try:
+            with contextlib.suppress(IndexError):
+                while True:
+                    _hand_over(self._ended.popleft())
+        finally:
+            if self._ended:  # a signal handler's exception came between: go on after it
+                asyncio.get_running_loop().call_soon(self._on_ended)
+
+
+def _hand_over(request: Request) -> None:
+    future: asyncio.Future[list[Any]] | None = request.tag
+    request.tag = None
+    if future is None or future.done():
+        return  # cancelled or expired: nobody waits for it
+    try:
+        outputs = request.outputs()
+    except BaseException as error:
+        # Without the traceback, whose frames hold the request and all of its inputs.
+        future.set_exception(error.with_traceback(None))
+        if not isinstance(error, Exception):
+            raise
+        return
+    future.set_result(outputs)
 
 
 _inboxes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopInbox] = (
@@ -104,7 +122,7 @@ def _reap() -> None:
         while True:
             inbox, num_left = _orphans.pop()
             num_left -= len(inbox.take())
-            if num_left:
+            if num_left > 0:
                 left.append((inbox, num_left))
     _orphans.extend(left)
 
@@ -117,11 +135,20 @@ async def run_on_loop(
     loop = asyncio.get_running_loop()
     ended = _inbox_of(loop)
     future: asyncio.Future[list[Any]] = loop.create_future()
-    request = model.start(inputs, ended.inbox, future, timeout, priority, check_inputs, False, True)
-    if request is None:
-        request, timeout = await _start_when_there_is_room(
-            model, inputs, ended.inbox, future, timeout, priority, check_inputs
+    ended.num_under_way += 1  # before: Ctrl-C may come between a start and what follows it
+    try:
+        request = model.start(
+            inputs, ended.inbox, future, timeout, priority, check_inputs, False, True
         )
+        if request is None:
+            request, timeout = await _start_when_there_is_room(
+                model, inputs, ended.inbox, future, timeout, priority, check_inputs
+            )
+    except KeyboardInterrupt:
+        raise  # it may have been started: counted once too often does less harm than not at all
+    except BaseException:
+        ended.num_under_way -= 1
+        raise
     ended.note(loop, model)
     timer = None
     if timeout is not None:

@@ -67,6 +67,23 @@ class RequestFuture(Future[list[Any]]):
         request = self._request
         return request is not None and request.is_running and not self.done()
 
+    # In a forked child without the lock, which a thread of the parent may have held as it forked.
+
+    def done(self) -> bool:
+        """Whether it has ended, in whatever way; in a forked child, whether it had at the fork."""
+        return self._state in _ENDED if self._is_forked else super().done()
+
+    def cancelled(self) -> bool:
+        """Whether it was cancelled; in a forked child, before the fork."""
+        return self._state in _ENDED[:2] if self._is_forked else super().cancelled()
+
+    def __repr__(self) -> str:
+        return (
+            f"<RequestFuture of a parent process: {self._state.lower()}>"
+            if self._is_forked
+            else super().__repr__()
+        )
+
     def result(self, timeout: float | None = None) -> list[Any]:
         """Outputs of the request; waits for them.
 
@@ -86,6 +103,7 @@ class RequestFuture(Future[list[Any]]):
     def add_done_callback(self, fn: Callable[[Future[list[Any]]], object]) -> None:
         """Calls `fn` with the future when it ends: on the context's Python thread, or at once if it
         has ended already. Exceptions are logged."""
+        self._check_fork()
         super().add_done_callback(lambda future: _call_back(fn, future))
 
     @property
@@ -93,12 +111,15 @@ class RequestFuture(Future[list[Any]]):
         return self._model.dispatcher.is_forked
 
     def _check_fork(self) -> None:
-        # Without its lock, which a thread of the parent may have held as it forked.
-        if self._is_forked and self._state not in ("CANCELLED_AND_NOTIFIED", "FINISHED"):
+        if self._is_forked and not self.done():
             raise ForkError(
-                "this request was sent before os.fork() and ends in the parent only; send it anew, "
-                "to an engine made in the child"
+                "this request was submitted before os.fork() and ends in the parent only; submit "
+                "it again, to an engine made in the child"
             )
+
+
+_ENDED = "CANCELLED", "CANCELLED_AND_NOTIFIED", "FINISHED"
+"""The states of a Future that has ended; the first two: cancelled."""
 
 
 def _call_back(fn: Callable[[Future[list[Any]]], object], future: Future[list[Any]]) -> None:
@@ -126,6 +147,8 @@ class FutureResolver:
         self._deadlines: list[_Deadline] = []
         """A heap; the thread's own."""
         self._max_deadlines = _MIN_DEADLINES
+        self._ended: deque[Request] = deque()
+        """Taken from the inbox, and not settled yet."""
         self._thread: dict[str, threading.Thread] = {}
         """The thread that resolves, once it runs."""
         self._is_closing = False
@@ -202,11 +225,18 @@ class FutureResolver:
                 self._inbox.wait(late)
 
     def _settle_ended(self) -> int:
-        """Its own function, so that an idle thread holds on to no request."""
-        ended = self._inbox.take()
-        for request in ended:
-            _settle(request)
-        return len(ended)
+        """Settles what has ended; returns how much that was.
+
+        Should an exception come out of it (Ctrl-C in close()), the rest is kept for the next call.
+        Its own function, so that an idle thread holds on to no request.
+        """
+        self._ended.extend(self._inbox.take())
+        num_settled = 0
+        with contextlib.suppress(IndexError):
+            while True:
+                _settle(self._ended.popleft())
+                num_settled += 1
+        return num_settled
 
     def _expire(self) -> float:
         """Fails the futures whose deadline has passed, wherever their requests are.
@@ -251,15 +281,21 @@ def _fail_late(future: RequestFuture) -> None:
 def _settle(request: Request) -> None:
     future: RequestFuture = request.tag
     request.tag = None  # breaks the cycle: the future refers to the request
-    try:
-        if not future.done():
-            with contextlib.suppress(InvalidStateError):  # cancelled meanwhile
-                future.set_result(request.outputs())
-    except Exception as error:
-        _fail(future, error)
     future._request = None  # and its inputs
+    if future.done():
+        return
+    try:
+        outputs = request.outputs()
+    except BaseException as error:
+        _fail(future, error)
+        if not isinstance(error, Exception):  # Ctrl-C: it ends all the same
+            raise
+        return
+    with contextlib.suppress(InvalidStateError):  # cancelled meanwhile
+        future.set_result(outputs)
 
 
 def _fail(future: RequestFuture, error: BaseException) -> None:
+    # Without the traceback, whose frames hold the request and all of its inputs.
     with contextlib.suppress(InvalidStateError):  # cancelled meanwhile
-        future.set_exception(error)
+        future.set_exception(error.with_traceback(None))

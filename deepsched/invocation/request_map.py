@@ -87,6 +87,7 @@ class RequestMap:
         except Exception as failure:
             self._is_exhausted, self._failure = True, failure
             return
+        self._num_under_way += 1  # before: Ctrl-C may come between a start and what follows it
         try:
             inputs = item if type(item) is list else self._in_order(item)
             request = self._model.start(
@@ -95,10 +96,10 @@ class RequestMap:
         except Exception as failure:  # StopIteration too, if an input's __array__ raises it
             # Raised in its item's place, after the results of those that have been sent.
             self._is_exhausted, self._failure = True, failure
+            self._num_under_way -= 1
         else:
             assert request is not None
             self._sent.append(request)
-            self._num_under_way += 1
 
     def _take(self) -> list[Request]:
         """Ended requests, at least one; serves the backlog itself where that beats waiting."""

@@ -21,9 +21,9 @@ cdef class Backlog:
     cdef atomic[uint32_t] space
     cdef atomic[uint32_t] space_waiters
 
-    cdef bint try_push(self, void* item, int priority) noexcept nogil
+    cdef bint try_push(self, void* item, int priority, uint32_t num_own) noexcept nogil
     cdef bint try_pop(self, void** item) noexcept nogil
-    cdef void give_place_back(self) noexcept nogil
+    cdef void give_place_back(self, uint32_t num_own) noexcept nogil
     cdef bint has_items(self) noexcept nogil
     cdef int wait_for_space(self, uint32_t epoch, int64_t patience_ns) noexcept nogil
     cdef void announce_space(self, int num_woken) noexcept nogil

@@ -5,6 +5,7 @@ README.md, "The backlog". Each class is a lock-free queue; `places` counts what 
 
 cimport cython
 from deepsched.runtime.futex cimport futex_wait, futex_wake
+from deepsched.runtime.posix cimport sched_yield
 from libc.stdint cimport int64_t, uint32_t, uintptr_t
 from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 
@@ -28,8 +29,11 @@ cdef class Backlog:
         self.normal = RequestQueue(capacity)
         self.background = RequestQueue(capacity)
 
-    cdef bint try_push(self, void* item, int priority) noexcept nogil:
-        """Appends `item` to its class; False where the backlog is full. Never blocks."""
+    cdef bint try_push(self, void* item, int priority, uint32_t num_own) noexcept nogil:
+        """Appends `item` to its class; False where the backlog is full. Never blocks.
+
+        `num_own`: how many of `space_waiters` are the caller itself, 0 or 1.
+        """
         # seq_cst: comes after a waiter's registration (README, "Waiting for space"). No add that
         # is taken back again: that would make it look full to others for a moment.
         cdef size_t places = self.places.load(memory_order_seq_cst)
@@ -57,7 +61,8 @@ cdef class Backlog:
         # looks for waiters then, so to us this is a full queue like any other. But while we had the
         # place, another pusher may have found none and gone to sleep: we give it back as a popper
         # does.
-        self.give_place_back()
+        self.give_place_back(num_own)
+        sched_yield()  # that popper may need our core
         return False
 
     cdef bint try_pop(self, void** item) noexcept nogil:
@@ -76,14 +81,14 @@ cdef class Backlog:
         popped = popped or self.normal.try_pop(item) or self.background.try_pop(item)
         if not popped:
             return False
-        self.give_place_back()
+        self.give_place_back(0)
         return True
 
-    cdef void give_place_back(self) noexcept nogil:
+    cdef void give_place_back(self, uint32_t num_own) noexcept nogil:
         self.places.fetch_sub(1, memory_order_seq_cst)
         # seq_cst: after the place was given back; pairs with the registration of a waiter (README,
         # "Waiting for space").
-        if self.space_waiters.load(memory_order_seq_cst):
+        if self.space_waiters.load(memory_order_seq_cst) > num_own:
             self.announce_space(1)
 
     cdef bint has_items(self) noexcept nogil:
@@ -115,7 +120,7 @@ cdef class Backlog:
     def push(self, uintptr_t item, int priority=0) -> bool:
         cdef bint pushed
         with nogil:
-            pushed = self.try_push(<void*>item, priority)
+            pushed = self.try_push(<void*>item, priority, 0)
         return pushed
 
     def pop(self) -> int | None:

@@ -16,6 +16,11 @@ cdef enum WakePolicy:
     SPARE_CALLER  # leave it asleep; the caller is the producer
     SPARE_PRODUCER  # leave it asleep; the caller is another thread, and serves short runs
 
+cdef enum Measuring:
+    MEASURED
+    STILL_BUSY  # the group did not become free within the window
+    OTHERS_MEASURE
+
 cdef enum Submitted:
     SERVED  # ran inline; complete
     ACCEPTED  # queued; its completion will come
@@ -56,12 +61,17 @@ cdef class Dispatcher:
     cdef void call_ort(self, RequestState* request, int group) noexcept nogil
     cdef bint pin(self, CpuMask* own, int group) noexcept nogil
     cdef uint64_t time_run(self, RequestState* request, int group) noexcept nogil
+    cdef Measuring try_measure(
+        self, RequestState* request, int group, uint64_t enough_ns, uint64_t window_ns,
+        uint64_t* shortest_ns,
+    ) noexcept nogil
     cdef int widen(self, RequestState* request, int leaf) noexcept nogil
     cdef int cpu(self) noexcept nogil
     cdef int here(self) noexcept nogil
     cdef void kick(self, WakePolicy policy) noexcept nogil
     cdef void leave_group(self, int group, WakePolicy policy) noexcept nogil
     cdef int help(self, int most) noexcept nogil
+    cdef bint others_wait(self) noexcept nogil
     cdef bint pop(self, RequestState** request) noexcept nogil
     cdef int claim_for(self, ModelState* model, int preferred) noexcept nogil
     cdef void run_on_worker(self, RequestState* request, int group, int leaf) noexcept nogil

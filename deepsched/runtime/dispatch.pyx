@@ -18,7 +18,8 @@ from deepsched.runtime.posix cimport (
     sched_getcpu, set_mask,
 )
 from deepsched.runtime.request cimport (
-    CANCELLED, DONE, EXPIRED, FAILED, RUNNING, Stage, begin, finish, is_hopeless, leave, trace_end,
+    CANCELLED, DONE, EXPIRED, FAILED, RUNNING, Stage, begin, finish, is_late, leave, release_outputs,
+    trace_end,
     withdraw,
 )
 from deepsched.runtime.statistics cimport GroupStats
@@ -26,8 +27,7 @@ from deepsched.runtime.stopping cimport NO_DEADLINE
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libcpp.atomic cimport atomic, memory_order_relaxed, memory_order_seq_cst
-
-import time
+from posix.unistd cimport usleep
 
 from deepsched.errors import InferenceError, StreamConfigError
 
@@ -140,7 +140,7 @@ cdef class Dispatcher:
         """Runs `request` here if nobody waits and a group is free."""
         cdef int cpu, leaf, group
         # FIFO: nobody overtakes a request that waits. One that is late is for a worker to end.
-        if self.backlog.places.load(memory_order_relaxed) or is_hopeless(request):
+        if self.backlog.places.load(memory_order_relaxed) or is_late(request):
             return False
         cpu = self.cpu()
         leaf = self.claim_for(request.model, self.group_of_cpu[cpu] if cpu >= 0 else -1)
@@ -190,11 +190,11 @@ cdef class Dispatcher:
         # relaxed: a statistic.
         request.expected_ns = request.model.typical_ns.load(memory_order_relaxed) or UNKNOWN_NS
         self.add_expected_load(request)
-        while not self.backlog.try_push(request, request.priority):
+        while not self.backlog.try_push(request, request.priority, 0):
             # README, "Waiting for space". seq_cst: register, then look again.
             epoch = self.backlog.space.load(memory_order_seq_cst)
             self.backlog.space_waiters.fetch_add(1, memory_order_seq_cst)
-            if self.backlog.try_push(request, request.priority):
+            if self.backlog.try_push(request, request.priority, 1):
                 self.backlog.space_waiters.fetch_sub(1, memory_order_relaxed)
                 break
             error = 0
@@ -254,6 +254,9 @@ cdef class Dispatcher:
             add_one(&stats.num_failed, 1)
         elif end == EXPIRED:
             add_one(&stats.num_expired, 1)
+            if model.needed_ns.load(memory_order_relaxed):  # relaxed: a statistic
+                # It would have taken longer. Not the first: its timeout may be of any length.
+                smooth(&model.needed_ns, length + length // 2)
         else:
             add_one(&stats.num_cancelled, 1)
         if not request.by_worker:
@@ -385,7 +388,7 @@ cdef class Dispatcher:
             and not self.num_long.load(memory_order_relaxed)
             and self.pop(&request)
         ):
-            if begin(request):
+            if begin(request, self.others_wait()):
                 self.run_inline(request, group, group, is_there)
             inbox = finish(request)
             if inbox != NULL:
@@ -393,6 +396,10 @@ cdef class Dispatcher:
             num_served += 1
         self.leave_group(group, SPARE_CALLER)
         return num_served
+
+    cdef bint others_wait(self) noexcept nogil:
+        # relaxed: a hint.
+        return self.backlog.places.load(memory_order_relaxed) > 0
 
     cdef bint pop(self, RequestState** request) noexcept nogil:
         if not self.backlog.try_pop(<void**>request):
@@ -433,6 +440,9 @@ cdef class Dispatcher:
                     # Left to who measures; that one looks at the backlog after it.
                     flush(&owed)
                     self.groups.release(group)
+                    # It may have given up since, and looked before we released.
+                    if self.backlog.has_items():
+                        self.kick(WAKE_ANY)
                     return 0
                 held_ns = self.hold(group) if self.is_elastic else 0
                 if held_ns:
@@ -449,7 +459,7 @@ cdef class Dispatcher:
                     # then leave: so whoever pops a request and sees more wakes the next.
                     self.kick(SPARE_PRODUCER if is_short_run else WAKE_ANY)
                 typical_ns = request.model.typical_ns.load(memory_order_relaxed)
-                if begin(request):
+                if begin(request, self.others_wait()):
                     # "Short" is what the model's runs usually are; this one may be long.
                     self.slots.lend(group, &owed)
                     self.run_on_worker(request, wide, group)
@@ -558,47 +568,69 @@ cdef class Dispatcher:
 
     # --- With the GIL -------------------------------------------------------------------------
 
-    def measure(self, int group, new_request, double seconds) -> int:
-        """Shortest of several runs on `group`, in ns; measures for about `seconds`.
+    def measure(self, int group, Request request not None, double seconds) -> int:
+        """Shortest of several runs of `request` on `group`, in ns; measures for about `seconds`.
 
         Reserves the group and waits until it is free; requests that wait are served after that.
-        `new_request` makes a request for each run.
 
         Raises:
+            ValueError: no such group, or none that can be reserved.
             InferenceError: what runs there does not end in MAX_RESERVED_NS; or a run fails.
         """
-        cdef Request request
-        cdef uint64_t took_ns, shortest_ns = 0, began_ns = now_ns()
-        cdef int num_runs = 0
-        cdef uint64_t mask = self.elastic.tree.mask[group]
-        cdef bint is_mine = False, is_claimed = False
-        try:
-            while not is_claimed:
-                is_mine = is_mine or self.groups.reserve(mask)
-                is_claimed = is_mine and self.groups.claim_reserved(mask)
-                if not is_claimed:
-                    if now_ns() - began_ns > MAX_RESERVED_NS:
-                        raise InferenceError(
-                            f"its cores were busy for {MAX_RESERVED_NS // 1_000_000_000} s"
-                        )
-                    time.sleep(0.0005)
-            began_ns = now_ns()
-            while shortest_ns == 0 or now_ns() - began_ns < <uint64_t>(seconds * 1e9):
-                request = new_request()
-                with nogil:
-                    took_ns = self.time_run(&request.state, group)
-                request.outputs()  # raises what went wrong
-                # The first run fills the arena, and does not count.
-                if num_runs and (shortest_ns == 0 or took_ns < shortest_ns):
-                    shortest_ns = took_ns
-                num_runs += 1
-        finally:
-            if is_claimed:
-                self.groups.release_all(mask)
-            if is_mine:
-                self.groups.unreserve()
-                self.retry()  # what was pushed meanwhile found no group to claim
+        cdef uint64_t shortest_ns = 0, reserved_ns = 0
+        # No Python while the group is reserved or claimed: a signal handler or a finalizer could
+        # wait for requests that nobody may serve then. So the main thread, which must hear
+        # signals, lets go of it from time to time.
+        cdef uint64_t window_ns = 1_000_000_000 if is_main_thread() else MAX_RESERVED_NS
+        cdef Measuring outcome = OTHERS_MEASURE
+        if not self.is_elastic or not 0 <= group < self.num_groups:
+            raise ValueError(f"no group {group} to measure; there are {self.num_groups}")
+        while outcome != MEASURED:
+            with nogil:
+                outcome = self.try_measure(
+                    &request.state, group, <uint64_t>(seconds * 1e9), window_ns, &shortest_ns
+                )
+            if outcome == STILL_BUSY:
+                reserved_ns += window_ns
+                if reserved_ns >= MAX_RESERVED_NS:
+                    raise InferenceError(
+                        f"its cores were busy for {MAX_RESERVED_NS // 1_000_000_000} s"
+                    )
+            PyErr_CheckSignals()
+        request.outputs()  # raises what went wrong
         return shortest_ns
+
+    cdef Measuring try_measure(
+        self, RequestState* request, int group, uint64_t enough_ns, uint64_t window_ns,
+        uint64_t* shortest_ns,
+    ) noexcept nogil:
+        """Measures if the group can be had within `window_ns`."""
+        cdef uint64_t mask = self.elastic.tree.mask[group]
+        cdef uint64_t took_ns, began_ns = now_ns()
+        cdef int num_runs = 0
+        if not self.groups.reserve(mask):
+            usleep(500)
+            return OTHERS_MEASURE
+        while not self.groups.claim_reserved(mask):
+            if now_ns() - began_ns >= window_ns:
+                self.groups.unreserve()
+                self.retry()
+                return STILL_BUSY
+            usleep(500)
+        began_ns = now_ns()
+        while True:
+            took_ns = self.time_run(request, group)
+            num_runs += 1
+            # The first run fills the arena, and does not count.
+            if num_runs > 1 and (not shortest_ns[0] or took_ns < shortest_ns[0]):
+                shortest_ns[0] = took_ns
+            if request.status != NULL or (num_runs > 1 and now_ns() - began_ns >= enough_ns):
+                break
+            release_outputs(request)
+        self.groups.release_all(mask)
+        self.groups.unreserve()
+        self.retry()  # what was pushed meanwhile found no group to claim
+        return MEASURED
 
     cdef wait(self, Request request):
         """Waits for a queued request. A signal handler's exception withdraws it and propagates.

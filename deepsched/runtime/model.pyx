@@ -263,9 +263,7 @@ cdef class Model:
 
     def measure(self, int group, list inputs, double seconds) -> int:
         """Shortest of several runs on a core group, in ns; see Dispatcher.measure."""
-        return self.dispatcher.measure(
-            group, lambda: self.prepare(inputs, None, 0, True), seconds
-        )
+        return self.dispatcher.measure(group, self.prepare(inputs, None, 0, True), seconds)
 
     def set_run_ns(self, list run_ns) -> None:
         """Sets the run length by core group when nothing else runs, in ns; 0 for groups that are too

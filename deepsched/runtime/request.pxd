@@ -30,7 +30,8 @@ cdef struct ModelState:
     atomic[uint32_t] closing
     atomic[uint32_t] in_flight  # requests between enter and leave; a futex word for close
     atomic[uint64_t] typical_ns  # smoothed length of a run; 0 until the first
-    atomic[uint64_t] needed_ns  # the time left below which a request is not begun; 0: any will do
+    atomic[uint64_t] needed_ns  # with less left before its deadline a request is not begun
+    atomic[uint64_t] lowered_ns  # when a refusal lowered `needed_ns` last
     TraceState* trace
     uint32_t number  # what traces call it
 
@@ -55,6 +56,7 @@ cdef struct RequestState:
     bint is_stoppable  # another thread may want to stop it
     bint by_worker
     bint is_producer  # see Model.start
+    bint is_refused  # not begun, though its deadline had not passed
     uint64_t deadline_ns  # NO_DEADLINE: none
     uint64_t expected_ns  # what the backlog counts it for
     uint64_t submitted_ns  # 0 until it is queued or, in a call that need not wait, begun
@@ -79,8 +81,9 @@ cdef Request new_request(
     object owner, ModelState* model, list input_infos, list output_infos, list inputs,
     bint check_inputs,
 )
-cdef bint begin(RequestState* request) noexcept nogil
-cdef bint is_hopeless(RequestState* request) noexcept nogil
+cdef bint begin(RequestState* request, bint others_wait) noexcept nogil
+cdef bint is_late(RequestState* request) noexcept nogil
+cdef void release_outputs(RequestState* request) noexcept nogil
 cdef void* finish(RequestState* request) noexcept nogil
 cdef bint withdraw(RequestState* request, Stage end) noexcept nogil
 cdef void trace_end(RequestState* request, Stage end) noexcept nogil

@@ -48,9 +48,7 @@ cdef class Request:
             return
         for i in range(self.state.num_inputs):
             api.ReleaseValue(self.state.inputs[i])
-        for i in range(self.state.model.num_outputs):
-            if self.state.outputs[i] != NULL:
-                api.ReleaseValue(self.state.outputs[i])
+        release_outputs(&self.state)
         if self.state.status != NULL:
             api.ReleaseStatus(self.state.status)
         free(self.arrays)
@@ -87,19 +85,17 @@ cdef class Request:
         """The DeadlineExceeded of a request that had a timeout and has missed it."""
         timeout_s = (self.state.deadline_ns - self.state.submitted_ns) / 1e9
         # relaxed: words for a human.
-        if self.state.group.load(memory_order_relaxed) >= 0:
-            where = "while it ran, and the run was stopped"
-        elif now_ns() < self.state.deadline_ns:
-            typical_s = self.state.model.typical_ns.load(memory_order_relaxed) / 1e9
+        if self.state.is_refused:
+            needed_s = self.state.model.needed_ns.load(memory_order_relaxed) / 1e9
             return DeadlineExceeded(
-                f"the request was not begun: a run takes about {typical_s:.4g} s, and less of its "
-                f"timeout of {timeout_s:.4g} s was left"
+                f"the request was not started: a run takes about {needed_s:.4g} s, more than what "
+                f"was left of its timeout of {timeout_s:.4g} s"
             )
-        else:
-            where = "while it waited for a stream"
-        return DeadlineExceeded(
-            f"the request's timeout expired, {timeout_s:.4g} s after it was sent, {where}"
+        where = (
+            "while it waited for a stream" if self.state.group.load(memory_order_relaxed) < 0
+            else "while it ran, and the run was stopped"
         )
+        return DeadlineExceeded(f"the request's timeout of {timeout_s:.4g} s expired {where}")
 
     @property
     def is_running(self) -> bool:
@@ -173,14 +169,14 @@ cdef _rename(Request request, size_t i, size_t num_infos):
 # --- Stages -------------------------------------------------------------------------------------
 
 
-cdef bint begin(RequestState* request) noexcept nogil:
+cdef bint begin(RequestState* request, bint others_wait) noexcept nogil:
     """A worker takes it out of its caller's hands. False: it has ended, without a run."""
     cdef uint32_t queued = QUEUED
     cdef uint32_t next_stage = RUNNING
     # acquire: pairs with Model.close; a request that sees it set is refused.
     if request.model.closing.load(memory_order_acquire):
         next_stage = REFUSED
-    elif is_hopeless(request):
+    elif is_late(request) or (others_wait and is_hopeless(request)):
         next_stage = EXPIRED
     # acq_rel: against whoever withdraws it; exactly one of the two wins.
     if not request.stage.compare_exchange_strong(queued, next_stage, memory_order_acq_rel):
@@ -196,24 +192,24 @@ cdef bint begin(RequestState* request) noexcept nogil:
     return False
 
 
-cdef bint is_hopeless(RequestState* request) noexcept nogil:
-    """Whether it will not end before its deadline: a run would only keep its cores from others.
+cdef bint is_late(RequestState* request) noexcept nogil:
+    return request.deadline_ns != NO_DEADLINE and request.deadline_ns <= now_ns()
 
-    Without this, a queue that is as long as the timeouts makes each request begin just before its
-    deadline, and most are stopped in the middle of their run. Each refusal lowers the estimate a
-    little, so that one that has become too high is tried again.
-    """
+
+cdef bint is_hopeless(RequestState* request) noexcept nogil:
+    """Whether less time is left than a run takes, where others wait for its cores: README, "A
+    request's life". relaxed: statistics; an update lost to another thread does no harm."""
     cdef uint64_t now, needed
     if request.deadline_ns == NO_DEADLINE:
         return False
     now = now_ns()
-    if request.deadline_ns <= now:
-        return True
-    # relaxed: a statistic; an update lost to another thread does no harm.
     needed = request.model.needed_ns.load(memory_order_relaxed)
-    if request.deadline_ns - now >= needed:
+    if now + needed <= request.deadline_ns:
         return False
-    request.model.needed_ns.store(needed - needed // 64 - 1, memory_order_relaxed)
+    if now - request.model.lowered_ns.load(memory_order_relaxed) > needed:
+        request.model.lowered_ns.store(now, memory_order_relaxed)
+        request.model.needed_ns.store(needed - needed // 64, memory_order_relaxed)
+    request.is_refused = True
     return True
 
 
@@ -245,6 +241,15 @@ cdef void trace_end(RequestState* request, Stage end) noexcept nogil:
     entry.started_ns = request.started_ns
     entry.ended_ns = request.ended_ns or now_ns()
     record_entry(request.model.trace, entry)
+
+
+cdef void release_outputs(RequestState* request) noexcept nogil:
+    """Frees what a run left, for the next run of the same request."""
+    cdef size_t i
+    for i in range(request.model.num_outputs):
+        if request.outputs[i] != NULL:
+            loaded_library().api.ReleaseValue(request.outputs[i])
+            request.outputs[i] = NULL
 
 
 cdef void* finish(RequestState* request) noexcept nogil:

@@ -12,7 +12,7 @@ from deepsched.runtime.library cimport check, library, loaded_library
 from deepsched.runtime.ort cimport OrtStatus
 from deepsched.runtime.pool cimport fork_generation, thread_name
 from deepsched.runtime.posix cimport (
-    CpuMask, aligned_alloc, pthread_join, sched_yield, start_thread,
+    CpuMask, aligned_alloc, pthread_join, pthread_t, sched_yield, start_thread,
 )
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free
@@ -132,7 +132,9 @@ cdef class RunSlots:
         """Starts the watcher, if it does not run yet. Returns 0 or an errno."""
         cdef CpuMask anywhere
         cdef int error
-        if self.has_watcher:
+        # While it closes, a request that comes here is refused a moment later. relaxed: the GIL
+        # orders it.
+        if self.has_watcher or self.is_closing.load(memory_order_relaxed):
             return 0
         name = thread_name(self.watcher_name)
         if self.has_watcher:  # a finalizer came here while that was allocated
@@ -162,15 +164,19 @@ cdef class RunSlots:
 
     cdef close(self):
         """Ends the watcher, once. Nothing may run any more."""
+        # Under the GIL: of two callers one finds the watcher, and nobody starts another.
         cdef bint has_watcher = self.has_watcher
-        self.has_watcher = False  # under the GIL, so that of two callers one finds it
-        if not has_watcher or self.generation != fork_generation():
+        cdef pthread_t watcher = self.watcher
+        self.has_watcher = False
+        if self.generation != fork_generation():
+            return
+        self.is_closing.store(1, memory_order_seq_cst)
+        if not has_watcher:
             return
         with nogil:
-            self.is_closing.store(1, memory_order_seq_cst)
             self.wake_epoch.fetch_add(1, memory_order_seq_cst)
             futex_wake(&self.wake_epoch, WAKE_ALL)
-            pthread_join(self.watcher, NULL)
+            pthread_join(watcher, NULL)
 
     cdef void watch(self) noexcept nogil:
         """The watcher's life: stop what is late, sleep until the next deadline."""
