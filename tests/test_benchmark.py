@@ -718,7 +718,7 @@ def test_deepsparses_flags_of_a_kv_cache_are_taken_and_said_to_have_no_effect(ml
     assert main(["benchmark", mlp, *QUICK, *flags]) == 0
     err = capsys.readouterr().err.splitlines()
     assert err == [
-        "--thread-pinning numa: the same as core; streams respect NUMA nodes anyway",
+        "--pin numa: the same as core; streams respect NUMA nodes anyway",
         "--input-ids-length, --no-internal-kv-cache, --disable-kv-cache-overrides, "
         "--num-kv-cache-tokens: no effect; the engine has no KV cache",
     ]
