@@ -42,8 +42,8 @@ class Scheduler(enum.StrEnum):
 
                 - a member's name, or a member itself;
                 - "default", the same as "single_stream";
-                - DeepSparse's words: "sync", "single" and "singlestream" for single_stream, "async",
-                  "multi" and "multistream" for multi_stream.
+                - DeepSparse's words: "sync", "single" and "singlestream" for single_stream,
+                  "async", "multi" and "multistream" for multi_stream.
 
         Raises:
             OptionError: `word` is none of these.

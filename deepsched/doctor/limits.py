@@ -144,8 +144,8 @@ def cpu_quota(host: Host) -> Check:
     if quota != num_used:
         share = quota / num_used
         meaning = (
-            f"Work on {counted(num_used, 'core')} uses up the quota after {share:.0%} of each period, "
-            f"and is throttled until the next. {meaning}"
+            f"Work on {counted(num_used, 'core')} uses up the quota after {share:.0%} of each "
+            f"period, and is throttled until the next. {meaning}"
         )
         fewer = f", or use num_cores={math.floor(quota)}" if quota >= 1 else ""
         advice = (
@@ -154,7 +154,8 @@ def cpu_quota(host: Host) -> Check:
         )
     found = (
         f"{quota:g} cores of CPU time for {num_usable} usable cores; deepsched uses "
-        f"{counted(num_used, 'core')}, pinned to CPUs {format_cpu_list(core.cpus[0] for core in used)}"
+        f"{counted(num_used, 'core')}, pinned to CPUs "
+        f"{format_cpu_list(core.cpus[0] for core in used)}"
     )
     return warn(name, found, meaning, advice, **data)
 

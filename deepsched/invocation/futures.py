@@ -96,8 +96,8 @@ class RequestFuture(Future[list[Any]]):
         # Without its lock, which a thread of the parent may have held as it forked.
         if self._is_forked and self._state not in ("CANCELLED_AND_NOTIFIED", "FINISHED"):
             raise ForkError(
-                "this request was submitted before os.fork() and ends in the parent only; submit it again, "
-                "to an engine created in the child"
+                "this request was submitted before os.fork() and ends in the parent only; submit "
+                "it again, to an engine created in the child"
             )
 
 

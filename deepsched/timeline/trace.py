@@ -15,8 +15,8 @@ from deepsched.timeline.text import render
 class Trace(TraceRecords):
     """The requests that ended while a context was traced, in order of submission.
 
-    Created by `Context.trace`, and filled when its block ends. Not in it are requests that were never
-    queued (QueueFull, or a timeout that passed before there was room) and those that have not
+    Created by `Context.trace`, and filled when its block ends. Not in it are requests that were
+    never queued (QueueFull, or a timeout that passed before there was room) and those that have not
     ended: `num_waiting` counts those still in the queue, and the drawn queue depth is without them.
 
     Example:
