@@ -49,7 +49,7 @@ def check_integer(
         return number
     is_huge = number is not None and number > most
     if highest == lowest:
-        expected = f"{lowest}"
+        expected = f"the integer {lowest}" if number is None else f"{lowest}"
     elif highest is not None or is_huge:
         expected = f"an integer between {lowest} and {most}"
     else:

@@ -53,8 +53,9 @@ class Engine:
         model: the path of an ONNX file, its bytes, or an onnx.ModelProto.
         batch_size: first dimension of every input, whatever the model's file says; None keeps
             the file's, which is any batch where the file leaves it open.
-        num_cores, num_streams, pin: see Context; for an engine with a context of its own.
-        scheduler: see Context, and the same; "single_stream" unless given.
+        num_cores, num_streams, pin: see Context; only for an engine with a context of its own.
+        scheduler: a member of Scheduler or its name, "single_stream" unless given; as above, only
+            for an engine with a context of its own.
         input_shapes: a shape for each input in the graph's order, such as [[1, 3, 320, 320]],
             replacing the model's; `batch_size`, unless it is 1, must agree with them.
         context: the streams to share with other engines.

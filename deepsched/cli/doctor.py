@@ -18,6 +18,7 @@ statuses:
   ok       nothing to do
   warn     it costs speed, accuracy or memory; the line after the arrow says what to do
   unknown  the machine does not report it
+
 "as far as this container sees": cgroups above the container's own may impose tighter limits, which
 are not visible inside.
 
