@@ -7,7 +7,7 @@
 
 POST /predict takes an array as .npy, inputs as JSON (`{"inputs": {"name": [...]}}`), or an image
 (with Pillow); it answers in JSON, or in .npy to `accept: application/x-npy`. GET /model describes
-the model's inputs, GET /stats returns `engine.stats()`.
+its inputs and outputs, GET /stats returns `context.stats()` and the requests under way.
 
 Under overload a request gets 503 and Retry-After, if possible before its body is read: when too
 many are decoded and run, or bodies hold too many bytes. Memory is counted as bytes arrive and a
