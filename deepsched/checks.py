@@ -48,7 +48,9 @@ def check_integer(
     if number is not None and lowest <= number <= most:
         return number
     is_huge = number is not None and number > most
-    if highest is not None or is_huge:
+    if highest == lowest:
+        expected = f"the integer {lowest}" if number is None else f"{lowest}"
+    elif highest is not None or is_huge:
         expected = f"an integer between {lowest} and {most}"
     else:
         expected = f"an integer of at least {lowest}"

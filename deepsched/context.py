@@ -12,10 +12,11 @@ from typing import NoReturn
 
 from deepsched.checks import check_integer
 from deepsched.errors import ForkError
+from deepsched.formatting import counted
 from deepsched.machine.partition import PartitionWarning, Stream
 from deepsched.machine.topology import Topology
 from deepsched.scheduler import Scheduler
-from deepsched.scheduling.layout import Layout, lay_out
+from deepsched.scheduling.layout import Layout, lay_out, log_warnings
 from deepsched.scheduling.stats import Stats
 from deepsched.scheduling.streams import SharedStreams
 from deepsched.timeline.trace import Trace
@@ -33,7 +34,7 @@ class Context:
     Args:
         num_cores: number of physical cores to use; None for all that this process may use: what
             counts is the affinity mask, the cgroup's cpuset and its CPU quota, not the machine.
-        num_streams: number of requests that run side by side; None for one per L3 cache (elastic:
+        num_streams: number of requests that run in parallel; None for one per L3 cache (elastic:
             one per core, at most 64).
         scheduler: "single_stream" (one request at a time, on all cores), "multi_stream" (one per
             stream) or "elastic" (each takes one stream or several neighbours, as the load allows);
@@ -72,10 +73,11 @@ class Context:
         named = Scheduler.from_str(Scheduler.default if scheduler is None else scheduler)
         layout = lay_out(num_cores, num_streams, named, pin, topology)
         self._hold(SharedStreams(layout, queue_capacity=queue_capacity, spin=spin))
+        log_warnings(layout, num_streams)
 
     @classmethod
     def _over(cls, shared: SharedStreams) -> Context:
-        """A context for streams that were made otherwise: an engine's own, or a profiler's."""
+        """A context for streams that were created otherwise: an engine's own, or a profiler's."""
         context = cls.__new__(cls)
         context._hold(shared)
         return context
@@ -87,7 +89,7 @@ class Context:
 
     @property
     def scheduler(self) -> Scheduler:
-        """Which requests may run side by side."""
+        """Which requests may run in parallel."""
         return self._layout.scheduler
 
     @property
@@ -107,7 +109,7 @@ class Context:
 
     @property
     def num_streams(self) -> int:
-        """Number of requests that run side by side."""
+        """Number of requests that run in parallel."""
         return len(self._layout.streams)
 
     @property
@@ -127,8 +129,8 @@ class Context:
 
     def __repr__(self) -> str:
         return (
-            f"<Context {self._shared.name}: {self.scheduler}, {self.num_cores} cores in "
-            f"{self.num_streams} streams{', closed' if self.is_closed else ''}>"
+            f"<Context {self._shared.name}: {self.scheduler}, {counted(self.num_cores, 'core')} in "
+            f"{counted(self.num_streams, 'stream')}{', closed' if self.is_closed else ''}>"
         )
 
     @contextmanager
@@ -151,7 +153,7 @@ class Context:
             ...     with engine.context.trace() as trace:
             ...         outputs = engine.run(engine.generate_random_inputs())
             >>> trace
-            <Trace of 1 requests, single_stream, 1 streams>
+            <Trace of 1 request, single_stream, 1 stream>
         """
         capacity = check_integer("capacity", capacity, 1, 2**30)
         dispatcher, registry = self._shared.dispatcher, self._shared.registry
@@ -188,14 +190,14 @@ class Context:
     def _check_fork(self) -> None:
         if self._shared.dispatcher.is_forked:
             raise ForkError(
-                "this context was made before os.fork() and is the parent's; make a new one here"
+                "this context was created before os.fork() and is the parent's; create one here"
             )
 
     def __reduce__(self) -> NoReturn:
         # Without this a copy shares the threads with the original, and ends them as it dies.
         raise TypeError(
             "a context cannot be copied or pickled: it holds threads of this process. Engines may "
-            "share it; another process makes its own"
+            "share it; another process creates its own"
         )
 
     def __enter__(self) -> Context:

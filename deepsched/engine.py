@@ -19,6 +19,7 @@ from deepsched.errors import (
     InputTypeError,
     OptionError,
 )
+from deepsched.formatting import counted
 from deepsched.invocation.batches import join_batch, split_batch
 from deepsched.invocation.event_loop import run_on_loop
 from deepsched.invocation.futures import RequestFuture
@@ -32,7 +33,7 @@ from deepsched.models.memory_usage import Memory, arena_sizes, memory_usage
 from deepsched.models.prepare import ModelLike, Shapes, explain_override
 from deepsched.models.random_inputs import random_inputs
 from deepsched.scheduler import Scheduler
-from deepsched.scheduling.layout import lay_out
+from deepsched.scheduling.layout import lay_out, log_warnings
 from deepsched.scheduling.stats import Stats
 from deepsched.scheduling.streams import ServedModel, SharedStreams
 from deepsched.timeline.records import TracedModel
@@ -52,8 +53,9 @@ class Engine:
         model: the path of an ONNX file, its bytes, or an onnx.ModelProto.
         batch_size: first dimension of every input, whatever the model's file says; None keeps
             the file's, which is any batch where the file leaves it open.
-        num_cores, num_streams, scheduler, pin: see Context; for an engine with a context of its
-            own. `scheduler` is "single_stream" unless given.
+        num_cores, num_streams, pin: see Context; only for an engine with a context of its own.
+        scheduler: a member of Scheduler or its name, "single_stream" unless given; as above, only
+            for an engine with a context of its own.
         input_shapes: a shape for each input in the graph's order, such as [[1, 3, 320, 320]],
             replacing the model's; `batch_size`, unless it is 1, must agree with them.
         context: the streams to share with other engines.
@@ -110,7 +112,7 @@ class Engine:
             shared.dispatcher.is_forked
         ):  # before anything that a thread of the parent may have locked
             raise ForkError(
-                "this context was made before os.fork() and is the parent's; make a new one here"
+                "this context was created before os.fork() and is the parent's; create one here"
             )
         try:
             opened = open_model(
@@ -132,6 +134,8 @@ class Engine:
             shared.serve(self._served)
             if opened.changed_fixed_sizes:
                 self._check_override(input_shapes)
+            if self._owns_context:  # last: an error is all that its user should read
+                log_warnings(shared.layout, num_streams)
         except BaseException:
             self._abort_init()
             raise
@@ -209,7 +213,7 @@ class Engine:
 
     @property
     def scheduler(self) -> Scheduler:
-        """Which requests may run side by side."""
+        """Which requests may run in parallel."""
         return self._context.scheduler
 
     @property
@@ -219,7 +223,7 @@ class Engine:
 
     @property
     def num_streams(self) -> int:
-        """Number of requests that run side by side."""
+        """Number of requests that run in parallel."""
         return self._context.num_streams
 
     @property
@@ -246,8 +250,8 @@ class Engine:
     def __repr__(self) -> str:
         return (
             f"<{type(self).__name__} {self.model_path or 'model'}: batch_size={self.batch_size}, "
-            f"{self.scheduler}, {self.num_cores} cores in {self.num_streams} streams"
-            f"{', closed' if self.is_closed else ''}>"
+            f"{self.scheduler}, {counted(self.num_cores, 'core')} in "
+            f"{counted(self.num_streams, 'stream')}{', closed' if self.is_closed else ''}>"
         )
 
     # --- Requests ---------------------------------------------------------------------------
@@ -499,10 +503,12 @@ class Engine:
                 if info.name not in inputs and info.kind != "optional"
             ]
             if unknown or missing:
-                raise InputError(
-                    f"expected inputs named {self.input_names}; missing {missing}, "
-                    f"unknown {unknown}"
-                )
+                wrong = [
+                    f"{what} {names}"
+                    for what, names in (("missing", missing), ("unknown", unknown))
+                    if names
+                ]
+                raise InputError(f"expected inputs named {self.input_names}; {', '.join(wrong)}")
             return [inputs.get(name) for name in self.input_names]
         if isinstance(inputs, (list, tuple)):
             return list(inputs)

@@ -15,6 +15,15 @@ def rounded(number: float) -> str:
     return f"{number:.2f}" if number >= 1 else f"{number:.2g}"
 
 
+def counted(number: int, noun: str) -> str:
+    """`number` and `noun`, in the plural where that is due.
+
+    >>> counted(1, "core"), counted(2, "core")
+    ('1 core', '2 cores')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def shortened(text: str, width: int) -> str:
     """`text` in at most `width` characters; the middle goes, since paths differ at their ends.
 

@@ -8,7 +8,7 @@ from deepsched.errors import OptionError
 
 
 class Scheduler(enum.StrEnum):
-    """The policy for which requests run concurrently, and on how many cores.
+    """The policy for which requests run in parallel, and on how many cores.
 
     Members equal their strings, hash like them and print as them.
 
@@ -25,7 +25,7 @@ class Scheduler(enum.StrEnum):
     """One request at a time, on all cores of the budget: the lowest latency for a lone request."""
 
     multi_stream = "multi_stream"
-    """One request per stream, concurrently: the highest throughput."""
+    """One request per stream, in parallel: the highest throughput."""
 
     elastic = "elastic"
     """Each request on as many cores as the load allows."""
@@ -42,8 +42,8 @@ class Scheduler(enum.StrEnum):
 
                 - a member's name, or a member itself;
                 - "default", the same as "single_stream";
-                - DeepSparse's words: "sync" and "single" for single_stream, "async" and "multi"
-                  for multi_stream.
+                - DeepSparse's words: "sync", "single" and "singlestream" for single_stream,
+                  "async", "multi" and "multistream" for multi_stream.
 
         Raises:
             OptionError: `word` is none of these.
@@ -55,7 +55,7 @@ class Scheduler(enum.StrEnum):
                 hint = ". compile_model takes 'auto', where it makes a context of its own"
             raise OptionError(
                 f"scheduler must be one of {', '.join(Scheduler)} (or DeepSparse's words sync, "
-                f"single, async, multi, default), got {word!r}{hint}"
+                f"single, singlestream, async, multi, multistream, default), got {word!r}{hint}"
             )
         return scheduler
 
@@ -64,6 +64,8 @@ _BY_WORD = {
     **Scheduler.__members__,
     "single": Scheduler.single_stream,
     "sync": Scheduler.single_stream,
+    "singlestream": Scheduler.single_stream,
     "multi": Scheduler.multi_stream,
     "async": Scheduler.multi_stream,
+    "multistream": Scheduler.multi_stream,
 }

@@ -7,10 +7,15 @@ the same relative path on GitHub and in the site.
 import dataclasses
 import inspect
 import re
+import textwrap
+from collections.abc import Iterator
 from typing import Any
 
+from docutils import nodes
 from sphinx.application import Sphinx
 
+from deepsched import advice, analysis, benchmark, doctor
+from deepsched.cli.help import HelpFormatter
 from deepsched.version import __version__
 
 project = "deepsched"
@@ -31,6 +36,7 @@ external_toc_path = "docs/_toc.yml"
 html_theme = "furo"
 html_title = project
 html_copy_source = False
+html_show_copyright = False
 html_extra_path = ["site"]  # index.html, which leads to docs/README.html
 
 smartquotes = False  # text stays as it is in the source
@@ -40,7 +46,7 @@ myst_heading_anchors = 3  # the anchors that GitHub gives to headings
 # Docstrings: Google style, with plain `backticks`. Those link where they hold a public name.
 default_role = "py:obj"
 napoleon_numpy_docstring = False
-autodoc_default_options = {"members": True, "undoc-members": True, "show-inheritance": True}
+autodoc_default_options = {"members": True, "undoc-members": True}
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
@@ -69,6 +75,39 @@ def _drop_signature(
     return ("", "") if is_data else None
 
 
+def _list_functions_first(app: Sphinx) -> None:
+    """autodoc lists the members of a module in the order of its `__all__`."""
+    for module in (advice, analysis, benchmark, doctor):
+        names = vars(module)
+        module.__all__.sort(key=lambda name, names=names: not inspect.isfunction(names[name]))
+
+
+def _keep_lines(app: Sphinx, doctree: nodes.document) -> None:
+    """The help texts of the command line, which sphinx-argparse-cli makes one paragraph each."""
+    if app.env.docname == "docs/reference/command-line":
+        for paragraph in list(doctree.findall(nodes.paragraph)):
+            if "\n" in paragraph.astext():
+                paragraph.replace_self(list(_blocks_of(paragraph.astext())))
+
+
+def _blocks_of(text: str) -> Iterator[nodes.Element]:
+    for block in text.strip().split("\n\n"):
+        title, _, rest = block.partition("\n")
+        if "\n  " not in block:
+            yield nodes.paragraph("", block)
+            continue
+        if rest.startswith("  "):
+            yield nodes.paragraph("", title)
+            block = rest
+        wrapped = textwrap.dedent(HelpFormatter("")._fill_text(block, _HELP_WIDTH, ""))
+        yield nodes.literal_block(wrapped, wrapped, language="none")
+
+
+_HELP_WIDTH = 80
+
+
 def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", _clean_docstring, priority=400)
+    app.connect("builder-inited", _list_functions_first)
     app.connect("autodoc-process-signature", _drop_signature)
+    app.connect("doctree-read", _keep_lines)

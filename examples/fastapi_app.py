@@ -6,16 +6,16 @@
     curl -H 'content-type: application/x-npy' --data-binary @x.npy localhost:8000/predict
 
 POST /predict takes an array as .npy, inputs as JSON (`{"inputs": {"name": [...]}}`), or an image
-(with Pillow); it answers in JSON, or in .npy to `accept: application/x-npy`. GET /model tells what
-the model takes, GET /stats how it goes.
+(with Pillow); it answers in JSON, or in .npy to `accept: application/x-npy`. GET /model describes
+its inputs and outputs, GET /stats returns `context.stats()` and the requests under way.
 
 Under overload a request gets 503 and Retry-After, if possible before its body is read: when too
 many are decoded and run, or bodies hold too many bytes. Memory is counted as bytes arrive and a
 place in the queue is taken when the body is complete, so clients that announce much and send
 nothing take nothing from others. A body that stalls gets 408. A request that is not answered within
-TIMEOUT seconds gets 504, whatever took so long: body, decoding or model. A body that is too long
-gets 413, inputs that cannot be read or do not fit 422, and outputs that JSON cannot express (NaN)
-406.
+TIMEOUT seconds gets 504, whether the time went into a slow body, decoding or the model. A body that
+is too long gets 413, inputs that cannot be read or do not fit 422, and outputs that JSON cannot
+express (NaN) 406.
 
 How many connections there may be, in all and for each client, is for the proxy in front to limit;
 so are clients that read their answers slowly.
@@ -84,7 +84,7 @@ def create_app(
     queue_capacity: int = 64,
     scheduler: str = "elastic",
 ) -> FastAPI:
-    """The application; its engine is made when it starts, in the process that serves."""
+    """The application; its engine is created when it starts, in the process that serves."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -649,7 +649,7 @@ def test_a_sweep_prints_a_table_and_writes_a_csv(mlp, tmp_path, capsys):
     file, export = tmp_path / "out.csv", tmp_path / "out.json"
     axes = ["--sweep", "callers=1,2", "--sweep", "batch_size=1,4", "--sweep", "num_streams=1,999"]
     assert main(["benchmark", mlp, *QUICK, *axes, "--csv", str(file), "-x", str(export)]) == 0
-    assert "num_streams must be an integer between 1 and" in capsys.readouterr().out
+    assert "num_streams must be " in capsys.readouterr().out
     rows = list(csv.DictReader(file.read_text().splitlines()))
     swept = [(row["callers"], row["batch_size"], row["num_streams"]) for row in rows]
     assert sorted(swept) == sorted(itertools.product("12", "14", ("1", "999")))
@@ -718,7 +718,7 @@ def test_deepsparses_flags_of_a_kv_cache_are_taken_and_said_to_have_no_effect(ml
     assert main(["benchmark", mlp, *QUICK, *flags]) == 0
     err = capsys.readouterr().err.splitlines()
     assert err == [
-        "--thread-pinning numa: the same as core; streams respect NUMA nodes anyway",
+        "--pin numa: the same as core; streams respect NUMA nodes anyway",
         "--input-ids-length, --no-internal-kv-cache, --disable-kv-cache-overrides, "
         "--num-kv-cache-tokens: no effect; the engine has no KV cache",
     ]

@@ -48,6 +48,8 @@ def tree(tmp_path: Path) -> SysfsTree:
     machine.write("sys/devices/system/cpu/intel_pstate/no_turbo", 0)
     machine.write("sys/kernel/mm/transparent_hugepage/enabled", "always [madvise] never")
     machine.write("proc/stat", "cpu  1000 0 500 9000 10 0 20 5 0 0\ncpu0 1 2 3")
+    machine.write("proc/pressure/cpu", "some avg10=0.40 avg60=30.00 avg300=0.00 total=5")
+    machine.write("proc/loadavg", "1.20 4.00 4.00 1/84 31176")
     machine.write("proc/meminfo", "MemTotal:       16777216 kB\nMemFree: 5 kB")
     machine.write("proc/self/status", "Name:\tpython\nMems_allowed_list:\t0")
     machine.write("proc/self/cgroup", "0::/job")
@@ -661,6 +663,35 @@ def test_much_stolen_time_warns_and_idle_time_does_not_hide_it(tree: SysfsTree) 
     assert steal.data["share"] == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize(
+    ("pressure", "load", "status"),
+    [
+        ("some avg10=3.00 avg60=90.00 avg300=90.00 total=5", "1.00 9.00 9.00 1/84 3", Status.ok),
+        ("some avg10=47.08 avg60=0.00 avg300=0.00 total=5", "1.00 0.00 0.00 1/84 3", Status.warn),
+        ("some avg10=0.00 avg60=0.00 avg300=0.00 total=5", "7.20 0.00 0.00 1/84 3", Status.warn),
+        ("some avg10=12.00 avg60=0.00 avg300=0.00 total=5", None, Status.warn),
+        (None, "8.00 0.00 0.00 1/84 3", Status.warn),
+        (None, "6.00 0.00 0.00 1/84 3", Status.ok),
+        (None, None, Status.unknown),
+    ],
+)
+def test_cores_that_others_keep_busy_warn(
+    pressure: str | None, load: str | None, status: Status, tree: SysfsTree
+) -> None:
+    machine = another(tree, Topology.synthetic(packages=1, cores_per_l3=8, threads_per_core=2))
+    for path, text in (("proc/pressure/cpu", pressure), ("proc/loadavg", load)):
+        if text is not None:
+            machine.write(path, text)
+    found = check(machine, "contention")
+    assert found.status == status
+    assert (found.data["pressure"] is None) == (pressure is None)
+    assert (found.data["load_per_core"] is None) == (load is None)
+
+
+def test_load_counts_per_core_of_the_whole_machine(tree: SysfsTree) -> None:
+    assert check(tree, "contention", {0}).data["load_per_core"] == pytest.approx(1.2 / 8)
+
+
 # --- This process -----------------------------------------------------------------------------
 
 
@@ -735,6 +766,8 @@ def test_blas_pool_of_numpy_alone_is_no_warning() -> None:
 _FILES = (
     "proc/cpuinfo",
     "proc/stat",
+    "proc/pressure/cpu",
+    "proc/loadavg",
     "proc/meminfo",
     "proc/self/status",
     "proc/self/cgroup",
@@ -778,6 +811,8 @@ _WORDS = st.sampled_from(
         "²",
         "1e9",
         "nr_periods",
+        "some avg10=",
+        "9.00",
         "throttled_usec",
         "Mems_allowed_list:",
         "\n",
@@ -843,6 +878,7 @@ def test_files_that_are_missing_or_folders_are_unknown(tree: SysfsTree) -> None:
         "governor",
         "boost",
         "steal",
+        "contention",
     ):
         assert check(bare, name).status == Status.unknown
 

@@ -11,7 +11,7 @@ import pytest
 
 from deepsched import Context, Engine, MultiModelEngine, Scheduler, Topology, compile_model
 from deepsched.benchmark import bundled_model
-from deepsched.errors import ClosedError, OptionError, StreamConfigError
+from deepsched.errors import ClosedError, ModelNotFoundError, OptionError, StreamConfigError
 from tests.support import models
 from tests.support.plain_onnxruntime import reference, same_bits
 from tests.support.threads import in_threads
@@ -159,8 +159,22 @@ def test_deepsparses_words_are_taken_everywhere(word):
 @pytest.mark.parametrize("num_streams", [0, -1, NUM_CORES + 1])
 @pytest.mark.parametrize("scheduler", ["single_stream", "multi_stream"])
 def test_num_streams_out_of_range_is_refused(num_streams, scheduler):
-    with pytest.raises(StreamConfigError, match=f"between 1 and {NUM_CORES}.*got {num_streams}"):
+    with pytest.raises(StreamConfigError, match=f"num_streams must be .*got {num_streams}$"):
         Engine(models.mlp(), scheduler=scheduler, num_streams=num_streams)
+
+
+@pytest.mark.skipif(NUM_CORES < 2, reason="needs two streams")
+def test_streams_are_warned_of_only_when_the_engine_opens(caplog):
+    options = {"scheduler": "single_stream", "num_streams": 2}
+    with pytest.raises(ModelNotFoundError):
+        Engine("nowhere.onnx", **options)
+    assert caplog.messages == []
+    with Engine(models.mlp(), **options):
+        (message,) = caplog.messages
+    assert message.startswith("num_streams=2 has no effect with single_stream")
+    caplog.clear()
+    with Context(**options):
+        assert caplog.messages == [message]
 
 
 @pytest.mark.parametrize("num_streams", [1.5, "2", True])

@@ -152,7 +152,9 @@ def test_sizes_that_fail_in_a_kernel_fail_the_compile():
     [
         ([], r"expected a list of 1 input \('x'\), got 0"),
         ([1, 2], "expected a list of 1 input"),
-        ({"z": 1}, r"missing \['x'\], unknown \['z'\]"),
+        ({"z": 1}, r"missing \['x'\], unknown \['z'\]$"),
+        ({}, r"\['x'\]; missing \['x'\]$"),
+        ({"x": 1, "z": 1}, r"\['x'\]; unknown \['z'\]$"),
         (np.ones((1, 64), np.float32), r"run\(\[x\]\)"),
         (None, "expected a list"),
     ],

@@ -118,7 +118,33 @@ def test_errors_name_the_flag_as_the_help_shows_it(capsys):
         main(["topology", "-ncores", "two"])
     assert "argument --num-cores: invalid int value: 'two'" in capsys.readouterr().err
     assert main(["topology", "--num_cores", "0"]) == 2
-    assert capsys.readouterr().err.startswith("deepsched: --num-cores must be an integer between")
+    assert capsys.readouterr().err.startswith("deepsched: --num-cores must be ")
+    assert main(["advise", "--p99-limit", "-1", "--rate", "3"]) == 2
+    assert capsys.readouterr().err == "deepsched: --p99-limit must be a positive number, got -1.0\n"
+
+
+def test_errors_offer_no_python_values(capsys):
+    assert main(["benchmark", "-b", "0"]) == 2
+    told = "deepsched: --batch-size must be an integer of at least 1, got 0\n"
+    assert capsys.readouterr().err == told
+
+
+@pytest.mark.parametrize(
+    ("command", "argument", "told"),
+    [
+        ("benchmark", "--num-steams", " (did you mean --num-streams?)"),
+        ("benchmark", "--num_streems=2", " (did you mean --num-streams?)"),
+        ("cache list", "--jsn", " (did you mean --json?)"),
+        ("benchmark", "--disable-kv-cache", ""),
+        ("doctor", "extra", ""),
+    ],
+)
+def test_an_unknown_flag_shows_the_usage_and_the_nearest_flag(capsys, command, argument, told):
+    with pytest.raises(SystemExit, match="2"):
+        main([*command.split(), argument])
+    err = capsys.readouterr().err
+    assert err.startswith(f"usage: deepsched {command} [-h]")
+    assert err.endswith(f"\ndeepsched {command}: error: unrecognized arguments: {argument}{told}\n")
 
 
 @pytest.mark.parametrize("word", [*_BY_WORD, "ASYNC"])

@@ -273,10 +273,24 @@ def test_threads_out_of_bounds_are_an_error(threads: int) -> None:
         partition(Topology.synthetic(threads_per_core=2), threads_per_core=threads)
 
 
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("num_cores", r"must be 1 \(one usable core: online, .*\)"),
+        ("num_streams", r"must be 1 \(one usable core\)"),
+        ("threads_per_core", r"must be 1 \(this machine has one hardware thread per core\)"),
+    ],
+)
+def test_range_of_one_value_is_that_value(option: str, told: str) -> None:
+    machine = Topology.synthetic(packages=1, cores_per_l3=1)
+    with pytest.raises(StreamConfigError, match=f"^{option} {told}, got 2$"):
+        partition(machine, **{option: 2})
+
+
 @pytest.mark.parametrize("name", ["num_cores", "num_streams", "threads_per_core"])
 @pytest.mark.parametrize("value", [True, 2.0, "2"])
 def test_numbers_of_the_wrong_type_are_an_error(name: str, value: object) -> None:
-    with pytest.raises(StreamConfigError, match=rf"{name} must be an integer .*, got {value!r}"):
+    with pytest.raises(StreamConfigError, match=rf"{name} must be .* integer .*, got {value!r}"):
         partition(TWO_BY_EIGHT, **{name: value})  # type: ignore[arg-type]
 
 

@@ -30,6 +30,8 @@ def test_default_is_an_alias_of_single_stream() -> None:
         ("default", Scheduler.single_stream),
         ("async", Scheduler.multi_stream),
         ("multi", Scheduler.multi_stream),
+        ("singlestream", Scheduler.single_stream),
+        ("multistream", Scheduler.multi_stream),
         ("Multi_Stream", Scheduler.multi_stream),
         ("ELASTIC", Scheduler.elastic),
         (Scheduler.elastic, Scheduler.elastic),

@@ -25,7 +25,7 @@ from deepsched.cli.options import (
     parse_shapes,
 )
 from deepsched.errors import OptionError
-from deepsched.formatting import rounded
+from deepsched.formatting import counted, rounded
 from deepsched.machine.contention import contention_note, is_contended
 
 _EPILOG = """\
@@ -166,7 +166,7 @@ def _table(title: str, names: Sequence[str], analysis: Analysis, is_wide: bool) 
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in names:
         table.add_column(name, overflow="fold")
-    cores = [f"{count} core{'s' * (count > 1)}" for count in _shown(analysis, is_wide)]
+    cores = [counted(count, "core") for count in _shown(analysis, is_wide)]
     rates = ["GFLOP/s", "GB/s"] if is_wide else ["GFLOP/s"]
     for name in ("share", *cores, "speed-up", "good for", *rates):
         table.add_column(name, justify="right", no_wrap=True)
@@ -194,8 +194,7 @@ def _or_dash(number: float | None, form: str) -> str:
 
 def _summary(analysis: Analysis) -> str:
     times = ", ".join(
-        f"{rounded(ms)} ms on {cores} core{'s' * (cores > 1)}"
-        for cores, ms in analysis.plain_ms.items()
+        f"{rounded(ms)} ms on {counted(cores, 'core')}" for cores, ms in analysis.plain_ms.items()
     )
     sentences = [f"A lone request takes {times}."]
     if not analysis.operators:
@@ -203,7 +202,7 @@ def _summary(analysis: Analysis) -> str:
     most = analysis.most_cores
     slowest = analysis.types[0]
     sentences.append(
-        f"On {most} {analysis.share(slowest):.0%} of that is in {slowest.op_type} "
+        f"On {counted(most, 'core')}, {slowest.op_type} takes {analysis.share(slowest):.0%} of it "
         f"({slowest.count} of {len(analysis.operators)} operators)."
     )
     if analysis.slowdown > _MUCH_SLOWER:
@@ -224,9 +223,11 @@ def _stuck(analysis: Analysis) -> str:
     if not stuck:
         return f"Every type of operator that matters scales to {most} cores."
     share = sum(analysis.share(it) for it in stuck)
-    named = ", ".join(f"{it.op_type} ({analysis.share(it):.0%}, {it.useful_cores})" for it in stuck)
+    named = ", ".join(
+        f"{it.op_type} ({analysis.share(it):.0%}, useful cores: {it.useful_cores})" for it in stuck
+    )
     return (
-        f"{share:.0%} is in types that do not scale to {most} cores: {named} (share, useful "
-        "cores). While those run, the other cores are mostly idle; more streams give them work, "
+        f"Operator types that do not scale to {most} cores take {share:.0%}: {named}. "
+        "While those run, the other cores are mostly idle; more streams give them work, "
         "and `deepsched advise` finds how many."
     )

@@ -130,7 +130,7 @@ def _add_engine_options(group: argparse._ActionsContainer) -> None:
     add_num_cores(group)
     add_num_streams(
         group,
-        "requests that run concurrently (default: one per L3 cache; without MODEL: at least two, "
+        "requests that run in parallel (default: one per L3 cache; without MODEL: at least two, "
         "if there are two cores)",
     )
     add_option(
@@ -145,8 +145,9 @@ def _add_engine_options(group: argparse._ActionsContainer) -> None:
     )
     add_option(
         group,
-        "--thread-pinning",
-        hidden=["-pin"],
+        "--pin",
+        hidden=["-pin", "--thread-pinning", "--thread_pinning"],
+        dest="thread_pinning",
         choices=["core", "numa", "none"],
         default="core",
         help="core: threads are pinned to the cores of their stream; none: the kernel places them "
@@ -263,7 +264,7 @@ def _make_custom_engine_importable(engine: str) -> None:
 def _warn_of_flags_without_effect(args: argparse.Namespace) -> None:
     if args.thread_pinning == "numa":
         print(
-            "--thread-pinning numa: the same as core; streams respect NUMA nodes anyway",
+            "--pin numa: the same as core; streams respect NUMA nodes anyway",
             file=sys.stderr,
         )
     values = {flag: getattr(args, flag[2:].replace("-", "_")) for flag in _WITHOUT_EFFECT}

@@ -18,6 +18,7 @@ statuses:
   ok       nothing to do
   warn     it costs speed, accuracy or memory; the line after the arrow says what to do
   unknown  the machine does not report it
+
 "as far as this container sees": cgroups above the container's own may impose tighter limits, which
 are not visible inside.
 
@@ -41,6 +42,8 @@ checks:
   governor        frequency driver, governor and frequency cap
   boost           whether cores may exceed their base frequency
   steal           share of busy time that a virtual machine waited for its host
+  contention      whether other processes keep the cores busy just now: the kernel's CPU pressure,
+                  and the load average per online core
   thread_pools    BLAS and OpenMP libraries in this process with their thread counts; call
                   deepsched.check_hardware() in a program to see that program's
   packages        versions

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Collection, Sequence
 from importlib import import_module
@@ -38,6 +40,29 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=HelpFormatter, **options)
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Refuses what it does not know here, with this subcommand's usage; argparse leaves it to
+        the parser above, whose usage has no options."""
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._nearest(unknown)}")
+        return parsed, unknown
+
+    def _nearest(self, unknown: Sequence[str]) -> str:
+        flags = {
+            spelling: action.option_strings[-1]
+            for spelling, action in self._option_string_actions.items()
+            if action.help != argparse.SUPPRESS and spelling.startswith("--")
+        }
+        for argument in unknown:
+            if argument.startswith("-"):
+                found = difflib.get_close_matches(argument.partition("=")[0], flags, n=1)
+                if found:
+                    return f" (did you mean {flags[found[0]]}?)"
+        return ""
 
 
 class _PrintableFormatter(logging.Formatter):
@@ -100,11 +125,17 @@ def _run(argv: Sequence[str]) -> int:
         return 2
 
 
+_DESTS = {"p99_limit_ms": "p99_limit"}
+"""Arguments of the API whose options have other names."""
+
+
 def _with_flag(message: str, parser: argparse.ArgumentParser) -> str:
-    """`num_streams must be ...`, from below the command line, is about --num-streams."""
+    """`num_streams must be ..., or None, got ...`, from below the command line, is about
+    --num-streams, where nobody can write None."""
     name, space, rest = message.partition(" ")
     for action in parser._actions:
-        if action.dest == name and action.option_strings:
+        if action.dest == _DESTS.get(name, name) and action.option_strings:
+            rest = re.sub(r", or None\b.*(?=, got )", "", rest)
             return f"{action.option_strings[-1]}{space}{rest}"
     return message
 

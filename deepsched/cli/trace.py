@@ -83,7 +83,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_num_cores(engine)
     add_num_streams(
         engine,
-        "requests that run concurrently with multi_stream and elastic (default: one per L3 cache, "
+        "requests that run in parallel with multi_stream and elastic (default: one per L3 cache, "
         "at least two if there are two cores; elastic: one per core)",
     )
     load = parser.add_argument_group("load")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-from deepsched.doctor import instructions, kernel, limits, machine, pools, versions
+from deepsched.doctor import contention, instructions, kernel, limits, machine, pools, versions
 from deepsched.doctor.diagnosis import Check, Diagnosis, Status
 from deepsched.doctor.host import Host
 
@@ -31,6 +31,7 @@ _CHECKS = (
     kernel.governor,
     kernel.boost,
     kernel.steal,
+    contention.contention,
     pools.thread_pools,
     versions.packages,
     versions.onnxruntime,

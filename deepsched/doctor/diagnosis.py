@@ -86,11 +86,6 @@ def _lines(check: Check) -> list[str]:
     return lines + [f"    {text}" for text in (check.meaning, check.advice) if text]
 
 
-def count_cores(number: int) -> str:
-    """`1 core`, `2 cores`."""
-    return f"{number} core" if number == 1 else f"{number} cores"
-
-
 def ok(name: str, found: str, meaning: str = "", /, **data: Any) -> Check:
     """A check that found nothing to do."""
     return Check(name, Status.ok, found, meaning, data=data)

@@ -8,9 +8,10 @@ import shutil
 from dataclasses import replace
 from typing import Any
 
-from deepsched.doctor.diagnosis import Check, count_cores, ok, unknown, warn
+from deepsched.doctor.diagnosis import Check, ok, unknown, warn
 from deepsched.doctor.host import NOT_LOCAL, Host
 from deepsched.doctor.pools import BINDING_VARIABLES
+from deepsched.formatting import counted
 from deepsched.machine import cgroup
 from deepsched.machine.partition import partition
 from deepsched.machine.sysfs import CpuSet, format_cpu_list
@@ -143,8 +144,8 @@ def cpu_quota(host: Host) -> Check:
     if quota != num_used:
         share = quota / num_used
         meaning = (
-            f"Work on {count_cores(num_used)} uses up the quota after {share:.0%} of each period, "
-            f"and is throttled until the next. {meaning}"
+            f"Work on {counted(num_used, 'core')} uses up the quota after {share:.0%} of each "
+            f"period, and is throttled until the next. {meaning}"
         )
         fewer = f", or use num_cores={math.floor(quota)}" if quota >= 1 else ""
         advice = (
@@ -153,7 +154,8 @@ def cpu_quota(host: Host) -> Check:
         )
     found = (
         f"{quota:g} cores of CPU time for {num_usable} usable cores; deepsched uses "
-        f"{count_cores(num_used)}, pinned to CPUs {format_cpu_list(core.cpus[0] for core in used)}"
+        f"{counted(num_used, 'core')}, pinned to CPUs "
+        f"{format_cpu_list(core.cpus[0] for core in used)}"
     )
     return warn(name, found, meaning, advice, **data)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from deepsched.doctor.diagnosis import Check, count_cores, ok, unknown, warn
+from deepsched.doctor.diagnosis import Check, ok, unknown, warn
 from deepsched.doctor.host import Host
+from deepsched.formatting import counted
 from deepsched.machine.partition import partition
 from deepsched.machine.sysfs import format_cpu_list
 from deepsched.machine.topology import Core, distinct
@@ -44,7 +45,7 @@ def smt(host: Host) -> Check:
         )
     return ok(
         name,
-        f"on; the {len(usable)} usable CPUs make {count_cores(num_cores)}",
+        f"on; the {len(usable)} usable CPUs make {counted(num_cores, 'core')}",
         "deepsched uses one thread of each core.",
         **data,
     )

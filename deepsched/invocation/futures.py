@@ -114,7 +114,7 @@ class RequestFuture(Future[list[Any]]):
         if self._is_forked and not self.done():
             raise ForkError(
                 "this request was submitted before os.fork() and ends in the parent only; submit "
-                "it again, to an engine made in the child"
+                "it again, to an engine created in the child"
             )
 
 

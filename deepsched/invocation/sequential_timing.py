@@ -19,7 +19,7 @@ class BatchBenchmarkResult:
     """One request."""
 
     time_start: float
-    """When it was sent; seconds, by time.perf_counter."""
+    """When it was submitted; seconds, by time.perf_counter."""
     time_end: float
     batch_size: int
     """Items in the request."""

@@ -157,7 +157,14 @@ avoids it
     """
     cores = _cores_to_use(topology, num_cores)
     most_threads = max(len(core.cpus) for core in topology.cores)
-    threads = _check("threads_per_core", threads_per_core, most_threads, "hardware threads a core")
+    threads = _check(
+        "threads_per_core",
+        threads_per_core,
+        most_threads,
+        "hardware threads per core"
+        if most_threads > 1
+        else "this machine has one hardware thread per core",
+    )
     count = _num_streams(cores, num_streams)
     streams = tuple(
         Stream(index, part, tuple(cpu for core in part for cpu in core.cpus[:threads]))
@@ -186,7 +193,9 @@ def _check(name: str, value: object, most: int, unit: str) -> int:
 
 
 def _cores_to_use(topology: Topology, num_cores: int | None) -> tuple[Core, ...]:
-    budget, why = len(topology.cores), "usable cores: online, in the affinity mask and the cpuset"
+    budget = len(topology.cores)
+    unit = "usable cores" if budget > 1 else "one usable core"
+    why = f"{unit}: online, in the affinity mask and the cpuset"
     quota = topology.cpu_quota
     if quota is not None and math.ceil(quota) < budget:
         budget, why = math.ceil(quota), f"the cgroup's CPU quota is {quota:g} cores"
@@ -197,7 +206,8 @@ def _cores_to_use(topology: Topology, num_cores: int | None) -> tuple[Core, ...]
 
 def _num_streams(cores: Sequence[Core], num_streams: int | None) -> int:
     if num_streams is not None:
-        return _check("num_streams", num_streams, len(cores), "usable cores")
+        unit = "usable cores" if len(cores) > 1 else "one usable core"
+        return _check("num_streams", num_streams, len(cores), unit)
     for level in ("l3", "numa_node", "package"):
         groups = distinct(getattr(core, level) for core in cores)
         if groups:
@@ -301,7 +311,7 @@ class _Row:
 
 
 class _CutRow:
-    """A row cut into `count` streams as by `_cut`, without making them."""
+    """A row cut into `count` streams as by `_cut`, without creating them."""
 
     def __init__(self, row: _Row, count: int) -> None:
         self.row = row

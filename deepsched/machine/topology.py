@@ -15,6 +15,7 @@ from typing import Any
 
 from deepsched.checks import check_integer
 from deepsched.errors import TopologyError
+from deepsched.formatting import counted
 from deepsched.machine import cgroup, sysfs
 from deepsched.machine.sysfs import CpuFacts, CpuSet
 
@@ -165,9 +166,10 @@ folder
     def __repr__(self) -> str:
         quota = "" if self.cpu_quota is None else f", quota of {self.cpu_quota:g} cores"
         return (
-            f"<Topology: {len(self.cores)} cores, {len(self.cpus)} CPUs "
-            f"({sysfs.format_cpu_list(self.cpus)}), {len(self.l3_groups)} L3 caches, "
-            f"{len(self.numa_nodes)} NUMA nodes, {len(self.packages)} packages{quota}>"
+            f"<Topology: {counted(len(self.cores), 'core')}, {counted(len(self.cpus), 'CPU')} "
+            f"({sysfs.format_cpu_list(self.cpus)}), {counted(len(self.l3_groups), 'L3 cache')}, "
+            f"{counted(len(self.numa_nodes), 'NUMA node')}, "
+            f"{counted(len(self.packages), 'package')}{quota}>"
         )
 
 

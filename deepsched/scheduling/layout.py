@@ -64,7 +64,7 @@ def lay_out(
     pin: str,
     topology: Topology | None,
 ) -> Layout:
-    """Cuts the budget into the streams that `scheduler` needs; logs what is unwise about them.
+    """Cuts the budget into the streams that `scheduler` needs.
 
     Raises:
         OptionError, StreamConfigError: see Context.
@@ -79,9 +79,7 @@ def lay_out(
         )
     streams, warnings = _partition(machine, num_cores, num_streams, scheduler)
     tree = tree_of(streams) if scheduler == Scheduler.elastic else None
-    layout = Layout(scheduler, machine, pin, streams, warnings, tree)
-    _log_warnings(layout, num_streams)
-    return layout
+    return Layout(scheduler, machine, pin, streams, warnings, tree)
 
 
 def _check_topology(topology: Topology) -> Topology:
@@ -110,16 +108,17 @@ def _partition(
         return partition(topology, num_cores, num_streams)
     if num_streams is not None:
         partition(topology, num_cores, num_streams)  # a wrong number is still wrong
-        if num_streams > 1:
-            logger.warning(
-                "num_streams=%d has no effect with single_stream, which runs one request at a time "
-                "on all cores; use scheduler='multi_stream'",
-                num_streams,
-            )
     return partition(topology, num_cores, 1)
 
 
-def _log_warnings(layout: Layout, num_streams: int | None) -> None:
+def log_warnings(layout: Layout, num_streams: int | None) -> None:
+    """Logs what is unwise about a layout for which the user asked for `num_streams`."""
+    if layout.scheduler == Scheduler.single_stream and num_streams is not None and num_streams > 1:
+        logger.warning(
+            "num_streams=%d has no effect with single_stream, which runs one request at a time on "
+            "all cores; use scheduler='multi_stream'",
+            num_streams,
+        )
     for warning in layout.warnings:
         # A single stream is as wide as the user asked for, whatever it straddles.
         is_costly = layout.scheduler == Scheduler.multi_stream and warning.kind not in (
@@ -133,7 +132,7 @@ def _log_warnings(layout: Layout, num_streams: int | None) -> None:
     if len(layout.streams) == 1 and num_cores > 1:
         logger.warning(
             "multi_stream makes one stream of all %d cores, since they share one L3 cache: "
-            "requests do not run side by side. %s makes more streams; deepsched advise MODEL finds "
+            "requests do not run in parallel. %s makes more streams; deepsched advise MODEL finds "
             "the number with the highest throughput",
             num_cores,
             "num_streams=2" if num_cores == 2 else f"num_streams=2 to {num_cores}",

@@ -1,4 +1,4 @@
-"""Stats of engines and contexts, and the counts that they are made of."""
+"""Stats of engines and contexts, and the counts behind them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ __all__ = ["RELATIVE_WIDTH", "Latency", "Stats", "StreamStats"]
 
 @dataclass(frozen=True)
 class Latency:
-    """Distribution of a duration over all requests since the engine or the context was made.
+    """Distribution of a duration over all requests since the engine or the context was
+    created.
 
-    In seconds. Percentiles are exact to 2 %: they come from a histogram with buckets 3 % wide.
+    In seconds. Percentiles are accurate to 2 %: they come from a histogram with buckets 3 % wide.
     """
 
     count: int
@@ -108,7 +109,7 @@ class Stats:
     """Number of runs by the number of streams taken: more than one only with the elastic
     scheduler."""
     seconds: float
-    """Since the engine or the context was made."""
+    """Since the engine or the context was created."""
     waiting: Latency
     """From the call until the run began."""
     running: Latency

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from deepsched.formatting import counted
 from deepsched.timeline.perfetto import to_perfetto
 from deepsched.timeline.records import TraceRecords
 from deepsched.timeline.svg import draw
@@ -14,8 +15,8 @@ from deepsched.timeline.text import render
 class Trace(TraceRecords):
     """The requests that ended while a context was traced, in order of submission.
 
-    Made by `Context.trace`, and filled when its block ends. Not in it are requests that were never
-    queued (QueueFull, or a timeout that passed before there was room) and those that have not
+    Created by `Context.trace`, and filled when its block ends. Not in it are requests that were
+    never queued (QueueFull, or a timeout that passed before there was room) and those that have not
     ended: `num_waiting` counts those still in the queue, and the drawn queue depth is without them.
 
     Example:
@@ -28,7 +29,8 @@ class Trace(TraceRecords):
     """
 
     def __repr__(self) -> str:
-        return f"<Trace of {len(self)} requests, {self.scheduler}, {len(self.streams)} streams>"
+        requests, streams = counted(len(self), "request"), counted(len(self.streams), "stream")
+        return f"<Trace of {requests}, {self.scheduler}, {streams}>"
 
     def save(self, path: str | Path) -> None:
         """Writes a timeline in Chrome's trace format, for https://ui.perfetto.dev or
