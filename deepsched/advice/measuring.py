@@ -148,6 +148,7 @@ def advise(
         load=str(load),
         seconds=time.monotonic() - began,
         others_share=contention.others_share(),
+        steal_share=contention.steal_share(),
     )
     if answers is not None and not is_contended(advice.others_share):
         answers.put(advice, seconds)

@@ -79,8 +79,11 @@ class Advice:
     seconds: float
     """How long the measurements took."""
     others_share: float | None = None
-    """CPU contention: the share of the CPUs that other processes used during the measurements,
-    between 0 and 1; None if unknown. From 0.1 on the answer is unreliable, and not remembered."""
+    """CPU contention: the share of the worst CPU's time that other processes used during the
+    measurements of settings, between 0 and 1; None if unknown. From 0.1 on the answer is
+    unreliable, and not remembered."""
+    steal_share: float | None = None
+    """The part of it that the hypervisor stole; None if this machine counts none."""
     was_remembered: bool = False
 
     @property

@@ -167,6 +167,7 @@ class Measurement:
             "peak_memory_bytes": usage.peak_memory_bytes if usage else None,
             "throttled_seconds": usage.throttled_seconds if usage else None,
             "others_share": usage.others_share if usage else None,
+            "steal_share": usage.steal_share if usage else None,
         }
 
 
@@ -323,6 +324,7 @@ def _closed(
         progress.load(now_ns)
         if 0 <= now_ns < seconds * 1e9:
             meter.begin()
+        meter.sample()
 
     if warmup_seconds == 0:
         meter.begin()
@@ -344,7 +346,12 @@ def _open(
         if times.is_interrupted:
             raise KeyboardInterrupt
     meter.begin()
-    return loop(seconds=seconds, poisson=poisson, on_tick=progress.load)
+
+    def on_tick(now_ns: int) -> None:
+        progress.load(now_ns)
+        meter.sample()
+
+    return loop(seconds=seconds, poisson=poisson, on_tick=on_tick)
 
 
 def _resolve(target: Run | Measurable, inputs: Any, batch_size: int | None) -> tuple[Run, Any, int]:
@@ -407,6 +414,7 @@ class _Meter:
         reset_peak_memory()
         self._engine = target if isinstance(target, Engine) else None
         self._clock = clock
+        self._cpus = None if self._engine is None else _cpus_in_use(self._engine)
         self._has_begun = False
         # A load may end before the next tick sees that its warm-up is over.
         self._first = self._read()
@@ -416,6 +424,10 @@ class _Meter:
         if not self._has_begun:
             self._has_begun = True
             self._first = self._read()
+
+    def sample(self) -> None:
+        """Notes where threads run; see ContentionMonitor."""
+        self._first[0].contention.sample()
 
     def end(self, times: RequestTimes) -> tuple[Usage, Stats | None, int]:
         """Usage and statistics since `begin`, and the number of requests that ended since then."""
@@ -433,4 +445,11 @@ class _Meter:
 
     def _read(self) -> tuple[UsageSnapshot, Counts | None]:
         counts = None if self._engine is None else self._engine._served.counts()
-        return UsageSnapshot.take(self._clock.now_ns()), counts
+        return UsageSnapshot.take(self._clock.now_ns(), self._cpus), counts
+
+
+def _cpus_in_use(engine: Engine) -> set[int] | None:
+    """All hardware threads of the engine's cores: work on a sibling slows a core as well."""
+    if engine.context.pin == "none":
+        return None
+    return {cpu for stream in engine.streams for core in stream.cores for cpu in core.cpus}

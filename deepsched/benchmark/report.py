@@ -80,8 +80,13 @@ FIELDS: dict[str, tuple[str, str]] = {
     ),
     "others_share": (
         "share",
-        "CPU contention: of the CPUs that this process may use, used by other processes, 0 to 1; "
-        "from 0.1 on the figures are unreliable; null: unknown",
+        "CPU contention: of the time of the worst CPU in use, used by other processes, 0 to 1, at "
+        "least; from 0.1 on the figures are unreliable; null: unknown",
+    ),
+    "steal_share": (
+        "share",
+        "of the worst CPU's time, stolen by the hypervisor; part of others_share; null: this "
+        "machine counts none",
     ),
 }
 """JSON field -> (unit, meaning). From `callers` on, fields of `benchmark_result`."""

@@ -21,7 +21,7 @@ from deepsched.cli.options import (
     parse_shapes,
 )
 from deepsched.formatting import rounded
-from deepsched.machine.contention import contention_note, is_contended
+from deepsched.machine.contention import contention_notes, is_contended
 
 _EPILOG = """\
 fields of the table and of the JSON's `figures`:
@@ -50,8 +50,9 @@ other fields of the JSON:
   load              the load that the settings were compared under
   seconds           how long measuring took
   was_remembered    whether the answer comes from an earlier run
-  others_share      share of CPU time that other processes took meanwhile, 0 to 1; from 0.1 on the
-                    answer is unreliable and not cached; null if unknown
+  others_share      share of the worst CPU's time that other processes took meanwhile, 0 to 1, at
+                    least; from 0.1 on the answer is unreliable and not cached; null if unknown
+  steal_share       the part of it that the hypervisor stole; null if this machine counts none
 
 exit codes:
   0    done
@@ -130,9 +131,10 @@ def _print(advice: Advice, model: str) -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)  # 80, rich's default, cuts
     console.print(advice.compile_line(model), style="bold", soft_wrap=True)  # one line to copy
     console.print(f"\nWhy: {advice.reason} {advice.cost_of_ignoring}")
+    for note in contention_notes(advice.others_share, advice.steal_share):
+        console.print(f"Note: {note}")
     if is_contended(advice.others_share):
-        note = contention_note(advice.others_share)
-        console.print(f"Note: {note} This answer is not cached.")
+        console.print("This answer is not cached.")
     if advice.batches:
         _print_batches(console, advice, model)
     scaling = ", ".join(f"{cores}: {rounded(ms)} ms" for cores, ms in advice.scaling_ms.items())

@@ -12,7 +12,7 @@ from rich.table import Table
 from deepsched.benchmark.report import FIELDS
 from deepsched.cli.console import Console
 from deepsched.formatting import rounded
-from deepsched.machine.contention import contention_note, is_contended
+from deepsched.machine.contention import contention_notes
 
 Report = Mapping[str, Any]
 
@@ -65,8 +65,8 @@ def print_report(report: Report) -> None:
     print(f"Peak Memory (MB): {result['peak_memory_bytes'] / 1e6:.1f}")
     if result["throttled_seconds"]:
         print(f"Throttled by the CPU Quota (sec): {result['throttled_seconds']:.4f}")
-    if is_contended(result["others_share"]):
-        print(f"Note: {contention_note(result['others_share'])}")
+    for note in contention_notes(result["others_share"], result["steal_share"]):
+        print(f"Note: {note}")
     if result["dropped"]:
         print(f"Dropped: {result['dropped']} requests; the offered load exceeds the capacity")
     elif not result["keeps_up"]:
@@ -97,12 +97,20 @@ def print_comparison(result: Report) -> None:
     print("Latency is that of a whole call, time in the queue included.")
     for line in _comparison(reports):
         print(line)
-    shares = [report["benchmark_result"]["others_share"] for report in reports]
-    worst = max((share for share in shares if share is not None), default=None)
-    if is_contended(worst):
-        print(contention_note(worst))
+    _print_contention(reports)
     if result["interrupted"]:
         print("Interrupted: the last line was measured for a shorter time; others are missing.")
+
+
+def _print_contention(reports: Sequence[Report]) -> None:
+    """What was worst in any of them."""
+
+    def worst(field: str) -> float | None:
+        shares = [report["benchmark_result"][field] for report in reports if "error" not in report]
+        return max((share for share in shares if share is not None), default=None)
+
+    for note in contention_notes(worst("others_share"), worst("steal_share")):
+        print(note)
 
 
 def _comparison(reports: Sequence[Report]) -> Iterator[str]:
@@ -143,6 +151,7 @@ def print_sweep(result: Report) -> None:
     _print(table)
     for line in failed:
         print(line)
+    _print_contention(result["measurements"])
     if result["interrupted"]:
         print("Interrupted: the last line may be of a shorter time; others are missing.")
 
