@@ -634,7 +634,7 @@ def test_the_json_keeps_deepsparses_keys_and_the_help_defines_all(mlp, capsys, l
     assert set(numbers) >= DEEPSPARSE_RESULTS | {"callers"}
     defined = {name for field in FIELDS for name in field.replace(" ... ", ", ").split(", ")}
     defined |= DEEPSPARSE_RESULTS  # "25.0% ... 99.9%"
-    assert set(result) - {"benchmark_result"} | set(numbers) == defined
+    assert set(result) - {"benchmark_result", "measurements"} | set(numbers) == defined
     assert numbers["waiting_ms"]["50.0%"] <= numbers["waiting_ms"]["99.9%"]
     assert len(numbers["streams"]) == result["num_streams"]
     with pytest.raises(SystemExit):
@@ -643,6 +643,45 @@ def test_the_json_keeps_deepsparses_keys_and_the_help_defines_all(mlp, capsys, l
     assert all(f"  {field}" in text for field in FIELDS)
     assert all(f"  {field}" in text for field in SEARCH_FIELDS)
     assert "130  Ctrl-C" in text
+
+
+def two_cores():
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one CPU has but one stream")
+
+
+def test_a_model_is_compared_under_both_schedulers_by_default(mlp, tmp_path, capsys, caplog):
+    two_cores()
+    export = tmp_path / "out.json"
+    assert main(["benchmark", mlp, "-t", "0.05", "-w", "0", "-x", str(export)]) == 0
+    assert "has the highest throughput" in capsys.readouterr().out
+    result = json.loads(export.read_text())
+    reports = result.pop("measurements")
+    compared = [(it["scheduler"], it["benchmark_result"]["callers"]) for it in reports]
+    assert compared[:2] == [("single_stream", 1), ("multi_stream", 1)]
+    assert all(it["num_streams"] >= 2 for it in reports if it["scheduler"] == "multi_stream")
+    assert result == reports[-1]  # for scripts that read DeepSparse's keys
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("options", [["--rate", "100"], ["--sweep", "num_cores=1,2"]])
+def test_the_default_multi_stream_has_several_streams(mlp, capsys, caplog, options):
+    two_cores()
+    assert main(["benchmark", mlp, "-t", "0.1", "-w", "0", "--json", *options]) == 0
+    result = json.loads(capsys.readouterr().out)
+    last = result.get("measurements", [result])[-1]
+    assert (last["scheduler"], last["num_streams"] >= 2) == ("multi_stream", True)
+    assert caplog.messages == []
+
+
+def test_quiet_silences_the_log(mlp, caplog):
+    two_cores()
+    options = ["-s", "single_stream", "-nstreams", "2", "-t", "0.05", "-w", "0"]
+    assert main(["benchmark", mlp, *options]) == 0
+    assert any("no effect with single_stream" in it for it in caplog.messages)
+    caplog.clear()
+    assert main(["benchmark", mlp, *options, "-q"]) == 0
+    assert caplog.messages == []
 
 
 def test_a_sweep_prints_a_table_and_writes_a_csv(mlp, tmp_path, capsys):

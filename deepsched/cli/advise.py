@@ -9,7 +9,7 @@ from rich.table import Table
 
 from deepsched.advice import Advice, Setting, advise
 from deepsched.benchmark import bundled_model
-from deepsched.cli.console import Console
+from deepsched.cli.console import Console, only_errors
 from deepsched.cli.files import to_json
 from deepsched.cli.options import (
     add_model,
@@ -97,7 +97,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add_seconds(parser, 20.0, "how long to measure, approximately")
     parser.add_argument("--fresh", action="store_true", help="ignore a cached answer")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress messages")
+    parser.add_argument(
+        "-q", "--quiet", action="store_true", help="no progress messages, no warnings from the log"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(run=run)
 
@@ -105,7 +107,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Measures and reports."""
     model = args.model_path or bundled_model()
-    with Console(stderr=True).status("measuring") as status:
+    with only_errors(args.quiet), Console(stderr=True).status("measuring") as status:
         if args.quiet:
             status.stop()
         advice = advise(
