@@ -19,21 +19,27 @@ from hypothesis import strategies as st
 from deepsched import Engine
 from deepsched.benchmark import (
     FIELDS,
+    Asked,
     arrival_times_ns,
     combinations,
     measure,
     open_engine,
+    report,
     search_rate,
     sweep,
 )
+from deepsched.benchmark.engines import EngineSetting
 from deepsched.benchmark.load import MonotonicClock, open_loop
+from deepsched.benchmark.percentiles import latency_percentile
 from deepsched.benchmark.report import SEARCH_FIELDS
 from deepsched.benchmark.search import highest_rate
 from deepsched.cli import main
+from deepsched.cli.benchmark_text import print_report, print_sweep
 from deepsched.errors import OptionError, ShapeOverrideError, UnsupportedModelError
 from deepsched.machine.cgroup import throttled_seconds
 from deepsched.models.prepare import sequence_shapes
 from deepsched.runtime.histogram import RELATIVE_WIDTH, bucket_bounds, bucket_index
+from deepsched.scheduler import Scheduler
 from deepsched.scheduling.stats import Counts
 from tests.support import models
 from tests.support.sysfs_tree import SysfsTree
@@ -360,10 +366,68 @@ def test_a_rate_that_only_a_short_load_makes_look_good_does_not_hold():
 def test_search_reports_none_where_no_rate_holds():
     clock = ManualClock()
     engine = FakeEngine(clock, itertools.repeat(10))
-    found = search_rate(engine, p99_limit_ms=5, callers=1, seconds=1, clock=clock)
+    found = search_rate(engine, p99_limit_ms=5, callers=1, seconds=4, clock=clock)
     assert found.rate == 0.0
     assert found.measurement is None
+    assert found.lowest_rate == 75
+    assert all(step.num_requests >= 300 for step in found.steps)
     assert not any(step.is_held for step in found.steps)
+
+
+def test_search_refuses_a_p99_of_few_requests():
+    clock = ManualClock()
+    engine = FakeEngine(clock, itertools.repeat(200))
+    options = {"p99_limit_ms": 900, "callers": 1, "warmup_seconds": 0, "clock": clock}
+    with pytest.raises(OptionError, match="p99 takes 300 requests.*seconds=120") as told:
+        search_rate(engine, seconds=10, **options)
+    assert "--seconds 120" in str(told.value)
+    assert search_rate(engine, seconds=120, **options).rate == pytest.approx(5, rel=0.06)
+
+
+# --- Percentiles --------------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(0.1, 1e4), min_size=1), st.integers(0, 50), st.integers(0, 100))
+def test_dropped_requests_are_late_in_every_percentile(latencies_ms, num_dropped, percent):
+    found = latency_percentile(latencies_ms, num_dropped, percent)
+    late = [*latencies_ms, *[1e9] * num_dropped]
+    expected = np.percentile(late, percent)
+    assert found == (math.inf if expected > 1e4 else pytest.approx(expected))
+
+
+def test_a_report_of_an_overload_has_no_p99():
+    result = load_fake(itertools.repeat(20), rate=100, seconds=10, max_late_seconds=0.5)
+    assert result.percentile(25) < 600
+    assert result.percentile(99) == math.inf
+    numbers = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert (numbers["99.0%"], numbers["iterations"] + numbers["dropped"]) == (None, 1000)
+
+
+def report_of(measurement):
+    setting = EngineSetting("fake", 1, 1, None, 1)
+    return report(Asked("m.onnx", Scheduler.multi_stream, None, 1.0), setting, measurement)
+
+
+def test_printed_percentiles_say_how_few_requests_stand_behind(capsys):
+    print_report(report_of(load_fake(itertools.repeat(20), seconds=1)))
+    out = capsys.readouterr().out
+    assert "Latency p50 (ms/batch): 20.0000\n" in out
+    assert "Latency p99 (ms/batch): 20.0000 (of 50 requests; it takes 300)" in out
+    print_report(report_of(load_fake(itertools.repeat(1), seconds=1)))
+    assert "Latency p99 (ms/batch): 1.0000\n" in capsys.readouterr().out
+    print_report(report_of(load_fake([20] * 500, rate=100, seconds=5, max_late_seconds=0.5)))
+    assert "Latency p99 (ms/batch): infinite, by dropped requests" in capsys.readouterr().out
+
+
+def test_tables_mark_percentiles_of_few_requests(capsys):
+    few = {"swept": {"rate": 9}, **report_of(load_fake(itertools.repeat(20), seconds=1))}
+    many = {"swept": {"rate": 9}, **report_of(load_fake(itertools.repeat(1), seconds=1))}
+    result = {"model_path": "m.onnx", "sweep": {"rate": [9]}, "interrupted": False}
+    print_sweep({**result, "measurements": [few]})
+    out = capsys.readouterr().out
+    assert "~20.00" in out and "p99 300" in out
+    print_sweep({**result, "measurements": [many]})
+    assert "~" not in capsys.readouterr().out
 
 
 # --- Sweeps -------------------------------------------------------------------------------------

@@ -204,7 +204,8 @@ def _add_load_options(group: argparse._ActionsContainer) -> None:
         "--p99-limit",
         type=finite,
         metavar="MS",
-        help="find the highest rate whose p99 latency stays within MS; each step takes --seconds",
+        help="find the highest rate whose p99 latency stays within MS; each step takes --seconds, "
+        "in which 300 requests must arrive",
     )
     group.add_argument(
         "--sweep",
