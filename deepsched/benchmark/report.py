@@ -35,7 +35,10 @@ FIELDS: dict[str, tuple[str, str]] = {
     "interrupted": ("bool", "whether Ctrl-C ended the measurement early"),
     "callers": ("threads", "calling threads; in an open loop the limit of requests in flight"),
     "items_per_sec": ("items/s", "throughput: iterations * batch_size / seconds_ran"),
-    "seconds_ran": ("s", "length of the measurement; in an open loop until the last answer"),
+    "seconds_ran": (
+        "s",
+        "length of the measurement, from answer to answer; in an open loop until the last one",
+    ),
     "iterations": ("requests", "answered during the measurement"),
     "mean, median, std": (
         "ms",
