@@ -149,7 +149,7 @@ def test_a_rate_too_low_to_measure_is_a_caller_or_takes_longer():
     with pytest.raises(OptionError, match="at 2 requests/s, too few arrive.*seconds=150") as told:
         _measurable(Load(None, 2.0), {1: 400.0, 2: 300.0}, 20.0, None)
     assert _measurable(Load(None, 2.0), {1: 400.0}, 150.0, None).rate == 2.0
-    # A p99 takes ten times as many; up to four times as long is taken.
+    # A p99 takes ten times as many; up to six times as long is taken.
     assert _measurable(Load(None, 50.0), {1: 90.0}, 20.0, 100.0).rate == 50.0
     with pytest.raises(OptionError, match="seconds=300"):
         _measurable(Load(None, 10.0), {1: 90.0}, 20.0, 100.0)
@@ -176,14 +176,18 @@ def test_a_slow_model_is_measured_for_longer_than_was_asked():
     planned = plan(VGG_SETTINGS, VGG_MS, 2, BUSY, None, 20.0)
     assert planned.is_extended and planned.enough_seconds is None
     assert planned.rounds * planned.seconds / 0.191 >= 20
-    assert planned.total_seconds <= 80
+    assert planned.total_seconds <= 120
 
 
 def test_what_would_take_too_long_is_told_with_the_seconds_that_would_do():
-    short = plan(VGG_SETTINGS, VGG_MS, 2, BUSY, None, 5.0)
-    assert short.total_seconds <= 20
+    short = plan(VGG_SETTINGS, VGG_MS, 2, BUSY, None, 3.0)
+    assert short.total_seconds <= 18
+    assert plan(VGG_SETTINGS, VGG_MS, 2, BUSY, None, 5.0).enough_seconds is None
+    assert plan(VGG_SETTINGS, VGG_MS, 2, BUSY, None, 5.0, spent=5.0).enough_seconds is not None
+    assert plan(VGG_SETTINGS, VGG_MS, 2, BUSY, None, 5.0, opening=1.0).enough_seconds is not None
     enough = plan(VGG_SETTINGS, VGG_MS, 2, BUSY, None, short.enough_seconds)
     assert enough.enough_seconds is None and not enough.is_extended
+    assert plan(VGG_SETTINGS[:1], VGG_MS, 2, BUSY, None, 0.1).enough_seconds is None
     limited = plan(VGG_SETTINGS, VGG_MS, 2, BUSY, 900.0, 20.0)
     assert limited.needed == 300 and limited.enough_seconds > 300
 
@@ -204,7 +208,7 @@ def test_a_plan_gives_enough_requests_in_bounded_time_or_says_it_does_not(
         run_ms = scaling[max(scaling)]
         rate = load.rate or 1e3 / run_ms
         assert planned.rounds * planned.seconds * rate >= planned.needed
-    assert planned.total_seconds <= 4 * seconds + 6 * (0.1 + 64 * max(scaling.values()) / 1e3)
+    assert planned.total_seconds <= 6 * seconds + 6 * (0.1 + 64 * max(scaling.values()) / 1e3)
 
 
 class FakeClock:
@@ -278,13 +282,13 @@ def test_a_p99_is_that_of_the_requests_of_all_rounds(compared):
 
 
 def test_further_rounds_are_taken_if_a_model_is_slower_than_predicted(compared):
-    planned = plan([SETTINGS[0]], {1: 10.0}, 1, Load(1, None), None, 1.0)
+    planned = plan(SETTINGS[:2], {1: 10.0}, 1, Load(1, None), None, 1.0)
     (found,) = compared({SETTINGS[0]: itertools.repeat(60.0)}, Load(1, None), planned)
     assert found.num_requests >= 20 > planned.rounds * planned.seconds / 0.06
 
 
 def test_the_margin_is_wide_if_rounds_differ(compared):
-    planned = plan([SETTINGS[0]], {1: 10.0}, 1, Load(1, None), None, 20.0)
+    planned = plan(SETTINGS[:2], {1: 10.0}, 1, Load(1, None), None, 20.0)
     in_a_round = round(planned.seconds * 100)
     service = itertools.chain.from_iterable(
         itertools.repeat(10.0 * (1 + number % 2), in_a_round) for number in itertools.count()

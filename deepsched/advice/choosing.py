@@ -127,13 +127,13 @@ def explain(
 
 
 def explain_too_few(
-    fewest: int, needed: int, scaling_ms: dict[int, float], load: Load, enough_seconds: float
+    needed: int, scaling_ms: dict[int, float], load: Load, enough_seconds: float
 ) -> str:
     """Explains why the default is recommended."""
     return (
-        f"{_scaling(scaling_ms)} Too few to tell which setting is best with {load}: one answered "
-        f"{fewest} requests meanwhile, and it takes {needed}. Give seconds={enough_seconds:g} or "
-        f"more (on the command line --seconds {enough_seconds:g})."
+        f"{_scaling(scaling_ms)} Too few to tell which setting is best with {load}: that takes "
+        f"{needed} requests of each setting. Give seconds={enough_seconds:g} or more (on the "
+        f"command line --seconds {enough_seconds:g})."
     )
 
 

@@ -6,7 +6,6 @@ makes promising; these under the load.
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import statistics
@@ -95,7 +94,7 @@ def advise(
             overlap, and are too few to measure, one caller stands in for them.
         p99_limit_ms: excludes settings with a p99 latency above that, unless all have. A p99 takes
             300 requests of each setting.
-        seconds: approximate duration. A slow model takes up to 4 times that, which is logged
+        seconds: approximate duration. A slow model takes up to 6 times that, which is logged
             before, so that each setting gets 20 requests. If that is not enough, the default is
             recommended; `enough_seconds` of the advice says what would be.
         compares_batches: also measure larger batch sizes; only without callers, rate and
@@ -150,24 +149,42 @@ def advise(
             cache_dir=cache_dir,
         )
 
-    open_engine = functools.partial(open_batched, batch_size)
+    openings: list[float] = []
+
+    def open_engine(setting: Setting) -> Engine:
+        before = time.monotonic()
+        engine = open_batched(batch_size, setting)
+        openings.append(time.monotonic() - before)
+        return engine
+
     scaling = _scaling(open_engine, most, seconds / 4, on_progress)
     load = _measurable(load, scaling, seconds, p99_limit_ms)
     candidates = _candidates(scaling, most, num_cores, load)
-    planned = plan(candidates, scaling, most, load, p99_limit_ms, seconds)
+    planned = plan(
+        candidates,
+        scaling,
+        most,
+        load,
+        p99_limit_ms,
+        seconds,
+        spent=time.monotonic() - began,
+        opening=statistics.median(openings),
+    )
     _announce(planned, p99_limit_ms, seconds, on_progress)
+    if planned.enough_seconds is not None:
+        candidates = candidates[:1]  # the default: a comparison would not tell
     results = _compare(candidates, open_engine, load, planned, on_progress)
     figures = [_figures(setting, load, results[setting]) for setting in candidates]
     default = figures[0]
     fewest = min(it.num_requests for it in figures)
-    enough_seconds = None
+    enough_seconds = planned.enough_seconds
+    if fewest < planned.needed and enough_seconds is None:
+        took = max(seconds, time.monotonic() - began)
+        enough_seconds = math.ceil(2 * took * planned.needed / fewest)
     tied: list[Figures]
-    if fewest < planned.needed and (len(candidates) > 1 or p99_limit_ms is not None):
-        enough_seconds = planned.enough_seconds or math.ceil(
-            2 * max(seconds, planned.total_seconds) * planned.needed / fewest
-        )
+    if enough_seconds is not None:
         chosen, tied = default, []
-        reason = explain_too_few(fewest, planned.needed, scaling, load, enough_seconds)
+        reason = explain_too_few(planned.needed, scaling, load, enough_seconds)
     else:
         chosen, tied = choose(figures, load, p99_limit_ms)
         reason = explain(chosen, tied, scaling, load, p99_limit_ms)

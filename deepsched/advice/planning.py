@@ -16,7 +16,7 @@ from deepsched.benchmark.percentiles import requests_for
 MIN_REQUESTS = 20
 """Of each setting; fewer do not tell settings apart."""
 
-MAX_EXTENSION = 4
+MAX_EXTENSION = 6
 """A slow model may take so many times the seconds that were given."""
 
 COMPARISON_SHARE = 0.6
@@ -58,6 +58,9 @@ def plan(
     load: Load,
     p99_limit_ms: float | None,
     seconds: float,
+    *,
+    spent: float = 0.0,
+    opening: float = 0.0,
 ) -> Plan:
     """How to measure these settings, so that each gets enough requests.
 
@@ -66,8 +69,13 @@ def plan(
         num_cores: that the settings share.
         seconds: that were given for all of the advice; a slow model may take MAX_EXTENSION times
             that. If even that is too short, it is planned within `seconds`.
+        spent: seconds of that which are over.
+        opening: seconds that it takes to open an engine.
     """
-    needed = MIN_REQUESTS if p99_limit_ms is None else requests_for(99)
+    if p99_limit_ms is not None:
+        needed = requests_for(99)
+    else:
+        needed = MIN_REQUESTS if len(candidates) > 1 else 0  # nothing to tell apart
     rate = load.rate or min(throughput(it, scaling_ms, num_cores, load) for it in candidates)
     budget = COMPARISON_SHARE * seconds / len(candidates)
     is_fast = budget / _MANY_ROUNDS >= max(_ROUND_SECONDS, _ROUND_REQUESTS / rate)
@@ -76,14 +84,14 @@ def plan(
     latency = (load.callers or 1) / rate  # until the last callers have their answers
 
     def total(each: float, rounds: int) -> float:
-        return rounds * len(candidates) * (max(0.1 * each, warmup) + each + latency)
+        return rounds * len(candidates) * (opening + max(0.1 * each, warmup) + each + latency)
 
     wanted = max(_MIN_SECONDS, _MARGIN * needed / rate / rounds)
     given = max(_MIN_SECONDS, budget / rounds)
     each = max(wanted, given)
-    limit = MAX_EXTENSION * seconds
+    limit = MAX_EXTENSION * seconds - spent
     enough = None
-    if total(wanted, rounds) > max(limit, total(_MIN_SECONDS, rounds)):
+    if needed and total(wanted, rounds) > max(limit, total(_MIN_SECONDS, rounds)):
         enough = math.ceil(total(wanted, rounds) / COMPARISON_SHARE)
         each = given
     return Plan(

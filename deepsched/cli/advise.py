@@ -103,7 +103,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_option(
         parser, "--p99-limit", type=finite, metavar="MS", help="upper limit for the p99 latency"
     )
-    add_seconds(parser, 20.0, "how long to measure, approximately; slow models up to 4 times that")
+    add_seconds(parser, 20.0, "how long to measure, approximately; slow models up to 6 times that")
     parser.add_argument("--fresh", action="store_true", help="ignore a cached answer")
     parser.add_argument(
         "-q", "--quiet", action="store_true", help="no progress messages, no warnings from the log"
