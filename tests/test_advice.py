@@ -66,7 +66,7 @@ def test_what_is_chosen_is_near_the_best_that_is_allowed(figures, load, limit):
     best = min(allowed, key=load.cost)
     for it in (chosen, *tied):
         assert it in allowed
-        tolerance = max(0.051, math.hypot(best.margin, it.margin))
+        tolerance = max(0.051, min(0.101, math.hypot(best.margin, it.margin)))
         assert load.cost(it) <= load.cost(best) + tolerance * abs(load.cost(best))
 
 
@@ -164,12 +164,14 @@ BUSY = Load(4, None)
 
 
 def test_settings_tie_within_the_uncertainty_of_their_figures():
-    """multi_stream is 6 % better, by figures that are good to 5 % each, or to 1 %."""
+    """multi_stream is 6 % better, by figures that are good to 5 % each, or to 1 %; and 40 %."""
     for margin, best in ((0.05, SETTINGS[1]), (0.01, SETTINGS[2])):
         single = alike(margin=margin)[1]
         multi = dataclasses.replace(alike(margin=margin)[2], items_per_sec=106.0)
         chosen, _ = choose([single, multi], Load(16, None), None)
         assert chosen.setting == best
+    much_better = dataclasses.replace(multi, items_per_sec=140.0, margin=0.5)
+    assert choose([single, much_better], Load(16, None), None) == (much_better, [])
 
 
 def test_a_slow_model_is_measured_for_longer_than_was_asked():

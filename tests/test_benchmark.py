@@ -143,6 +143,16 @@ def test_a_stall_is_seen_by_all_that_it_delays_and_by_one_in_a_closed_loop():
     assert delayed.send_delays_ms.max() == pytest.approx(490)
 
 
+@pytest.mark.parametrize("warmup_seconds", [0, 0.05, 1])
+def test_the_rate_of_few_requests_is_exact(warmup_seconds):
+    """In 0.4 s end 2 requests of 191 ms, or 3: over 0.4 s, 5 or 7.5 in a second."""
+    clock = ManualClock()
+    engine = FakeEngine(clock, itertools.repeat(191))
+    result = measure(engine, callers=1, seconds=0.4, warmup_seconds=warmup_seconds, clock=clock)
+    assert result.iterations in (2, 3)
+    assert result.items_per_sec == pytest.approx(1000 / 191)
+
+
 def test_an_overload_drops_what_is_too_late_and_ends():
     result = load_fake(itertools.repeat(20), rate=100, seconds=10, max_late_seconds=0.5)
     assert result.iterations + result.num_dropped == 1000

@@ -15,6 +15,8 @@ from deepsched.scheduling.scaling import useful_cores
 # from one run to the next.
 _TIE_TOLERANCE = 0.03
 _TIE_TOLERANCE_AT_RATE = 0.05
+# A disturbed round makes a figure uncertain, but does not make a much worse setting as good.
+_MAX_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ def choose(
 def _tolerance(figures: Figures, best: Figures, load: Load) -> float:
     relative = _TIE_TOLERANCE if load.rate is None else _TIE_TOLERANCE_AT_RATE
     # The cost is a latency or a negative throughput, hence abs.
-    return max(relative, math.hypot(figures.margin, best.margin)) * abs(load.cost(best))
+    uncertainty = min(_MAX_TOLERANCE, math.hypot(figures.margin, best.margin))
+    return max(relative, uncertainty) * abs(load.cost(best))
 
 
 def _complexity(setting: Setting) -> tuple[int, int]:
