@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: build debug tsan quicktest test soak lint docs bench clean
+.PHONY: build debug tsan asan quicktest test soak lint docs bench clean
 
 build: $(VENV)
 	$(BIN)/pip install -q -e '.[test]'
@@ -16,6 +16,9 @@ debug: $(VENV)
 
 tsan: $(VENV)
 	$(BIN)/python -m tests.support.sanitized thread
+
+asan: $(VENV)
+	$(BIN)/python -m tests.support.sanitized address
 
 quicktest:
 	$(BIN)/pytest -q -x tests/test_queue.py tests/test_groups.py tests/test_dispatch.py \

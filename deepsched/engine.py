@@ -118,6 +118,7 @@ class Engine:
                 batch_size,
                 input_shapes,
                 cache_dir,
+                shared.compile_options,
                 shared.layout.groups,
                 shared.open_session,
             )

@@ -11,7 +11,9 @@ At most `--concurrency` jobs are under way, so a slow model slows the reading of
 nothing piles up. SIGTERM and Ctrl-C stop it: no new jobs are taken, those under way get `--grace`
 seconds, then they are cancelled and reported as such, so that a broker can hand them to another
 worker. A second signal does not wait for them. Reports are never cut short: give your broker's
-client a time limit. Exit code 0, if no job failed; else 1.
+client a time limit.
+
+Exit codes: 0, no job failed; 1, some did; 2, bad arguments; 3, a result could not be written.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ import numpy as np
 
 from deepsched import Engine
 from deepsched.benchmark import bundled_model
-from deepsched.errors import ClosedError, DeadlineExceeded, ForkError
+from deepsched.errors import ClosedError, DeadlineExceeded, DeepschedError, ForkError
 from examples.decoding import read_npy
 
 
@@ -214,6 +216,10 @@ def _file_job(path: str) -> Job:
     return Job(path, lambda: read_npy(path))
 
 
+class CannotReport(Exception):  # noqa: N818
+    """A result could not be written; those behind it could not either."""
+
+
 async def main_async(args: argparse.Namespace) -> int:
     """Works until stdin ends, or a signal comes. Returns the exit code."""
     num_failed = 0
@@ -226,7 +232,10 @@ async def main_async(args: argparse.Namespace) -> int:
             line["error"] = result.error
         else:
             line["class"] = int(np.argmax(result.outputs[0]))
-        print(json.dumps(line), flush=True)
+        try:
+            print(json.dumps(line), flush=True)
+        except OSError as error:
+            raise CannotReport(f"the result of {result.name!r}: {error.strerror}") from error
 
     loop = asyncio.get_running_loop()
     model = args.model or bundled_model("squeezenet")
@@ -264,7 +273,18 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=5.0, help="seconds for each run")
     parser.add_argument("--grace", type=float, default=10.0, help="seconds to end in, when stopped")
     parser.add_argument("--demo", type=int, metavar="N", help="make N jobs up")
-    return asyncio.run(main_async(parser.parse_args()))
+    args = parser.parse_args()
+    if args.concurrency is not None and args.concurrency < 1:
+        parser.error(f"--concurrency must be 1 or more, got {args.concurrency}")
+    try:
+        return asyncio.run(main_async(args))
+    except (DeepschedError, OSError) as error:
+        print(f"asyncio_worker: {error}", file=sys.stderr)
+        return 2
+    except CannotReport as error:
+        print(f"asyncio_worker: cannot write {error}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered goes nowhere
+        return 3
 
 
 if __name__ == "__main__":

@@ -6,11 +6,15 @@
 The first line makes files up. The second writes `results/NAME.npy`, the model's first output, for
 each file of `pictures`, with a progress bar. NAME is the whole name: `a.npy.npy` for `a.npy`. It
 may be stopped at any time (Ctrl-C, SIGTERM, a crash) and started again: a result appears by one
-rename, complete, and what has one is not done again. Files that cannot be read, or that the model
-does not take, are reported and left out.
+rename, complete, and what has one is not done again. Several jobs may share the folders, on several
+hosts and in containers.
 
-Exit codes: 0, all done; 1, files were left out; 2, bad arguments; 3, a result could not be written,
-as on a full disk; 130, stopped.
+Whatever else is in `pictures` is named and counted as left out: files that cannot be read, that the
+model does not take or whose name is too long for a result's, images where there is no Pillow, files
+of other kinds, and folders.
+
+Exit codes: 0, all done; 1, something was left out; 2, bad arguments; 3, a result could not be
+written, as on a full disk; 130, stopped.
 """
 
 from __future__ import annotations
@@ -18,12 +22,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import fcntl
 import os
-import platform
+import secrets
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +39,20 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainin
 from deepsched import Engine
 from deepsched.benchmark import bundled_model
 from deepsched.errors import DeepschedError, InferenceError, InputError, OptionError
-from examples.decoding import SUFFIXES, check_fits, decode_image, read_npy
+from examples.decoding import SUFFIXES, Shape, check_fits, decode_image, read_npy
 
 Report = Callable[[Path, str | None], None]
 """Is told of each file when it ends, and what was wrong with it, if something was."""
 
 
-def find_work(source: Path, target: Path) -> list[Path]:
-    """The files of `source` that have no result in `target` yet."""
-    kinds = {".npy"} | (SUFFIXES if _has_pillow() else set())
-    files = sorted(path for path in source.iterdir() if path.suffix.lower() in kinds)
-    return [path for path in files if not result_of(path, target).exists()]
+UNFINISHED = ".unfinished-"
+"""How the names of results begin that are being written."""
+
+
+def find_work(files: Iterable[Path], target: Path) -> list[Path]:
+    """Those of `files` that have no result in `target` yet."""
+    # os.path: for Path.exists a name that is too long is an error.
+    return sorted(path for path in files if not os.path.exists(result_of(path, target)))
 
 
 def result_of(path: Path, target: Path) -> Path:
@@ -72,7 +80,7 @@ def process(
     waiting = deque(files)
     while waiting:
         taken: deque[Path] = deque()  # from `waiting`, and not reported
-        inputs = _read(engine, waiting, taken, report)
+        inputs = _read(engine, waiting, taken, target, report)
         try:
             for outputs in engine.map(inputs, in_flight):
                 path = taken.popleft()
@@ -84,18 +92,20 @@ def process(
 
 
 def _read(
-    engine: Engine, waiting: deque[Path], taken: deque[Path], report: Report
+    engine: Engine, waiting: deque[Path], taken: deque[Path], target: Path, report: Report
 ) -> Iterator[list[Any]]:
     """The inputs, as they are asked for; files that cannot be read, or do not fit, are reported.
 
     An input that the engine refuses would end the `map`, and let the streams run dry.
     """
     shape, dtype = engine.input_shapes[0], engine.input_dtypes[0]
+    longest = os.pathconf(target, "PC_NAME_MAX")
     while waiting:
         path = waiting.popleft()
         try:
-            is_image = path.suffix.lower() in SUFFIXES
-            x = decode_image(path, shape) if is_image else read_npy(path)
+            if len(os.fsencode(result_of(path, target).name)) > longest:
+                raise InputError(f"the name of its result would have more than {longest} bytes")
+            x = _decode(path, shape)
             check_fits(x, shape, dtype)
         except InputError as error:
             report(path, str(error))
@@ -104,38 +114,69 @@ def _read(
         yield [x]
 
 
+def _decode(path: Path, shape: Shape) -> Any:
+    kind = path.suffix.lower()
+    if kind == ".npy":
+        return read_npy(path)
+    if kind not in SUFFIXES:
+        raise InputError(f"neither .npy nor an image ({', '.join(sorted(SUFFIXES))})")
+    try:
+        return decode_image(path, shape)
+    except ImportError:
+        raise InputError("images need Pillow (pip install pillow)") from None
+
+
 def save(path: Path, array: Any) -> None:
     """Writes the file so that it is there whole, or not at all, also after a crash."""
-    unfinished = path.with_name(f"{_unfinished()}{os.getpid()}")
     try:
-        with open(unfinished, "wb") as file:
-            np.save(file, array)
-            file.flush()
-            os.fsync(file.fileno())  # else the name may get to the disk before the contents
-        os.replace(unfinished, path)
+        while not _is_saved(path, array):
+            pass  # once for each job that starts meanwhile, at most
     except OSError as error:
         raise CannotSave(f"{path}: {error.strerror or error}") from error
+
+
+def _is_saved(path: Path, array: Any) -> bool:
+    """False if another job took the unfinished file for that of a dead one.
+
+    It may: between creation and lock, or where locks do not reach, as from one NFS host to another.
+    """
+    # Not by host and process: two containers may share both, and the folder.
+    unfinished = path.with_name(f"{UNFINISHED}{secrets.token_hex(8)}")
+    descriptor = os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
+    try:
+        with open(descriptor, "wb") as file:  # and so locked, until it is renamed
+            _is_locked(descriptor)
+            np.save(file, array)
+            file.flush()
+            os.fsync(descriptor)  # else the name may get to the disk before the contents
+            os.replace(unfinished, path)
+        return True
+    except FileNotFoundError:
+        return False
     finally:
         with contextlib.suppress(OSError):  # the one above tells more
             unfinished.unlink(missing_ok=True)
 
 
 def remove_unfinished(target: Path) -> None:
-    """What processes of this machine were writing when they died."""
-    for path in target.glob(f"{_unfinished()}*"):
-        with contextlib.suppress(ValueError, OverflowError, PermissionError):  # not ours, or alive
+    """Removes what jobs were writing when they died: nobody holds its lock."""
+    for path in target.glob(f"{UNFINISHED}*"):
+        with contextlib.suppress(OSError):  # another user's, or a folder
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
             try:
-                os.kill(int(path.name.removeprefix(_unfinished())), 0)
-            except ProcessLookupError:
-                path.unlink(missing_ok=True)
+                if _is_locked(descriptor):
+                    path.unlink(missing_ok=True)
+            finally:
+                os.close(descriptor)
 
 
-def _unfinished() -> str:
-    """How the name begins; a process's number follows. One is enough, `save` runs in one thread.
-
-    With the host, since a container has numbers of its own, and may share the folder.
-    """
-    return f".unfinished-{platform.node()}-"
+def _is_locked(descriptor: int) -> bool:
+    """Locks the file. False if another process has; or none can, and then nothing is removed."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def sync_names(target: Path) -> None:
@@ -148,14 +189,6 @@ def sync_names(target: Path) -> None:
             raise CannotSave(f"{target}: {error.strerror}") from error
     finally:
         os.close(folder)
-
-
-def _has_pillow() -> bool:
-    try:
-        import PIL  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 # --- The program ----------------------------------------------------------------------------------
@@ -172,14 +205,16 @@ def make_up(folder: Path, number: int, engine: Engine) -> None:
 def run(args: argparse.Namespace, engine: Engine) -> int:
     """Does what is left to do, and says how it went. Returns the exit code."""
     source, target = Path(args.source), Path(args.target)
+    everything = list(source.iterdir())  # before the target is made: the name may be mistyped
     target.mkdir(parents=True, exist_ok=True)
     if target.samefile(source):
         raise OptionError("source and target are one folder; results would be taken for inputs")
     remove_unfinished(target)
-    files = find_work(source, target)
+    everything = [path for path in everything if not _is_same(path, target)]
+    files = find_work(everything, target)
     failures: list[str] = []
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         *Progress.get_default_columns()[1:3],
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -190,13 +225,23 @@ def run(args: argparse.Namespace, engine: Engine) -> int:
         def report(path: Path, error: str | None) -> None:
             if error is not None:
                 failures.append(path.name)
-                progress.console.print(f"{path}: {error}", markup=False, highlight=False)
+                # repr: a name may hold what a terminal would obey.
+                progress.console.print(
+                    f"{str(path)!r}: {error}", markup=False, highlight=False, soft_wrap=True
+                )
             progress.advance(task)
 
         process(engine, files, target, report, args.in_flight)
     sync_names(target)
-    print(f"{len(files) - len(failures)} done, {len(failures)} left out")
+    print(
+        f"{len(files) - len(failures)} done, {len(failures)} left out, "
+        f"{len(everything) - len(files)} done before"
+    )
     return 1 if failures else 0
+
+
+def _is_same(path: Path, target: Path) -> bool:
+    return path.name == target.name and path.samefile(target)
 
 
 def main() -> int:
@@ -211,6 +256,8 @@ def main() -> int:
     args = parser.parse_args()
     if (args.target is None) == (args.demo is None):
         parser.error("give a target, or --demo N")
+    if args.in_flight is not None and args.in_flight < 1:
+        parser.error(f"--in-flight must be 1 or more, got {args.in_flight}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with Engine(args.model or bundled_model("squeezenet"), scheduler=args.scheduler) as engine:

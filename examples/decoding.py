@@ -7,10 +7,12 @@ its pixels are unpacked, since half a megabyte of PNG may hold a gigabyte of the
 
 from __future__ import annotations
 
-import contextlib
 import io
 import math
+import os
+import stat
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,8 +35,8 @@ Shape = Sequence[int | str | None]
 
 def read_npy(path: str | Path) -> NDArray[np.generic]:
     """The array in a file; its size bounds the memory, whatever the header says."""
-    with _refused("cannot be read"):
-        return view_npy(Path(path).read_bytes())
+    with _refused("cannot be read"), _open_regular(path) as file:
+        return view_npy(file.read())
 
 
 def view_npy(data: bytes | bytearray) -> NDArray[np.generic]:
@@ -75,7 +77,11 @@ def decode_image(source: Path | BinaryIO, shape: Shape) -> NDArray[np.float32]:
     if len(shape) != 4:
         raise InputError(f"the model takes no images: its input has the shape {list(shape)}")
     height, width = (size if isinstance(size, int) else 224 for size in shape[-2:])
-    with _refused("not an image that can be read"), Image.open(source, formats=FORMATS) as image:
+    with (
+        _refused("not an image that can be read"),
+        _open_regular(source) if isinstance(source, Path) else nullcontext(source) as file,
+        Image.open(file, formats=FORMATS) as image,
+    ):
         if image.width * image.height > MOST_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels; {MOST_PIXELS} are allowed")
         image.draft("RGB", (width, height))  # a JPEG is then decoded only as large as needed
@@ -102,7 +108,16 @@ def check_fits(array: NDArray[np.generic], shape: Shape, dtype: np.dtype[np.gene
         )
 
 
-@contextlib.contextmanager
+def _open_regular(path: str | Path) -> BinaryIO:
+    """Neither a FIFO, whose opening waits for a writer, nor a device, which may have no end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InputError("not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+@contextmanager
 def _refused(what: str) -> Iterator[None]:
     """Exception, not a list: every list of what decoders raise was too short."""
     try:

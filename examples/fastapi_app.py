@@ -9,10 +9,16 @@ POST /predict takes an array as .npy, inputs as JSON (`{"inputs": {"name": [...]
 (with Pillow); it answers in JSON, or in .npy to `accept: application/x-npy`. GET /model tells what
 the model takes, GET /stats how it goes.
 
-A request is admitted before its body is read. Too many requests, or too many bytes of them, get 503
-and Retry-After; what is not answered TIMEOUT seconds after it was admitted gets 504, be it for a
-body that comes slowly, for decoding or for the model. Too long a body gets 413, inputs that cannot
-be read or do not fit 422, and outputs that JSON has no words for (NaN) 406.
+Under overload a request gets 503 and Retry-After, if possible before its body is read: when too
+many are decoded and run, or bodies hold too many bytes. Memory is counted as bytes arrive and a
+place in the queue is taken when the body is complete, so clients that announce much and send
+nothing take nothing from others. A body that stalls gets 408. A request that is not answered within
+TIMEOUT seconds gets 504, whatever took so long: body, decoding or model. A body that is too long
+gets 413, inputs that cannot be read or do not fit 422, and outputs that JSON cannot express (NaN)
+406.
+
+How many connections there may be, in all and for each client, is for the proxy in front to limit;
+so are clients that read their answers slowly.
 
 Environment: MODEL, a path (SqueezeNet of the onnx wheel unless given); TIMEOUT, seconds for each
 request (1); QUEUE, how many may wait (64); SCHEDULER (elastic).
@@ -57,7 +63,14 @@ MOST_JSON_BYTES = 4 * 2**20
 makes Python objects of eight times the size. Larger arrays had better come as .npy."""
 
 MOST_BYTES_UNDER_WAY = 256 * 2**20
-"""Of the bodies of all requests. Beside them are the objects of what is being decoded."""
+"""Of the bodies of all requests, as far as they have arrived. Beside them are the objects of what
+is being decoded, and the server's buffer of each connection (64 KiB with uvicorn)."""
+
+MOST_STALL = 1.0
+"""Seconds in which a body must end, or LEAST_PROGRESS more bytes of it arrive."""
+
+LEAST_PROGRESS = 64 * 2**10
+"""Bytes. A bound on the time between two bytes alone would let a client send one at a time."""
 
 MOST_DECODERS = 4
 """Threads that parse and decode. More would wait for the GIL, and take memory for an image each."""
@@ -119,6 +132,7 @@ def create_app(
         (UnknownType, 415),
         (NotJson, 406),
         (ClientDisconnect, 400),  # which nobody hears
+        (SlowBody, 408),
         (QueueFull, 503),
         (ClosedError, 503),
         (DeadlineExceeded, 504),
@@ -144,38 +158,65 @@ class Service:
     async def predict(self, request: Request) -> Response:
         """One request, from its body to its answer."""
         kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-        most_bytes = self._most_bytes(request, kind)
-        with self._admitted(most_bytes):
-            try:
-                async with asyncio.timeout(self.timeout) as limit:
-                    body = await _read(request, most_bytes)
+        announced, most_bytes = self._length(request, kind)
+        self._check_queue()
+        self._check_bytes(announced)
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self.timeout) as limit:
+                await self._read(request, most_bytes, body)
+                with self._admitted():
                     inputs = await self._decode(kind, body)
                     # The engine knows the deadline too: what passes it in the queue is never run.
                     rest = (limit.when() or 0.0) - asyncio.get_running_loop().time()
                     outputs = await self.engine.run_async(inputs, timeout=max(0.0, rest))
                     return await self._answer(outputs, request.headers.get("accept", ""))
-            except TimeoutError:
-                raise DeadlineExceeded(f"took longer than {self.timeout:g} s") from None
+        except TimeoutError:
+            raise DeadlineExceeded(f"took longer than {self.timeout:g} s") from None
+        finally:
+            self.bytes_under_way -= len(body)
+
+    async def _read(self, request: Request, most_bytes: int, body: bytearray) -> None:
+        """Appends to `body` what arrives, and counts it."""
+        try:
+            async with asyncio.timeout(MOST_STALL) as limit:
+                enough = LEAST_PROGRESS
+                async for chunk in request.stream():
+                    if len(body) + len(chunk) > most_bytes:
+                        raise TooLarge(f"the body holds more than {most_bytes} bytes")
+                    self._check_bytes(len(chunk))
+                    body += chunk
+                    self.bytes_under_way += len(chunk)
+                    if len(body) >= enough:
+                        enough = len(body) + LEAST_PROGRESS
+                        limit.reschedule(asyncio.get_running_loop().time() + MOST_STALL)
+        except TimeoutError:
+            raise SlowBody(
+                f"of the body less than {LEAST_PROGRESS} bytes came in {MOST_STALL:g} s"
+            ) from None
 
     @contextmanager
-    def _admitted(self, num_bytes: int) -> Iterator[None]:
+    def _admitted(self) -> Iterator[None]:
         """Counts a request as under way, or refuses it at once.
 
-        `run_async` would wait where the queue is full. A server had better refuse, and before it
-        has read and parsed what it refuses: who waits longer than his own timeout only adds to the
-        crowd. All of it is on one event loop, so that plain numbers count what is under way.
+        `run_async` would wait where the queue is full. A server had better refuse: who waits longer
+        than his own timeout only adds to the crowd. All of it is on one event loop, so that plain
+        numbers count what is under way.
         """
-        if self.num_under_way >= self.most_under_way:
-            raise QueueFull(f"{self.num_under_way} requests are under way; try again later")
-        if self.bytes_under_way + num_bytes > MOST_BYTES_UNDER_WAY:
-            raise QueueFull(f"{self.bytes_under_way} bytes are under way; try again later")
+        self._check_queue()
         self.num_under_way += 1
-        self.bytes_under_way += num_bytes
         try:
             yield
         finally:
             self.num_under_way -= 1
-            self.bytes_under_way -= num_bytes
+
+    def _check_queue(self) -> None:
+        if self.num_under_way >= self.most_under_way:
+            raise QueueFull(f"{self.num_under_way} requests are under way; try again later")
+
+    def _check_bytes(self, more: int) -> None:
+        if self.bytes_under_way + more > MOST_BYTES_UNDER_WAY:
+            raise QueueFull(f"{self.bytes_under_way} bytes are under way; try again later")
 
     @property
     def retry_after(self) -> int:
@@ -183,17 +224,17 @@ class Service:
         return max(1, math.ceil(self.timeout))
 
     @staticmethod
-    def _most_bytes(request: Request, kind: str) -> int:
-        """Of the body: as many as it says, or as may be where it does not say."""
+    def _length(request: Request, kind: str) -> tuple[int, int]:
+        """Bytes that the body announces, 0 where it does not; and as many as it may have."""
         if kind != NPY and kind != JSON and not kind.startswith("image/"):
             raise UnknownType(f"expected {NPY}, {JSON} or an image, got {kind!r}")
         most = MOST_JSON_BYTES if kind == JSON else MOST_BYTES
         length = request.headers.get("content-length", "")
         if not length.isdecimal() or len(length) > 18:
-            return most
+            return 0, most
         if int(length) > most:
             raise TooLarge(f"a body of {kind} holds {most} bytes at most, not {length}")
-        return int(length)
+        return int(length), most
 
     async def _decode(self, kind: str, body: bytearray) -> list[Any]:
         """The body, as the engine takes it."""
@@ -255,21 +296,16 @@ class TooLarge(ValueError):
     """More bytes than a request may have."""
 
 
+class SlowBody(ValueError):
+    """A body that stalls."""
+
+
 class UnknownType(ValueError):
     """A body that nobody here can read."""
 
 
 class NotJson(ValueError):
     """Outputs with numbers that JSON does not have."""
-
-
-async def _read(request: Request, most_bytes: int) -> bytearray:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > most_bytes:
-            raise TooLarge(f"the body holds more than {most_bytes} bytes")
-    return body
 
 
 def take_share(num_workers: int) -> socket.socket | None:
@@ -309,6 +345,8 @@ def _answer_with(status: int) -> Any:
         headers = {}
         if status == 503:
             headers["retry-after"] = str(request.app.state.service.retry_after)
+        if status == 408:
+            headers["connection"] = "close"  # or it may send the rest as slowly
         return JSONResponse({"detail": str(error)}, status, headers)
 
     return answer

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import dataclasses
+import fcntl
 import json
 import os
+import pty
+import signal
+import struct
 import subprocess
 import sys
+import termios
+from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -14,6 +23,7 @@ import pytest
 from deepsched import Engine, Topology
 from deepsched.benchmark import bundled_model, measure
 from deepsched.cli import main
+from deepsched.cli.files import writing
 from deepsched.cli.help import HelpFormatter
 from deepsched.cli.program import COMMANDS
 from tests.support import models
@@ -144,6 +154,158 @@ def test_results_go_through_a_link_and_into_a_fifo(mlp, tmp_path, capsys):
     assert json.loads((tmp_path / "target.json").read_text())["num_streams"] >= 1
 
 
+@pytest.fixture
+def no_random_names(monkeypatch):
+    """Temporary names can be guessed, as all of them could once."""
+    monkeypatch.setattr("secrets.token_hex", lambda _: "guessed")
+    return (f".{{}}.{os.getpid()}", ".deepsched-guessed")
+
+
+@pytest.mark.parametrize("option", ["-x", "--csv"])
+def test_results_follow_no_planted_link(mlp, tmp_path, capsys, no_random_names, option):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    for name in no_random_names:
+        (folder / name.format("out")).symlink_to(victim)
+    main(["benchmark", mlp, *QUICK, option, str(folder / "out")])
+    assert victim.read_text() == "precious"
+
+
+def test_two_results_have_temporary_files_of_their_own(tmp_path):
+    with (
+        writing(str(tmp_path / "out"), "--csv") as one,
+        writing(str(tmp_path / "out"), "-x") as two,
+    ):
+        assert not os.listdir(tmp_path)  # nothing that kill -9 could leave
+        one.write("1")
+        two.write("2")
+    assert os.listdir(tmp_path) == ["out"]
+    assert (tmp_path / "out").read_text() == "1"
+
+
+def test_a_name_as_long_as_names_can_be_is_written(tmp_path):
+    path = tmp_path / ("x" * 255)
+    with writing(str(path), "--csv") as file:
+        file.write("all")
+    assert path.read_text() == "all"
+
+
+def test_a_model_whose_path_is_not_utf_8_is_reported(mlp, tmp_path, capsys):
+    model = tmp_path / os.fsdecode(b"\xff.onnx")
+    model.write_bytes(Path(mlp).read_bytes())
+    table, export = tmp_path / "out.csv", tmp_path / "out.json"
+    options = [*QUICK, "--csv", str(table), "-x", str(export)]
+    assert main(["benchmark", str(model), *options]) == 0
+    assert r"\udcff.onnx" in capsys.readouterr().out
+    assert r"\udcff.onnx" in table.read_text()
+    assert json.loads(export.read_text())["orig_model_path"] == str(model)
+
+
+SIGNALLED = """
+import os, signal, sys
+from deepsched.cli import {module} as module
+plain = module.{function}
+def signalled(*args, **options):
+    os.kill(os.getpid(), signal.{number})
+    signal.pause()
+module.{function} = signalled
+"""
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP", "SIGKILL"])
+def test_a_killed_measurement_leaves_no_file(mlp, tmp_path, number):
+    script = SIGNALLED.format(module="benchmark", function="measure", number=number)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    done = run_deepsched(["benchmark", mlp, *QUICK, "-x", str(folder / "out.json")], script)
+    assert done.returncode == -getattr(signal, number)
+    assert os.listdir(folder) == []
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP"])
+def test_a_signal_during_the_rename_leaves_no_file(mlp, tmp_path, number):
+    script = SIGNALLED.format(module="files", function="os.replace", number=number)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    done = run_deepsched(
+        ["topology", "--svg", str(folder / "out.svg")], script, stdout=subprocess.DEVNULL
+    )
+    assert done.returncode == -getattr(signal, number)
+    assert os.listdir(folder) == []
+
+
+# --- Names that a model's author chose ------------------------------------------------------------
+
+ESCAPE = "\x1b]0;owned\x07"
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    """A model whose nodes, inputs and file have names that terminals and spreadsheets obey."""
+    model = models.mlp()
+    for number, node in enumerate(model.graph.node):
+        node.name = ("=cmd()", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1")[number % 6] + ESCAPE
+        for index, name in enumerate(node.input):
+            if name == "x":
+                node.input[index] = ESCAPE
+    model.graph.input[0].name = ESCAPE
+    return models.save(model, tmp_path, f"{ESCAPE}<b>.onnx")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["analyze", "MODEL", "-t", "0.05", "-q"],
+        ["benchmark", "MODEL", *QUICK],
+        ["benchmark", "MODEL", *QUICK, "-i", "[1,3]"],  # an error
+        ["trace", "MODEL", "-t", "0.05", "-q"],
+        ["advise", "MODEL", "-t", "0.5", "-q"],
+        ["cache", "list"],
+    ],
+)
+def test_names_reach_the_terminal_escaped(hostile, tmp_path, arguments):
+    cache = str(tmp_path / "cache")
+    with Engine(hostile, cache_dir=cache):
+        pass
+    arguments = [hostile if argument == "MODEL" else argument for argument in arguments]
+    environment = {**os.environ, "DEEPSCHED_CACHE_DIR": cache}
+    done = run_deepsched(arguments, capture_output=True, text=True, env=environment)
+    assert done.returncode in (0, 2), done.stderr
+    assert "Traceback" not in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_warnings_reach_the_terminal_escaped():
+    script = f"""
+import logging
+from deepsched.cli import topology
+def run(args):
+    logging.getLogger("deepsched").warning("input %s", {ESCAPE!r})
+topology.run = run
+"""
+    done = run_deepsched(["topology"], script, capture_output=True, text=True)
+    assert done.stderr == "input \\x1b]0;owned\\x07\n"
+
+
+def test_names_are_no_formulas_in_csv(hostile, tmp_path, capsys):
+    path = tmp_path / "out.csv"
+    assert main(["analyze", hostile, "-t", "0.05", "-q", "--csv", str(path)]) == 0
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = {row["name"] for row in rows}
+    assert r"'=cmd()\x1b]0;owned\x07" in names
+    assert not [name for name in names if name[0] in "=+-@\t\r" or "\x1b" in name]
+
+
+def test_names_make_valid_svg(hostile, tmp_path, capsys):
+    path = tmp_path / "out.svg"
+    assert main(["trace", hostile, "-t", "0.05", "-q", "--svg", str(path)]) == 0
+    titles = [it.text for it in ElementTree.parse(path).iter() if it.tag.endswith("title")]
+    assert any(r"\x1b]0;owned\x07<b>" in title for title in titles)
+
+
 @pytest.mark.parametrize("option", ["-x", "--csv"])
 def test_a_full_device_is_said_in_one_line_beside_the_results(mlp, capsys, option):
     assert main(["benchmark", mlp, *QUICK, option, "/dev/full"]) == 2
@@ -179,6 +341,23 @@ def run_deepsched(arguments, script="", **options):
     """`deepsched` as a process of its own; `script` runs before."""
     code = f"import sys\nfrom deepsched.cli import main\n{script}\nsys.exit(main())"
     return subprocess.run([sys.executable, "-c", code, *arguments], check=False, **options)
+
+
+def on_terminal(arguments, width, **environment):
+    """What `deepsched` shows on a terminal of this width."""
+    terminal, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("4H", 24, width, 0, 0))
+    environment = {**os.environ, **environment}
+    environment.pop("COLUMNS", None)
+    done = run_deepsched(arguments, stdin=end, stdout=end, stderr=end, env=environment, timeout=60)
+    os.close(end)
+    shown = b""
+    with contextlib.suppress(OSError), os.fdopen(terminal, "rb", 0) as file:  # EIO is its end
+        while piece := file.read(4096):
+            shown += piece
+    text = shown.decode().replace("\r\n", "\n")
+    assert done.returncode == 0, text
+    return text
 
 
 @pytest.mark.parametrize(
@@ -251,9 +430,23 @@ def test_the_cache_lists_names_as_they_are(tmp_path, capsys, monkeypatch):
     with Engine(model):
         pass
     assert main(["cache", "list"]) == 0
-    assert "m[b]:x:[red].onnx" in "".join(
-        line.split("│")[1].strip() for line in capsys.readouterr().out.splitlines() if "│" in line
-    )
+    assert "m[b]:x:[red].onnx" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_cache_list_has_a_line_for_each_item(tmp_path, width):
+    model = models.save(models.mlp(), tmp_path, f"{'long-' * 12}name.onnx")
+    cache = str(tmp_path / "cache")
+    with Engine(model, cache_dir=cache) as engine:
+        engine.run(engine.generate_random_inputs())
+    out = on_terminal(["cache", "list"], width, DEEPSCHED_CACHE_DIR=cache)
+    header, *items, blank, _ = out.splitlines()
+    assert (header.split()[0], blank) == ("model", "")
+    assert len(items) == len([*(tmp_path / "cache" / "v1").glob("*/about.json")])
+    for line in items:
+        assert len(line) <= width
+        assert line.startswith(model if width == 200 else model[:5])
+        assert model[-10:] + "  " in line
 
 
 def test_topology_shows_this_machine_and_its_streams(capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -21,11 +22,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from deepsched import Context, Engine, Topology
 from deepsched.cli import main
-from deepsched.errors import ModelError, OptionError
+from deepsched.errors import InvalidModelError, OptionError
 from deepsched.models.cache import Cache
-from deepsched.models.entry import hash_file
+from deepsched.models.entry import hash_with_state
+from deepsched.models.folders import open_trusted
 from deepsched.models.keys import RawModel
 from deepsched.models.records import read_record, write_record
+from deepsched.models.tag import TAG
 from deepsched.runtime.numa import copy_to_node
 from tests.support import models
 from tests.support.models import gemm
@@ -161,7 +164,7 @@ def test_external_data_counts_as_content(tmp_path, cache_dir):
                 assert_equals_plain(engine, str(path))
 
 
-@pytest.mark.parametrize("name", ["../secret", "/dev/zero"])
+@pytest.mark.parametrize("name", ["../secret", "/dev/zero", "linked"])
 def test_external_data_elsewhere_is_not_read(tmp_path, cache_dir, name):
     folder = tmp_path / "model"
     folder.mkdir()
@@ -172,7 +175,9 @@ def test_external_data_elsewhere_is_not_read(tmp_path, cache_dir, name):
         tensor.data_location = TensorProto.EXTERNAL
         tensor.external_data.add(key="location", value=name)
     (folder / "model.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(ModelError):
+    if name == "linked":
+        (folder / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(InvalidModelError, match="outside its folder"):
         Engine(folder / "model.onnx", None, cache_dir=cache_dir)
     assert Cache(cache_dir).list() == []
 
@@ -181,7 +186,7 @@ def test_what_is_no_file_has_no_hash(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
         with pytest.raises(OSError):
-            hash_file(path)
+            hash_with_state(path)
 
 
 # --- It is shared -------------------------------------------------------------------------------
@@ -335,7 +340,7 @@ def test_a_process_killed_at_any_moment_leaves_no_wrong_entry(cache_dir):
     assert out.strip() == "40", err
     cache = Cache(cache_dir)
     cache.clear()
-    assert not list(cache.folder.iterdir())  # what they left is swept
+    assert os.listdir(cache.folder) == [TAG]  # what they left is swept
 
 
 def test_entries_in_use_stay_and_the_others_go_least_lately_used_first(cache_dir, monkeypatch):
@@ -355,14 +360,15 @@ def test_entries_in_use_stay_and_the_others_go_least_lately_used_first(cache_dir
 
 def is_cached(model, cache_dir):
     """Looks, and compiles nothing."""
-    raw = RawModel.of(model, None, None)
+    raw = RawModel.of(model, None, None, {"optimizes": True})
     entry = raw.find(Cache(cache_dir))
     if entry is not None:
         entry.close()
     return entry is not None
 
 
-def remember(cache, key, age_s):
+def remember(cache, name, age_s):
+    key = name * 32
     cache.remember_measurement(key, "advice", "model.onnx", None, {"some": "answer"})
     path = cache.folder / "measured" / f"{key}.json"
     used = path.stat().st_mtime - age_s
@@ -374,10 +380,11 @@ def test_least_recently_used_measurements_are_evicted_first(cache_dir, monkeypat
     cache = Cache(cache_dir)
     for age_s, key in ((30, "a"), (20, "b"), (10, "c")):
         remember(cache, key, age_s)
-    assert cache.measurement("a") == {"some": "answer"}  # used now
+    assert cache.measurement("a" * 32) == {"some": "answer"}  # used now
     with Engine(gemm(), None, cache_dir=cache_dir):
         remember(cache, "d", 0)
-    assert sorted(item.key for item in cache.list() if item.kind == "advice") == ["a", "c", "d"]
+    kept = sorted(item.key for item in cache.list() if item.kind == "advice")
+    assert kept == [name * 32 for name in "acd"]
     assert is_cached(gemm(), cache_dir)  # models have a bound of their own
 
 
@@ -387,10 +394,11 @@ def test_measurements_count_in_the_size_of_the_cache(cache_dir, monkeypatch):
     with Engine(gemm(), None, cache_dir=cache_dir):
         pass
     num_bytes = sum(item.num_bytes for item in cache.list())
-    assert num_bytes == sum(path.stat().st_size for path in cache_dir.rglob("*") if path.is_file())
+    files = [path for path in cache_dir.rglob("*") if path.is_file() and path.name != TAG]
+    assert num_bytes == sum(path.stat().st_size for path in files)
     monkeypatch.setenv("DEEPSCHED_CACHE_BYTES", str(num_bytes))
     remember(Cache(cache_dir), "b", 0)
-    assert cache.measurement("a") is None and cache.measurement("b") is not None
+    assert cache.measurement("a" * 32) is None and cache.measurement("b" * 32) is not None
     assert is_cached(gemm(), cache_dir)
 
 
@@ -414,9 +422,9 @@ json_values = st.recursive(
 @given(value=json_values, data=st.data())
 def test_a_record_is_read_as_written_or_found_damaged(value, data):
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "record.json")
-        write_record(path, value)
-        assert read_record(path) == value
+        path, opened = Path(folder, "record.json"), open_trusted(Path(folder))
+        write_record(opened, path.name, value)
+        assert read_record(opened, path.name) == value
         content = bytearray(path.read_bytes())
         position = data.draw(st.integers(0, len(content) - 1))
         if data.draw(st.booleans()):
@@ -425,7 +433,7 @@ def test_a_record_is_read_as_written_or_found_damaged(value, data):
             del content[position:]
         path.write_bytes(content)
         with pytest.raises(ValueError):
-            read_record(path)
+            read_record(opened, path.name)
 
 
 @pytest.fixture
@@ -439,32 +447,34 @@ def small_files():
 
 def test_a_record_that_does_not_fit_leaves_no_file(tmp_path, small_files):
     with pytest.raises(OSError):
-        write_record(tmp_path / "record.json", "some")
+        write_record(open_trusted(tmp_path), "record.json", "some")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_write_that_is_interrupted_keeps_the_old_record(tmp_path, monkeypatch):
-    def interrupted(*args):
+    def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    path = tmp_path / "record.json"
-    write_record(path, "old")
-    monkeypatch.setattr("deepsched.models.records.os.replace", interrupted)
+    folder = open_trusted(tmp_path)
+    write_record(folder, "record.json", "old")
+    monkeypatch.setattr("deepsched.models.records.os.rename", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write_record(path, "new")
-    assert list(tmp_path.iterdir()) == [path]
-    assert read_record(path) == "old"
+        write_record(folder, "record.json", "new")
+    assert os.listdir(tmp_path) == ["record.json"]
+    assert read_record(folder, "record.json") == "old"
 
 
 def test_files_of_a_killed_writer_are_swept(cache_dir):
     cache = Cache(cache_dir)
     remember(cache, "a", 0)
-    young, old = (cache.folder / "measured" / f".tmp-{name}" for name in ("young", "old"))
-    young.touch()
-    old.touch()
-    os.utime(old, (0, 0))
-    remember(cache, "b", 0)
-    assert young.exists() and not old.exists()
+    left, written = (cache.folder / "measured" / f".tmp-{name * 16}" for name in "ab")
+    left.touch()
+    with open(written, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as a living writer
+        Cache(cache_dir)
+        assert written.exists() and not left.exists()
+    Cache(cache_dir)
+    assert not written.exists()
 
 
 def test_an_engine_outlives_its_entry(cache_dir):
@@ -559,7 +569,7 @@ def test_the_cache_command_shows_and_clears_measurements(cache_dir, monkeypatch,
     assert out.splitlines()[-1].startswith("1 models, 1 measurements, ")
     assert main(["cache", "clear"]) == 0
     assert capsys.readouterr().out == "removed 2\n"
-    assert list(Cache(cache_dir).folder.iterdir()) == [foreign]
+    assert sorted(os.listdir(Cache(cache_dir).folder)) == [foreign.name, TAG]
 
 
 def test_the_cache_command(cache_dir, monkeypatch, capsys):

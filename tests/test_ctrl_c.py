@@ -21,7 +21,11 @@ sys.exit(main())
 MODULE = """
 import os, runpy
 import deepsched.cli
-os.write(1, b"!")
+main = deepsched.cli.main
+def told():  # runpy is Python's as well
+    os.write(1, b"!")
+    return main()
+deepsched.cli.main = told
 runpy.run_module("deepsched", run_name="__main__", alter_sys=True)
 """
 

@@ -10,10 +10,12 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -44,9 +46,9 @@ def inputs(number, width=64):
     return np.random.default_rng(number).standard_normal((1, width)).astype(np.float32)
 
 
-def start(*command, **options):
+def start(*command, before=(), **options):
     return subprocess.Popen(
-        [sys.executable, *command],
+        [*before, sys.executable, *command],
         cwd=ROOT,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1", **options.pop("env", {})},
@@ -286,8 +288,9 @@ def test_requests_beyond_the_queue_get_503_at_once(tmp_path):
             while service.num_under_way < 1 + queue:
                 assert not any(task.done() for task in long)
                 await asyncio.sleep(0)
-            answer = await client.post("/predict", json=spin_body(1))
+            answer = await client.post("/predict", content=never_read(), headers=NPY)
             assert (answer.status_code, answer.headers["retry-after"]) == (503, "60")
+            assert "3 requests are under way" in answer.json()["detail"]
             for task in long:
                 task.cancel()
             await asyncio.wait(long)
@@ -297,11 +300,23 @@ def test_requests_beyond_the_queue_get_503_at_once(tmp_path):
     asyncio.run(main())
 
 
-async def endless(begun):
+async def endless(begun, first=b'{"inputs"'):
     """A body that stops after its first bytes."""
-    yield b'{"inputs"'
+    yield first
     begun.set()
     await asyncio.Event().wait()
+
+
+async def dripping():
+    """A body that never stops, and never gets far."""
+    while True:
+        yield b" "
+        await asyncio.sleep(0)
+
+
+async def never_read():
+    pytest.fail("the body was read")
+    yield b""
 
 
 def test_a_body_that_comes_too_slowly_gets_504(mlp):
@@ -314,6 +329,66 @@ def test_a_body_that_comes_too_slowly_gets_504(mlp):
             assert (await client.get("/stats")).json()["under_way"] == 0
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("body", [lambda: endless(asyncio.Event()), dripping])
+def test_a_body_that_stalls_gets_408_before_the_timeout(mlp, monkeypatch, body):
+    monkeypatch.setattr(fastapi_app, "MOST_STALL", 0.05)
+
+    async def main():
+        async with client_of(fastapi_app.create_app(mlp, timeout=60)) as client:
+            answer = await client.post("/predict", content=body(), headers=NPY)
+            assert (answer.status_code, answer.headers["connection"]) == (408, "close")
+            stats = (await client.get("/stats")).json()
+            assert (stats["under_way"], stats["bytes_under_way"]) == (0, 0)
+
+    asyncio.run(main())
+
+
+def test_a_long_body_that_goes_on_is_read_to_its_end(mlp, monkeypatch):
+    monkeypatch.setattr(fastapi_app, "LEAST_PROGRESS", 100)
+    body = npy(np.zeros((9, 64), np.float32))
+    reschedules = []
+    timeout = asyncio.timeout
+
+    def noting(seconds):
+        limit = timeout(seconds)
+        reschedule = limit.reschedule
+        limit.reschedule = lambda when: reschedules.append(when) or reschedule(when)
+        return limit
+
+    monkeypatch.setattr(fastapi_app.asyncio, "timeout", noting)
+
+    async def in_parts():
+        for begin in range(0, len(body), 60):
+            yield body[begin : begin + 60]
+
+    async def main():
+        async with client_of(fastapi_app.create_app(mlp, timeout=60)) as client:
+            answer = await client.post("/predict", content=in_parts(), headers=NPY)
+            assert answer.status_code == 422  # it does not fit, so it was read
+        # Each second part is 100 bytes on. Two more: a limit's begin is one, and there are two.
+        assert len(reschedules) == len(body) // 120 + 2
+
+    asyncio.run(main())
+
+
+def test_idle_clients_lock_nobody_out(mlp):
+    with ended(serve(mlp)) as server, contextlib.ExitStack() as stack:
+        address = address_of(server)
+        host, port = address.removeprefix("http://").split(":")
+        client = stack.enter_context(httpx.Client(base_url=address, timeout=60))
+        # 32 MiB each of 256, and more of them than the queue has places.
+        for _ in range(80):
+            idle = stack.enter_context(socket.create_connection((host, int(port))))
+            idle.sendall(
+                b"POST /predict HTTP/1.1\r\nhost: test\r\nexpect: 100-continue\r\n"
+                b"content-type: application/x-npy\r\ncontent-length: 33554432\r\n\r\n"
+            )
+            # The server asks for the body: it is waiting for it now.
+            assert idle.recv(100).startswith(b"HTTP/1.1 100 ")
+        answers = [client.post("/predict", content=npy(inputs(1)), headers=NPY) for _ in range(60)]
+        assert {answer.status_code for answer in answers} == {200}
 
 
 def test_slow_decoding_gets_504_at_once(colour, monkeypatch):
@@ -364,42 +439,40 @@ def test_reading_the_body_counts_against_the_timeout(mlp, monkeypatch):
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("bound", ["requests", "bytes"])
-def test_a_request_is_refused_before_its_body_is_read(mlp, monkeypatch, bound):
-    if bound == "bytes":
-        monkeypatch.setattr(fastapi_app, "MOST_BYTES_UNDER_WAY", 2000)
-    queue = 1 if bound == "requests" else 100
+def test_bodies_are_bounded_by_the_bytes_that_arrived(mlp, monkeypatch):
+    monkeypatch.setattr(fastapi_app, "MOST_BYTES_UNDER_WAY", 2000)
+    monkeypatch.setattr(fastapi_app, "MOST_STALL", 60)
     x = npy(inputs(1))
 
-    async def never_read():
-        pytest.fail("the body was read")
-        yield b""
-
     async def main():
-        app = fastapi_app.create_app(mlp, 60, queue, scheduler="single_stream")
-        async with client_of(app) as client:
+        async with client_of(fastapi_app.create_app(mlp, timeout=60)) as client:
 
-            def post(content, length):
-                headers = {**NPY, "content-length": str(length)}
-                return client.post("/predict", content=content, headers=headers)
+            def post(content, **length):
+                return client.post("/predict", content=content, headers={**NPY, **length})
 
             begun = [asyncio.Event() for _ in range(2)]
-            long = [asyncio.ensure_future(post(endless(event), 750)) for event in begun]
+            long = [
+                asyncio.ensure_future(
+                    post(endless(event, bytes(750)), **{"content-length": "1000"})
+                )
+                for event in begun
+            ]
             for event in begun:
                 await event.wait()
-            answer = await post(never_read(), 501)
-            assert (answer.status_code, answer.headers["retry-after"]) == (503, "60")
-            assert f"{bound} are under way" in answer.json()["detail"]
-            # Who does not say how long the body is counts as the longest.
-            assert (await client.post("/predict", content=never_read(), headers=NPY)).is_error
-            if bound == "bytes":
-                assert (await post(x, len(x))).status_code == 200
+            # Refused unread where the length says so; else when the bytes are there.
+            for answer in (
+                await post(never_read(), **{"content-length": "501"}),
+                await post(endless(asyncio.Event(), bytes(501))),
+            ):
+                assert (answer.status_code, answer.headers["retry-after"]) == (503, "60")
+                assert "1500 bytes are under way" in answer.json()["detail"]
+            assert (await post(x)).status_code == 200
             for task in long:
                 task.cancel()
             await asyncio.wait(long)
             stats = (await client.get("/stats")).json()
             assert (stats["under_way"], stats["bytes_under_way"]) == (0, 0)
-            assert (await post(x, len(x))).status_code == 200
+            assert (await post(bytes(1900))).status_code == 422
 
     asyncio.run(main())
 
@@ -774,15 +847,17 @@ def test_the_worker_program_reads_paths_and_ends_on_sigterm(mlp, tmp_path):
     with ended(worker_program("--model", mlp)) as worker:
         (tmp_path / "empty.npy").touch()
         (tmp_path / "zip.npy").write_bytes(HOSTILE_NPY["a zip file"])
-        names = ("0.npy", "1.npy", "missing.npy", "2.npy", "empty.npy", "zip.npy")
+        os.mkfifo(tmp_path / "fifo.npy")
+        names = ("0.npy", "1.npy", "missing.npy", "2.npy", "empty.npy", "zip.npy", "fifo.npy")
         paths = [str(tmp_path / name) for name in names]
         worker.stdin.write("\n".join(paths) + "\n")
         worker.stdin.flush()
         lines = [json.loads(worker.stdout.readline()) for _ in paths]
         results = {line.pop("job"): line for line in lines}
         assert "No such file" in results[paths[2]]["error"]
-        for path in paths[4:]:
+        for path in paths[4:6]:
             assert "not an .npy file" in results[path]["error"]
+        assert results[paths[6]]["error"] == "not a regular file"
         with Engine(mlp) as engine:
             for number, path in ((0, paths[0]), (1, paths[1]), (2, paths[3])):
                 expected = int(np.argmax(engine.run([inputs(number)])[0]))
@@ -792,6 +867,26 @@ def test_the_worker_program_reads_paths_and_ends_on_sigterm(mlp, tmp_path):
         assert (worker.returncode, out) == (1, "")
         assert "Traceback" not in err
         assert "3 done" in err
+
+
+@pytest.mark.parametrize("options", [["--model", "missing.onnx"], ["--concurrency", "-1"]])
+def test_the_worker_program_exits_with_2_for_bad_arguments(options):
+    with ended(worker_program(*options)) as worker:
+        out, err = worker.communicate(timeout=60)
+    assert (worker.returncode, out) == (2, "")
+    assert "Traceback" not in err
+
+
+def test_the_worker_program_exits_with_3_on_a_full_disk():
+    command = ("-m", "examples.asyncio_worker", "--demo", "5")
+    with (
+        open("/dev/full", "w") as full,
+        ended(start(*command, stdout=full, stderr=subprocess.PIPE)) as worker,
+    ):
+        _, err = worker.communicate(timeout=60)
+    assert worker.returncode == 3
+    assert err.startswith("asyncio_worker: cannot write the result of 'demo ")
+    assert "Traceback" not in err
 
 
 def test_the_worker_program_does_its_demo():
@@ -808,7 +903,8 @@ def test_the_worker_program_does_its_demo():
 
 @pytest.fixture
 def folder(tmp_path):
-    """Ten files, one of them cut off, one that does not fit, and one that says it is huge."""
+    """Ten files, one of them cut off, one that does not fit, and one that says it is huge; and what
+    is no input."""
     source = tmp_path / "source"
     source.mkdir()
     for number in range(10):
@@ -819,10 +915,13 @@ def folder(tmp_path):
     (source / "6.npy").write_bytes(whole.replace(b"(1, 64)", b"(999999999999, 9)")[: len(whole)])
     (source / "notes.txt").write_text("not an input")
     (source / "folder.npy").mkdir()
+    os.mkfifo(source / "fifo.npy")
+    np.save(source / f"{LONG}.npy", inputs(9))
     return source
 
 
-DAMAGED = {"3.npy", "5.npy", "6.npy", "folder.npy"}
+LONG = "x" * 248
+DAMAGED = {"3.npy", "5.npy", "6.npy", "folder.npy", "fifo.npy", "notes.txt", f"{LONG}.npy"}
 
 
 def saved(engine, target, number):
@@ -840,12 +939,15 @@ def test_a_batch_job_names_the_files_that_fail(mlp, folder, tmp_path):
         reports[path.name] = error
 
     with Engine(mlp, scheduler="multi_stream") as engine:
-        batch_folder.process(engine, batch_folder.find_work(folder, target), target, report)
+        files = batch_folder.find_work(folder.iterdir(), target)
+        batch_folder.process(engine, files, target, report)
         good = set(range(10)) - {3, 5, 6}
         assert all(saved(engine, target, number) for number in good)
     assert {path.name for path in target.iterdir()} == {f"{number}.npy.npy" for number in good}
     assert {name for name, error in reports.items() if error} == DAMAGED
-    assert len(reports) == 11
+    assert len(reports) == 14
+    assert reports["fifo.npy"] == "not a regular file"
+    assert "more than 255 bytes" in reports[f"{LONG}.npy"]
 
 
 def test_a_batch_job_survives_a_failing_run(tmp_path):
@@ -859,7 +961,7 @@ def test_a_batch_job_survives_a_failing_run(tmp_path):
     target.mkdir()
     reports = {}
     with Engine(model, None, scheduler="multi_stream") as engine:
-        files = batch_folder.find_work(tmp_path, target)
+        files = batch_folder.find_work(tmp_path.glob("*.npy"), target)
         batch_folder.process(engine, files, target, reports.__setitem__)
     assert {path.stem for path, error in reports.items() if error} == {"2"}
     for number in set(range(8)) - {2}:
@@ -877,26 +979,58 @@ def batch(*options, **popen):
     )
 
 
+def waiting_batch(where, *options, **popen):
+    """Code before the program runs, in which `wait` says so on stdout and waits for a line."""
+    code = """
+        import os, sys
+        import numpy as np
+        from examples import batch_folder
+
+        def wait():
+            print("waits", flush=True)
+            sys.stdin.readline()
+        """
+    end = "sys.exit(batch_folder.main())"
+    return start(
+        "-c",
+        "\n".join(map(textwrap.dedent, (code, where, end))),
+        *map(str, options),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **popen,
+    )
+
+
+AT_8 = """
+    read = batch_folder.read_npy
+    batch_folder.read_npy = lambda path: (path.name == "8.npy" and wait(), read(path))[1]
+"""
+AT_SYNC = """
+    fsync = os.fsync
+    def wait_once(descriptor):
+        os.fsync = fsync
+        wait()
+        fsync(descriptor)
+    os.fsync = wait_once
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_batch_job_resumes_where_it_was(mlp, folder, tmp_path, number):
     target = tmp_path / "target"
-    # It waits for what comes out of the pipe, until the signal.
-    (folder / "8.npy").unlink()
-    os.mkfifo(folder / "8.npy")
-    with ended(batch(folder, target, "--model", mlp, "--in-flight", "2")) as job:
-        with open(folder / "8.npy", "wb"):  # returns when it has opened the other end
-            job.send_signal(number)
-            out, err = job.communicate(timeout=60)
+    with ended(waiting_batch(AT_8, folder, target, "--model", mlp, "--in-flight", "2")) as job:
+        assert job.stdout.readline() == "waits\n"
+        job.send_signal(number)
+        out, err = job.communicate(timeout=60)
         assert (job.returncode, out) == (130, ""), err
     before = {path.name: path.stat().st_mtime_ns for path in target.iterdir()}
     assert {f"{number}.npy.npy" for number in (0, 1, 2, 4)} <= set(before)
     assert "9.npy.npy" not in before
-    (folder / "8.npy").unlink()
-    np.save(folder / "8.npy", inputs(8))
     with ended(batch(folder, target, "--model", mlp)) as job:
         out, err = job.communicate(timeout=60)
         assert job.returncode == 1, err
-    assert out == f"{10 - 3 - len(before)} done, 4 left out\n"
+    assert out == f"{7 - len(before)} done, 7 left out, {len(before)} done before\n"
     assert all(name in err for name in DAMAGED)
     after = {path.name: path.stat().st_mtime_ns for path in target.iterdir()}
     assert before.items() <= after.items()
@@ -908,8 +1042,8 @@ def test_a_second_run_of_the_batch_demo_has_nothing_left(tmp_path):
     source, target = tmp_path / "pictures", tmp_path / "results"
     for options, said in (
         ((source, "--demo", 4), ""),
-        ((source, target), "4 done, 0 left out\n"),
-        ((source, target), "0 done, 0 left out\n"),
+        ((source, target), "4 done, 0 left out, 0 done before\n"),
+        ((source, target), "0 done, 0 left out, 4 done before\n"),
     ):
         with ended(batch(*options)) as job:
             out, err = job.communicate(timeout=60)
@@ -924,7 +1058,7 @@ def test_an_unfit_file_does_not_interrupt_the_others(mlp, folder, tmp_path, monk
         maps = []
         run_map = engine.map
         monkeypatch.setattr(engine, "map", lambda *args: maps.append(args) or run_map(*args))
-        files = batch_folder.find_work(folder, target)
+        files = batch_folder.find_work(folder.iterdir(), target)
         batch_folder.process(engine, files, target, reports.__setitem__)
         assert len(maps) == 1
     errors = {path.name: error for path, error in reports.items() if error}
@@ -970,24 +1104,134 @@ def test_a_result_is_synced_before_its_rename(tmp_path, monkeypatch):
     assert calls[2][:2] == ("sync", tmp_path.name)
 
 
-def test_files_of_killed_jobs_are_removed_those_of_living_ones_stay(mlp, folder, tmp_path):
+NAMESPACES = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+
+
+@pytest.fixture
+def container():
+    """Makes `start` run a program as process 1 of a PID namespace, under this host's name."""
+    if not shutil.which("unshare"):
+        pytest.skip("there is no `unshare` (util-linux)")
+    if subprocess.run([*NAMESPACES, "true"], capture_output=True).returncode:
+        pytest.skip("`unshare --pid` needs root")
+    return {"before": NAMESPACES}
+
+
+@pytest.mark.parametrize("first", ["process 1", "a process of the host"])
+def test_jobs_in_containers_do_not_share_unfinished_files(mlp, tmp_path, container, first):
+    sources = [tmp_path / name for name in ("a", "b")]
     target = tmp_path / "target"
-    target.mkdir()
-    killed = start("-c", "")
-    killed.wait()
-    left, growing, foreign = (
-        target / name
-        for name in (
-            f"{batch_folder._unfinished()}{killed.pid}",
-            f"{batch_folder._unfinished()}{os.getpid()}",
-            ".unfinished-another.host-1",
+    for part, source in enumerate(sources):
+        source.mkdir()
+        for number in range(10):
+            np.save(source / f"{part}{number}.npy", inputs(10 * part + number))
+    with ended(
+        waiting_batch(
+            AT_SYNC,
+            sources[0],
+            target,
+            "--model",
+            mlp,
+            **(container if first == "process 1" else {}),
         )
-    )
-    for path in (left, growing, foreign):
-        path.touch()
-    with ended(batch(folder, target, "--model", mlp)) as job:
-        job.communicate(timeout=60)
-    assert (left.exists(), growing.exists(), foreign.exists()) == (False, True, True)
+    ) as job:
+        assert job.stdout.readline() == "waits\n"  # has written its first result, not renamed it
+        with ended(batch(sources[1], target, "--model", mlp, **container)) as other:
+            out, err = other.communicate(timeout=60)
+            assert (other.returncode, out) == (0, "10 done, 0 left out, 0 done before\n"), err
+        out, err = job.communicate("\n", timeout=60)
+        assert (job.returncode, out) == (0, "10 done, 0 left out, 0 done before\n"), err
+    with Engine(mlp) as engine:
+        for number in range(20):
+            array = np.load(target / f"{number:02}.npy.npy")
+            assert np.array_equal(array, engine.run([inputs(number)])[0])
+    assert len(list(target.iterdir())) == 20
+
+
+def test_what_killed_jobs_left_is_removed_in_a_container_too(mlp, folder, tmp_path, container):
+    target = tmp_path / "target"
+    with ended(waiting_batch(AT_SYNC, folder, target, "--model", mlp, **container)) as job:
+        assert job.stdout.readline() == "waits\n"
+    (left,) = target.iterdir()  # by process 1 of a host with this name
+    with ended(waiting_batch(AT_SYNC, folder, target, "--model", mlp)) as living:
+        assert living.stdout.readline() == "waits\n"
+        assert not left.exists()
+        (growing,) = target.glob(f"{batch_folder.UNFINISHED}*")
+        with ended(batch(folder, target, "--model", mlp, **container)) as job:
+            job.communicate(timeout=60)
+        assert growing.exists()
+        living.communicate("\n", timeout=60)
+        assert living.returncode == 1
+    assert not list(target.glob(f"{batch_folder.UNFINISHED}*"))
+
+
+def test_a_result_taken_for_a_dead_jobs_is_written_again(tmp_path, monkeypatch):
+    fsync = os.fsync
+
+    def take_once(descriptor):
+        monkeypatch.setattr(os, "fsync", fsync)
+        (unfinished,) = tmp_path.iterdir()
+        unfinished.unlink()
+
+    monkeypatch.setattr(os, "fsync", take_once)
+    batch_folder.save(tmp_path / "a.npy", np.arange(3))
+    assert np.load(tmp_path / "a.npy").tolist() == [0, 1, 2]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_result_has_the_mode_of_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        batch_folder.save(tmp_path / "a.npy", np.arange(3))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.npy").stat().st_mode & 0o777 == 0o640
+
+
+def test_images_without_pillow_are_named_and_counted(colour, tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    for number in range(3):
+        Image.new("RGB", (8, 8)).save(source / f"{number}.png")
+    no_pillow = "sys.modules['PIL'] = None"
+    with ended(waiting_batch(no_pillow, source, target, "--model", colour)) as job:
+        out, err = job.communicate(timeout=60)
+    assert (job.returncode, out) == (1, "0 done, 3 left out, 0 done before\n")
+    assert all(f"{number}.png': images need Pillow" in err for number in range(3))
+
+
+@pytest.mark.parametrize("options", [[], ["--in-flight", "0"]])
+def test_a_mistyped_argument_makes_no_folder(mlp, folder, tmp_path, options):
+    source = folder if options else tmp_path / "sources"
+    target = tmp_path / "target"
+    with ended(batch(source, target, "--model", mlp, *options)) as job:
+        out, err = job.communicate(timeout=60)
+    assert (job.returncode, out) == (2, "")
+    assert "Traceback" not in err
+    assert not target.exists()
+
+
+def test_a_target_inside_the_source_is_no_input(mlp, folder):
+    with ended(batch(folder, folder / "results", "--model", mlp)) as job:
+        out, _ = job.communicate(timeout=60)
+    with ended(batch(folder, folder / "results", "--model", mlp)) as job:
+        out, err = job.communicate(timeout=60)
+    assert out == "0 done, 7 left out, 7 done before\n"
+    assert "results" not in err
+
+
+def test_names_reach_the_terminal_escaped_and_whole(mlp, tmp_path):
+    source = tmp_path / "[" / "red]"  # and so the path has "[/red]", an end without a begin
+    source.mkdir(parents=True)
+    names = ("\x1b]0;title\x07.npy", "[b].npy", os.fsdecode(b"\xff.npy"), "y" * 200 + ".npy")
+    for name in names:
+        (source / name).touch()
+    with ended(batch(source, tmp_path / "target", "--model", mlp)) as job:
+        out, err = job.communicate(timeout=60)
+    assert (job.returncode, out) == (1, "0 done, 4 left out, 0 done before\n"), err
+    assert "\x1b]0;" not in err
+    for shown in (r"\x1b]0;title\x07.npy", "[b].npy", r"\udcff.npy", names[3]):
+        assert shown in err
 
 
 def test_a_full_disk_has_an_exit_code_of_its_own(mlp, folder, tmp_path, monkeypatch, capsys):
@@ -1020,7 +1264,7 @@ def test_a_batch_job_takes_images(colour, tmp_path):
     (tmp_path / "damaged.jpg").write_bytes(b"no image")
     reports = {}
     with Engine(colour) as engine:
-        files = batch_folder.find_work(tmp_path, tmp_path)
+        files = batch_folder.find_work(tmp_path.glob("*[gd]"), tmp_path)
         batch_folder.process(
             engine, files, tmp_path, lambda path, error: reports.update({path.name: error})
         )

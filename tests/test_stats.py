@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import builtins
+import io
+import os
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepsched import Context, Engine, Topology
+from deepsched import Context, Engine, Topology, compile_model
 from deepsched.errors import InferenceError
 from deepsched.runtime.histogram import RELATIVE_WIDTH, bucket_bounds, bucket_index
 from deepsched.scheduling.stats import Counts
@@ -104,6 +110,39 @@ def test_stats_and_memory_are_readable_as_text():
         assert lines[2].startswith("waiting: p50 ")
         assert "0: " in lines[-1] and "1: " in lines[-1]
         assert "activations" in str(engine.memory())
+
+
+@pytest.mark.parametrize("missing", ["smaps_rollup", "smaps"])
+def test_memory_is_told_where_the_kernel_lacks_maps(monkeypatch, missing):
+    plain = open
+
+    def without(path, *args, **options):
+        if str(path).startswith(f"/proc/self/{missing}"):
+            raise FileNotFoundError(2, os.strerror(2), path)
+        return plain(path, *args, **options)
+
+    with compile_model(models.mlp()) as engine:
+        engine.run(engine.generate_random_inputs())
+        usual = engine.memory()
+        for module in (builtins, io):
+            monkeypatch.setattr(module, "open", without)
+        memory = engine.memory()
+        monkeypatch.undo()
+    assert memory.activations == usual.activations
+    # PSS is less than RSS by what is shared with other processes.
+    assert usual.process / 2 < memory.process < usual.process * 4
+    if missing == "smaps_rollup":
+        assert memory.weights_shared == usual.weights_shared
+
+
+def test_memory_of_the_process_is_the_kernels_sum():
+    with compile_model(models.mlp()) as engine:
+        ours = engine.memory().process
+    rollup = Path("/proc/self/smaps_rollup")
+    if not rollup.exists():
+        pytest.skip("the kernel has no smaps_rollup")
+    theirs = int(re.search(r"^Pss: +(\d+) kB", rollup.read_text(), re.M)[1]) * 1024
+    assert ours == pytest.approx(theirs, rel=0.25)
 
 
 def test_one_stream_on_many_cores_warns(caplog):

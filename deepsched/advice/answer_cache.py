@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 from deepsched.advice.settings import Advice, BatchFigures, Figures, Setting
-from deepsched.machine.sysfs import read_cpuinfo
+from deepsched.machine.shape import cpu_models, describe_shape
 from deepsched.machine.topology import Topology
 from deepsched.models.keys import Content
 from deepsched.models.locations import CacheDir, open_cache
@@ -20,7 +19,8 @@ _KIND = "advice"
 
 
 class AnswerCache:
-    """The answer to one question about one model, on this machine, with these versions."""
+    """The answer to one question about one model, on machines of this shape, with these
+    versions."""
 
     def __init__(self, measurements: Measurements, question: list[Any]) -> None:
         self._measurements = measurements
@@ -36,7 +36,8 @@ class AnswerCache:
             if cache is None:
                 return None
             content = Content.of(model)
-            machine = [Topology.detect().to_dict(), _cpu_models()]
+            topology = Topology.detect()
+            machine = [describe_shape(topology.cores), topology.cpu_quota, cpu_models()]
             circumstances = [machine, __version__, describe_library()["version"]]
         except (OSError, AttributeError, TypeError, ValueError):
             return None
@@ -75,12 +76,3 @@ def _figures(kept: dict[str, Any]) -> Figures:
     """Those that `Advice.to_dict` made ready for JSON."""
     infinite = {name: math.inf for name, value in kept.items() if value is None}
     return Figures(**{**kept, **infinite, "setting": Setting(**kept["setting"])})
-
-
-def _cpu_models() -> list[list[str]]:
-    """The kinds of CPU: machines with the same topology may share a cache folder."""
-    fields = ("vendor_id", "model name", "flags", "CPU implementer", "CPU part", "Features")
-    cpus = read_cpuinfo(Path("/")).values()
-    return sorted(
-        [list(kind) for kind in {tuple(cpu.get(it, "") for it in fields) for cpu in cpus}]
-    )

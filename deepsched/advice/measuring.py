@@ -107,8 +107,8 @@ def advise(
     Returns:
         The setting with the highest throughput (for one caller the lowest median latency, at a rate
         the lowest mean latency). Of those within 3 % of it (at a rate 5 %), or within the
-        uncertainty of the figures (up to 10 %), the simplest: first single_stream on no more cores than help,
-        then elastic, single_stream, multi_stream.
+        uncertainty of the figures (up to 10 %), the simplest: first single_stream on no more cores
+        than help, then elastic, single_stream, multi_stream.
 
     Raises:
         OptionError: both callers and rate are given, a value is out of range, or seconds is too

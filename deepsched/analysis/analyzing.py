@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +26,7 @@ from deepsched.errors import OptionError
 from deepsched.machine.contention import ContentionMonitor
 from deepsched.machine.partition import most_cores, partition
 from deepsched.machine.topology import Topology
-from deepsched.models.locations import DEFAULT_CACHE, CacheDir
+from deepsched.models.locations import DEFAULT_CACHE, CacheDir, temporary_folder
 from deepsched.models.prepare import ModelLike, Shapes
 from deepsched.scheduling.scaling import widths
 
@@ -111,11 +110,12 @@ def profile_widths(
     plain: dict[int, list[float]] = {count: [] for count in cores}
     profiled: dict[int, list[ProfiledRuns]] = {count: [] for count in cores}
     overhead: dict[int, float] = {}
-    with tempfile.TemporaryDirectory(prefix="deepsched-analysis-") as folder:
+    with temporary_folder() as folder:
+        own_cache = str(folder.path)
         if target.cache_dir is None or not target.optimizes:
             # The shapes of the weights are read from a compiled file. Engines would never open an
             # unoptimised one: keep it out of the user's cache.
-            target = target._replace(cache_dir=folder)
+            target = target._replace(cache_dir=own_cache)
         whole = partition(Topology.detect(), max(cores), 1)
         in_use = {cpu for stream in whole.streams for core in stream.cores for cpu in core.cpus}
         began, contention = time.monotonic(), ContentionMonitor(in_use)
@@ -128,7 +128,7 @@ def profile_widths(
                 plain[count] += time_plain(target, count, budget, warns, contention.sample)
                 profiled[count].append(profile(target, count, budget, contention.sample))
                 # The minimum: disturbances only ever add to it.
-                overhead[count] = min(overhead_us(count, folder), overhead.get(count, math.inf))
+                overhead[count] = min(overhead_us(count, own_cache), overhead.get(count, math.inf))
     fastest = {count: _fastest_runs(rounds) for count, rounds in profiled.items()}
     every = [it for rounds in profiled.values() for it in rounds]
     keys = dict.fromkeys(key for it in fastest.values() for key in it.microseconds)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from deepsched.analysis.reading import OperatorKey, Profile, read_events, read_p
 from deepsched.context import Context
 from deepsched.engine import Engine
 from deepsched.errors import ModelError
-from deepsched.models.locations import CacheDir
+from deepsched.models.locations import CacheDir, temporary_folder
 from deepsched.models.prepare import ModelLike, Shapes
 from deepsched.models.random_inputs import tried_inputs
 from deepsched.scheduler import Scheduler
@@ -85,8 +84,8 @@ def profile(
     Raises:
         ModelError: one run has more events than ONNX Runtime's profiler keeps.
     """
-    with tempfile.TemporaryDirectory(prefix="deepsched-profile-") as folder:
-        with _open(target, num_cores, str(Path(folder, "run"))) as engine:
+    with temporary_folder() as folder:
+        with _open(target, num_cores, str(folder.inside("run"))) as engine:
             opened = engine._served.opened
             entry = opened.entry
             constants = {} if entry is None else read_constants(entry.model)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TextIO
 
 from deepsched.benchmark.engines import EngineSetting
 from deepsched.benchmark.measurement import Measurement
 from deepsched.benchmark.search import RateSearch
 from deepsched.benchmark.sweep import Point, Sweep
+from deepsched.formatting import csv_cell
 from deepsched.models.prepare import Shapes
 from deepsched.scheduler import Scheduler
 from deepsched.version import __version__
@@ -202,11 +203,15 @@ def report_search(asked: Asked, setting: EngineSetting, search: RateSearch) -> d
 
 def write_csv(reports: Iterable[Mapping[str, Any]], file: TextIO) -> None:
     """Writes a line for each report; columns are `flatten`ed names, such as `waiting_ms.99.0%`."""
-    rows = [flatten(each) for each in reports]
+    write_rows([flatten(each) for each in reports], file)
+
+
+def write_rows(rows: Sequence[Mapping[str, Any]], file: TextIO) -> None:
+    """Writes a header with every row's names, and the rows, as CSV."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     writer = csv.DictWriter(file, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows)
 
 
 def flatten(report: Mapping[str, Any]) -> dict[str, Any]:

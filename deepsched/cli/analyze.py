@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Sequence
-from typing import Any, TextIO
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -14,7 +13,7 @@ from rich.table import Table
 from deepsched.analysis import Analysis, Operator, analyze
 from deepsched.analysis.operators import Timings
 from deepsched.benchmark import bundled_model
-from deepsched.benchmark.report import flatten
+from deepsched.benchmark.report import flatten, write_rows
 from deepsched.cli.console import Console
 from deepsched.cli.files import check_distinct, output, to_json
 from deepsched.cli.options import (
@@ -113,14 +112,7 @@ def run(args: argparse.Namespace) -> None:
         if export is not None:
             export.write(to_json(analysis.to_dict()))
         if table is not None:
-            _write_csv(analysis, table)
-
-
-def _write_csv(analysis: Analysis, file: TextIO) -> None:
-    rows = [flatten(_in_words(it)) for it in analysis.to_dict()["operators"]]
-    writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+            write_rows([flatten(_in_words(it)) for it in analysis.to_dict()["operators"]], table)
 
 
 def _in_words(operator: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from rich.table import Table
 from deepsched.benchmark.percentiles import requests_for
 from deepsched.benchmark.report import FIELDS
 from deepsched.cli.console import Console
-from deepsched.formatting import rounded
+from deepsched.formatting import printable, rounded
 from deepsched.machine.contention import contention_notes
 
 Report = Mapping[str, Any]
@@ -32,13 +32,13 @@ def print_report(report: Report) -> None:
     result = report["benchmark_result"]
     # DeepSparse prints the values of --scenario, but exports other names.
     scenario = {"singlestream": "sync", "multistream": "async"}
-    print(f"Original Model Path: {report['orig_model_path']}")
+    print(f"Original Model Path: {printable(report['orig_model_path'])}")
     print(f"Batch Size: {report['batch_size']}")
     if report["sequence_length"] is not None:
         print(f"Sequence Length: {report['sequence_length']}")
     print(f"Scenario: {scenario.get(report['scenario'], report['scenario'])}")
     if report["scheduler"] is None:
-        print(f"Engine: {report['engine']}")
+        print(f"Engine: {printable(report['engine'])}")
     print(f"Cores, Streams: {report['num_cores']}, {report['num_streams']}")
     print(f"Callers: {result['callers']}")
     print(f"Time (sec): {result['seconds_ran']:.1f}")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import shutil
+import sys
 import time
 
-from rich.table import Column, Table
-
-from deepsched.cli.console import Console
 from deepsched.cli.files import to_json
 from deepsched.errors import OptionError
-from deepsched.models.cache import Cache
-from deepsched.models.locations import default_folder
+from deepsched.formatting import printable, shortened
+from deepsched.models.cache import Cache, Item
+from deepsched.models.locations import default_folder, sweep_temporary_folders
 
 _EPILOG = """\
 exit codes:
@@ -20,6 +20,11 @@ exit codes:
   2    invalid arguments, or a cache folder that cannot be used
   141  output pipe closed early, as with `| head`
 """
+
+_HEADERS = ("kind", "batch", "MB", "last used", "key")
+_LEAST_MODEL = 12
+_KEY = 8
+"""Characters of a key, which is 32 of them: enough to find its folder; --json has them all."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -56,33 +61,45 @@ def _list(args: argparse.Namespace) -> None:
     if args.json:
         print(to_json([item._asdict() for item in items]))
         return
-    table = Table(
-        Column("model", overflow="fold"),
-        "kind",
-        "batch",
-        "MB",
-        "last used",
-        "in use",
-        Column("key", overflow="fold"),
-    )
-    for item in items:
-        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(item.used))
-        in_use = "yes" if item.is_in_use else ""
-        batch = "any" if item.batch_size is None else str(item.batch_size)
-        megabytes = f"{item.num_bytes / 1e6:.1f}"
-        table.add_row(item.model, item.kind, batch, megabytes, used, in_use, item.key)
-    Console().print(table)
+    # Plain columns, a line for each item: at 80 columns borders leave no room for paths.
+    rows = [("model", *_HEADERS), *(_row(item) for item in items)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    if sys.stdout.isatty():
+        room = shutil.get_terminal_size().columns - sum(widths[1:]) - 2 * len(_HEADERS)
+        widths[0] = min(widths[0], max(_LEAST_MODEL, room))
+    for model, *others in rows:
+        cells = (shortened(model, widths[0]), *others)
+        print("  ".join(map(str.ljust, cells, widths)).rstrip())
     num_models = sum(item.kind == "model" for item in items)
     megabytes = f"{sum(item.num_bytes for item in items) / 1e6:.1f}"
-    print(f"{num_models} models, {len(items) - num_models} measurements, {megabytes} MB")
+    print(f"\n{num_models} models, {len(items) - num_models} measurements, {megabytes} MB")
+
+
+def _row(item: Item) -> tuple[str, ...]:
+    used = time.strftime("%Y-%m-%d %H:%M", time.localtime(item.used))
+    return (
+        printable(item.model),
+        item.kind,
+        "any" if item.batch_size is None else str(item.batch_size),
+        f"{item.num_bytes / 1e6:.1f}",
+        "in use" if item.is_in_use else used,
+        item.key[:_KEY],
+    )
 
 
 def _clear(args: argparse.Namespace) -> None:
     cache = _cache()
-    num_before = len(cache.list())
     num_removed = cache.clear()
-    in_use = num_before - num_removed
-    print(f"removed {num_removed}" + (f"; {in_use} in use" if in_use > 0 else ""))
+    left = cache.list()
+    num_in_use = sum(item.is_in_use for item in left)
+    num_stuck = len(left) - num_in_use
+    num_folders = sweep_temporary_folders()
+    print(
+        f"removed {num_removed}"
+        + (f"; {num_in_use} in use" if num_in_use else "")
+        + (f"; {num_stuck} cannot be removed from {cache.folder}" if num_stuck else "")
+        + (f"; {num_folders} temporary folders of killed processes" if num_folders else "")
+    )
 
 
 def _path(args: argparse.Namespace) -> None:

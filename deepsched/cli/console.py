@@ -5,12 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import rich.console
+from rich.text import Text
+
+from deepsched.formatting import printable
 
 
 class Console(rich.console.Console):
-    """Prints text literally: model names and paths may hold brackets and colons.
+    """Prints text literally: model names and paths may hold brackets and colons, and what a
+    terminal would obey, which is escaped.
 
     A closed output pipe (`| head -1`) raises BrokenPipeError, as `print` does; rich's own Console
     exits with 1.
@@ -18,6 +23,10 @@ class Console(rich.console.Console):
 
     def __init__(self, *, stderr: bool = False, width: int | None = None) -> None:
         super().__init__(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Called by rich for each string, also for those in tables; not for a Text."""
+        return super().render_str(printable(text, keep="\n"), **options)
 
     def on_broken_pipe(self) -> None:
         """Called by rich in its handler of BrokenPipeError."""

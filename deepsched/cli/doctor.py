@@ -11,6 +11,7 @@ from rich.text import Text
 from deepsched.cli.console import Console
 from deepsched.cli.files import to_json
 from deepsched.doctor import Check, Diagnosis, Status, check_hardware
+from deepsched.formatting import printable
 
 _EPILOG = """\
 statuses:
@@ -105,7 +106,7 @@ _STYLES = {Status.ok: "green", Status.warn: "bold yellow", Status.unknown: "dim"
 
 
 def _explained(check: Check) -> Text:
-    text = Text(check.found, overflow="fold")
+    text = Text(printable(check.found, keep="\n"), overflow="fold")
     if check.meaning:
         text.append(f"\n{check.meaning}", "dim")
     if check.advice:

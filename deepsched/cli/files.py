@@ -6,12 +6,14 @@ import argparse
 import io
 import json
 import os
+import secrets
 import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
+from deepsched.cli.interrupts import unwinds_on_sigterm
 from deepsched.errors import OptionError
 
 
@@ -57,54 +59,74 @@ def _cannot_write(option: str, path: str, error: OSError) -> OptionError:
 
 
 class _Target:
-    """A temporary file beside the one that it replaces; or the file itself, written in place."""
+    """What replaces a file, by a rename; or the file itself, written in place."""
 
     def __init__(self, path: str) -> None:
         self._path = os.path.realpath(path)
-        self._beside: str | None = None
-        mode = _mode(path)
-        if mode is not None and (_is_device(path) or not stat.S_ISREG(mode)):
+        self._in_place: TextIO | None = None
+        self._mode = _mode(path)
+        if self._mode is not None and (_is_device(path) or not stat.S_ISREG(self._mode)):
             # If it is our stdout, share its file offset: with one of its own, each would overwrite
             # what the other wrote.
-            same: str | int = os.dup(1) if _is_stdout(path) else path
-            self._file = open(same, "w", encoding="utf-8")  # noqa: SIM115
+            self._in_place = _open(os.dup(1) if _is_stdout(path) else path, "w")
             return
-        if mode is not None:
+        if self._mode is not None:
             os.close(os.open(self._path, os.O_WRONLY))  # a rename would replace a read-only file
-        beside = os.path.join(
-            os.path.dirname(self._path), f".{os.path.basename(self._path)}.{os.getpid()}"
-        )
-        try:  # not tempfile, whose files ignore the umask
-            self._file = open(beside, "w", encoding="utf-8")  # noqa: SIM115
+        try:
+            with _beside(self._path):
+                pass  # kill -9 leaves nothing while the block runs
         except OSError:
-            if mode is None:
+            if self._mode is None:
                 raise
-            self._file = open(self._path, "r+", encoding="utf-8")  # noqa: SIM115
-            return  # a folder that this user cannot create files in: no rename, then
-        self._beside = beside
-        if mode is not None:
-            with suppress(OSError):  # a file system without modes
-                os.chmod(beside, stat.S_IMODE(mode))
+            self._in_place = _open(self._path, "r+")  # no files can be created in its folder
 
     def write(self, text: str) -> None:
         """Writes all of it, then renames the file."""
-        if self._beside is None:
+        if self._in_place is not None:
             sys.stdout.flush()  # it may be the same file: keep the order
-        self._file.write(text)
-        if self._file.mode == "r+":
-            self._file.truncate()
-        self._file.close()
-        if self._beside is not None:
-            os.replace(self._beside, self._path)
-            self._beside = None
+            self._in_place.write(text)
+            if self._in_place.mode == "r+":
+                self._in_place.truncate()
+            self._in_place.close()
+            return
+        with _beside(self._path) as (beside, file):
+            if self._mode is not None:
+                with suppress(OSError):  # a file system without modes
+                    os.fchmod(file.fileno(), stat.S_IMODE(self._mode))
+            file.write(text)
+            file.close()
+            os.replace(beside, self._path)
 
     def close(self) -> None:
-        """Removes the temporary file if it was not renamed."""
-        with suppress(OSError):  # after a failed write, close flushes and fails again
-            self._file.close()
-        if self._beside is not None:
+        """Closes a file that is written in place."""
+        if self._in_place is not None:
+            with suppress(OSError):  # after a failed write, close flushes and fails again
+                self._in_place.close()
+
+
+@contextmanager
+def _beside(path: str) -> Iterator[tuple[str, TextIO]]:
+    """The name of a new file in the same folder, which is gone after the block, and the file."""
+    # Random, and O_EXCL: in a shared folder others could plant a symlink. Not tempfile, whose files
+    # ignore the umask. The name is not made from the path's, which may be as long as names can be.
+    beside = os.path.join(os.path.dirname(path), f".deepsched-{secrets.token_hex(8)}")
+    with unwinds_on_sigterm():
+        try:
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+            file = _open(os.open(beside, flags, 0o666), "w")
+            try:
+                yield beside, file
+            finally:
+                with suppress(OSError):  # after a failed write, close flushes and fails again
+                    file.close()
+        finally:
             with suppress(OSError):
-                os.unlink(self._beside)
+                os.unlink(beside)
+
+
+def _open(file: str | int, mode: str) -> TextIO:
+    # backslashreplace: a path that is not UTF-8 must not cost the measurement.
+    return cast(TextIO, open(file, mode, encoding="utf-8", errors="backslashreplace"))
 
 
 def _mode(path: str) -> int | None:

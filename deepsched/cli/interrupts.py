@@ -1,13 +1,16 @@
-"""Ctrl-C where a KeyboardInterrupt could only end in a traceback: during imports and shutdown."""
+"""Ctrl-C where a KeyboardInterrupt could only end in a traceback: during imports and shutdown; and
+SIGTERM where something must be removed first."""
 
 from __future__ import annotations
 
+import os
 import signal
 from contextlib import contextmanager
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import NoReturn
 
 
 @contextmanager
@@ -35,3 +38,39 @@ def let_ctrl_c_exit() -> bool:
     except ValueError:  # another thread than the main one, which gets no KeyboardInterrupt
         return False
     return True
+
+
+class _Terminated(BaseException):
+    """A signal that kills, on its way through `finally` blocks."""
+
+
+@contextmanager
+def unwinds_on_sigterm() -> Iterator[None]:
+    """Within the block SIGTERM and SIGHUP kill after the block's `finally` blocks have run; the
+    second one at once. No change where the program handles or ignores them, or in another thread
+    than the main one."""
+    numbers = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is signal.SIG_DFL
+    ]
+
+    def restore() -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+    def unwind(number: int, _: object) -> NoReturn:
+        restore()
+        raise _Terminated(number)
+
+    try:
+        for number in numbers:
+            signal.signal(number, unwind)
+    except ValueError:
+        numbers.clear()
+    try:
+        yield
+    except _Terminated as terminated:
+        os.kill(os.getpid(), terminated.args[0])
+    finally:
+        restore()

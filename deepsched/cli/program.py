@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import io
+import logging
 import os
 import sys
 from collections.abc import Collection, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 from deepsched.cli.help import HelpFormatter
 from deepsched.cli.interrupts import exits_on_ctrl_c
 from deepsched.errors import DeepschedError
+from deepsched.formatting import printable
 from deepsched.version import __version__
 
 COMMANDS = {
@@ -36,6 +38,11 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=HelpFormatter, **options)
+
+
+class _PrintableFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), keep="\n")
 
 
 def build_parser(commands: Collection[str] = COMMANDS) -> argparse.ArgumentParser:
@@ -61,6 +68,8 @@ def run(argv: Sequence[str] | None) -> int:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
+    if logging.lastResort is not None:  # what prints warnings where logging is not set up
+        logging.lastResort.setFormatter(_PrintableFormatter())
     try:
         try:
             return _run(sys.argv[1:] if argv is None else argv)
@@ -86,7 +95,8 @@ def _run(argv: Sequence[str]) -> int:
     try:
         return int(args.run(args) or 0)
     except DeepschedError as error:
-        print(f"deepsched: {_with_flag(str(error), args.parser)}", file=sys.stderr)
+        message = printable(_with_flag(str(error), args.parser), keep="\n")
+        print(f"deepsched: {message}", file=sys.stderr)
         return 2
 
 

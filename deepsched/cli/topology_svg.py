@@ -5,9 +5,9 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from xml.sax.saxutils import escape
 
 from deepsched.cli.palette import fill_of, ink_of
+from deepsched.formatting import xml_text
 from deepsched.machine.diagram import FORBIDDEN, OFFLINE, UNUSED, Box, Cell, Diagram
 
 # Pixels.
@@ -52,7 +52,7 @@ def draw_svg(diagram: Diagram) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height:g}" '
         f'viewBox="0 0 {width:g} {height:g}" font-family="DejaVu Sans, Verdana, sans-serif" '
-        f'font-size="12" fill="#222222">\n<title>{escape(diagram.title)}</title>\n'
+        f'font-size="12" fill="#222222">\n<title>{xml_text(diagram.title)}</title>\n'
         '<rect width="100%" height="100%" fill="#ffffff"/>\n'
         f"{_at(_MARGIN, _MARGIN, body)}\n</svg>\n"
     )
@@ -99,7 +99,7 @@ def _flow(pieces: Sequence[_Piece], most_width: float, gap: float = _GAP) -> _Pi
 
 
 def _text(x: float, y: float, text: str, attributes: str = "") -> str:
-    return f'<text x="{x:g}" y="{y:g}" {attributes}>{escape(text)}</text>'
+    return f'<text x="{x:g}" y="{y:g}" {attributes}>{xml_text(text)}</text>'
 
 
 def _centred(x: float, y: float, text: str, size: int, colour: str) -> str:
@@ -138,7 +138,7 @@ def _box(box: Box, has_kinds: bool) -> _Piece:
 def _cell(cell: Cell, place: str, has_kinds: bool) -> _Piece:
     width = _THREAD_WIDTH * len(cell.core.cpus)
     height = _CELL_HEIGHT + (_KIND_HEIGHT if has_kinds else 0)
-    markup = [f"<title>{escape(_tooltip(cell, place, has_kinds))}</title>"]
+    markup = [f"<title>{xml_text(_tooltip(cell, place, has_kinds))}</title>"]
     for index, (cpu, use) in enumerate(zip(cell.core.cpus, cell.uses, strict=True)):
         markup.append(_thread(index * _THREAD_WIDTH, cpu, use))
     if has_kinds and cell.use != OFFLINE:

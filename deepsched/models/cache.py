@@ -1,5 +1,6 @@
 """The cache folder: compiled models and what they were measured to do. Nothing else writes there.
 
+    <cache>/v1/CACHEDIR.TAG         marks the folder as ours
     <cache>/v1/<key>/               an entry: a compiled model; its key says what it was made from
         about.json                  what it was made from, with the checksums of the files
         model.onnx, weights         what ONNX Runtime opens
@@ -12,6 +13,10 @@ An entry appears complete, by one rename, and its model is never written again. 
 lists of external files are small records of their own, which outlive the entry: their keys are made
 from the model's content, so they hold when it is compiled again. The size bound covers all of it.
 Least recently used entries and records are evicted first.
+
+Nobody else may be able to change the folder, and it is opened once: all that happens in it is
+relative to that descriptor and follows no link. Only what has the name and the content of an entry
+or a record is ever listed, counted or removed, and only file by file.
 """
 
 from __future__ import annotations
@@ -20,10 +25,7 @@ import contextlib
 import logging
 import os
 import re
-import shutil
-import stat
-import tempfile
-import time
+import secrets
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,23 +33,33 @@ from typing import Any, NamedTuple
 
 from deepsched.errors import OptionError
 from deepsched.models.entry import (
-    GRACE_S,
     Damaged,
     Entry,
-    lock_exclusive,
-    lock_shared,
-    make_locked_folder,
+    holds_others,
+    is_entry,
+    num_bytes,
     read_about,
-    remove_stale,
+    remove_entry_files,
 )
-from deepsched.models.records import TEMPORARY, Records, read_record
+from deepsched.models.folders import Folder, open_trusted
+from deepsched.models.locks import lock_exclusive, lock_shared, make_locked_folder
+from deepsched.models.records import (
+    Records,
+    holds_other_files,
+    is_temporary,
+    read_record,
+    sweep_temporary_files,
+)
+from deepsched.models.tag import TAG, has_tag, write_tag
 
 logger = logging.getLogger("deepsched")
 
 _VERSION = "v1"
-_STAGING = ".staging-"
 _EXTERNAL = "external"
 _MEASURED = "measured"
+
+_KEY = re.compile(r"[0-9a-f]{32}")
+_STAGING = re.compile(r"\.staging-[0-9a-z_]{8,16}")
 
 _MAX_BYTES = 10 * 2**30
 _MAX_COUNT = 1000
@@ -76,6 +88,16 @@ class Item(NamedTuple):
     """Either "model", or the kind of a measurement: "run lengths" or "advice"."""
 
 
+class _Stored(NamedTuple):
+    """An entry or a record, as eviction sees it."""
+
+    used_ns: int
+    num_bytes: int
+    records: Records | None
+    """The folder of the record; None for an entry."""
+    name: str
+
+
 class Cache:
     """The entries and records in one folder."""
 
@@ -83,53 +105,104 @@ class Cache:
         """Makes the folder if need be.
 
         Raises:
-            OSError: it cannot be made, or others than this user may write to it: whoever can write
-                there could change the models.
+            OSError: it cannot be made; others than this user and root may change it, or a folder
+                above it, and with it the models; several machines may share it; or it holds what
+                is not the cache's.
             OptionError: DEEPSCHED_CACHE_BYTES is not a number.
         """
         self.folder = folder / _VERSION
         self._max_bytes = _max_bytes()
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = self.folder.stat()
-        if found.st_uid != os.geteuid():
-            raise PermissionError(f"{self.folder} belongs to another user")
-        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise PermissionError(f"others may write to {self.folder}; chmod go-w helps")
-        self._external = Records(self.folder / _EXTERNAL)
-        self._measured = Records(self.folder / _MEASURED)
+        parent = open_trusted(folder, makes=True)
+        self._folder = parent.open_folder(_VERSION, makes=True)
+        if not has_tag(self._folder):
+            self._adopt()
+        self._external = Records(self._folder, _EXTERNAL)
+        self._measured = Records(self._folder, _MEASURED)
+        self._sweep()
+
+    def _adopt(self) -> None:
+        """Marks the folder as ours: it is empty, or a version before there was the mark made it."""
+        strangers = sorted(name for name in self._folder.names() if not self._may_be_old(name))
+        if strangers:
+            names = ", ".join(map(repr, strangers[:3])) + (", ..." if strangers[3:] else "")
+            raise FileExistsError(
+                f"{self.folder} is no cache of deepsched's: it holds {names}; give the cache a "
+                "folder of its own"
+            )
+        with contextlib.suppress(OSError):  # a read-only cache stays as it is
+            write_tag(self._folder)
+
+    def _may_be_old(self, name: str) -> bool:
+        if name == TAG:
+            return has_tag(self._folder)  # another process has just marked it
+        if is_temporary(name) or _OLD_ADVICE.fullmatch(name):
+            return True
+        try:
+            folder = self._folder.open_folder(name)
+            if _KEY.fullmatch(name):
+                return is_entry(folder)
+            if _STAGING.fullmatch(name):
+                return not holds_others(folder)
+            return name in (_EXTERNAL, _MEASURED) and not holds_other_files(folder)
+        except FileNotFoundError:
+            return True  # another process removed it
+        except OSError:
+            return False
 
     # --- Entries ----------------------------------------------------------------------------
 
     def find(self, key: str) -> Entry | None:
-        """The entry of `key`, locked and verified. A damaged one is removed."""
-        entry = lock_shared(self.folder / key)
-        if entry is None:
+        """The entry of `key`, locked and verified. A damaged one is removed.
+
+        Raises:
+            OSError: there is a damaged one, or something else, and it cannot be removed.
+        """
+        folder = lock_shared(self._folder, key)
+        if folder is None:
             return None
-        try:
-            entry.verify()
-        except Damaged as damage:
-            logger.warning("the compiled model in %s is damaged: %s", entry.folder, damage)
-            self.discard(entry)
+        entry = Entry(folder)
+        if not self._is_intact(entry):
             return None
         with contextlib.suppress(OSError):
-            os.utime(entry.folder)  # the time of its last use
+            os.utime(folder.fd)  # the time of its last use
         return entry
 
-    def discard(self, entry: Entry) -> None:
-        """Removes an entry that does not work. Processes that have it mapped keep the pages."""
-        self._remove_entry(entry.folder)
+    def is_still_intact(self, entry: Entry) -> bool:
+        """Reads every byte of an entry again. If it is damaged it is removed.
+
+        Raises:
+            OSError: it is damaged, and cannot be removed.
+        """
+        return self._is_intact(entry, reads_all=True)
+
+    def _is_intact(self, entry: Entry, reads_all: bool = False) -> bool:
+        try:
+            entry.verify(reads_all)
+        except Damaged as damage:
+            if not self.discard(entry):
+                raise OSError(f"{entry.path} is damaged, and cannot be removed: {damage}") from None
+            logger.warning("the compiled model in %s is damaged: %s", entry.path, damage)
+            return False
+        return True
+
+    def discard(self, entry: Entry) -> bool:
+        """Removes an entry that does not work; False if that fails. Processes that have it mapped
+        keep the pages."""
+        is_removed = self._remove_folder(entry.folder)
         entry.close()
+        return is_removed
 
     @contextlib.contextmanager
     def stage(self) -> Iterator[Entry]:
         """An empty, locked folder to compile into; removed at the block's end unless published."""
-        entry = make_locked_folder(self.folder, _STAGING)
-        folder = entry.folder
+        entry = Entry(make_locked_folder(self._folder, ".staging-"))
+        path = entry.path
         try:
             yield entry
         finally:
-            if entry.folder == folder:  # not published
-                shutil.rmtree(folder, ignore_errors=True)
+            if entry.path == path:  # not published
+                with contextlib.suppress(OSError):
+                    self._remove_folder(entry.folder)
 
     def publish(self, entry: Entry, key: str) -> bool:
         """Makes a sealed staging folder the entry of `key`, by one rename, and evicts others.
@@ -137,14 +210,13 @@ class Cache:
         Returns:
             False if another process was faster. Its entry is the same, and stays.
         """
-        target = self.folder / key
         try:
-            entry.folder.rename(target)
+            os.rename(entry.path.name, key, src_dir_fd=self._folder.fd, dst_dir_fd=self._folder.fd)
         except OSError:
-            if not target.is_dir():
+            if (found := lock_shared(self._folder, key)) is None or not is_entry(found):
                 raise
             return False
-        entry.folder = target
+        entry.folder.path = self.folder / key
         self.evict()
         return True
 
@@ -179,27 +251,34 @@ class Cache:
     def list(self) -> list[Item]:
         """Its compiled models and measurements, most recently used first."""
         items = []
-        for folder in self._entries():
+        for name in self._entries():
             with contextlib.suppress(OSError, ValueError):  # being removed, or damaged
-                items.append(_item(folder, read_about(folder), _is_in_use(folder), "model"))
-        for path in self._measured.paths():
+                is_in_use = self._is_in_use(name)
+                folder = self._folder.open_folder(name)
+                about = read_about(folder)
+                used = folder.stat().st_mtime
+                items.append(_item(name, about, num_bytes(folder), used, is_in_use, "model"))
+        for name in self._measured.names():
             with contextlib.suppress(OSError, ValueError):
-                record = read_record(path)
-                items.append(_item(path, record, False, str(record["kind"])))
+                folder = self._measured.open()
+                record, found = read_record(folder, name), folder.stat(name)
+                kind = str(record["kind"])
+                items.append(_item(name[:-5], record, found.st_size, found.st_mtime, False, kind))
         return sorted(items, key=lambda item: -item.used)
 
     def clear(self) -> int:
         """Removes everything that is not in use; returns how many items of `list` that were."""
-        num_removed = sum(
-            self._remove(path) for path in [*self._entries(), *self._measured.paths()]
-        )
+        num_removed = sum(self._remove_entry(name) for name in self._entries())
+        num_removed += sum(self._measured.remove(name) for name in self._measured.names())
+        for name in self._external.names():
+            self._external.remove(name)
+        self._sweep()
         for records in (self._external, self._measured):
-            shutil.rmtree(records.folder, ignore_errors=True)
-        for path in self.folder.iterdir():
-            if _OLD_ADVICE.fullmatch(path.name):
+            records.remove_folder()
+        for name in self._folder.names():
+            if _OLD_ADVICE.fullmatch(name):
                 with contextlib.suppress(OSError):
-                    path.unlink()
-        self._sweep_stale(grace_s=0)
+                    os.unlink(name, dir_fd=self._folder.fd)
         return num_removed
 
     def evict(self) -> None:
@@ -207,57 +286,83 @@ class Cache:
 
         What is in use stays, and so does the most recently used: the caller has just stored it.
         """
-        self._sweep_stale(GRACE_S)
-        found = []
-        for path in [*self._entries(), *self._external.paths(), *self._measured.paths()]:
+        found = list(self._stored())
+        total = sum(it.num_bytes for it in found)
+        counts = Counter(it.records for it in found)
+        for it in sorted(found, key=lambda it: it.used_ns)[:-1]:
+            is_over = total > self._max_bytes or counts[it.records] > _MAX_COUNT
+            if is_over and self._remove(it):
+                total -= it.num_bytes
+                counts[it.records] -= 1
+
+    def _stored(self) -> Iterator[_Stored]:
+        for name in self._entries():
             with contextlib.suppress(OSError):  # another process removes it
-                found.append((path.stat().st_mtime_ns, _num_bytes(path), path))
-        num_bytes = sum(size for _, size, _ in found)
-        counts = Counter(path.parent for _, _, path in found)
-        for _, size, path in sorted(found)[:-1]:
-            is_over = num_bytes > self._max_bytes or counts[path.parent] > _MAX_COUNT
-            if is_over and self._remove(path):
-                num_bytes -= size
-                counts[path.parent] -= 1
+                folder = self._folder.open_folder(name)
+                yield _Stored(folder.stat().st_mtime_ns, num_bytes(folder), None, name)
+        for records in (self._external, self._measured):
+            for name in records.names():
+                with contextlib.suppress(OSError):
+                    found = records.open().stat(name)
+                    yield _Stored(found.st_mtime_ns, found.st_size, records, name)
 
-    def _entries(self) -> Iterator[Path]:
-        for path in self.folder.iterdir():
-            if not path.name.startswith(".") and path.name not in (_EXTERNAL, _MEASURED):
-                yield path
+    def _entries(self) -> Iterator[str]:
+        """Names of the entries: of that form, this user's, and with nothing else inside."""
+        for name in self._folder.names():
+            if _KEY.fullmatch(name):
+                with contextlib.suppress(OSError):  # being removed, or no folder of ours
+                    if is_entry(self._folder.open_folder(name)):
+                        yield name
 
-    def _remove(self, path: Path) -> bool:
-        """Removes an entry or a record; False if it is in use."""
-        if path.parent != self.folder:  # a record, which nobody keeps open
-            try:
-                path.unlink(missing_ok=True)
-            except OSError:
-                return False
+    def _is_in_use(self, name: str) -> bool:
+        folder = lock_exclusive(self._folder, name)
+        if folder is None:
             return True
-        entry = lock_exclusive(path)
-        if entry is None:
+        folder.close()
+        return False
+
+    def _remove(self, stored: _Stored) -> bool:
+        """Removes an entry or a record; False if it is in use, or cannot be removed."""
+        if stored.records is not None:
+            return stored.records.remove(stored.name)
+        return self._remove_entry(stored.name)
+
+    def _remove_entry(self, name: str) -> bool:
+        try:
+            folder = lock_exclusive(self._folder, name)
+            return folder is not None and self._remove_folder(folder)
+        except OSError:
             return False
-        self._remove_entry(path)
-        entry.close()
+
+    def _remove_folder(self, folder: Folder) -> bool:
+        """Removes a locked entry or staging folder; False if it stays, in whole or in part."""
+        name = folder.path.name
+        if not self._folder.has(name, folder):
+            return True  # another process removed it
+        if holds_others(folder):
+            return False
+        # Renamed first: a process that looks it up meanwhile finds all of it or nothing. Where it
+        # is part of a container's image that fails (overlayfs: EXDEV), but not its removal.
+        aside = f".staging-{secrets.token_hex(8)}"
+        with contextlib.suppress(OSError):
+            os.rename(name, aside, src_dir_fd=self._folder.fd, dst_dir_fd=self._folder.fd)
+            name = aside
+        try:
+            remove_entry_files(folder)
+            os.rmdir(name, dir_fd=self._folder.fd)
+        except OSError:
+            return False
         return True
 
-    def _remove_entry(self, folder: Path) -> None:
-        # Renamed first: a process that looks it up meanwhile finds all of it or nothing.
-        try:
-            staging = tempfile.mkdtemp(prefix=_STAGING, dir=self.folder)
-            os.rename(folder, staging)
-        except OSError:
-            return  # another process removed it
-        shutil.rmtree(staging, ignore_errors=True)
-
-    def _sweep_stale(self, grace_s: float) -> None:
-        """Removes what killed processes left behind."""
-        for folder in self.folder.glob(f"{_STAGING}*"):
-            remove_stale(folder, grace_s)
-        for records in (self._external, self._measured):
-            for path in records.folder.glob(f"{TEMPORARY}*"):
-                with contextlib.suppress(OSError):
-                    if time.time() - path.stat().st_mtime >= grace_s:
-                        path.unlink()
+    def _sweep(self) -> None:
+        """Removes what killed processes left behind: it is unlocked."""
+        for name in self._folder.names():
+            if _STAGING.fullmatch(name):
+                self._remove_entry(name)
+        with contextlib.suppress(OSError):
+            sweep_temporary_files(self._folder)
+        self._external.sweep()
+        self._measured.sweep()
 
 
 def _max_bytes() -> int:
@@ -272,28 +377,8 @@ def _max_bytes() -> int:
         ) from None
 
 
-def _item(path: Path, about: dict[str, Any], is_in_use: bool, kind: str) -> Item:
-    return Item(
-        path.stem,
-        str(about.get("model", "?")),
-        about.get("batch_size"),
-        _num_bytes(path),
-        path.stat().st_mtime,
-        is_in_use,
-        kind,
-    )
-
-
-def _is_in_use(folder: Path) -> bool:
-    entry = lock_exclusive(folder)
-    if entry is None:
-        return True
-    entry.close()
-    return False
-
-
-def _num_bytes(path: Path) -> int:
-    if path.is_file():
-        return path.stat().st_size
-    with os.scandir(path) as files:
-        return sum(file.stat().st_size for file in files)
+def _item(
+    key: str, about: dict[str, Any], num_bytes: int, used: float, is_in_use: bool, kind: str
+) -> Item:
+    model, batch_size = str(about.get("model", "?")), about.get("batch_size")
+    return Item(key, model, batch_size, num_bytes, used, is_in_use, kind)

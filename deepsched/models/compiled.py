@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -20,8 +20,14 @@ from deepsched.errors import ModelError, ThreadError
 from deepsched.machine.partition import Stream
 from deepsched.models.cache import Cache
 from deepsched.models.entry import Entry
-from deepsched.models.keys import SAVING, RawModel
-from deepsched.models.locations import CacheDir, memory_folders, open_cache, stage_in
+from deepsched.models.keys import SAVING, RawModel, Snapshot
+from deepsched.models.locations import (
+    CacheDir,
+    memory_folders,
+    open_cache,
+    stage_in,
+    sweep_once,
+)
 from deepsched.models.measurements import Measurements
 from deepsched.models.numa_copies import home_node, numa_copies
 from deepsched.models.prepare import (
@@ -34,6 +40,9 @@ from deepsched.models.prepare import (
 from deepsched.runtime.session import Session, trim_heap
 
 logger = logging.getLogger("deepsched")
+
+_MAX_TRIES = 3
+"""To compile a model whose files do not change meanwhile."""
 
 
 class Compiled(NamedTuple):
@@ -93,6 +102,7 @@ class _Request:
     batch_size: int | None
     input_shapes: Shapes | None
     cache_dir: CacheDir
+    options: Mapping[str, object]
     streams: Sequence[Stream]
     open_one: OpenOne
 
@@ -104,6 +114,14 @@ class _Request:
     def prepared(self) -> PreparedModel:
         """Parsed only if it is not in the cache. Raises ModelError, OptionError."""
         return prepare_model(self.model, self.batch_size, self.input_shapes)
+
+    def read(self) -> RawModel | None:
+        """See RawModel.of."""
+        return RawModel.of(self.model, self.batch_size, self.input_shapes, self.options)
+
+
+class _FilesChanged(Exception):
+    """The model's files were written to or replaced while it was compiled."""
 
 
 class _Unavailable(NamedTuple):
@@ -120,16 +138,25 @@ def open_model(
     batch_size: int | None,
     input_shapes: Shapes | None,
     cache_dir: CacheDir,
+    options: Mapping[str, object],
     streams: Sequence[Stream],
     open_one: OpenOne,
 ) -> OpenedModel:
     """Opens a model's sessions: from the cache, else from memory, else each with its own weights.
 
+    Args:
+        model, batch_size, input_shapes: see prepare_model.
+        cache_dir: see Engine.
+        options: what else decides how `open_one` compiles a model, JSON; part of the cache's key.
+        streams, open_one: a session for each stream is opened by `open_one`.
+
     Raises:
         ModelError: see prepare_model, and what ONNX Runtime says of the model.
         OptionError: cache_dir is not a folder.
+        ThreadError: the system refuses a session's threads.
     """
-    request = _Request(model, batch_size, input_shapes, cache_dir, streams, open_one)
+    sweep_once()
+    request = _Request(model, batch_size, input_shapes, cache_dir, options, streams, open_one)
     failed = _Unavailable("")
     for strategy in (_open_in_cache, _open_in_memory):
         result = strategy(request)
@@ -154,7 +181,21 @@ def _open_in_cache(request: _Request) -> OpenedModel | _Unavailable:
         return _not_kept(str(error))
     if cache is None:
         return _Unavailable("")
-    raw = RawModel.of(request.model, request.batch_size, request.input_shapes)
+    for _ in range(_MAX_TRIES):
+        try:
+            return _open_with(cache, replace(request))  # one that has nothing prepared yet
+        except _FilesChanged:
+            continue
+        except ThreadError:  # no other strategy would have more of them
+            raise
+        except OSError as error:
+            return _not_kept(f"{cache.folder}: {error}")
+    return _not_kept(f"the model's files changed while it was compiled, {_MAX_TRIES} times")
+
+
+def _open_with(cache: Cache, request: _Request) -> OpenedModel | _Unavailable:
+    """Raises OSError, _FilesChanged, and the errors of prepare_model."""
+    raw = request.read()
     if raw is None:
         return _Unavailable("")
     entry = raw.find(cache)
@@ -163,24 +204,41 @@ def _open_in_cache(request: _Request) -> OpenedModel | _Unavailable:
             opened = _open_compiled(entry, request, was_cached=True)
             return opened._replace(measurements=_measurements(cache, entry))
         except ModelError as error:
-            logger.warning("%s cannot be opened, and is compiled again: %s", entry.folder, error)
-            cache.discard(entry)
+            # The system may be short of something, or the file is damaged: the error does not tell.
+            # An intact entry serves other processes, and stays until one that opens is there.
+            if not cache.is_still_intact(entry):
+                entry = None
+            logger.warning("a compiled model cannot be opened, and is compiled again: %s", error)
     prepared = request.prepared  # its errors are the model's, not the cache's
+    snapshot = raw.with_files(prepared.external_files)
     try:
-        with cache.stage() as entry:
-            opened = _compile(prepared, entry, request)
-            is_published = raw.publish(cache, entry, prepared)
-    except ThreadError:
-        raise  # another place for the files would not help
-    except (OSError, ModelError) as error:
+        with cache.stage() as staged:
+            opened = _compile(prepared, staged, request)
+            if _snapshot(request, prepared) != snapshot:
+                raise _FilesChanged
+            if entry is not None:
+                cache.discard(entry)
+            is_published = snapshot.publish(cache, staged)
+    except ModelError as error:
+        if _snapshot(request, prepared) != snapshot:
+            raise _FilesChanged from error
         return _not_kept(f"{cache.folder}: {error}")
     if not is_published:
         # Another process was faster. Ours is without names now, as if it were in memory.
         return opened._replace(compiled=opened.compiled._replace(folder=None), entry=None)
     return opened._replace(
-        compiled=opened.compiled._replace(folder=str(entry.folder)),
-        measurements=_measurements(cache, entry),
+        compiled=opened.compiled._replace(folder=str(staged.path)),
+        measurements=_measurements(cache, staged),
     )
+
+
+def _snapshot(request: _Request, prepared: PreparedModel) -> Snapshot | None:
+    """Of the model's files now; None if one of them is not there."""
+    try:
+        raw = request.read()
+        return None if raw is None else raw.with_files(prepared.external_files)
+    except OSError:
+        return None
 
 
 def _not_kept(reason: str) -> _Unavailable:
@@ -284,11 +342,12 @@ def _interface(session: Session) -> list[tuple[str, object]]:
 
 def _open_compiled(entry: Entry, request: _Request, was_cached: bool) -> OpenedModel:
     path = request.path
+    name = path or str(entry.path)  # not the descriptor's path
     with numa_copies(entry, request.streams) as copies:
 
         def open_for(stream: Stream) -> Session:
             model = copies.get(home_node(stream), entry.model)
-            return request.open_one(Source(str(model), {}, True, path), stream, None)
+            return request.open_one(Source(str(model), {}, True, name), stream, None)
 
         sessions = _open_all(open_for, request.streams)
         trim_heap()
@@ -300,7 +359,7 @@ def _open_compiled(entry: Entry, request: _Request, was_cached: bool) -> OpenedM
         Compiled(
             is_shared=True,
             was_cached=was_cached,
-            folder=str(entry.folder),
+            folder=str(entry.path),
             weights_bytes=mapped[0].st_size if mapped else 0,
             num_copies=len(mapped),
             why_not="",

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import platform
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import blake3
 
 from deepsched.models.cache import Cache
-from deepsched.models.entry import Entry, hash_file
-from deepsched.models.prepare import ModelLike, PreparedModel, Shapes, serialize
+from deepsched.models.entry import Entry, hash_with_state
+from deepsched.models.prepare import ModelLike, Shapes, serialize
 from deepsched.runtime.library import describe_library
+
+PREPARATION_VERSION = 1
+"""To be raised with every change of `prepare` or `compiled` that changes what is compiled. Not the
+package's version: most releases change nothing of that and would compile every model again, while
+a change in a working tree would not be noticed."""
 
 # Smaller initializers stay in the graph's file: ONNX Runtime looks at their values.
 _SMALLEST_EXTERNAL = 1024
@@ -32,6 +38,8 @@ class Content(NamedTuple):
 
     checksum: str
     """Of its bytes, without external data."""
+    state: list[int]
+    """Of its file, see file_state; empty for a model that is no file."""
     name: str
     """Its path; for a model given as bytes, how many they are."""
     folder: str
@@ -48,10 +56,11 @@ class Content(NamedTuple):
         """
         if isinstance(model, (str, os.PathLike)):
             path = os.fspath(model)
-            return cls(hash_file(path), path, os.path.dirname(os.path.abspath(path)))
+            checksum, state = hash_with_state(path)
+            return cls(checksum, state, path, os.path.dirname(os.path.abspath(path)))
         serialized = serialize(model)
         checksum = blake3.blake3(serialized).hexdigest()
-        return cls(checksum, f"{len(serialized)} bytes", os.getcwd())
+        return cls(checksum, [], f"{len(serialized)} bytes", os.getcwd())
 
 
 class RawModel(NamedTuple):
@@ -59,48 +68,75 @@ class RawModel(NamedTuple):
 
     checksum: str
     """Of all that decides what is compiled, but for external data."""
+    state: list[int]
+    """Of its file."""
     folder: str
     """Where its external data is."""
 
     @classmethod
     def of(
-        cls, model: ModelLike, batch_size: int | None, input_shapes: Shapes | None
+        cls,
+        model: ModelLike,
+        batch_size: int | None,
+        input_shapes: Shapes | None,
+        options: Mapping[str, object],
     ) -> RawModel | None:
-        """None if one of these is wrong; prepare_model raises the error that says what."""
+        """None if one of these is wrong; prepare_model raises the error that says what.
+
+        Args:
+            model, batch_size, input_shapes: see prepare_model.
+            options: what else decides how it is compiled, JSON.
+        """
         try:
             content = Content.of(model)
-            wanted = json.dumps([batch_size, input_shapes])
+            wanted = [batch_size, input_shapes, options]
+            wanted_json = json.dumps(wanted, sort_keys=True, default=operator.index)  # numpy's ints
         except (AttributeError, OSError, TypeError, ValueError):
             return None
-        return cls(hash_json([content.checksum, wanted, *_environment()]), content.folder)
+        checksum = hash_json([content.checksum, wanted_json, *_environment()])
+        return cls(checksum, content.state, content.folder)
 
     def find(self, cache: Cache) -> Entry | None:
-        """Its entry, if there is one."""
+        """Its entry, if there is one. Raises OSError, see Cache.find."""
         # A model without external data is found by its own bytes. Else the cache knows which files
         # to hash, if it has seen the model before.
+        if (entry := cache.find(Snapshot(self, []).key)) is not None:
+            return entry
+        names = cache.external_files(self.checksum)
+        if not names:
+            return None
         try:
-            entry = cache.find(self._key([]))
-            names = None if entry is not None else cache.external_files(self.checksum)
-            return cache.find(self._key(names)) if names else entry
+            key = self.with_files(names).key
         except OSError:
             return None
+        return cache.find(key)
 
-    def publish(self, cache: Cache, entry: Entry, prepared: PreparedModel) -> bool:
+    def with_files(self, names: Sequence[str]) -> Snapshot:
+        """Reads the external data files as well, which `prepare_model` has found to be beside the
+        model. Raises OSError."""
+        files = [(name, *hash_with_state(os.path.join(self.folder, name))) for name in names]
+        return Snapshot(self, files)
+
+
+class Snapshot(NamedTuple):
+    """All files of a model at one moment. Two that are equal had the same content and were not
+    written to or replaced between: a change back leaves another time in the inode."""
+
+    raw: RawModel
+    files: list[tuple[str, str, list[int]]]
+    """Name, checksum and state of each external data file."""
+
+    @property
+    def key(self) -> str:
+        """Of the model's entry."""
+        files = [[name, checksum] for name, checksum, _ in self.files]
+        return hash_json([self.raw.checksum, files])[:32]
+
+    def publish(self, cache: Cache, entry: Entry) -> bool:
         """As Cache.publish. Raises OSError."""
-        names = list(prepared.external_files)
-        key = self._key(names)
-        if names:
-            cache.remember_external_files(self.checksum, names)
-        return cache.publish(entry, key)
-
-    def _key(self, names: list[str]) -> str:
-        """Raises OSError if external data cannot be read, or is not beside the model."""
-        for name in names:
-            # A model may name any file. ONNX Runtime opens only those beside it, and so do we.
-            if os.path.isabs(name) or ".." in Path(name).parts:
-                raise OSError(f"external data at {name!r} is outside the model's folder")
-        hashes = [[name, hash_file(os.path.join(self.folder, name))] for name in names]
-        return hash_json([self.checksum, hashes])[:32]
+        if self.files:
+            cache.remember_external_files(self.raw.checksum, [name for name, *_ in self.files])
+        return cache.publish(entry, self.key)
 
 
 def hash_json(value: object) -> str:
@@ -109,12 +145,19 @@ def hash_json(value: object) -> str:
 
 
 def _environment() -> list[object]:
-    """What decides beside the model: the library, the CPU, and how it is asked to save."""
+    """What decides beside the model: how we prepare it, the library, the CPU, and how the library
+    is asked to save."""
     library = describe_library()
     # Two builds may have the same version.
     found = os.stat(library["path"])
-    options = sorted(SAVING.items())
-    return [library["version"], found.st_size, platform.machine(), _instruction_sets(), options]
+    return [
+        PREPARATION_VERSION,
+        library["version"],
+        found.st_size,
+        platform.machine(),
+        _instruction_sets(),
+        sorted(SAVING.items()),
+    ]
 
 
 def _instruction_sets() -> str:

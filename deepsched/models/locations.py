@@ -1,19 +1,24 @@
-"""Where compiled models are kept: the cache folder, or memory."""
+"""Where compiled models are kept: the cache folder, or memory; and folders for temporary files."""
 
 from __future__ import annotations
 
 import contextlib
 import enum
+import functools
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 from deepsched.errors import OptionError
 from deepsched.models.cache import Cache
-from deepsched.models.entry import Entry, make_locked_folder, remove_stale
+from deepsched.models.entry import Entry, holds_others
+from deepsched.models.folders import Folder, open_trusted
+from deepsched.models.locks import lock_exclusive, make_locked_folder
+from deepsched.models.tag import has_tag, write_tag
 
 
 class DefaultCache(enum.Enum):
@@ -61,23 +66,81 @@ def open_cache(cache_dir: CacheDir) -> Cache | None:
     return Cache(Path(cache_dir))
 
 
+@contextlib.contextmanager
+def temporary_folder(parents: Sequence[Path] | None = None) -> Iterator[Folder]:
+    """A locked folder in the first of `parents` that can be used, by default the one for temporary
+    files or /dev/shm. All in it is removed at the block's end; mappings of its files stay valid.
+
+    Raises:
+        OSError: none of them can be used.
+    """
+    parent, folder = _make_temporary_folder(parents or [Path(tempfile.gettempdir()), SHARED_MEMORY])
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder.path.name, ignore_errors=True, dir_fd=parent.fd)
+        folder.close()
+
+
 def memory_folders() -> list[Path]:
     """Folders for files that lose their names once they are mapped. The second is for containers,
     whose /dev/shm may be too small."""
-    folders = dict.fromkeys([SHARED_MEMORY, Path(tempfile.gettempdir())])
-    return [folder for folder in folders if os.access(folder, os.W_OK)]
+    return list(dict.fromkeys([SHARED_MEMORY, Path(tempfile.gettempdir())]))
 
 
 @contextlib.contextmanager
 def stage_in(parent: Path) -> Iterator[Entry]:
-    """A folder that is removed at the block's end; mappings of its files stay valid."""
-    prefix = f"deepsched-{os.geteuid()}-"
-    for stale in parent.glob(f"{prefix}*"):
-        with contextlib.suppress(OSError):
-            remove_stale(stale)
-    entry = make_locked_folder(parent, prefix)
-    try:
-        yield entry
-    finally:
-        shutil.rmtree(entry.folder, ignore_errors=True)
-        entry.close()
+    """An entry outside the cache, which is removed at the block's end. Raises OSError."""
+    with temporary_folder([parent]) as folder:
+        yield Entry(folder)
+
+
+def sweep_temporary_folders() -> int:
+    """Removes this user's temporary folders that killed processes left; returns how many."""
+    is_ours = re.compile(rf"{_prefix()}[0-9a-z_]{{8,16}}")
+    num_removed = 0
+    for path in memory_folders():
+        with contextlib.suppress(OSError):  # not for us to use
+            parent = open_trusted(path)
+            names = [name for name in parent.names() if is_ours.fullmatch(name)]
+            num_removed += sum(_remove_stale(parent, name) for name in names)
+    return num_removed
+
+
+@functools.cache
+def sweep_once() -> None:
+    """sweep_temporary_folders, in the first start of an engine in this process."""
+    sweep_temporary_folders()
+
+
+def _prefix() -> str:
+    return f"deepsched-{os.geteuid()}-"
+
+
+def _make_temporary_folder(parents: Sequence[Path]) -> tuple[Folder, Folder]:
+    errors = []
+    for path in parents:
+        try:
+            parent = open_trusted(path)
+            folder = make_locked_folder(parent, _prefix())
+            try:
+                write_tag(folder)
+            except BaseException:
+                shutil.rmtree(folder.path.name, ignore_errors=True, dir_fd=parent.fd)
+                raise
+        except OSError as error:
+            errors.append(str(error))
+            continue
+        return parent, folder
+    raise OSError("; ".join(errors))
+
+
+def _remove_stale(parent: Folder, name: str) -> bool:
+    """Removes a temporary folder whose process has ended: it is unlocked, and has our mark, or
+    nothing but an entry in it, as those that versions before left."""
+    with contextlib.suppress(OSError):
+        folder = lock_exclusive(parent, name)
+        if folder is not None and (has_tag(folder) or not holds_others(folder)):
+            shutil.rmtree(name, dir_fd=parent.fd)
+            return True
+    return False

@@ -17,14 +17,15 @@ class Memory(NamedTuple):
 
     weights_shared: int
     """This process's share of the weights that all sessions map (PSS): each resident page counts
-    divided by its number of mappings in all processes."""
+    divided by its number of mappings in all processes. 0 where the kernel has no
+    /proc/self/smaps."""
     weights_private: int
     """Allocated by the sessions when they were opened: the weights, where each has its own."""
     activations: tuple[int, ...]
     """Allocated by each session since then, for the results of its operators: one for each stream,
     or one for all streams of one core."""
     process: int
-    """Used by the whole process (PSS)."""
+    """Used by the whole process: PSS, or RSS where the kernel has no /proc/self/smaps."""
 
     def __str__(self) -> str:
         """In MB, for people.
@@ -51,11 +52,12 @@ def memory_usage(
         inodes: of the weights' files that they map.
     """
     now = arena_sizes(sessions)
+    weights, process = _mapped_bytes(inodes)
     return Memory(
-        _mapped_bytes(inodes),
+        weights,
         sum(at_opening),
         tuple(size - before for size, before in zip(now, at_opening, strict=True)),
-        _process_bytes(),
+        process,
     )
 
 
@@ -65,20 +67,29 @@ def arena_sizes(sessions: Sequence[Session]) -> list[int]:
     return [session.arena_bytes() or 0 for session in dict.fromkeys(sessions)]
 
 
-def _mapped_bytes(inodes: Collection[int]) -> int:
-    total = 0
+def _mapped_bytes(inodes: Collection[int]) -> tuple[int, int]:
+    """PSS of the mappings of these files, and of the whole process.
+
+    Not from smaps_rollup, which kernels before 4.14 and gVisor lack.
+    """
+    weights = process = 0
     is_ours = False
-    with open("/proc/self/smaps", encoding="utf-8", errors="replace") as smaps:
-        for line in smaps:
-            if header := _MAPPING.match(line):
-                # Not by the device: overlayfs shows another one here than in stat.
-                path = header[2].removesuffix(" (deleted)")
-                is_ours = int(header[1]) in inodes and path.endswith("/weights")
-            elif is_ours and line.startswith("Pss:"):
-                total += int(line.split()[1]) * 1024
-    return total
+    try:
+        with open("/proc/self/smaps", encoding="utf-8", errors="replace") as smaps:
+            for line in smaps:
+                if header := _MAPPING.match(line):
+                    # Not by the device: overlayfs shows another one here than in stat.
+                    path = header[2].removesuffix(" (deleted)")
+                    is_ours = int(header[1]) in inodes and path.endswith("/weights")
+                elif line.startswith("Pss:"):
+                    size = int(line.split()[1]) * 1024
+                    process += size
+                    weights += size * is_ours
+    except OSError:  # a kernel without CONFIG_PROC_PAGE_MONITOR, or a process that must not
+        return 0, _resident_bytes()
+    return weights, process or _resident_bytes()
 
 
-def _process_bytes() -> int:
-    found = re.search(r"^Pss: +(\d+) kB", Path("/proc/self/smaps_rollup").read_text(), re.M)
+def _resident_bytes() -> int:
+    found = re.search(r"^VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)
     return int(found[1]) * 1024 if found else 0

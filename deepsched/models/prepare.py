@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from deepsched.checks import check_integer, check_optional_integer
@@ -54,7 +55,8 @@ def prepare_model(
             leaves that input to `batch_size`.
 
     Raises:
-        ModelNotFoundError, InvalidModelError: there is no such file, or it is not a model.
+        ModelNotFoundError, InvalidModelError: there is no such file, or it is not a model, or it
+            names external data outside its folder.
         OptionError: batch_size or input_shapes is not valid.
         ShapeOverrideError: they are valid, but do not fit this model.
     """
@@ -72,6 +74,7 @@ def prepare_model(
         _check_windows_fit(proto, input_shapes)
     changed |= _drop_inputs_that_are_initializers(proto)
     files = tuple(sorted(_external_files(proto)))
+    _check_beside(path, files)
     if not changed and path is not None:
         return PreparedModel(path, path, {}, batch_size, False, files)
     config = {}
@@ -184,6 +187,21 @@ def _external_files(proto: onnx.ModelProto) -> set[str]:
         for entry in tensor.external_data
         if entry.key == "location"
     }
+
+
+def _check_beside(path: str | None, names: Sequence[str]) -> None:
+    """A model may name any file of this machine, and link to it, and a kernel would hand its bytes
+    out. ONNX Runtime checks that only in newer versions."""
+    model = os.path.join(os.getcwd(), path or "")
+    # Hugging Face's cache links model and data to files that are beside each other elsewhere.
+    folders = [os.path.realpath(os.path.dirname(model)), os.path.dirname(os.path.realpath(model))]
+    for name in names:
+        found = Path(os.path.realpath(os.path.join(os.path.dirname(model), name)))
+        if os.path.isabs(name) or not any(map(found.is_relative_to, folders)):
+            raise InvalidModelError(
+                f"the model names external data at {name!r}, which is outside its folder; save it "
+                "with its data beside it"
+            )
 
 
 def check_batch_size(batch_size: int | None) -> int | None:

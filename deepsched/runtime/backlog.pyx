@@ -30,7 +30,7 @@ cdef class Backlog:
 
     cdef bint try_push(self, void* item, int priority) noexcept nogil:
         """Appends `item` to its class; False where the backlog is full. Never blocks."""
-        # seq_cst: stands after a waiter's registration (README, "Waiting for space"). No add that
+        # seq_cst: comes after a waiter's registration (README, "Waiting for space"). No add that
         # is taken back again: that would make it look full to others for a moment.
         cdef size_t places = self.places.load(memory_order_seq_cst)
         cdef size_t most
@@ -87,7 +87,7 @@ cdef class Backlog:
             self.announce_space(1)
 
     cdef bint has_items(self) noexcept nogil:
-        """Whether a published item stands at the head of a class."""
+        """Whether a published item is at the head of a class."""
         return self.normal.has_items() or self.urgent.has_items() or self.background.has_items()
 
     # --- Waiting for space: README, "Waiting for space" -------------------------------------

@@ -10,7 +10,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp.atomic cimport atomic
 
 cdef enum WakePolicy:
-    # Whether to leave asleep the worker whose core a producer stands on: a thread that queues short
+    # Whether to leave asleep the worker whose core a producer uses: a thread that queues short
     # runs and goes on working. README, "Who is woken".
     WAKE_ANY  # wake any
     SPARE_CALLER  # leave it asleep; the caller is the producer
@@ -43,7 +43,7 @@ cdef class Dispatcher:
     cdef char _pad0[64]
     cdef atomic[uint64_t] backlog_ns  # how long the queued requests are expected to run
     cdef atomic[uint32_t] num_long  # of them, those that are not short
-    cdef atomic[int] producer_group  # where the last producer stood; or -1
+    cdef atomic[int] producer_group  # the group whose core the last producer used; or -1
 
     cdef bint try_inline(self, RequestState* request) noexcept nogil
     cdef Submitted submit(

@@ -31,12 +31,12 @@ import time
 
 from deepsched.errors import InferenceError, StreamConfigError
 
-# A run this short is not pinned where its caller stands on the group's first CPU already. Setting
+# A run this short is not pinned if its caller is on the group's first CPU already. Setting
 # the affinity and putting it back costs 1.6 us, about as much as the run; the kernel hardly moves a
 # thread within microseconds, and ORT hardly uses its other threads.
 cdef uint64_t SHORT_RUN_NS = 30_000
 
-# Queued work above which the worker whose core a producer stands on is woken beside it, ns.
+# Queued work above which the worker whose core a producer uses is woken beside it, ns.
 cdef uint64_t SHARE_CORE_NS = 1_000_000
 
 # A wake-up that took longer waited for a core: that is contention, not the cost of waking.
@@ -56,7 +56,7 @@ cdef class Dispatcher:
 
     Args:
         cpus_by_group: the CPUs of each group (OS numbers), or None for groups without CPUs of
-            their own. The thread that calls Run stands on the first, ORT's on the others.
+            their own. The thread that calls Run is pinned to the first, ORT's to the others.
         queue_capacity: how many requests may wait.
         spin_ns: how long a worker whose queue ran dry spins before it parks; -1: as long as a
             wake-up takes, where that matters for the model's runs.
@@ -139,7 +139,7 @@ cdef class Dispatcher:
     cdef bint try_inline(self, RequestState* request) noexcept nogil:
         """Runs `request` here if nobody waits and a group is free."""
         cdef int cpu, leaf, group
-        # FIFO: nobody overtakes a request that waits. One that is late already is a worker's to end.
+        # FIFO: nobody overtakes a request that waits. One that is late is for a worker to end.
         if self.backlog.places.load(memory_order_relaxed) or is_hopeless(request):
             return False
         cpu = self.cpu()
@@ -271,8 +271,8 @@ cdef class Dispatcher:
     ) noexcept nogil:
         """Runs on the calling thread, on the group's first core, and puts its affinity back.
 
-        ORT's threads stand on the others. Left to itself inside the group, the kernel lets the
-        caller share a core with one of them, for seconds: half the speed on two cores.
+        ORT's threads are pinned to the others. Pinned to the whole group instead, the caller shared
+        a core with one of them for seconds: half the speed on two cores.
         """
         cdef CpuMask own
         cdef bint moved = not (is_there and is_short(request.model)) and self.pin(&own, group)
@@ -293,8 +293,8 @@ cdef class Dispatcher:
     cdef bint pin(self, CpuMask* own, int group) noexcept nogil:
         """Moves the calling thread to where `group` begins. True: `own` is to be put back.
 
-        The mask is read anew each time: the thread's owner may have changed it. If someone changes
-        it during the run, from outside, the older one is put back.
+        The mask is read each time: the thread's owner may have changed it. A change from outside
+        during the run is lost.
         """
         return self.is_pinned and get_mask(own) >= 0 and set_mask(&self.masks[group]) == 0
 
@@ -643,8 +643,8 @@ cdef class Dispatcher:
     cdef reap(self):
         """Frees abandoned requests that have ended, and what arrived in orphaned inboxes."""
         cdef Request request
-        # Allocate, then swap: an allocation may run the garbage collector, and that finalizers which
-        # come here again. Between the two lines of the swap nothing runs.
+        # Allocate, then swap: an allocation may run the garbage collector, and with it finalizers
+        # that call this again. Nothing runs between the two lines of the swap.
         fresh = []
         waiting = self.abandoned
         self.abandoned = fresh

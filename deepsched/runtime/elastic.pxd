@@ -5,7 +5,7 @@ from libcpp.atomic cimport atomic
 
 cdef struct RunLength:
     # How long a model's runs take on one core group.
-    atomic[uint64_t] expected_ns  # smoothed; 0: unknown, or wider than helps
+    atomic[uint64_t] expected_ns  # smoothed; 0: unknown, or too wide to be of use
     uint64_t alone_ns  # measured when nothing else ran
 
 cdef class Elastic:

@@ -53,7 +53,7 @@ cdef class CoreGroups:
     cdef int claim(self, int preferred) noexcept nogil:
         """A free group, now the caller's; -1 where none is free. `preferred` first, if not -1.
 
-        seq_cst throughout: the look for a free group stands after the pusher's publishing store
+        seq_cst throughout: the look for a free group comes after the pusher's publishing store
         (README, "No lost wake-up"), and taking a group sees all that its last owner did.
         """
         cdef int first_word = 0
@@ -99,7 +99,7 @@ cdef class CoreGroups:
     cdef void release(self, int group) noexcept nogil:
         """Frees a group that the caller owns.
 
-        seq_cst: publishes the owner's work to the next claim, and stands before the releaser's
+        seq_cst: publishes the owner's work to the next claim, and comes before the releaser's
         look at the queue (README, "No lost wake-up").
         """
         self.words[group >> 6].bits.fetch_or(<uint64_t>1 << (group & 63), memory_order_seq_cst)

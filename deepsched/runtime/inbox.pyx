@@ -55,7 +55,7 @@ cdef class Inbox:
         self.num_posting.fetch_add(1, memory_order_relaxed)
         while True:
             node.next = newest
-            # seq_cst: publishes the node to take(), and stands before the look at is_waited_for in
+            # seq_cst: publishes the node to take(), and comes before the look at is_waited_for in
             # notify() (README, "Inboxes").
             if self.newest.compare_exchange_weak(newest, node, memory_order_seq_cst):
                 break

@@ -223,7 +223,11 @@ cdef class Model:
         request = new_request(self, &self.state, self.inputs, self.outputs, inputs, check_inputs)
         if timeout is not None:
             request.state.submitted_ns = now_ns()
-            seconds = check_timeout(timeout)
+            # Nearly always a float: the check as such costs more than the request does here.
+            seconds = (
+                timeout if type(timeout) is float and 0 <= timeout <= 1e9
+                else check_timeout(timeout)
+            )
             request.state.deadline_ns = request.state.submitted_ns + <uint64_t>(seconds * 1e9)
             request.state.is_stoppable = True
             dispatcher.slots.start_watcher()
@@ -264,8 +268,8 @@ cdef class Model:
         )
 
     def set_run_ns(self, list run_ns) -> None:
-        """Sets the run length by core group when nothing else runs; 0 for groups wider than helps.
-        To be called before anybody else uses this model."""
+        """Sets the run length by core group when nothing else runs, in ns; 0 for groups that are too
+        wide to be of use. To be called before anybody else uses this model."""
         for group, ns in enumerate(run_ns):
             self.state.lengths[group].alone_ns = ns
             self.state.lengths[group].expected_ns.store(ns, memory_order_relaxed)

@@ -29,7 +29,7 @@ cdef int choose_group(
     better wait for it.
 
     Args:
-        run_ns: by group, how long a run takes there; 0: wider than helps.
+        run_ns: by group, how long a run takes there; 0: too wide to be of use.
         busy_ns: by leaf, for how long it will be taken; 0: free.
         num_waiting: at least 1.
         num_seen: how many others requests found on their arrival lately, on average.

@@ -63,7 +63,7 @@ cdef class RequestQueue:
             else:
                 position = self.tail.load(memory_order_relaxed)
         slot.item = item
-        # seq_cst: publishes slot.item to try_pop, and stands before the pusher's look for a free
+        # seq_cst: publishes slot.item to try_pop, and comes before the pusher's look for a free
         # group (README, "No lost wake-up").
         slot.turn.store(position + 1, memory_order_seq_cst)
         return True
@@ -87,12 +87,12 @@ cdef class RequestQueue:
                 position = self.head.load(memory_order_relaxed)
         item[0] = slot.item
         # seq_cst: gives the slot to the pusher of the next lap (our read of slot.item is before
-        # it), and stands before the popper's look for pushers that wait for space.
+        # it), and comes before the popper's look for pushers that wait for space.
         slot.turn.store(position + self.mask + 1, memory_order_seq_cst)
         return True
 
     cdef bint has_items(self) noexcept nogil:
-        """Whether a published item stands at the head.
+        """Whether a published item is at the head.
 
         A stale `head` cannot make it say no wrongly: the slot of a position that was popped has a
         later turn, which sends us round again.

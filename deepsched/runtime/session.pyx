@@ -29,8 +29,8 @@ cdef extern from "<malloc.h>" nogil:
 
 # --- ORT's threads ------------------------------------------------------------------------------
 
-# Started before ORT is entered. Where ORT cannot start one of several threads (pids.max, a CPU that
-# is offline), it waits for those that it has started without telling them to stop: for ever, in 1.32.
+# Started before ORT is entered. If ORT cannot start one of several threads (pids.max, an offline
+# CPU), it joins those that it has started without telling them to stop: a hang, in ORT 1.32.
 
 cdef enum:
     IDLE = 0  # waits for ORT to give it a body; its order is a futex word

@@ -7,18 +7,18 @@ from collections.abc import Callable, Mapping
 from deepsched.models.measurements import Measurements
 from deepsched.scheduling.group_tree import GroupTree
 
-# A wider group that saves less than this of the time is not used: its cores serve others better.
-_LEAST_GAIN = 0.05
+# A wider group that shortens a run by less than this is not used: its cores serve others better.
+_MIN_GAIN = 0.05
 
 _SECONDS = 0.05
-"""For each width, beside a run or two."""
+"""Time to measure one width, after a run that fills the arena."""
 
 _KIND = "run lengths"
-"""Of a measurement: ns by number of cores."""
+"""Kind of the cache's measurement; its value is ns by number of cores."""
 
 
 def widths(most: int) -> list[int]:
-    """The numbers of cores to look at: powers of two, and all there are.
+    """Numbers of cores to measure: powers of two, and all there are.
 
     >>> widths(6)
     [1, 2, 4, 6]
@@ -33,7 +33,7 @@ def useful_cores(times: Mapping[int, float]) -> int:
     2
     """
     best = min(times.values())
-    return next(cores for cores in sorted(times) if times[cores] <= best / (1 - _LEAST_GAIN))
+    return next(cores for cores in sorted(times) if times[cores] <= best / (1 - _MIN_GAIN))
 
 
 def run_lengths(
@@ -42,12 +42,12 @@ def run_lengths(
     measurements: Measurements | None,
     layout: object,
 ) -> list[int]:
-    """The length of a run on each group of the tree, ns; 0 if it is wider than helps.
+    """Run length on each group of the tree, in ns; 0 for groups that are too wide to be of use.
 
     Args:
-        measure: measures a group for about so many seconds, and returns ns.
-        measurements: where the result is kept; None to measure each time.
-        layout: what the result depends on beside the model, JSON.
+        measure: called with a group and the seconds to measure for; returns the run length in ns.
+        measurements: where the result is kept; None measures each time.
+        layout: what the result depends on besides the model, as JSON.
     """
     by_width = None if measurements is None else _by_width(measurements.read(_KIND, layout))
     if by_width is None:
@@ -62,8 +62,8 @@ def run_lengths(
 
 
 def useful(tree: GroupTree, by_width: dict[int, int]) -> list[int]:
-    """`by_width` by group, 0 for those that gain too little over the groups that they consist of,
-    and all that contain such a one.
+    """`by_width` by group; 0 for a group that gains too little over the groups merged into it, and
+    for all that contain it.
 
     >>> from deepsched import Topology, partition
     >>> from deepsched.scheduling.group_tree import tree_of
@@ -74,7 +74,7 @@ def useful(tree: GroupTree, by_width: dict[int, int]) -> list[int]:
     lengths = [by_width[tree.num_cores(group)] for group in range(len(tree.leaves))]
     for group, parent in enumerate(tree.parents):  # narrower groups come first
         if parent >= 0 and (
-            lengths[group] == 0 or lengths[parent] > (1 - _LEAST_GAIN) * lengths[group]
+            lengths[group] == 0 or lengths[parent] > (1 - _MIN_GAIN) * lengths[group]
         ):
             lengths[parent] = 0
     return lengths

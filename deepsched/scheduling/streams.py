@@ -13,6 +13,7 @@ from deepsched.checks import check_integer
 from deepsched.errors import ClosedError, OptionError
 from deepsched.invocation.futures import FutureResolver
 from deepsched.machine.partition import Stream
+from deepsched.machine.shape import cpu_models, describe_shape
 from deepsched.models.compiled import OpenedModel, Source
 from deepsched.runtime.dispatch import Dispatcher
 from deepsched.runtime.library import has_bounded_spinning
@@ -100,6 +101,11 @@ class SharedStreams:
 
     # --- Models -----------------------------------------------------------------------------
 
+    @property
+    def compile_options(self) -> dict[str, object]:
+        """What decides how `open_session` compiles a model, beside the model; JSON."""
+        return {"optimizes": self._inspection is None or self._inspection.optimizes}
+
     def open_session(self, source: Source, stream: Stream, save_to: str | None) -> Session:
         """A session whose threads are pinned to the cores of `stream`."""
         is_optimized, profile_to = source.is_optimized, None
@@ -131,7 +137,9 @@ class SharedStreams:
             layout.pin,
             self._spin,
             layout.topology.cpu_quota,
-            [stream.cpus for stream in layout.streams],
+            [len(stream.cpus) for stream in layout.streams],
+            describe_shape([core for stream in layout.streams for core in stream.cores]),
+            cpu_models(),
         ]
         model = served.model
         lengths = run_lengths(

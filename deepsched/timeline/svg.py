@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from html import escape
 
+from deepsched.formatting import xml_text
 from deepsched.timeline.levels import queue_depth
 from deepsched.timeline.records import TraceRecords
 from deepsched.timeline.window import VisibleRun, Window, summary, windows
@@ -100,7 +100,7 @@ def _box(
     yield (
         f'<rect x="{x:.1f}" y="{y + 1:g}" width="{max(width, 0.5):.1f}" height="{height - 2:g}" '
         f'rx="3" fill="{colour}" stroke="#555555" stroke-width="0.7">'
-        f"<title>{escape(tooltip)}</title></rect>"
+        f"<title>{xml_text(tooltip)}</title></rect>"
     )
     label = str(run.number)
     if width > 8 * len(label) + 4 and height >= 11:
@@ -152,5 +152,5 @@ def _line(x1: float, y1: float, x2: float, y2: float, colour: str) -> str:
 def _text(x: float, y: float, text: str, anchor: str = "start", weight: str = "normal") -> str:
     return (
         f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}" font-weight="{weight}" '
-        f'fill="#222222">{escape(text)}</text>'
+        f'fill="#222222">{xml_text(text)}</text>'
     )
