@@ -33,8 +33,9 @@ def compile_model(
     """Compiles `model`; see Engine for the parameters and errors.
 
     `scheduler="auto"` takes what `deepsched advise` recommends for a load that keeps all cores
-    busy: it measures once for each model and machine, for 10 seconds or so (a log line says so),
-    and remembers the answer in the cache folder, unless other processes took the CPUs meanwhile.
+    busy: it measures once for each model and machine, for 10 seconds or so, for slow models up to
+    a minute (a log line says so), and remembers the answer in the cache folder, unless other
+    processes took the CPUs meanwhile. If the model is too slow even for that, it takes the default.
 
     Example:
         >>> from deepsched.benchmark import bundled_model
@@ -53,7 +54,7 @@ def compile_model(
             batch_size,
             input_shapes,
             num_cores=num_cores,
-            seconds=6,
+            seconds=8,
             cache_dir=cache_dir,
             compares_batches=False,
             on_progress=_tell_once(),
@@ -123,8 +124,8 @@ def _tell_once() -> Callable[[str], None]:
     def tell(_: str) -> None:
         if next(calls) == 0:
             logger.warning(
-                'scheduler="auto" measures this model, for about 10 s; the answer is kept for the '
-                "next time, unless other processes take the CPUs meanwhile"
+                'scheduler="auto" measures this model, for about 10 s unless it is slow; the '
+                "answer is kept for the next time, unless other processes take the CPUs meanwhile"
             )
 
     return tell

@@ -19,21 +19,27 @@ from hypothesis import strategies as st
 from deepsched import Engine
 from deepsched.benchmark import (
     FIELDS,
+    Asked,
     arrival_times_ns,
     combinations,
     measure,
     open_engine,
+    report,
     search_rate,
     sweep,
 )
+from deepsched.benchmark.engines import EngineSetting
 from deepsched.benchmark.load import MonotonicClock, open_loop
+from deepsched.benchmark.percentiles import latency_percentile
 from deepsched.benchmark.report import SEARCH_FIELDS
 from deepsched.benchmark.search import highest_rate
 from deepsched.cli import main
+from deepsched.cli.benchmark_text import print_report, print_sweep
 from deepsched.errors import OptionError, ShapeOverrideError, UnsupportedModelError
 from deepsched.machine.cgroup import throttled_seconds
 from deepsched.models.prepare import sequence_shapes
 from deepsched.runtime.histogram import RELATIVE_WIDTH, bucket_bounds, bucket_index
+from deepsched.scheduler import Scheduler
 from deepsched.scheduling.stats import Counts
 from tests.support import models
 from tests.support.sysfs_tree import SysfsTree
@@ -135,6 +141,16 @@ def test_a_stall_is_seen_by_all_that_it_delays_and_by_one_in_a_closed_loop():
     closed = load_fake(services, seconds=1)
     assert (closed.latencies_ms > 100).sum() == 1
     assert delayed.send_delays_ms.max() == pytest.approx(490)
+
+
+@pytest.mark.parametrize("warmup_seconds", [0, 0.05, 1])
+def test_the_rate_of_few_requests_is_exact(warmup_seconds):
+    """In 0.4 s end 2 requests of 191 ms, or 3: over 0.4 s, 5 or 7.5 in a second."""
+    clock = ManualClock()
+    engine = FakeEngine(clock, itertools.repeat(191))
+    result = measure(engine, callers=1, seconds=0.4, warmup_seconds=warmup_seconds, clock=clock)
+    assert result.iterations in (2, 3)
+    assert result.items_per_sec == pytest.approx(1000 / 191)
 
 
 def test_an_overload_drops_what_is_too_late_and_ends():
@@ -360,10 +376,68 @@ def test_a_rate_that_only_a_short_load_makes_look_good_does_not_hold():
 def test_search_reports_none_where_no_rate_holds():
     clock = ManualClock()
     engine = FakeEngine(clock, itertools.repeat(10))
-    found = search_rate(engine, p99_limit_ms=5, callers=1, seconds=1, clock=clock)
+    found = search_rate(engine, p99_limit_ms=5, callers=1, seconds=4, clock=clock)
     assert found.rate == 0.0
     assert found.measurement is None
+    assert found.lowest_rate == 75
+    assert all(step.num_requests >= 300 for step in found.steps)
     assert not any(step.is_held for step in found.steps)
+
+
+def test_search_refuses_a_p99_of_few_requests():
+    clock = ManualClock()
+    engine = FakeEngine(clock, itertools.repeat(200))
+    options = {"p99_limit_ms": 900, "callers": 1, "warmup_seconds": 0, "clock": clock}
+    with pytest.raises(OptionError, match="p99 takes 300 requests.*seconds=120") as told:
+        search_rate(engine, seconds=10, **options)
+    assert "--seconds 120" in str(told.value)
+    assert search_rate(engine, seconds=120, **options).rate == pytest.approx(5, rel=0.06)
+
+
+# --- Percentiles --------------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(0.1, 1e4), min_size=1), st.integers(0, 50), st.integers(0, 100))
+def test_dropped_requests_are_late_in_every_percentile(latencies_ms, num_dropped, percent):
+    found = latency_percentile(latencies_ms, num_dropped, percent)
+    late = [*latencies_ms, *[1e9] * num_dropped]
+    expected = np.percentile(late, percent)
+    assert found == (math.inf if expected > 1e4 else pytest.approx(expected))
+
+
+def test_a_report_of_an_overload_has_no_p99():
+    result = load_fake(itertools.repeat(20), rate=100, seconds=10, max_late_seconds=0.5)
+    assert result.percentile(25) < 600
+    assert result.percentile(99) == math.inf
+    numbers = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert (numbers["99.0%"], numbers["iterations"] + numbers["dropped"]) == (None, 1000)
+
+
+def report_of(measurement):
+    setting = EngineSetting("fake", 1, 1, None, 1)
+    return report(Asked("m.onnx", Scheduler.multi_stream, None, 1.0), setting, measurement)
+
+
+def test_printed_percentiles_say_how_few_requests_stand_behind(capsys):
+    print_report(report_of(load_fake(itertools.repeat(20), seconds=1)))
+    out = capsys.readouterr().out
+    assert "Latency p50 (ms/batch): 20.0000\n" in out
+    assert "Latency p99 (ms/batch): 20.0000 (of 50 requests; it takes 300)" in out
+    print_report(report_of(load_fake(itertools.repeat(1), seconds=1)))
+    assert "Latency p99 (ms/batch): 1.0000\n" in capsys.readouterr().out
+    print_report(report_of(load_fake([20] * 500, rate=100, seconds=5, max_late_seconds=0.5)))
+    assert "Latency p99 (ms/batch): infinite, by dropped requests" in capsys.readouterr().out
+
+
+def test_tables_mark_percentiles_of_few_requests(capsys):
+    few = {"swept": {"rate": 9}, **report_of(load_fake(itertools.repeat(20), seconds=1))}
+    many = {"swept": {"rate": 9}, **report_of(load_fake(itertools.repeat(1), seconds=1))}
+    result = {"model_path": "m.onnx", "sweep": {"rate": [9]}, "interrupted": False}
+    print_sweep({**result, "measurements": [few]})
+    out = capsys.readouterr().out
+    assert "~20.00" in out and "p99 300" in out
+    print_sweep({**result, "measurements": [many]})
+    assert "~" not in capsys.readouterr().out
 
 
 # --- Sweeps -------------------------------------------------------------------------------------
@@ -634,7 +708,7 @@ def test_the_json_keeps_deepsparses_keys_and_the_help_defines_all(mlp, capsys, l
     assert set(numbers) >= DEEPSPARSE_RESULTS | {"callers"}
     defined = {name for field in FIELDS for name in field.replace(" ... ", ", ").split(", ")}
     defined |= DEEPSPARSE_RESULTS  # "25.0% ... 99.9%"
-    assert set(result) - {"benchmark_result"} | set(numbers) == defined
+    assert set(result) - {"benchmark_result", "measurements"} | set(numbers) == defined
     assert numbers["waiting_ms"]["50.0%"] <= numbers["waiting_ms"]["99.9%"]
     assert len(numbers["streams"]) == result["num_streams"]
     with pytest.raises(SystemExit):
@@ -643,6 +717,45 @@ def test_the_json_keeps_deepsparses_keys_and_the_help_defines_all(mlp, capsys, l
     assert all(f"  {field}" in text for field in FIELDS)
     assert all(f"  {field}" in text for field in SEARCH_FIELDS)
     assert "130  Ctrl-C" in text
+
+
+def two_cores():
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one CPU has but one stream")
+
+
+def test_a_model_is_compared_under_both_schedulers_by_default(mlp, tmp_path, capsys, caplog):
+    two_cores()
+    export = tmp_path / "out.json"
+    assert main(["benchmark", mlp, "-t", "0.05", "-w", "0", "-x", str(export)]) == 0
+    assert "has the highest throughput" in capsys.readouterr().out
+    result = json.loads(export.read_text())
+    reports = result.pop("measurements")
+    compared = [(it["scheduler"], it["benchmark_result"]["callers"]) for it in reports]
+    assert compared[:2] == [("single_stream", 1), ("multi_stream", 1)]
+    assert all(it["num_streams"] >= 2 for it in reports if it["scheduler"] == "multi_stream")
+    assert result == reports[-1]  # for scripts that read DeepSparse's keys
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("options", [["--rate", "100"], ["--sweep", "num_cores=1,2"]])
+def test_the_default_multi_stream_has_several_streams(mlp, capsys, caplog, options):
+    two_cores()
+    assert main(["benchmark", mlp, "-t", "0.1", "-w", "0", "--json", *options]) == 0
+    result = json.loads(capsys.readouterr().out)
+    last = result.get("measurements", [result])[-1]
+    assert (last["scheduler"], last["num_streams"] >= 2) == ("multi_stream", True)
+    assert caplog.messages == []
+
+
+def test_quiet_silences_the_log(mlp, caplog):
+    two_cores()
+    options = ["-s", "single_stream", "-nstreams", "2", "-t", "0.05", "-w", "0"]
+    assert main(["benchmark", mlp, *options]) == 0
+    assert any("no effect with single_stream" in it for it in caplog.messages)
+    caplog.clear()
+    assert main(["benchmark", mlp, *options, "-q"]) == 0
+    assert caplog.messages == []
 
 
 def test_a_sweep_prints_a_table_and_writes_a_csv(mlp, tmp_path, capsys):

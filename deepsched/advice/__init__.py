@@ -2,6 +2,7 @@
 
 * **settings**: the recommendation, and the figures behind it.
 * **choosing**: picks the best setting from the figures and explains it; pure.
+* **planning**: how long to measure each setting, so that the figures tell; pure.
 * **measuring**: `advise`, which measures the few promising settings under the given load.
 * **answer_cache**: keeps answers for the same question.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from deepsched.advice.settings import Advice, BatchFigures, Figures, Setting
@@ -54,10 +55,7 @@ class AnswerCache:
             del advice["best_batch_size"]
             advice |= {
                 "setting": Setting(**advice["setting"]),
-                "figures": tuple(
-                    Figures(**{**it, "setting": Setting(**it["setting"])})
-                    for it in advice["figures"]
-                ),
+                "figures": tuple(_figures(it) for it in advice["figures"]),
                 "batches": tuple(
                     BatchFigures(**it) for it in advice["batches"] if compares_batches
                 ),
@@ -72,3 +70,9 @@ class AnswerCache:
         """Keeps an answer. `seconds`: the time that was given to find it."""
         answer = {"seconds": seconds, "advice": advice.to_dict()}
         self._measurements.write(_KIND, self._question, answer)
+
+
+def _figures(kept: dict[str, Any]) -> Figures:
+    """Those that `Advice.to_dict` made ready for JSON."""
+    infinite = {name: math.inf for name, value in kept.items() if value is None}
+    return Figures(**{**kept, **infinite, "setting": Setting(**kept["setting"])})

@@ -10,10 +10,13 @@ from deepsched.advice.settings import Figures, Setting
 from deepsched.formatting import rounded
 from deepsched.scheduling.scaling import useful_cores
 
-# Settings within this relative distance of the best tie with it; the simplest of them is chosen.
-# Latencies at a given rate vary more from one run to the next.
+# Settings within this relative distance of the best, or within the uncertainty of both figures if
+# that is more, tie with it; the simplest of them is chosen. Latencies at a given rate vary more
+# from one run to the next.
 _TIE_TOLERANCE = 0.03
 _TIE_TOLERANCE_AT_RATE = 0.05
+# A disturbed round makes a figure uncertain, but does not make a much worse setting as good.
+_MAX_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
@@ -66,12 +69,17 @@ def choose(
         return max(figures, key=lambda it: it.items_per_sec), []
     within = [it for it in allowed if p99_limit_ms is None or it.p99_ms <= p99_limit_ms]
     allowed = within or allowed
-    best = min(load.cost(it) for it in allowed)
-    # The cost is a latency or a negative throughput, hence abs.
-    tolerance = (_TIE_TOLERANCE if load.rate is None else _TIE_TOLERANCE_AT_RATE) * abs(best)
-    tied = [it for it in allowed if load.cost(it) <= best + tolerance]
+    best = min(allowed, key=load.cost)
+    tied = [it for it in allowed if load.cost(it) <= load.cost(best) + _tolerance(it, best, load)]
     chosen = min(tied, key=lambda it: _complexity(it.setting))
     return chosen, [it for it in tied if it is not chosen]
+
+
+def _tolerance(figures: Figures, best: Figures, load: Load) -> float:
+    relative = _TIE_TOLERANCE if load.rate is None else _TIE_TOLERANCE_AT_RATE
+    # The cost is a latency or a negative throughput, hence abs.
+    uncertainty = min(_MAX_TOLERANCE, math.hypot(figures.margin, best.margin))
+    return max(relative, uncertainty) * abs(load.cost(best))
 
 
 def _complexity(setting: Setting) -> tuple[int, int]:
@@ -119,6 +127,17 @@ def explain(
             "few wait; it needs no num_streams."
         )
     return " ".join(sentences)
+
+
+def explain_too_few(
+    needed: int, scaling_ms: dict[int, float], load: Load, enough_seconds: float
+) -> str:
+    """Explains why the default is recommended."""
+    return (
+        f"{_scaling(scaling_ms)} Too few to tell which setting is best with {load}: that takes "
+        f"{needed} requests of each setting. Give seconds={enough_seconds:g} or more (on the "
+        f"command line --seconds {enough_seconds:g})."
+    )
 
 
 def _scaling(scaling_ms: dict[int, float]) -> str:

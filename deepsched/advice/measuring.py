@@ -6,7 +6,7 @@ makes promising; these under the load.
 
 from __future__ import annotations
 
-import functools
+import logging
 import math
 import statistics
 import time
@@ -16,13 +16,27 @@ from typing import Any
 import numpy as np
 
 from deepsched.advice.answer_cache import AnswerCache
-from deepsched.advice.choosing import Load, choose, compare_default, explain
+from deepsched.advice.choosing import (
+    Load,
+    choose,
+    compare_default,
+    explain,
+    explain_too_few,
+)
+from deepsched.advice.planning import (
+    COMPARISON_SHARE,
+    MAX_EXTENSION,
+    Plan,
+    plan,
+    throughput,
+)
 from deepsched.advice.settings import Advice, BatchFigures, Figures, Setting
 from deepsched.benchmark.measurement import Measurement, measure
+from deepsched.benchmark.percentiles import latency_percentile, requests_for
 from deepsched.checks import check_optional_integer
 from deepsched.engine import Engine
 from deepsched.errors import InferenceError, InputError, ModelError, OptionError
-from deepsched.machine.contention import ContentionMonitor, is_contended
+from deepsched.machine.contention import is_contended
 from deepsched.machine.partition import most_cores
 from deepsched.machine.topology import Topology
 from deepsched.models.locations import DEFAULT_CACHE, CacheDir
@@ -33,10 +47,12 @@ from deepsched.scheduling.scaling import useful_cores, widths
 _OpenEngine = Callable[[Setting], Engine]
 _OnProgress = Callable[[str], None]
 
+logger = logging.getLogger("deepsched")
+
 _MIN_SECONDS = 0.1  # of one measurement of one setting
 
 # At an arrival rate, each setting must get this many requests; there are at most so many settings.
-_MIN_REQUESTS = 30
+_MIN_ARRIVALS = 30
 _MAX_SETTINGS = 6
 # One caller stands in for a rate at which fewer requests than this share find another one running.
 _RARE_OVERLAP = 0.1
@@ -45,6 +61,11 @@ _RARE_OVERLAP = 0.1
 _BATCH_STEP = 4
 _BATCH_STEPS = 3
 _BATCH_GAIN = 1.03
+_MIN_BATCHES = 10  # requests of each batch size
+
+# Runs of a lone request, unless they take so many times the time for them.
+_MIN_RUNS = 3
+_MAX_OVERTIME = 4
 
 
 def advise(
@@ -71,22 +92,27 @@ def advise(
             when the last one is answered. None, without a rate: two per core, which keep all busy.
         rate: the load as an open loop: Poisson arrivals, in requests per second. If requests rarely
             overlap, and are too few to measure, one caller stands in for them.
-        p99_limit_ms: excludes settings with a p99 latency above that, unless all have.
-        seconds: approximate duration.
+        p99_limit_ms: excludes settings with a p99 latency above that, unless all have. A p99 takes
+            300 requests of each setting.
+        seconds: approximate duration. A slow model takes up to 6 times that, which is logged
+            before, so that each setting gets 20 requests. If that is not enough, the default is
+            recommended; `enough_seconds` of the advice says what would be.
         compares_batches: also measure larger batch sizes; only without callers, rate and
             input_shapes (which contain the batch size).
         remembers: look the answer up in the cache folder, by model, machine, load and versions, and
-            keep it there; not kept if other processes used 10 % of the CPUs or more.
+            keep it there; not kept if other processes used 10 % of a CPU or more, or there were
+            too few requests to tell.
         on_progress: called with a description of each measurement before it begins.
 
     Returns:
         The setting with the highest throughput (for one caller the lowest median latency, at a rate
-        the lowest mean latency). Of those within 3 % of it (at a rate 5 %) the simplest: first
-        single_stream on no more cores than help, then elastic, single_stream, multi_stream.
+        the lowest mean latency). Of those within 3 % of it (at a rate 5 %), or within the
+        uncertainty of the figures (up to 10 %), the simplest: first single_stream on no more cores
+        than help, then elastic, single_stream, multi_stream.
 
     Raises:
         OptionError: both callers and rate are given, a value is out of range, or seconds is too
-            short for a low rate.
+            short for a low rate, or for the 300 requests of a p99.
         The exceptions of Engine.
 
     Example:
@@ -123,33 +149,75 @@ def advise(
             cache_dir=cache_dir,
         )
 
-    contention = ContentionMonitor()
-    open_engine = functools.partial(open_batched, batch_size)
+    openings: list[float] = []
+
+    def open_engine(setting: Setting) -> Engine:
+        before = time.monotonic()
+        engine = open_batched(batch_size, setting)
+        openings.append(time.monotonic() - before)
+        return engine
+
     scaling = _scaling(open_engine, most, seconds / 4, on_progress)
-    load = _measurable(load, scaling, seconds)
+    load = _measurable(load, scaling, seconds, p99_limit_ms)
     candidates = _candidates(scaling, most, num_cores, load)
-    figures = _compare(candidates, open_engine, load, 0.6 * seconds, on_progress)
-    chosen, tied = choose(figures, load, p99_limit_ms)
-    batches = (
-        _batches(chosen, batch_size, open_batched, load, p99_limit_ms, 0.05 * seconds, on_progress)
-        if compares_batches and batch_size
-        else ()
+    planned = plan(
+        candidates,
+        scaling,
+        most,
+        load,
+        p99_limit_ms,
+        seconds,
+        spent=time.monotonic() - began,
+        opening=statistics.median(openings),
     )
-    default = next(it for it in figures if it.setting == candidates[0])
+    _announce(planned, p99_limit_ms, seconds, on_progress)
+    if planned.enough_seconds is not None:
+        candidates = candidates[:1]  # the default: a comparison would not tell
+    results = _compare(candidates, open_engine, load, planned, on_progress)
+    figures = [_figures(setting, load, results[setting]) for setting in candidates]
+    default = figures[0]
+    fewest = min(it.num_requests for it in figures)
+    enough_seconds = planned.enough_seconds
+    if fewest < planned.needed and enough_seconds is None:
+        took = max(seconds, time.monotonic() - began)
+        enough_seconds = math.ceil(2 * took * planned.needed / fewest)
+    tied: list[Figures]
+    if enough_seconds is not None:
+        chosen, tied = default, []
+        reason = explain_too_few(planned.needed, scaling, load, enough_seconds)
+    else:
+        chosen, tied = choose(figures, load, p99_limit_ms)
+        reason = explain(chosen, tied, scaling, load, p99_limit_ms)
+    batches: tuple[BatchFigures, ...] = ()
+    if compares_batches and batch_size and enough_seconds is None:
+        left = began + MAX_EXTENSION * seconds - time.monotonic()
+        batches = _batches(
+            chosen,
+            batch_size,
+            open_batched,
+            load,
+            p99_limit_ms,
+            0.05 * seconds,
+            left,
+            on_progress,
+        )
     advice = Advice(
         setting=chosen.setting,
         batch_size=batch_size,
         input_shapes=input_shapes,
-        reason=explain(chosen, tied, scaling, load, p99_limit_ms),
+        reason=reason,
         cost_of_ignoring=compare_default(chosen, tied, default, load),
         figures=tuple(sorted(figures, key=lambda it: (not it.keeps_up, load.cost(it)))),
         batches=batches,
         scaling_ms=scaling,
         load=str(load),
         seconds=time.monotonic() - began,
-        others_share=contention.others_share(),
+        others_share=_mean_share(results, "others_share"),
+        steal_share=_mean_share(results, "steal_share"),
+        enough_seconds=enough_seconds,
     )
-    if answers is not None and not is_contended(advice.others_share):
+    is_certain = enough_seconds is None and not is_contended(advice.others_share)
+    if answers is not None and is_certain:
         answers.put(advice, seconds)
     return advice
 
@@ -162,6 +230,36 @@ def _check(
     for name, value in (("rate", rate), ("p99_limit_ms", p99_limit_ms), ("seconds", seconds)):
         if value is not None and not 0 < value < float("inf"):
             raise OptionError(f"{name} must be a positive number, got {value!r}")
+
+
+def _announce(
+    planned: Plan, p99_limit_ms: float | None, seconds: float, on_progress: _OnProgress
+) -> None:
+    """Says before what takes longer than it should, or does not tell.
+
+    Raises:
+        OptionError: there is no time for a p99.
+    """
+    if planned.enough_seconds is not None:
+        if p99_limit_ms is not None:
+            raise OptionError(
+                f"a p99 takes {planned.needed} requests of each setting, which this model does not "
+                f"answer in {seconds:g} seconds; give seconds={planned.enough_seconds} or more (on "
+                f"the command line --seconds {planned.enough_seconds})"
+            )
+        text = (
+            f"advise has too little time for {planned.needed} requests of each setting of this "
+            f"model; {planned.enough_seconds} s would do"
+        )
+    elif planned.is_extended:
+        text = (
+            f"advise measures for about {planned.total_seconds:.0f} s, since it takes "
+            f"{planned.needed} requests of each setting of this model to tell them apart"
+        )
+    else:
+        return
+    on_progress(text)
+    logger.warning("%s", text)
 
 
 def _scaling(
@@ -184,11 +282,16 @@ def _lone_ms(open_engine: _OpenEngine, cores: int, seconds: float, warns: bool =
     with open_engine(Setting("single_stream", None, cores)) as engine:
         inputs = _tried_inputs(engine, warns)
         times: list[float] = []
-        end = time.perf_counter() + seconds
-        while len(times) < 3 or time.perf_counter() < end:
-            begin = time.perf_counter()
+        begin = time.perf_counter()
+        elapsed = 0.0
+        while (
+            not times
+            or elapsed < seconds
+            or (len(times) < _MIN_RUNS and elapsed < _MAX_OVERTIME * seconds)
+        ):
             engine.run(inputs)
-            times.append(1e3 * (time.perf_counter() - begin))
+            before, elapsed = elapsed, time.perf_counter() - begin
+            times.append(1e3 * (elapsed - before))
     return statistics.median(times)
 
 
@@ -197,18 +300,23 @@ def _tried_inputs(engine: Engine, warns: bool = False) -> list[Any]:
     return tried_inputs(infos, engine.batch_size, engine.run, warns)
 
 
-def _measurable(load: Load, scaling: dict[int, float], seconds: float) -> Load:
+def _measurable(
+    load: Load, scaling: dict[int, float], seconds: float, p99_limit_ms: float | None
+) -> Load:
     """The load if enough requests arrive in the time; else one caller, if requests rarely overlap.
 
     Raises:
         OptionError: requests do overlap, and there is too little time to measure them.
     """
-    each = 0.6 * seconds / _MAX_SETTINGS
-    if load.rate is None or load.rate * each >= _MIN_REQUESTS:
+    needed = _MIN_ARRIVALS if p99_limit_ms is None else requests_for(99)
+    each = COMPARISON_SHARE * seconds / _MAX_SETTINGS
+    if load.rate is None or load.rate * each >= needed:
         return load
     if load.rate * max(scaling.values()) / 1e3 < _RARE_OVERLAP:
         return Load(1, None, load.rate)
-    enough = math.ceil(seconds * _MIN_REQUESTS / (load.rate * each))
+    if load.rate * each * MAX_EXTENSION >= needed:
+        return load
+    enough = math.ceil(seconds * needed / (load.rate * each))
     raise OptionError(
         f"at {load.rate:g} requests/s, too few arrive in {seconds:g} seconds to compare settings; "
         f"give seconds={enough} or more (on the command line --seconds {enough})"
@@ -228,57 +336,95 @@ def _candidates(
     if enough < most:
         candidates.append(Setting("single_stream", None, enough))
 
-    def run_ms(streams: int) -> float:
-        """Predicted run time: that of the widest measured group that is no wider than a stream."""
-        return scaling[max(cores for cores in scaling if cores <= most // streams)]
-
-    def throughput(streams: int) -> float:
-        """Predicted runs per ms; streams without a request are idle."""
-        return min(streams, load.concurrency(run_ms(streams))) / run_ms(streams)
+    def predicted(streams: int) -> float:
+        return throughput(Setting("multi_stream", streams, num_cores), scaling, most, load)
 
     counts = {most // cores for cores in scaling} | set(widths(most))
     if load.callers is not None:
         counts.add(min(load.callers, most))
-    best_first = sorted(counts - {1}, key=lambda streams: (-throughput(streams), streams))
+    best_first = sorted(counts - {1}, key=lambda streams: (-predicted(streams), streams))
     if load.callers != 1:
         candidates += [Setting("multi_stream", streams, num_cores) for streams in best_first[:3]]
     return candidates
+
+
+_Results = dict[Setting, tuple[int, list[Measurement]]]
+"""By setting: its number of streams, and its rounds."""
 
 
 def _compare(
     candidates: Sequence[Setting],
     open_engine: _OpenEngine,
     load: Load,
-    seconds: float,
+    planned: Plan,
     on_progress: _OnProgress,
-) -> list[Figures]:
+) -> _Results:
     """Measures each setting under the load, in turns so that a disturbance affects all of them."""
-    num_rounds = 3
-    each = max(_MIN_SECONDS, seconds / num_rounds / len(candidates))
-    results: dict[Setting, list[Measurement]] = {setting: [] for setting in candidates}
-    num_streams: dict[Setting, int] = {}
-    for number in range(num_rounds):
+    results: _Results = {setting: (0, []) for setting in candidates}
+    for number in range(planned.max_rounds):
+        if number >= planned.rounds and planned.needed <= min(
+            sum(it.num_arrived for it in measured) for _, measured in results.values()
+        ):
+            break
         for setting in candidates:
-            on_progress(f"{setting}, {load} ({number + 1} of {num_rounds})")
+            rounds = max(planned.rounds, number + 1)
+            on_progress(f"{setting}, {load} ({number + 1} of {rounds})")
             with open_engine(setting) as engine:
-                num_streams[setting] = engine.num_streams
-                results[setting].append(_apply_load(engine, load, each, seed=number))
-    return [
-        Figures(
-            setting,
-            num_streams[setting],
-            statistics.median(it.items_per_sec for it in measured),
-            statistics.median(float(np.mean(it.latencies_ms)) for it in measured),
-            statistics.median(it.percentile(50) for it in measured),
-            statistics.median(it.percentile(99) for it in measured),
-            statistics.median(it.iterations / (it.iterations + it.num_dropped) for it in measured),
-            statistics.median(it.keeps_up for it in measured) > 0.5,
-        )
-        for setting, measured in results.items()
-    ]
+                measured = results[setting][1]
+                measured.append(
+                    _apply_load(engine, load, planned.seconds, planned.warmup_seconds, seed=number)
+                )
+                results[setting] = engine.num_streams, measured
+    return results
 
 
-def _apply_load(engine: Engine, load: Load, seconds: float, seed: int = 0) -> Measurement:
+def _figures(setting: Setting, load: Load, result: tuple[int, list[Measurement]]) -> Figures:
+    """Medians over the rounds, and percentiles over the requests of all of them."""
+    num_streams, measured = result
+    latencies_ms = np.concatenate([it.latencies_ms for it in measured])
+    num_dropped = sum(it.num_dropped for it in measured)
+    num_requests = len(latencies_ms) + num_dropped
+
+    def over_rounds(values: Callable[[Measurement], float]) -> float:
+        return statistics.median(values(it) for it in measured)
+
+    if load.rate is not None:
+        compared = [float(np.mean(it.latencies_ms)) for it in measured]
+    elif load.callers == 1:
+        compared = [it.percentile(50) for it in measured]
+    else:
+        compared = [it.items_per_sec for it in measured]
+    return Figures(
+        setting,
+        num_streams,
+        items_per_sec=over_rounds(lambda it: it.items_per_sec),
+        mean_ms=over_rounds(lambda it: float(np.mean(it.latencies_ms))),
+        p50_ms=latency_percentile(latencies_ms, num_dropped, 50),
+        p99_ms=latency_percentile(latencies_ms, num_dropped, 99),
+        answered=over_rounds(lambda it: it.iterations / it.num_arrived),
+        keeps_up=over_rounds(lambda it: it.keeps_up) > 0.5,
+        num_requests=num_requests,
+        margin=max(2 * _standard_error(compared), 1 / num_requests),
+    )
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    """Of their mean, relative to it."""
+    return statistics.stdev(values) / math.sqrt(len(values)) / statistics.mean(values)
+
+
+def _mean_share(results: _Results, name: str) -> float | None:
+    """The mean of a share of `Usage` over all measurements; None if it is unknown in any."""
+    usages = [it.usage for _, measured in results.values() for it in measured if it.usage]
+    shares = [getattr(it, name) for it in usages]
+    if not shares or None in shares:
+        return None
+    return float(np.average(shares, weights=[it.seconds for it in usages]))
+
+
+def _apply_load(
+    engine: Engine, load: Load, seconds: float, warmup_seconds: float, seed: int = 0
+) -> Measurement:
     """Puts the load on an engine. `seed`: of the arrivals, the same for all settings."""
     measured = measure(
         engine,
@@ -287,7 +433,7 @@ def _apply_load(engine: Engine, load: Load, seconds: float, seed: int = 0) -> Me
         poisson=load.rate is not None,
         seed=seed,
         seconds=seconds,
-        warmup_seconds=0.1 * seconds,
+        warmup_seconds=warmup_seconds,
         # Requests this late show that the rate is too high; no need to wait for them.
         max_late_seconds=0.3 * seconds,
     )
@@ -303,24 +449,43 @@ def _batches(
     load: Load,
     p99_limit_ms: float | None,
     seconds: float,
+    seconds_left: float,
     on_progress: _OnProgress,
 ) -> tuple[BatchFigures, ...]:
-    """Larger batches with the chosen setting, while throughput grows and p99 is in the limit."""
-    found = [BatchFigures(batch_size, chosen.items_per_sec, chosen.p50_ms)]
+    """Larger batches with the chosen setting, while throughput grows, p99 is in the limit, and
+    enough requests fit the seconds left."""
+    found = [
+        BatchFigures(batch_size, chosen.items_per_sec, chosen.p50_ms, chosen.num_requests),
+    ]
+    needed = _MIN_BATCHES if p99_limit_ms is None else requests_for(99)
+    began = time.monotonic()
     for _ in range(_BATCH_STEPS):
         batch_size *= _BATCH_STEP
+        # At the throughput of the last size: larger batches gain something, but not much.
+        request_seconds = batch_size / found[-1].items_per_sec
+        latency = request_seconds * (load.callers or 1)
+        each = max(_MIN_SECONDS, seconds, needed * request_seconds)
+        if latency + each > seconds_left - (time.monotonic() - began):
+            break
         on_progress(f"{chosen.setting}, batches of {batch_size}")
         try:
             # A trial without elastic first, which would log that it cannot measure the model.
             with open_batched(batch_size, Setting("single_stream", None, 1)) as engine:
                 _tried_inputs(engine)
             with open_batched(batch_size, chosen.setting) as engine:
-                measured = _apply_load(engine, load, max(_MIN_SECONDS, seconds))
+                measured = _apply_load(engine, load, each, max(0.1 * each, latency))
         except (ModelError, InputError, InferenceError):
             break  # the model has fixed shapes, or depends on the batch size elsewhere
         if p99_limit_ms is not None and measured.percentile(99) > p99_limit_ms:
             break
-        found.append(BatchFigures(batch_size, measured.items_per_sec, measured.percentile(50)))
+        found.append(
+            BatchFigures(
+                batch_size,
+                measured.items_per_sec,
+                measured.percentile(50),
+                measured.num_arrived,
+            )
+        )
         if found[-1].items_per_sec < _BATCH_GAIN * found[-2].items_per_sec:
             break
     return tuple(found)

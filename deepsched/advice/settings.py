@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -38,13 +39,21 @@ class Figures:
     items_per_sec: float
     """Throughput: requests per second times batch size."""
     mean_ms: float
-    """Mean latency; at a rate, from the request's arrival."""
+    """Mean latency of answered requests; at a rate, from the request's arrival."""
     p50_ms: float
+    """Median latency. Dropped requests count as infinitely late, here and in p99_ms."""
     p99_ms: float
+    """99th percentile over the requests of all rounds."""
     answered: float
     """Share of the requests that were answered, not dropped; below 1.0 if the rate is too high."""
     keeps_up: bool
     """Whether throughput keeps up with the arrival rate; see `Measurement.keeps_up`."""
+    num_requests: int
+    """How many requests the figures are of: the answered and the dropped ones."""
+    margin: float
+    """Uncertainty of the figure that settings are compared by (throughput; for one caller p50_ms,
+    at a rate mean_ms), relative to it: two standard errors between rounds, and at least
+    1 / num_requests."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,8 @@ class BatchFigures:
     items_per_sec: float
     p50_ms: float
     """Median latency of a request with the whole batch, in ms."""
+    num_requests: int
+    """How many requests the figures are of."""
 
 
 @dataclass(frozen=True)
@@ -79,15 +90,21 @@ class Advice:
     seconds: float
     """How long the measurements took."""
     others_share: float | None = None
-    """CPU contention: the share of the CPUs that other processes used during the measurements,
-    between 0 and 1; None if unknown. From 0.1 on the answer is unreliable, and not remembered."""
+    """CPU contention: the share of the worst CPU's time that other processes used during the
+    measurements of settings, between 0 and 1; None if unknown. From 0.1 on the answer is
+    unreliable, and not remembered."""
+    steal_share: float | None = None
+    """The part of it that the hypervisor stole; None if this machine counts none."""
     was_remembered: bool = False
+    enough_seconds: float | None = None
+    """If there were too few requests to tell settings apart: seconds for `advise` that suffice.
+    `setting` is then the default, and not remembered. Else None."""
 
     @property
     def best_batch_size(self) -> int | None:
         """The smallest within 3 % of the highest throughput; None if none were compared.
 
-        >>> batches = BatchFigures(1, 100.0, 10.0), BatchFigures(4, 125.0, 32.0)
+        >>> batches = BatchFigures(1, 100.0, 10.0, 90), BatchFigures(4, 125.0, 32.0, 90)
         >>> elastic = Setting("elastic", None, None)
         >>> advice = Advice(elastic, 1, None, "", "", (), batches, {}, "", 0)
         >>> advice.best_batch_size
@@ -113,5 +130,10 @@ class Advice:
         return f"compile_model({path}, batch_size={batch_size}, {self.setting}{shapes})"
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return {**asdict(self), "best_batch_size": self.best_batch_size}
+        """Ready for JSON: an infinite percentile is None."""
+        fields = asdict(self)
+        for figures in fields["figures"]:
+            for name in ("p50_ms", "p99_ms"):
+                if figures[name] == math.inf:
+                    figures[name] = None
+        return {**fields, "best_batch_size": self.best_batch_size}

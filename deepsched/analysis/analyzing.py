@@ -24,7 +24,7 @@ from deepsched.analysis.reading import OperatorCall, OperatorKey, OperatorProfil
 from deepsched.analysis.work import NEED_POSITIONS, bytes_moved, operations
 from deepsched.errors import OptionError
 from deepsched.machine.contention import ContentionMonitor
-from deepsched.machine.partition import most_cores
+from deepsched.machine.partition import most_cores, partition
 from deepsched.machine.topology import Topology
 from deepsched.models.locations import DEFAULT_CACHE, CacheDir, temporary_folder
 from deepsched.models.prepare import ModelLike, Shapes
@@ -116,14 +116,17 @@ def profile_widths(
             # The shapes of the weights are read from a compiled file. Engines would never open an
             # unoptimised one: keep it out of the user's cache.
             target = target._replace(cache_dir=own_cache)
-        began, contention = time.monotonic(), ContentionMonitor()
+        whole = partition(Topology.detect(), max(cores), 1)
+        in_use = {cpu for stream in whole.streams for core in stream.cores for cpu in core.cpus}
+        began, contention = time.monotonic(), ContentionMonitor(in_use)
         for number in range(num_rounds):
             if number and time.monotonic() > began + seconds:
                 break
             for count in cores:
                 on_progress(f"{count} core{'s' * (count > 1)} ({number + 1} of {num_rounds})")
-                plain[count] += time_plain(target, count, budget, warns=not plain[cores[0]])
-                profiled[count].append(profile(target, count, budget))
+                warns = not plain[cores[0]]
+                plain[count] += time_plain(target, count, budget, warns, contention.sample)
+                profiled[count].append(profile(target, count, budget, contention.sample))
                 # The minimum: disturbances only ever add to it.
                 overhead[count] = min(overhead_us(count, own_cache), overhead.get(count, math.inf))
     fastest = {count: _fastest_runs(rounds) for count, rounds in profiled.items()}
@@ -135,6 +138,7 @@ def profile_widths(
         run_ms={count: float(np.mean(it.run_us)) / 1e3 for count, it in fastest.items()},
         plain_ms={count: _mean_of_fastest(times) for count, times in plain.items()},
         others_share=contention.others_share(),
+        steal_share=contention.steal_share(),
     )
 
 

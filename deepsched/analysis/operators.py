@@ -134,8 +134,10 @@ class Analysis:
     plain_ms: Mapping[int, float]
     """By cores: latency of a request without the profiler in ms, mean of the faster half."""
     others_share: float | None = None
-    """CPU contention: the share of the CPUs that other processes used during the measurement,
-    between 0 and 1; None if unknown. From 0.1 on the figures are unreliable."""
+    """CPU contention: the share of the worst CPU's time that other processes used during the
+    measurement, between 0 and 1; None if unknown. From 0.1 on the figures are unreliable."""
+    steal_share: float | None = None
+    """The part of it that the hypervisor stole; None if this machine counts none."""
 
     @property
     def most_cores(self) -> int:
@@ -188,6 +190,7 @@ class Analysis:
             "run_ms": dict(self.run_ms),
             "slowdown": self.slowdown,
             "others_share": self.others_share,
+            "steal_share": self.steal_share,
             "between_ms": self.between_ms,
             "types": [{**it.to_dict(), "share": self.share(it)} for it in self.types],
             "operators": [{**it.to_dict(), "share": self.share(it)} for it in self.operators],

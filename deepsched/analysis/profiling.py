@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,12 +47,24 @@ class RunBudget(NamedTuple):
     seconds: float
 
 
+_OnRun = Callable[[], None]
+
+
+def _nothing() -> None:
+    pass
+
+
 def time_plain(
-    target: ProfilingTarget, num_cores: int, budget: RunBudget, warns: bool = False
+    target: ProfilingTarget,
+    num_cores: int,
+    budget: RunBudget,
+    warns: bool = False,
+    on_run: _OnRun = _nothing,
 ) -> list[float]:
-    """Latency of each run without the profiler, in ms. `warns`: see tried_inputs."""
+    """Latency of each run without the profiler, in ms. `on_run` is called after each; `warns`: see
+    tried_inputs."""
     with _open(target, num_cores, None) as engine:
-        return _repeat(engine, target.inputs, budget, warns)
+        return _repeat(engine, target.inputs, budget, warns, on_run)
 
 
 class ProfiledRuns(NamedTuple):
@@ -64,8 +76,10 @@ class ProfiledRuns(NamedTuple):
     batch_size: int | None
 
 
-def profile(target: ProfilingTarget, num_cores: int, budget: RunBudget) -> ProfiledRuns:
-    """Runs the model under ONNX Runtime's profiler.
+def profile(
+    target: ProfilingTarget, num_cores: int, budget: RunBudget, on_run: _OnRun = _nothing
+) -> ProfiledRuns:
+    """Runs the model under ONNX Runtime's profiler. `on_run` is called after each run.
 
     Raises:
         ModelError: one run has more events than ONNX Runtime's profiler keeps.
@@ -77,7 +91,7 @@ def profile(target: ProfilingTarget, num_cores: int, budget: RunBudget) -> Profi
             constants = {} if entry is None else read_constants(entry.model)
             max_runs = min(budget.max_runs, _MAX_EVENTS // max(1, len(constants)))
             budget = budget._replace(max_runs=max(budget.min_runs, max_runs))
-            num_runs = len(_repeat(engine, target.inputs, budget))
+            num_runs = len(_repeat(engine, target.inputs, budget, on_run=on_run))
             (session,) = opened.sessions
             events = read_events(Path(session.end_profiling()))
             # Includes trial runs of the engine itself, while it was opened.
@@ -110,7 +124,13 @@ def _open(target: ProfilingTarget, num_cores: int, profile_to: str | None) -> It
         yield engine
 
 
-def _repeat(engine: Engine, inputs: Any, budget: RunBudget, warns: bool = False) -> list[float]:
+def _repeat(
+    engine: Engine,
+    inputs: Any,
+    budget: RunBudget,
+    warns: bool = False,
+    on_run: _OnRun = _nothing,
+) -> list[float]:
     """Latency of each run after the warm-up, in ms."""
     num_warmups = budget.num_warmups
     if inputs is None:
@@ -127,4 +147,5 @@ def _repeat(engine: Engine, inputs: Any, budget: RunBudget, warns: bool = False)
         begin = time.perf_counter()
         engine.run(inputs)
         times.append(1e3 * (time.perf_counter() - begin))
+        on_run()
     return times

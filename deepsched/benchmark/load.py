@@ -97,6 +97,8 @@ def closed_loop(
 
     Returns:
         The requests that ended within the time. If none did, all of them, over the time they took.
+        `begin` and `end` are answers too: the last one before the time, or the start, and the last
+        one in it. Of few requests, those that are under way at both ends would bias the rate.
     """
     started_at = clock.now_ns()
     begin = started_at + round(warmup_seconds * 1e9)
@@ -127,6 +129,10 @@ def closed_loop(
             raise KeyboardInterrupt
         # Each run takes longer than the measurement: report the time that they did take.
         counted, begin, end = every, int(every[:, 0].min()), int(every[:, 1].max())
+    else:
+        before = every[every[:, 1] <= begin, 1]
+        begin = int(before.max()) if len(before) else started_at
+        end = int(counted[:, 1].max())
     sent, ended = counted.T
     return RequestTimes(sent, sent, ended, begin, end, every[:, 1], 0, is_interrupted)
 

@@ -19,6 +19,7 @@ from deepsched.benchmark.load import (
     closed_loop,
     open_loop,
 )
+from deepsched.benchmark.percentiles import latency_percentile
 from deepsched.benchmark.usage import Usage, UsageSnapshot, reset_peak_memory
 from deepsched.checks import check_integer, check_optional_integer
 from deepsched.engine import Engine
@@ -104,6 +105,11 @@ class Measurement:
         return len(self.latencies_ms)
 
     @property
+    def num_arrived(self) -> int:
+        """Number of requests behind a percentile: the answered and the dropped ones."""
+        return self.iterations + self.num_dropped
+
+    @property
     def items_per_sec(self) -> float:
         """Throughput: requests per second times batch size."""
         return self.iterations * self.batch_size / self.seconds
@@ -131,15 +137,18 @@ class Measurement:
         """
         if self.rate is None:
             return True
-        num_arrived = self.iterations + self.num_dropped
-        if self.num_dropped > _MAX_DROPPED * num_arrived:
+        if self.num_dropped > _MAX_DROPPED * self.num_arrived:
             return False
-        milliseconds = 1e3 * num_arrived / self.rate
+        milliseconds = 1e3 * self.num_arrived / self.rate
         return self.percentile(50) < milliseconds and not _grows(self.latencies_ms, milliseconds)
 
     def percentile(self, percent: float) -> float:
-        """A percentile of the latency, in ms; `percent` from 0 to 100."""
-        return float(np.percentile(self.latencies_ms, percent))
+        """A percentile of the latency, in ms; `percent` from 0 to 100.
+
+        Dropped requests count as infinitely late. A p99 takes some 300 requests (`num_arrived`): of
+        fewer than 100 it is about the highest latency.
+        """
+        return latency_percentile(self.latencies_ms, self.num_dropped, percent)
 
     def to_dict(self) -> dict[str, Any]:
         """DeepSparse's keys and ours; `deepsched.benchmark.FIELDS` defines each."""
@@ -150,10 +159,10 @@ class Measurement:
             "items_per_sec": self.items_per_sec,
             "seconds_ran": self.seconds,
             "iterations": self.iterations,
-            "median": self.percentile(50),
+            "median": _finite(self.percentile(50)),
             "mean": float(np.mean(self.latencies_ms)),
             "std": float(np.std(self.latencies_ms)),
-            **{f"{percent}%": self.percentile(percent) for percent in PERCENTILES},
+            **{f"{percent}%": _finite(self.percentile(percent)) for percent in PERCENTILES},
             "max": float(np.max(self.latencies_ms)),
             "rate": self.rate,
             "poisson": self.poisson,
@@ -167,7 +176,12 @@ class Measurement:
             "peak_memory_bytes": usage.peak_memory_bytes if usage else None,
             "throttled_seconds": usage.throttled_seconds if usage else None,
             "others_share": usage.others_share if usage else None,
+            "steal_share": usage.steal_share if usage else None,
         }
+
+
+def _finite(value: float) -> float | None:
+    return value if value < math.inf else None
 
 
 def _grows(latencies_ms: Milliseconds, milliseconds: float) -> bool:
@@ -184,6 +198,7 @@ def _grows(latencies_ms: Milliseconds, milliseconds: float) -> bool:
 
 def _percentiles(values: Milliseconds) -> dict[str, float]:
     return {
+        "count": len(values),
         "mean": float(np.mean(values)),
         **{f"{percent}%": float(np.percentile(values, percent)) for percent in (50.0, 90.0, 99.0)},
         "max": float(np.max(values)),
@@ -192,6 +207,7 @@ def _percentiles(values: Milliseconds) -> dict[str, float]:
 
 def _latency(latency: Latency) -> dict[str, float]:
     return {
+        "count": latency.count,
         "mean": latency.mean * 1e3,
         "50.0%": latency.p50 * 1e3,
         "90.0%": latency.p90 * 1e3,
@@ -323,6 +339,7 @@ def _closed(
         progress.load(now_ns)
         if 0 <= now_ns < seconds * 1e9:
             meter.begin()
+        meter.sample()
 
     if warmup_seconds == 0:
         meter.begin()
@@ -344,7 +361,12 @@ def _open(
         if times.is_interrupted:
             raise KeyboardInterrupt
     meter.begin()
-    return loop(seconds=seconds, poisson=poisson, on_tick=progress.load)
+
+    def on_tick(now_ns: int) -> None:
+        progress.load(now_ns)
+        meter.sample()
+
+    return loop(seconds=seconds, poisson=poisson, on_tick=on_tick)
 
 
 def _resolve(target: Run | Measurable, inputs: Any, batch_size: int | None) -> tuple[Run, Any, int]:
@@ -407,6 +429,7 @@ class _Meter:
         reset_peak_memory()
         self._engine = target if isinstance(target, Engine) else None
         self._clock = clock
+        self._cpus = None if self._engine is None else _cpus_in_use(self._engine)
         self._has_begun = False
         # A load may end before the next tick sees that its warm-up is over.
         self._first = self._read()
@@ -416,6 +439,10 @@ class _Meter:
         if not self._has_begun:
             self._has_begun = True
             self._first = self._read()
+
+    def sample(self) -> None:
+        """Notes where threads run; see ContentionMonitor."""
+        self._first[0].contention.sample()
 
     def end(self, times: RequestTimes) -> tuple[Usage, Stats | None, int]:
         """Usage and statistics since `begin`, and the number of requests that ended since then."""
@@ -433,4 +460,11 @@ class _Meter:
 
     def _read(self) -> tuple[UsageSnapshot, Counts | None]:
         counts = None if self._engine is None else self._engine._served.counts()
-        return UsageSnapshot.take(self._clock.now_ns()), counts
+        return UsageSnapshot.take(self._clock.now_ns(), self._cpus), counts
+
+
+def _cpus_in_use(engine: Engine) -> set[int] | None:
+    """All hardware threads of the engine's cores: work on a sibling slows a core as well."""
+    if engine.context.pin == "none":
+        return None
+    return {cpu for stream in engine.streams for core in stream.cores for cpu in core.cpus}

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from deepsched.benchmark.percentiles import requests_for
 from deepsched.benchmark.sweep import Point, Sweep
 from deepsched.errors import OptionError
 
@@ -52,8 +53,10 @@ def plot_sweep(sweep: Sweep, path: str) -> None:
         colour = f"C{number}"
         rates.plot(x, [m.items_per_sec for m in measured], "o-", color=colour, label=name)
         p50, p99 = ([m.percentile(p) for m in measured] for p in (50, 99))
+        fewest = min(m.num_arrived for m in measured)
+        few = f" (of {fewest} requests)" if fewest < requests_for(99) else ""
         latencies.plot(x, p50, "o-", color=colour, label=f"{name} p50".strip())
-        latencies.plot(x, p99, "o:", color=colour, label=f"{name} p99".strip())
+        latencies.plot(x, p99, "o:", color=colour, label=f"{name} p99{few}".strip())
     for axes, label in ((rates, "items/sec"), (latencies, "latency of a request (ms)")):
         axes.set_xlabel(axis)
         axes.set_xticks(sorted(set(sweep.axes[axis])))

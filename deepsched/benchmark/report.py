@@ -36,19 +36,27 @@ FIELDS: dict[str, tuple[str, str]] = {
     "interrupted": ("bool", "whether Ctrl-C ended the measurement early"),
     "callers": ("threads", "calling threads; in an open loop the limit of requests in flight"),
     "items_per_sec": ("items/s", "throughput: iterations * batch_size / seconds_ran"),
-    "seconds_ran": ("s", "length of the measurement; in an open loop until the last answer"),
+    "seconds_ran": (
+        "s",
+        "length of the measurement, from answer to answer; in an open loop until the last one",
+    ),
     "iterations": ("requests", "answered during the measurement"),
     "mean, median, std": (
         "ms",
         "latency of a request, time in the queue included; open loop: from its arrival",
     ),
-    "25.0% ... 99.9%": ("ms", "percentiles of the latency"),
-    "max": ("ms", "the highest latency"),
+    "25.0% ... 99.9%": (
+        "ms",
+        "percentiles of the latency of all that arrived, iterations + dropped; the 90th takes 30 "
+        "of them, the 99th 300, the 99.9th 3000; null: so many were dropped; median likewise",
+    ),
+    "max": ("ms", "the highest latency of an answered request"),
     "rate": ("requests/s", "arrival rate (offered load); null: closed loop"),
     "poisson": ("bool", "whether arrivals were a Poisson process"),
     "dropped": (
         "requests",
-        "not sent, since no caller was free in time; not part of the latencies",
+        "not sent, since no caller was free in time; infinitely late in the percentiles, not part "
+        "of mean and std",
     ),
     "keeps_up": (
         "bool",
@@ -57,12 +65,13 @@ FIELDS: dict[str, tuple[str, str]] = {
     ),
     "send_delay_ms": (
         "ms",
-        "open loop: from the arrival until the request was sent; part of the latency",
+        "open loop: from the arrival until the request was sent; part of the latency. count: "
+        "of how many requests",
     ),
     "waiting_ms": (
         "ms",
-        "from the call until the run began, from deepsched's own statistics, to 2 %; null for "
-        "other engines",
+        "from the call until the run began, from deepsched's own statistics, to 2 %; count: of "
+        "how many requests; null for other engines",
     ),
     "running_ms": ("ms", "inside ONNX Runtime, likewise"),
     "streams": (
@@ -81,8 +90,13 @@ FIELDS: dict[str, tuple[str, str]] = {
     ),
     "others_share": (
         "share",
-        "CPU contention: of the CPUs that this process may use, used by other processes, 0 to 1; "
-        "from 0.1 on the figures are unreliable; null: unknown",
+        "CPU contention: of the time of the worst CPU in use, used by other processes, 0 to 1, at "
+        "least; from 0.1 on the figures are unreliable; null: unknown",
+    ),
+    "steal_share": (
+        "share",
+        "of the worst CPU's time, stolen by the hypervisor; part of others_share; null: this "
+        "machine counts none",
     ),
 }
 """JSON field -> (unit, meaning). From `callers` on, fields of `benchmark_result`."""
@@ -90,6 +104,7 @@ FIELDS: dict[str, tuple[str, str]] = {
 SEARCH_FIELDS: dict[str, tuple[str, str]] = {
     "p99_limit_ms": ("ms", "--p99-limit"),
     "rate": ("requests/s", "the highest rate that held; 0.0: none held"),
+    "lowest_rate": ("requests/s", "none below it was tried: in --seconds 300 requests must arrive"),
     "closed_loop_rate": (
         "requests/s",
         "closed-loop throughput with one caller per stream, where the search began",
@@ -100,7 +115,8 @@ SEARCH_FIELDS: dict[str, tuple[str, str]] = {
         "ms",
         "99th percentile of the latency of all arrivals; null: more than 1 % was dropped",
     ),
-    "steps[].dropped": ("requests", "not sent within the limit"),
+    "steps[].requests": ("requests", "that arrived: of how many p99_ms is"),
+    "steps[].dropped": ("requests", "of these, not sent within the limit"),
     "steps[].keeps_up": ("bool", "see above"),
     "steps[].is_held": ("bool", "keeps_up, and p99_ms within the limit"),
 }
@@ -168,11 +184,13 @@ def report_search(asked: Asked, setting: EngineSetting, search: RateSearch) -> d
         "search": {
             "p99_limit_ms": search.p99_limit_ms,
             "rate": search.rate,
+            "lowest_rate": search.lowest_rate,
             "closed_loop_rate": search.closed_loop_rate,
             "steps": [
                 {
                     "rate": step.rate,
                     "p99_ms": step.p99_ms if step.p99_ms < float("inf") else None,
+                    "requests": step.num_requests,
                     "dropped": step.num_dropped,
                     "keeps_up": step.keeps_up,
                     "is_held": step.is_held,

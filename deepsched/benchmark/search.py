@@ -11,6 +11,7 @@ import numpy as np
 
 from deepsched.benchmark.load import Clock, Run
 from deepsched.benchmark.measurement import Measurable, Measurement, measure
+from deepsched.benchmark.percentiles import requests_for
 from deepsched.errors import OptionError
 
 _MAX_DOUBLINGS = 24  # the measured closed-loop throughput is never further off than that
@@ -35,6 +36,8 @@ class Step:
     """Requests per second."""
     p99_ms: float
     """Over all requests that arrived; dropped ones count as infinitely late."""
+    num_requests: int
+    """How many arrived."""
     num_dropped: int
     keeps_up: bool
     """See Measurement."""
@@ -54,6 +57,8 @@ class RateSearch:
     closed_loop_rate: float
     """Requests per second of a closed loop with one caller per stream, where the search began."""
     steps: tuple[Step, ...]
+    lowest_rate: float
+    """No rate below it was tried, since too few requests for a p99 would arrive."""
     is_interrupted: bool = False
     """Whether Ctrl-C ended it early; a higher rate may hold."""
 
@@ -113,8 +118,8 @@ def search_rate(
 
     Latency counts from the arrival. A request that could not be sent within the limit is dropped
     and counts as late. Each rate is tried once, for `seconds`, and holds if the engine also keeps
-    up (`Measurement.keeps_up`): choose `seconds` so that some 100 requests arrive, since fewer do
-    not show whether the backlog grows.
+    up (`Measurement.keeps_up`). A p99 takes 300 requests, so that no rate below 300 / `seconds` is
+    tried.
 
     Args:
         target, inputs: see `measure`.
@@ -128,7 +133,8 @@ def search_rate(
         The rate, its measurement and all steps. After Ctrl-C, the best until then.
 
     Raises:
-        OptionError: an option has a value that is not allowed.
+        OptionError: an option has a value that is not allowed, or `seconds` is too short for a p99
+            of this engine.
         KeyboardInterrupt: Ctrl-C before anything was measured.
 
     Example:
@@ -162,7 +168,16 @@ def search_rate(
             raise KeyboardInterrupt
         p99_ms = _p99_ms(result)
         is_held = p99_ms <= p99_limit_ms and result.keeps_up
-        steps.append(Step(rate, p99_ms, result.num_dropped, result.keeps_up, is_held))
+        steps.append(
+            Step(
+                rate,
+                p99_ms,
+                result.num_arrived,
+                result.num_dropped,
+                result.keeps_up,
+                is_held,
+            )
+        )
         if is_held:
             best = result
         return is_held
@@ -170,12 +185,18 @@ def search_rate(
     closed = load(None)
     closed_loop_rate = closed.iterations / closed.seconds
     is_interrupted = closed.is_interrupted
+    seconds = options.get("seconds", 10.0)
+    lowest = requests_for(99) / seconds
     if not is_interrupted:
+        if closed_loop_rate < lowest:
+            # Twice what one step at that rate takes: the rate that holds is lower.
+            enough = math.ceil(2 * requests_for(99) / closed_loop_rate)
+            raise OptionError(
+                f"a p99 takes {requests_for(99)} requests, and this engine answers about "
+                f"{closed_loop_rate:.2g} a second: {seconds:g} seconds are too few; give "
+                f"seconds={enough} or more (on the command line --seconds {enough})"
+            )
         try:
-            # At least one request must arrive. Of 10 expected Poisson arrivals there are none in
-            # one of 20,000 loads (e^-10).
-            min_requests = 10 if options.get("poisson") else 1
-            lowest = min_requests / options.get("seconds", 10.0)
             highest_rate(holds, closed_loop_rate, lowest, precision)
         except KeyboardInterrupt:
             is_interrupted = True
@@ -186,6 +207,7 @@ def search_rate(
         measurement=best,
         closed_loop_rate=closed_loop_rate,
         steps=tuple(steps),
+        lowest_rate=lowest,
         is_interrupted=is_interrupted,
     )
 

@@ -6,6 +6,7 @@ import contextlib
 import re
 import resource
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +27,11 @@ class Usage:
     peak_memory_bytes: int
     """Peak resident memory (VmHWM) since `reset_peak_memory`."""
     others_share: float | None
-    """CPU contention: the share of this process's CPUs that others used, between 0 and 1; None if
-    unknown."""
+    """CPU contention: the share of the worst CPU's time that others used, of the CPUs in use,
+    between 0 and 1; None if unknown. See `ContentionMonitor`."""
+    steal_share: float | None
+    """The share of the worst CPU's time that the hypervisor stole, part of `others_share`; None if
+    this machine does not count it."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,15 @@ class UsageSnapshot:
     contention: ContentionMonitor
 
     @classmethod
-    def take(cls, at_ns: int) -> UsageSnapshot:
-        """Reads them now. `at_ns`: now, by the clock of the load."""
-        return cls(at_ns, time.process_time(), throttled_seconds(Path("/")), ContentionMonitor())
+    def take(cls, at_ns: int, cpus: Collection[int] | None) -> UsageSnapshot:
+        """Reads them now.
+
+        Args:
+            at_ns: now, by the clock of the load.
+            cpus: the CPUs in use; None for all that this process may use.
+        """
+        contention = ContentionMonitor(cpus)
+        return cls(at_ns, time.process_time(), throttled_seconds(Path("/")), contention)
 
     def until(self, later: UsageSnapshot) -> Usage:
         """Usage between the two. Call it right after `later` was taken: contention is up to now."""
@@ -54,6 +64,7 @@ class UsageSnapshot:
             throttled_seconds=max((after - before for before, after in pairs), default=None),
             peak_memory_bytes=peak_memory_bytes(),
             others_share=self.contention.others_share(),
+            steal_share=self.contention.steal_share(),
         )
 
 

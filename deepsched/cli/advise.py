@@ -9,7 +9,8 @@ from rich.table import Table
 
 from deepsched.advice import Advice, Setting, advise
 from deepsched.benchmark import bundled_model
-from deepsched.cli.console import Console
+from deepsched.benchmark.percentiles import requests_for
+from deepsched.cli.console import Console, only_errors
 from deepsched.cli.files import to_json
 from deepsched.cli.options import (
     add_model,
@@ -21,17 +22,21 @@ from deepsched.cli.options import (
     parse_shapes,
 )
 from deepsched.formatting import rounded
-from deepsched.machine.contention import contention_note, is_contended
+from deepsched.machine.contention import contention_notes, is_contended
 
 _EPILOG = """\
 fields of the table and of the JSON's `figures`:
   setting       arguments for compile_model
   streams       num_streams: how many streams that makes here
+  requests      num_requests: how many requests the figures are of
   items/s       items_per_sec: throughput, in requests per second times batch size
   mean ms       mean_ms: mean latency, from the call (at a rate: from the scheduled arrival) to the
                 answer
   p50 ms        p50_ms: median latency
-  p99 ms        p99_ms: 99th percentile of the latency
+  p99 ms        p99_ms: 99th percentile of the latency, over the requests of all rounds; dropped
+                ones are infinitely late (JSON: null). ~: of fewer than the 300 that it takes
+  +-            margin: uncertainty of the figure that settings are compared by, items/s (one
+                caller: p50 ms; at a rate: mean ms), relative to it
   answered      share of the offered requests that were answered; at too high a rate some are
                 dropped
   keeps_up      (JSON) whether throughput matched the offered load
@@ -43,15 +48,19 @@ other fields of the JSON:
   input_shapes      as given
   best_batch_size   the smallest of `batches` within 3 % of the highest throughput; null if none
                     were compared, as with --callers, --rate or --input-shapes
-  batches           items_per_sec and p50_ms by batch_size, with the recommended setting
+  batches           items_per_sec, p50_ms and num_requests by batch_size, with the recommended
+                    setting
   reason            why this setting
   cost_of_ignoring  how the default, single_stream on all cores, does instead
   scaling_ms        median latency of a lone request in ms, by number of cores
   load              the load that the settings were compared under
   seconds           how long measuring took
+  enough_seconds    if there were too few requests to tell settings apart, --seconds that suffice;
+                    setting is then the default, and not cached; else null
   was_remembered    whether the answer comes from an earlier run
-  others_share      share of CPU time that other processes took meanwhile, 0 to 1; from 0.1 on the
-                    answer is unreliable and not cached; null if unknown
+  others_share      share of the worst CPU's time that other processes took meanwhile, 0 to 1, at
+                    least; from 0.1 on the answer is unreliable and not cached; null if unknown
+  steal_share       the part of it that the hypervisor stole; null if this machine counts none
 
 exit codes:
   0    done
@@ -94,9 +103,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_option(
         parser, "--p99-limit", type=finite, metavar="MS", help="upper limit for the p99 latency"
     )
-    add_seconds(parser, 20.0, "how long to measure, approximately")
+    add_seconds(parser, 20.0, "how long to measure, approximately; slow models up to 6 times that")
     parser.add_argument("--fresh", action="store_true", help="ignore a cached answer")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress messages")
+    parser.add_argument(
+        "-q", "--quiet", action="store_true", help="no progress messages, no warnings from the log"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(run=run)
 
@@ -104,7 +115,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Measures and reports."""
     model = args.model_path or bundled_model()
-    with Console(stderr=True).status("measuring") as status:
+    with only_errors(args.quiet), Console(stderr=True).status("measuring") as status:
         if args.quiet:
             status.stop()
         advice = advise(
@@ -130,29 +141,35 @@ def _print(advice: Advice, model: str) -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)  # 80, rich's default, cuts
     console.print(advice.compile_line(model), style="bold", soft_wrap=True)  # one line to copy
     console.print(f"\nWhy: {advice.reason} {advice.cost_of_ignoring}")
-    if is_contended(advice.others_share):
-        note = contention_note(advice.others_share)
-        console.print(f"Note: {note} This answer is not cached.")
+    for note in contention_notes(advice.others_share, advice.steal_share):
+        console.print(f"Note: {note}")
+    if is_contended(advice.others_share) or advice.enough_seconds is not None:
+        console.print("This answer is not cached.")
     if advice.batches:
         _print_batches(console, advice, model)
     scaling = ", ".join(f"{cores}: {rounded(ms)} ms" for cores, ms in advice.scaling_ms.items())
     console.print(f"A lone request, by cores: {scaling}\n")
     table = Table(title=f"With {advice.load}")
     table.add_column("setting", overflow="fold")
-    for name in ("streams", "items/s", "mean ms", "p50 ms", "p99 ms", "answered"):
+    columns = ("streams", "requests", "items/s", "mean ms", "p50 ms", "p99 ms", "+-", "answered")
+    for name in columns:
         table.add_column(name, justify="right", overflow="fold")
     for it in advice.figures:
         table.add_row(
             ("> " if it.setting == advice.setting else "  ") + _short(it.setting),
             str(it.num_streams),
+            str(it.num_requests),
             f"{it.items_per_sec:.1f}",
             rounded(it.mean_ms),
             rounded(it.p50_ms),
-            rounded(it.p99_ms),
+            "~" * (it.num_requests < requests_for(99)) + rounded(it.p99_ms),
+            f"{it.margin:.1%}",
             "all" if it.answered == 1 else f"{it.answered:.1%}",
             style="bold" if it.setting == advice.setting else None,
         )
     console.print(table)
+    if any(it.num_requests < requests_for(99) for it in advice.figures):
+        console.print(f"~: of fewer than the {requests_for(99)} requests that a p99 takes.")
     how = "cached; --fresh measures again" if advice.was_remembered else "measured"
     console.print(f"({how}; took {advice.seconds:.0f} s)")
 
@@ -169,7 +186,7 @@ def _print_batches(console: Console, advice: Advice, model: str) -> None:
     )
     best = advice.best_batch_size
     if not larger:
-        text = f"none larger than {first.batch_size} fits the model or the p99 limit."
+        text = f"none larger than {first.batch_size} fits the model, the time or the p99 limit."
     elif best == first.batch_size:
         text = f"larger ones gain nothing ({larger})."
     else:

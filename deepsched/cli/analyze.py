@@ -26,7 +26,7 @@ from deepsched.cli.options import (
 )
 from deepsched.errors import OptionError
 from deepsched.formatting import counted, rounded
-from deepsched.machine.contention import contention_note, is_contended
+from deepsched.machine.contention import contention_notes
 
 _EPILOG = """\
 Times the operators of the graph as ONNX Runtime optimised it, while one request runs alone.
@@ -212,8 +212,7 @@ def _summary(analysis: Analysis) -> str:
         )
     if most > 1:
         sentences.append(_stuck(analysis))
-    if is_contended(analysis.others_share):
-        sentences.append(contention_note(analysis.others_share))
+    sentences += contention_notes(analysis.others_share, analysis.steal_share)
     return " ".join(sentences)
 
 

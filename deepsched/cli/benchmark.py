@@ -32,6 +32,7 @@ from deepsched.cli.benchmark_text import (
     print_search,
     print_sweep,
 )
+from deepsched.cli.console import only_errors
 from deepsched.cli.files import check_distinct, output, to_json
 from deepsched.cli.options import (
     add_load,
@@ -56,7 +57,8 @@ from deepsched.scheduling.scaling import widths
 
 _DESCRIPTION = """\
 Measures throughput and latency of a model under load. Without MODEL it takes ResNet-50 from the
-onnx wheel; without --scheduler and a load of your own as well, it compares both schedulers.
+onnx wheel. Without --scheduler, --rate, --sweep and --p99-limit it compares both schedulers: with
+one caller, and with two per stream.
 
 Closed loop (the default): each of --callers threads sends its next request when the last one is
 answered. Open loop (--rate): requests arrive on a fixed schedule, however slow the engine is, and
@@ -80,15 +82,17 @@ engines:
 fields of the JSON, of the CSV, and of the printed report:
 {fields_help()}
   With --sweep: `measurements`, a report for each combination with its values as `swept` (`error`
-  where it failed).
+  where it failed). Where both schedulers are compared: `measurements`, a report for each scheduler
+  and number of callers; the fields beside it are the last one's, of multi_stream.
 
 fields of `search`, with --p99-limit:
 {fields_help(SEARCH_FIELDS)}
 
 DeepSparse's scripts: all flags of deepsparse.benchmark work, also those that the list above leaves
 out, such as -x, -ncores, -seq_len, --scenario, --time. Two defaults differ: --scheduler is
-multi_stream (theirs: sync), --num-streams one per L3 cache (theirs: half the cores). Models run as
-their files say, without a KV cache inside the engine; flags that configure one have no effect.
+both (theirs: sync), --num-streams one per L3 cache, and at least two without --scheduler (theirs:
+half the cores). Models run as their files say, without a KV cache inside the engine; flags that
+configure one have no effect.
 
 exit codes:
   0    done
@@ -130,8 +134,8 @@ def _add_engine_options(group: argparse._ActionsContainer) -> None:
     add_num_cores(group)
     add_num_streams(
         group,
-        "requests that run in parallel (default: one per L3 cache; without MODEL: at least two, "
-        "if there are two cores)",
+        "requests that run in parallel (default: one per L3 cache; without --scheduler: at least "
+        "two, if there are two cores)",
     )
     add_option(
         group,
@@ -140,7 +144,8 @@ def _add_engine_options(group: argparse._ActionsContainer) -> None:
         hidden=["--scenario"],
         metavar="NAME",
         help="single_stream (or sync): one caller, on all cores; multi_stream (or async): one "
-        "caller per stream; elastic: as many callers (default multi_stream; without MODEL: both). "
+        "caller per stream; elastic: as many callers (default: both are compared; with --rate, "
+        "--sweep, --p99-limit or another engine: multi_stream). "
         "In the JSON they have DeepSparse's names, singlestream and multistream",
     )
     add_option(
@@ -200,7 +205,8 @@ def _add_load_options(group: argparse._ActionsContainer) -> None:
         "--p99-limit",
         type=finite,
         metavar="MS",
-        help="find the highest rate whose p99 latency stays within MS; each step takes --seconds",
+        help="find the highest rate whose p99 latency stays within MS; each step takes --seconds, "
+        "in which 300 requests must arrive",
     )
     group.add_argument(
         "--sweep",
@@ -214,7 +220,9 @@ def _add_load_options(group: argparse._ActionsContainer) -> None:
 
 
 def _add_output_options(group: argparse._ActionsContainer) -> None:
-    group.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
+    group.add_argument(
+        "-q", "--quiet", action="store_true", help="no progress bar, no warnings from the log"
+    )
     group.add_argument("--json", action="store_true", help="print the result as JSON")
     add_output(group, "write the result there as JSON")
     group.add_argument("--csv", metavar="FILE", help="write a row for each measurement there")
@@ -235,6 +243,7 @@ def run(args: argparse.Namespace) -> None:
     # Opened before the measurement: a path that cannot be written fails at once.
     with (
         ExitStack() as at_end,
+        only_errors(args.quiet),
         output(args, "output") as export,
         output(args, "csv") as table,
     ):
@@ -321,8 +330,8 @@ def _measure(
         return _sweep(args, axes, bar), print_sweep
     if args.p99_limit is not None:
         return _search(args, bar), print_search
-    is_plain = args.engine == "deepsched" and args.rate is None
-    if args.model_path is None and args.scheduler is None and is_plain:
+    is_ours = args.engine in ("deepsched", "deepsparse")
+    if is_ours and args.scheduler is None and args.rate is None:
         return _compare(args, bar), print_comparison
     return _measure_one(args, bar), print_report
 
@@ -378,26 +387,26 @@ def _sweep(args: argparse.Namespace, axes: Mapping[str, Sequence[Any]], bar: Pro
 
 def _compare(args: argparse.Namespace, bar: ProgressBar) -> Result:
     """Both schedulers, with one caller and with enough callers to keep every stream busy."""
-    with _open(args, scheduler=Scheduler.single_stream, num_streams=None) as single:
-        num_streams = args.num_streams
-        if num_streams is None:
-            num_streams = streams_to_compare(args.num_cores)
-        with _open(args, scheduler=Scheduler.multi_stream, num_streams=num_streams) as multi:
-            reports: list[Result] = []
-            loads = (1, 2 * num_streams) if args.callers is None else (args.callers,)
-            interrupted = False
-            for callers, engine in itertools.product(loads, (single, multi)):
-                name = EngineSetting.of(engine).scheduler
-                title = f"{name}, {callers} caller{'s' if callers > 1 else ''}"
-                try:
-                    reports.append(_load(args, engine, callers, title, bar))
-                except KeyboardInterrupt:  # in its warm-up
-                    if not reports:
-                        raise
-                    interrupted = True
-                if interrupted := interrupted or reports[-1]["interrupted"]:
-                    break
-    return {"model_path": _model(args), "measurements": reports, "interrupted": interrupted}
+    with (
+        _open(args, scheduler=Scheduler.single_stream, num_streams=None) as single,
+        _open(args, scheduler=Scheduler.multi_stream) as multi,
+    ):
+        reports: list[Result] = []
+        loads = (1, 2 * multi.num_streams) if args.callers is None else (args.callers,)
+        interrupted = False
+        for callers, engine in itertools.product(loads, (single, multi)):
+            name = EngineSetting.of(engine).scheduler
+            title = f"{name}, {callers} caller{'s' if callers > 1 else ''}"
+            try:
+                reports.append(_load(args, engine, callers, title, bar))
+            except KeyboardInterrupt:  # in its warm-up
+                if not reports:
+                    raise
+                interrupted = True
+            if interrupted := interrupted or reports[-1]["interrupted"]:
+                break
+    # Scripts that were written for DeepSparse's JSON read one report.
+    return {**reports[-1], "measurements": reports, "interrupted": interrupted}
 
 
 def _load(
@@ -421,13 +430,18 @@ def _open(args: argparse.Namespace, **changes: Any) -> Iterator[OpenedEngine]:
 
 
 def _opener(args: argparse.Namespace) -> Callable[..., OpenedEngine]:
-    """`open_engine`, with input shapes from --sequence-length and the batch size."""
-    if args.sequence_length is None:
-        return open_engine
+    """`open_engine`, with options that depend on those of each combination of a sweep."""
 
     def opened(name: str, model_path: str, **options: Any) -> OpenedEngine:
-        shapes = sequence_shapes(model_path, options["batch_size"], args.sequence_length)
-        return open_engine(name, model_path, **{**options, "input_shapes": shapes})
+        if args.sequence_length is not None:
+            options["input_shapes"] = sequence_shapes(
+                model_path, options["batch_size"], args.sequence_length
+            )
+        is_multi_stream = options["scheduler"] == Scheduler.multi_stream
+        if args.scheduler is None and is_multi_stream and options["num_streams"] is None:
+            # Of one stream, where all cores share an L3 cache, it would be single_stream.
+            options["num_streams"] = streams_to_compare(options["num_cores"])
+        return open_engine(name, model_path, **options)
 
     return opened
 

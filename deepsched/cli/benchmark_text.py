@@ -9,10 +9,11 @@ from typing import Any
 
 from rich.table import Table
 
+from deepsched.benchmark.percentiles import requests_for
 from deepsched.benchmark.report import FIELDS
 from deepsched.cli.console import Console
 from deepsched.formatting import printable, rounded
-from deepsched.machine.contention import contention_note, is_contended
+from deepsched.machine.contention import contention_notes
 
 Report = Mapping[str, Any]
 
@@ -41,21 +42,27 @@ def print_report(report: Report) -> None:
     print(f"Cores, Streams: {report['num_cores']}, {report['num_streams']}")
     print(f"Callers: {result['callers']}")
     print(f"Time (sec): {result['seconds_ran']:.1f}")
+    num_arrived = result["iterations"] + result["dropped"]
     if result["rate"] is not None:
         times = "Poisson arrivals" if result["poisson"] else "evenly spaced"
         print(f"Offered Load (requests/sec): {result['rate']:.4f}, {times}")
-        num_arrived = result["iterations"] + result["dropped"]
         print(f"Answered: {result['iterations']} of {num_arrived} requests that arrived")
     print(f"Throughput (items/sec): {result['items_per_sec']:.4f}")
     print(f"Latency Mean (ms/batch): {result['mean']:.4f}")
-    print(f"Latency Median (ms/batch): {result['median']:.4f}")
+    print(f"Latency Median (ms/batch): {_exact(result['median'])}")
     print(f"Latency Std (ms/batch): {result['std']:.4f}")
-    for percent in ("50.0", "90.0", "95.0", "99.0", "99.9"):
-        print(f"Latency p{float(percent):g} (ms/batch): {result[f'{percent}%']:.4f}")
+    for percent in (50.0, 90.0, 95.0, 99.0, 99.9):
+        few = num_arrived < requests_for(percent)
+        print(
+            f"Latency p{percent:g} (ms/batch): {_exact(result[f'{percent}%'])}"
+            + f" (of {num_arrived} requests; it takes {requests_for(percent)})" * few
+        )
     for name, times in (("Waiting", "waiting_ms"), ("Running", "running_ms")):
         if result[times]:
             median, p99 = result[times]["50.0%"], result[times]["99.0%"]
-            print(f"{name} Median, p99 (ms/batch): {median:.4f}, {p99:.4f}")
+            count = result[times]["count"]
+            few = f" (of {count} requests)" if count < requests_for(99) else ""
+            print(f"{name} Median, p99 (ms/batch): {median:.4f}, {p99:.4f}{few}")
     print(f"Iterations: {result['iterations']}")
     if result["streams"]:
         counts = ", ".join(str(stream["requests"]) for stream in result["streams"])
@@ -65,8 +72,8 @@ def print_report(report: Report) -> None:
     print(f"Peak Memory (MB): {result['peak_memory_bytes'] / 1e6:.1f}")
     if result["throttled_seconds"]:
         print(f"Throttled by the CPU Quota (sec): {result['throttled_seconds']:.4f}")
-    if is_contended(result["others_share"]):
-        print(f"Note: {contention_note(result['others_share'])}")
+    for note in contention_notes(result["others_share"], result["steal_share"]):
+        print(f"Note: {note}")
     if result["dropped"]:
         print(f"Dropped: {result['dropped']} requests; the offered load exceeds the capacity")
     elif not result["keeps_up"]:
@@ -82,7 +89,7 @@ def print_comparison(result: Report) -> None:
     name = result["model_path"].rsplit("/", 1)[-1]
     table = _table(
         f"{name} on {reports[0]['num_cores']} cores",
-        ("scheduler", "streams", "callers", "items/sec", "mean ms", "p50", "p90", "p99"),
+        ("scheduler", "streams", "callers", "requests", "items/sec", "mean ms", *_PERCENTILES),
     )
     for report in reports:
         numbers = report["benchmark_result"]
@@ -90,19 +97,30 @@ def print_comparison(result: Report) -> None:
             report["scheduler"],
             str(report["num_streams"]),
             str(numbers["callers"]),
+            str(numbers["iterations"]),
             f"{numbers['items_per_sec']:.1f}",
-            *(rounded(numbers[key]) for key in ("mean", "median", "90.0%", "99.0%")),
+            rounded(numbers["mean"]),
+            *_percentiles(numbers),
         )
     _print(table)
+    _explain_marks(reports)
     print("Latency is that of a whole call, time in the queue included.")
     for line in _comparison(reports):
         print(line)
-    shares = [report["benchmark_result"]["others_share"] for report in reports]
-    worst = max((share for share in shares if share is not None), default=None)
-    if is_contended(worst):
-        print(contention_note(worst))
+    _print_contention(reports)
     if result["interrupted"]:
         print("Interrupted: the last line was measured for a shorter time; others are missing.")
+
+
+def _print_contention(reports: Sequence[Report]) -> None:
+    """What was worst in any of them."""
+
+    def worst(field: str) -> float | None:
+        shares = [report["benchmark_result"][field] for report in reports if "error" not in report]
+        return max((share for share in shares if share is not None), default=None)
+
+    for note in contention_notes(worst("others_share"), worst("steal_share")):
+        print(note)
 
 
 def _comparison(reports: Sequence[Report]) -> Iterator[str]:
@@ -121,7 +139,7 @@ def _comparison(reports: Sequence[Report]) -> Iterator[str]:
 def print_sweep(result: Report) -> None:
     """Prints a row for each combination."""
     axes = list(result["sweep"])
-    columns = (*axes, "items/sec", "mean ms", "p50", "p90", "p99", "CPU ms/item", "peak MB")
+    columns = (*axes, "requests", "items/sec", "mean ms", *_PERCENTILES, "CPU ms/item", "peak MB")
     table = _table(result["model_path"].rsplit("/", 1)[-1], columns)
     failed = []
     for report in result["measurements"]:
@@ -135,14 +153,18 @@ def print_sweep(result: Report) -> None:
         cpu = numbers["cpu_seconds_per_item"]
         table.add_row(
             *values,
+            str(numbers["iterations"]),
             f"{numbers['items_per_sec']:.1f}",
-            *(rounded(numbers[key]) for key in ("mean", "50.0%", "90.0%", "99.0%")),
+            rounded(numbers["mean"]),
+            *_percentiles(numbers),
             "-" if cpu is None else rounded(cpu * 1e3),
             f"{numbers['peak_memory_bytes'] / 1e6:.0f}",
         )
     _print(table)
+    _explain_marks(result["measurements"])
     for line in failed:
         print(line)
+    _print_contention(result["measurements"])
     if result["interrupted"]:
         print("Interrupted: the last line may be of a shorter time; others are missing.")
 
@@ -150,10 +172,13 @@ def print_sweep(result: Report) -> None:
 def print_search(result: Report) -> None:
     """The rates that were tried, and the report of the highest one that held."""
     search = result["search"]
-    table = _table("rates tried", ("requests/sec", "p99 ms", "dropped", "keeps up", "held"))
+    table = _table(
+        "rates tried", ("requests/sec", "requests", "p99 ms", "dropped", "keeps up", "held")
+    )
     for step in search["steps"]:
         table.add_row(
             f"{step['rate']:.2f}",
+            str(step["requests"]),
             "-" if step["p99_ms"] is None else rounded(step["p99_ms"]),
             str(step["dropped"]),
             *("yes" if step[name] else "no" for name in ("keeps_up", "is_held")),
@@ -166,7 +191,37 @@ def print_search(result: Report) -> None:
     if result["interrupted"]:
         print("Interrupted: a higher rate may hold")
     elif not search["rate"]:
-        print("No rate held; a lone request takes longer than the limit, or --seconds is too short")
+        print(
+            f"No rate of {search['lowest_rate']:.4g} requests/sec or more held. Either a lone "
+            "request takes longer than the limit, or a lower rate holds; a p99 takes 300 requests, "
+            "so trying it takes more --seconds"
+        )
+
+
+# Columns of the tables.
+_PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0}
+
+
+def _percentiles(numbers: Report) -> Iterator[str]:
+    num_arrived = numbers["iterations"] + numbers["dropped"]
+    for percent in _PERCENTILES.values():
+        value = numbers[f"{percent}%"]
+        mark = "~" if num_arrived < requests_for(percent) else ""
+        yield "dropped" if value is None else mark + rounded(value)
+
+
+def _explain_marks(reports: Sequence[Report]) -> None:
+    every = [report["benchmark_result"] for report in reports if "error" not in report]
+    cells = [cell for numbers in every for cell in _percentiles(numbers)]
+    if any(cell.startswith("~") for cell in cells):
+        needed = ", ".join(f"{name} {requests_for(p)}" for name, p in _PERCENTILES.items())
+        print(f"~: of fewer requests than the percentile takes ({needed}).")
+    if "dropped" in cells:
+        print("dropped: so many requests were dropped that the percentile is infinite.")
+
+
+def _exact(milliseconds: float | None) -> str:
+    return "infinite, by dropped requests" if milliseconds is None else f"{milliseconds:.4f}"
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:

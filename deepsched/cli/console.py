@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import rich.console
@@ -28,3 +31,16 @@ class Console(rich.console.Console):
     def on_broken_pipe(self) -> None:
         """Called by rich in its handler of BrokenPipeError."""
         raise BrokenPipeError
+
+
+@contextmanager
+def only_errors(is_quiet: bool) -> Iterator[None]:
+    """Silences the library's warnings meanwhile, if `is_quiet`."""
+    logger = logging.getLogger("deepsched")
+    level = logger.level
+    if is_quiet:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

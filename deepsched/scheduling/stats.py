@@ -44,9 +44,12 @@ class Latency:
         """In milliseconds.
 
         >>> print(Latency(3, 0.002, 0.0015, 0.003, 0.003, 0.003, 0.003))
-        p50 1.500, p99 3.000, mean 2.000 ms
+        p50 1.500, p99 3.000, mean 2.000 ms of 3 requests
         """
-        return f"p50 {self.p50 * 1e3:.3f}, p99 {self.p99 * 1e3:.3f}, mean {self.mean * 1e3:.3f} ms"
+        return (
+            f"p50 {self.p50 * 1e3:.3f}, p99 {self.p99 * 1e3:.3f}, mean {self.mean * 1e3:.3f} ms of "
+            f"{self.count} requests"
+        )
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from deepsched.timeline.records import RequestRecord, TraceRecords
 
 _NUM_RUNS = 6  # one after another in a drawing: few enough to label, enough to show the order
+_ENOUGH_FOR_MEDIAN = 6
 
 
 class VisibleRun(NamedTuple):
@@ -82,8 +83,9 @@ def summary(trace: TraceRecords) -> str:
     running = statistics.median(it.ran_ns for it in runs)
     waiting = statistics.median(it.waited_ns for it in runs)
     streams = f"{len(trace.streams)} stream{'s' * (len(trace.streams) != 1)}"
+    few = f" of {len(runs)} requests" if len(runs) < _ENOUGH_FOR_MEDIAN else ""
     return (
-        f"{trace.scheduler}, {streams}: {len(runs) / trace.seconds:.4g} requests/s; medians: "
+        f"{trace.scheduler}, {streams}: {len(runs) / trace.seconds:.4g} requests/s; medians{few}: "
         f"waited {waiting / 1e6:.3g} ms, ran {running / 1e6:.3g} ms"
         + (f"; {trace.num_waiting} still queued at the end" if trace.num_waiting else "")
     )
