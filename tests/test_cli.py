@@ -588,7 +588,7 @@ def test_measure_counts_what_every_caller_did_and_raises_what_it_raised():
     result = measure(calls.append, 1, callers=3, seconds=0.05, warmup_seconds=0.0, batch_size=4)
     assert len(calls) - 3 <= result.iterations <= len(calls)  # three were under way at the end
     assert result.items_per_sec == pytest.approx(4 * result.iterations / result.seconds)
-    assert result.seconds == pytest.approx(0.05)
+    assert result.seconds == pytest.approx(0.05, rel=0.2)  # from the first answer to the last
     with pytest.raises(ZeroDivisionError):
         measure(lambda x: 1 // x, 0, callers=2, seconds=5)
 

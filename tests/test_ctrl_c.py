@@ -54,7 +54,7 @@ def test_ctrl_c_at_any_time_prints_one_line_at_most(code, arguments, longest):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
         assert err in ("", "deepsched: interrupted\n")
-        assert process.returncode in (0, 130, -signal.SIGINT)
+        assert process.returncode in (0, 1, 130, -signal.SIGINT)  # 1: doctor warns
         assert bool(err) <= (process.returncode != 0)
         seen.add(process.returncode)
     assert -signal.SIGINT in seen  # some came while it imports

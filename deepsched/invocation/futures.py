@@ -13,6 +13,7 @@ import contextlib
 import heapq
 import itertools
 import logging
+import os
 import threading
 import time
 import weakref
@@ -46,6 +47,10 @@ class RequestFuture(Future[list[Any]]):
     _model: Model
     _request: Request | None = None
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._num_forks = _num_forks
+
     def cancel(self) -> bool:
         """Withdraws the request from the queue, or stops its run. False if it has ended already, or
         belongs to a parent process."""
@@ -71,7 +76,7 @@ class RequestFuture(Future[list[Any]]):
 
     def done(self) -> bool:
         """Whether it has ended, in whatever way; in a forked child, whether it had at the fork."""
-        return self._state in _ENDED if self._is_forked else super().done()
+        return super().done() if self._num_forks == _num_forks else self._state in _ENDED
 
     def cancelled(self) -> bool:
         """Whether it was cancelled; in a forked child, before the fork."""
@@ -108,7 +113,7 @@ class RequestFuture(Future[list[Any]]):
 
     @property
     def _is_forked(self) -> bool:
-        return self._model.dispatcher.is_forked
+        return self._num_forks != _num_forks
 
     def _check_fork(self) -> None:
         if self._is_forked and not self.done():
@@ -117,6 +122,17 @@ class RequestFuture(Future[list[Any]]):
                 "it again, to an engine created in the child"
             )
 
+
+_num_forks = 0
+"""How many forks this process is away from the one that imported us."""
+
+
+def _count_fork() -> None:
+    global _num_forks
+    _num_forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
 
 _ENDED = "CANCELLED", "CANCELLED_AND_NOTIFIED", "FINISHED"
 """The states of a Future that has ended; the first two: cancelled."""
@@ -163,21 +179,23 @@ class FutureResolver:
         block: bool,
     ) -> RequestFuture:
         """See Engine.submit."""
-        model.check_fork()
-        timeout = check_timeout(timeout)
+        if timeout is not None:
+            timeout = check_timeout(timeout)
         future = RequestFuture()
         future._model = model
         began = time.monotonic()  # the timeout covers the wait for room
         if not self._thread and not self._is_closing:
+            model.check_fork()
             self._start_thread()
         accepted = model.start(inputs, self._inbox, future, timeout, priority, check_inputs, block)
         if accepted is None:
             model.reject()
         future._request = accepted
-        if future.cancelled():  # by whoever got hold of it before the line above
-            model.cancel(accepted)
-        if future.done():  # likewise resolved: nothing needs the inputs any more
-            future._request = None
+        # By its state itself: this is the hot path, and a method takes the lock.
+        if future._state != "PENDING":
+            if future._state != "FINISHED":  # cancelled, by whoever got hold of it before that line
+                model.cancel(accepted)
+            future._request = None  # nothing needs the inputs any more
         elif timeout is not None:
             self._new_deadlines.append((began + timeout, next(self._order), weakref.ref(future)))
             self._inbox.poke()
@@ -282,7 +300,7 @@ def _settle(request: Request) -> None:
     future: RequestFuture = request.tag
     request.tag = None  # breaks the cycle: the future refers to the request
     future._request = None  # and its inputs
-    if future.done():
+    if future._state != "PENDING":  # it has ended, cancelled or late
         return
     try:
         outputs = request.outputs()

@@ -197,8 +197,10 @@ cdef bint is_late(RequestState* request) noexcept nogil:
 
 
 cdef bint is_hopeless(RequestState* request) noexcept nogil:
-    """Whether less time is left than a run takes, where others wait for its cores: README, "A
-    request's life". relaxed: statistics; an update lost to another thread does no harm."""
+    """Whether less time is left than a run takes, where others wait for its cores.
+
+    README, "A request's life". relaxed: statistics; a lost update does no harm.
+    """
     cdef uint64_t now, needed
     if request.deadline_ns == NO_DEADLINE:
         return False
