@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -436,18 +437,22 @@ def test_a_record_is_read_as_written_or_found_damaged(value, data):
             read_record(opened, path.name)
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files():
-    """As a full disk: writing more than 10 bytes to a file fails."""
+    """As a full disk: writing more than 10 bytes to a file fails. Of this process: pytest's own
+    output may be a file as well."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_record_that_does_not_fit_leaves_no_file(tmp_path, small_files):
-    with pytest.raises(OSError):
-        write_record(open_trusted(tmp_path), "record.json", "some")
+def test_a_record_that_does_not_fit_leaves_no_file(tmp_path):
+    folder = open_trusted(tmp_path)
+    with pytest.raises(OSError), small_files():
+        write_record(folder, "record.json", "some")
     assert list(tmp_path.iterdir()) == []
 
 
