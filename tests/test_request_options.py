@@ -153,3 +153,13 @@ def test_an_idle_engine_refuses_nothing_that_is_not_late(spin):
         for _ in range(6):  # with less time than the run before took
             assert len(spin.run(quick, timeout=seconds / 2)) == 1
             assert len(spin.submit(quick, timeout=seconds / 2).result()) == 1
+
+
+def test_a_burst_for_idle_streams_is_not_refused():
+    """More requests than one wait for the moment that the other streams' workers take to wake."""
+    slow, quick = [np.array(200_000), SQUARE], [np.array(1), SQUARE]
+    with unpinned(4) as context, Engine(models.spin(), None, context=context) as engine:
+        seconds = engine.timed_run(slow)[1]
+        for _ in range(20):
+            futures = [engine.submit(quick, timeout=seconds / 2) for _ in range(4)]
+            assert all(len(future.result()) == 1 for future in futures)

@@ -57,14 +57,12 @@ class LoopInbox:
             model.wake_workers()
 
     def _on_ended(self) -> None:
-        ended = self.inbox.take()
-        self.num_under_way -= len(ended)
-        self._ended.extend(ended)
-        del ended
+        num_before = len(self._ended)
         try:
-            with contextlib.suppress(IndexError):
-                while True:
-                    _hand_over(self._ended.popleft())
+            self._ended.extend(self.inbox.take())
+            self.num_under_way -= len(self._ended) - num_before
+            while self._ended:
+                _hand_over(self._ended.popleft())
         finally:
             if self._ended:  # a signal handler's exception came between: go on after it
                 asyncio.get_running_loop().call_soon(self._on_ended)

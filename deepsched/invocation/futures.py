@@ -13,19 +13,19 @@ import contextlib
 import heapq
 import itertools
 import logging
-import os
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from typing import Any
 
 from deepsched.checks import check_timeout
 from deepsched.errors import ForkError, ThreadError
 from deepsched.runtime.inbox import Inbox
 from deepsched.runtime.model import Model
+from deepsched.runtime.pool import fork_count
 from deepsched.runtime.request import Request
 
 logger = logging.getLogger("deepsched")
@@ -49,7 +49,7 @@ class RequestFuture(Future[list[Any]]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._num_forks = _num_forks
+        self._num_forks = fork_count()
 
     def cancel(self) -> bool:
         """Withdraws the request from the queue, or stops its run. False if it has ended already, or
@@ -76,7 +76,7 @@ class RequestFuture(Future[list[Any]]):
 
     def done(self) -> bool:
         """Whether it has ended, in whatever way; in a forked child, whether it had at the fork."""
-        return super().done() if self._num_forks == _num_forks else self._state in _ENDED
+        return self._state in _ENDED if self._is_forked else super().done()
 
     def cancelled(self) -> bool:
         """Whether it was cancelled; in a forked child, before the fork."""
@@ -97,23 +97,35 @@ class RequestFuture(Future[list[Any]]):
             What `Engine.run` raises; TimeoutError: `timeout` seconds have passed;
             concurrent.futures.CancelledError: it was cancelled.
         """
-        self._check_fork()
+        if self._is_forked:
+            self._check_fork()
+            if (error := self.exception()) is not None:
+                raise error
+            outputs: list[Any] = self._result  # type: ignore[assignment]  # set before the state
+            return outputs
         return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What `result` would raise, or None; waits for the end as `result` does."""
-        self._check_fork()
+        if self._is_forked:
+            self._check_fork()
+            if self.cancelled():
+                raise CancelledError
+            return self._exception
         return super().exception(timeout)
 
     def add_done_callback(self, fn: Callable[[Future[list[Any]]], object]) -> None:
         """Calls `fn` with the future when it ends: on the context's Python thread, or at once if it
         has ended already. Exceptions are logged."""
         self._check_fork()
-        super().add_done_callback(lambda future: _call_back(fn, future))
+        if self._is_forked:
+            _call_back(fn, self)
+        else:
+            super().add_done_callback(lambda future: _call_back(fn, future))
 
     @property
     def _is_forked(self) -> bool:
-        return self._num_forks != _num_forks
+        return self._num_forks != fork_count()
 
     def _check_fork(self) -> None:
         if self._is_forked and not self.done():
@@ -122,17 +134,6 @@ class RequestFuture(Future[list[Any]]):
                 "it again, to an engine created in the child"
             )
 
-
-_num_forks = 0
-"""How many forks this process is away from the one that imported us."""
-
-
-def _count_fork() -> None:
-    global _num_forks
-    _num_forks += 1
-
-
-os.register_at_fork(after_in_child=_count_fork)
 
 _ENDED = "CANCELLED", "CANCELLED_AND_NOTIFIED", "FINISHED"
 """The states of a Future that has ended; the first two: cancelled."""
@@ -192,7 +193,7 @@ class FutureResolver:
             model.reject()
         future._request = accepted
         # By its state itself: this is the hot path, and a method takes the lock.
-        if future._state != "PENDING":
+        if future._state in _ENDED:
             if future._state != "FINISHED":  # cancelled, by whoever got hold of it before that line
                 model.cancel(accepted)
             future._request = None  # nothing needs the inputs any more
@@ -250,11 +251,13 @@ class FutureResolver:
         """
         self._ended.extend(self._inbox.take())
         num_settled = 0
-        with contextlib.suppress(IndexError):
-            while True:
-                _settle(self._ended.popleft())
-                num_settled += 1
-        return num_settled
+        while True:
+            try:
+                request = self._ended.popleft()
+            except IndexError:
+                return num_settled
+            _settle(request)
+            num_settled += 1
 
     def _expire(self) -> float:
         """Fails the futures whose deadline has passed, wherever their requests are.
@@ -299,18 +302,21 @@ def _fail_late(future: RequestFuture) -> None:
 def _settle(request: Request) -> None:
     future: RequestFuture = request.tag
     request.tag = None  # breaks the cycle: the future refers to the request
-    future._request = None  # and its inputs
-    if future._state != "PENDING":  # it has ended, cancelled or late
-        return
     try:
-        outputs = request.outputs()
-    except BaseException as error:
-        _fail(future, error)
-        if not isinstance(error, Exception):  # Ctrl-C: it ends all the same
-            raise
-        return
-    with contextlib.suppress(InvalidStateError):  # cancelled meanwhile
-        future.set_result(outputs)
+        if future._state in _ENDED:  # cancelled, or late
+            return
+        try:
+            outputs = request.outputs()
+        except BaseException as error:
+            _fail(future, error)
+            if not isinstance(error, Exception):  # Ctrl-C: it ends all the same
+                raise
+            return
+        with contextlib.suppress(InvalidStateError):  # cancelled meanwhile
+            future.set_result(outputs)
+    finally:
+        # Its inputs go with it. Last: submit() may set it until the future has ended.
+        future._request = None
 
 
 def _fail(future: RequestFuture, error: BaseException) -> None:

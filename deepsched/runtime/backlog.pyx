@@ -62,7 +62,8 @@ cdef class Backlog:
         # place, another pusher may have found none and gone to sleep: we give it back as a popper
         # does.
         self.give_place_back(num_own)
-        sched_yield()  # that popper may need our core
+        if num_own:  # about to wait; else the caller may hold the GIL
+            sched_yield()  # that popper may need our core
         return False
 
     cdef bint try_pop(self, void** item) noexcept nogil:

@@ -29,7 +29,7 @@ from libc.stdlib cimport calloc, free
 from libcpp.atomic cimport atomic, memory_order_relaxed, memory_order_seq_cst
 from posix.unistd cimport usleep
 
-from deepsched.errors import InferenceError, StreamConfigError
+from deepsched.errors import ForkError, InferenceError, StreamConfigError
 
 # A run this short is not pinned if its caller is on the group's first CPU already. Setting
 # the affinity and putting it back costs 1.6 us, about as much as the run; the kernel hardly moves a
@@ -254,8 +254,9 @@ cdef class Dispatcher:
             add_one(&stats.num_failed, 1)
         elif end == EXPIRED:
             add_one(&stats.num_expired, 1)
-            if model.needed_ns.load(memory_order_relaxed):  # relaxed: a statistic
-                # It would have taken longer. Not the first: its timeout may be of any length.
+            # It would have taken longer. Only upwards, and not the first: a timeout may be of any
+            # length. relaxed: a statistic.
+            if has_run and 0 < model.needed_ns.load(memory_order_relaxed) < length + length // 2:
                 smooth(&model.needed_ns, length + length // 2)
         else:
             add_one(&stats.num_cancelled, 1)
@@ -398,8 +399,10 @@ cdef class Dispatcher:
         return num_served
 
     cdef bint others_wait(self) noexcept nogil:
+        """Whether more requests wait than there are free streams, whose workers may be waking."""
         # relaxed: a hint.
-        return self.backlog.places.load(memory_order_relaxed) > 0
+        cdef size_t num_free = self.groups.num_groups - self.groups.num_claimed()
+        return self.backlog.places.load(memory_order_relaxed) > num_free
 
     cdef bint pop(self, RequestState** request) noexcept nogil:
         if not self.backlog.try_pop(<void**>request):
@@ -597,6 +600,8 @@ cdef class Dispatcher:
                         f"its cores were busy for {MAX_RESERVED_NS // 1_000_000_000} s"
                     )
             PyErr_CheckSignals()
+            if self.is_forked:  # by a handler
+                raise ForkError("this engine's context belongs to the parent process")
         request.outputs()  # raises what went wrong
         return shortest_ns
 
@@ -697,6 +702,9 @@ cdef class Dispatcher:
 
 cdef void record_run_length(ModelState* model, uint64_t length) noexcept nogil:
     smooth(&model.typical_ns, length)
+    # relaxed: a statistic. Far too high: it may have been a cold first run, or other inputs.
+    if 2 * length < model.needed_ns.load(memory_order_relaxed):
+        model.needed_ns.store(2 * length, memory_order_relaxed)
     smooth(&model.needed_ns, length)
 
 

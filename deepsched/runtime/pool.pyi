@@ -1,3 +1,5 @@
+def fork_count() -> int: ...
+
 class WorkerPool:
     """One pinned, named thread for each core group."""
 

@@ -44,6 +44,11 @@ cdef uint32_t fork_generation() noexcept nogil:
     return _forks.load(memory_order_relaxed)
 
 
+def fork_count() -> int:
+    """How many forks this process is away from the one that loaded this module."""
+    return _forks.load(memory_order_relaxed)
+
+
 pthread_atfork(NULL, NULL, _on_fork_in_child)
 
 

@@ -208,7 +208,11 @@ cdef bint is_hopeless(RequestState* request) noexcept nogil:
     needed = request.model.needed_ns.load(memory_order_relaxed)
     if now + needed <= request.deadline_ns:
         return False
-    if now - request.model.lowered_ns.load(memory_order_relaxed) > needed:
+    # One stream spends an eighth of its time at most on finding out whether that is still true.
+    if now > request.model.probed_ns.load(memory_order_relaxed) + 8 * needed:
+        request.model.probed_ns.store(now, memory_order_relaxed)
+        return False
+    if now > request.model.lowered_ns.load(memory_order_relaxed) + needed:
         request.model.lowered_ns.store(now, memory_order_relaxed)
         request.model.needed_ns.store(needed - needed // 64, memory_order_relaxed)
     request.is_refused = True

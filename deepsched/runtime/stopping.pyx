@@ -137,7 +137,8 @@ cdef class RunSlots:
         if self.has_watcher or self.is_closing.load(memory_order_relaxed):
             return 0
         name = thread_name(self.watcher_name)
-        if self.has_watcher:  # a finalizer came here while that was allocated
+        # Again: a finalizer may have come here, or closed this, while that was allocated.
+        if self.has_watcher or self.is_closing.load(memory_order_relaxed):
             return 0
         anywhere.num_bytes = 0
         error = start_thread(&self.watcher, name, &anywhere, _watcher_main, <void*>self)
