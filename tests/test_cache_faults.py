@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import logging
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 
 from deepsched import Context, Engine, Topology
@@ -135,7 +137,7 @@ def test_what_is_prepared_is_what_the_version_says():
         )
     ]
     digest = hashlib.sha256(b"".join(found)).hexdigest()[:16]
-    assert (keys.PREPARATION_VERSION, digest) == (1, "d86b8109d816af5f")
+    assert (keys.PREPARATION_VERSION, digest) == (2, "d86b8109d816af5f")
 
 
 def test_run_lengths_hold_on_other_cpus_of_the_same_shape(cache_dir):
@@ -381,3 +383,101 @@ def test_the_kernel_tells_the_file_system():
         os.close(fd)
     with pytest.raises(FileNotFoundError):
         open_trusted(Path("/no/such/folder"))
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EINTR])
+def test_a_shortage_leaves_a_good_entry_alone(tmp_path, monkeypatch, code):
+    model = models.save(models.mlp(), tmp_path)
+    cache_dir = tmp_path / "cache"
+    with Engine(model, cache_dir=cache_dir):
+        pass
+    (item,) = [it for it in Cache(cache_dir).list() if it.kind == "model"]
+
+    def refused(self, name, *args, **kwargs):
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("deepsched.models.folders.Folder.open_file", refused)
+        with contextlib.suppress(OSError):
+            Cache(cache_dir).find(item.key)
+    with Engine(model, cache_dir=cache_dir) as engine:
+        assert engine.compiled.was_cached
+
+
+def test_external_values_of_sparse_constants_are_part_of_the_key(tmp_path):
+    values = onnx.numpy_helper.from_array(np.array([7], np.float32), "v")
+    indices = onnx.numpy_helper.from_array(np.array([1], np.int64), "i")
+    sparse = onnx.helper.make_sparse_tensor(values, indices, [2])
+    node = onnx.helper.make_node("Constant", [], ["c"], sparse_value=sparse)
+    add = onnx.helper.make_node("Add", ["x", "c"], ["y"])
+    model = models.make([node, add], [models.tensor("x", [2])], [models.tensor("y", [2])])
+    stored = model.graph.node[0].attribute[0].sparse_tensor.values
+    stored.ClearField("raw_data")
+    stored.data_location = onnx.TensorProto.EXTERNAL
+    entry = stored.external_data.add()
+    entry.key, entry.value = "location", "../secret"
+    with pytest.raises(ModelError):
+        Engine(models.save(model, tmp_path), None, cache_dir=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("suffix", [".json", ".textproto", ".onnxtxt"])
+def test_a_models_suffix_does_not_matter(tmp_path, suffix):
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(models.mlp().SerializeToString())
+    with Engine(path, cache_dir=None) as engine:
+        assert len(engine.run([np.ones((1, 64), np.float32)])) == 1
+
+
+FIRST_RUN = """
+    import numpy as np, os, sys, tempfile
+    {before}
+    from deepsched import Engine
+    with Engine({path!r}) as engine:
+        engine.run([np.ones((1, 64), np.float32)])
+    {after}
+    print("fine")
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')", ""),
+        (
+            "def refused(): raise FileNotFoundError('no usable temporary directory')\n"
+            "tempfile.gettempdir = refused",
+            "",
+        ),
+        ("", "assert os.environ['ORT_DISABLE_TELEMETRY'] == '1'"),
+    ],
+    ids=["no working folder", "no temporary folder", "no telemetry"],
+)
+def test_an_engine_starts_without(tmp_path, monkeypatch, before, after):
+    folder = Path(tempfile.mkdtemp(prefix="deepsched-test-"))
+    folder.chmod(0o755)
+    try:
+        path = models.save(models.mlp(), folder)
+        monkeypatch.chdir(tmp_path)
+        code = textwrap.dedent(FIRST_RUN).format(before=before, after=after, path=path)
+        root = str(Path(__file__).parent.parent)
+        ran = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": root},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ran.stdout.strip() == "fine", ran.stderr
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_a_user_without_a_home_gets_no_folder_named_tilde(tmp_path, monkeypatch, caplog):
+    for name in ("HOME", "XDG_CACHE_HOME", "DEEPSCHED_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as without a passwd entry
+    monkeypatch.chdir(tmp_path)
+    with Engine(models.mlp(), None) as engine:
+        assert len(engine.run([np.ones((1, 64), np.float32)])) == 1
+    assert "no home folder" in caplog.text
+    assert os.listdir(tmp_path) == []

@@ -1,6 +1,7 @@
 """Plans how long to measure each setting, so that the figures tell settings apart: pure functions.
 
-A rate that was taken from n requests is off by about 1/n, and settings differ by a few percent.
+A rate that was taken from n requests of s streams is off by up to s/n, since streams that run in
+step answer in bursts; and settings differ by a few percent.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from deepsched.benchmark.percentiles import requests_for
 
 MIN_REQUESTS = 20
 """Of each setting; fewer do not tell settings apart."""
+
+_MIN_BURSTS = 10  # of answers of all streams: margins of 10 %
 
 MAX_EXTENSION = 6
 """A slow model may take so many times the seconds that were given."""
@@ -75,7 +78,9 @@ def plan(
     if p99_limit_ms is not None:
         needed = requests_for(99)
     else:
-        needed = MIN_REQUESTS if len(candidates) > 1 else 0  # nothing to tell apart
+        most = max(it.num_streams or 1 for it in candidates)
+        # Else there is nothing to tell apart.
+        needed = max(MIN_REQUESTS, _MIN_BURSTS * most) if len(candidates) > 1 else 0
     rate = load.rate or min(throughput(it, scaling_ms, num_cores, load) for it in candidates)
     budget = COMPARISON_SHARE * seconds / len(candidates)
     is_fast = budget / _MANY_ROUNDS >= max(_ROUND_SECONDS, _ROUND_REQUESTS / rate)

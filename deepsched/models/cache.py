@@ -259,7 +259,8 @@ class Cache:
                 used = folder.stat().st_mtime
                 items.append(_item(name, about, num_bytes(folder), used, is_in_use, "model"))
         for name in self._measured.names():
-            with contextlib.suppress(OSError, ValueError):
+            # KeyError and TypeError: of another version's shape.
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 folder = self._measured.open()
                 record, found = read_record(folder, name), folder.stat(name)
                 kind = str(record["kind"])

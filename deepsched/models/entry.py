@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import os
 import stat
 import time
@@ -23,7 +25,12 @@ _ABOUT = "about.json"
 _CHECKED = "checked.json"
 _MODEL = "model.onnx"
 _WEIGHTS = "weights"
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+# These tell of the process or the disk, not of the entry: no descriptors or memory left, a signal,
+# an error of the device.
+_SHORTAGES = frozenset(
+    (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EINTR, errno.EAGAIN, errno.EDQUOT)
+)
 
 
 class Damaged(Exception):
@@ -84,14 +91,18 @@ class Entry:
             sums = self.about.pop("files")
             if not {_MODEL} <= sums.keys() <= {_MODEL, _WEIGHTS}:
                 raise Damaged(f"{_ABOUT} lists other files: {sorted(sums)}")
-            states = [_BOOT_ID, *([name, *self._state(name)] for name in sorted(sums))]
-            if not reads_all and self._was_verified(states):
+            states = [_boot_id(), *([name, *self._state(name)] for name in sorted(sums))]
+            if not reads_all and states[0] and self._was_verified(states):
                 return
             for name, known in sums.items():
                 if list(_sum(self.folder, name)) != known:
                     raise Damaged(f"{name} does not match its checksum")
             self._note_verified(states)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except OSError as error:
+            if error.errno in _SHORTAGES:
+                raise
+            raise Damaged(str(error)) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Damaged(str(error)) from error
 
     def _state(self, name: str) -> list[int]:
@@ -120,6 +131,16 @@ class Entry:
     def close(self) -> None:
         """Releases the lock. May be called again."""
         self.folder.close()
+
+
+@functools.cache
+def _boot_id() -> str:
+    """Differs after each start of the machine; empty where /proc does not tell: then every byte is
+    compared at each open."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 def read_about(folder: Folder) -> dict[str, Any]:

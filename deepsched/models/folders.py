@@ -144,7 +144,9 @@ def open_trusted(path: Path, makes: bool = False) -> Folder:
         PermissionError: others could change it.
         OSError: it cannot be opened or made, or is shared by machines: see network_name.
     """
-    todo = list(reversed(Path(os.getcwd(), path).parts[1:]))
+    # Not the working folder for an absolute path: it may have been removed.
+    whole = path if path.is_absolute() else Path(os.getcwd(), path)
+    todo = list(reversed(whole.parts[1:]))
     here = _checked(Path("/"), os.open("/", _LOOK_UP))
     num_links = 0
     while todo:
@@ -212,11 +214,21 @@ def _naming(path: Path) -> Iterator[None]:
 
 def _checked(path: Path, fd: int, is_ours_alone: bool = False) -> Folder:
     folder = Folder(path, fd)
-    _check(os.fstat(fd), path, is_ours_alone)
+    _check(os.fstat(fd), path, is_ours_alone, _has_acl(fd))
     return folder
 
 
-def _check(found: os.stat_result, path: Path, is_ours_alone: bool = False) -> None:
+def _has_acl(fd: int) -> bool:
+    try:
+        os.getxattr(fd, "system.posix_acl_access")
+    except OSError:  # none, or a file system that knows of none
+        return False
+    return True
+
+
+def _check(
+    found: os.stat_result, path: Path, is_ours_alone: bool = False, has_acl: bool = False
+) -> None:
     """Raises PermissionError if others than this user and root may change it."""
     owners = {os.geteuid()} if is_ours_alone else {os.geteuid(), 0}
     if found.st_uid not in owners:
@@ -227,7 +239,12 @@ def _check(found: os.stat_result, path: Path, is_ours_alone: bool = False) -> No
         return
     if stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX and not is_ours_alone:
         return
-    if not found.st_mode & stat.S_IWOTH and _is_group_of_one(found.st_gid, found.st_uid):
+    if (
+        not is_ours_alone  # what we make is writable for no group
+        and not found.st_mode & stat.S_IWOTH
+        and not has_acl  # then the group's bits are the mask of what others may do
+        and _is_group_of_one(found.st_gid, found.st_uid)
+    ):
         return
     remedy = "chmod go-w helps" + ("" if is_ours_alone else ", or chmod +t as for /tmp")
     raise PermissionError(f"others may write to {path}; {remedy}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import operator
 import os
@@ -16,7 +17,7 @@ from deepsched.models.entry import Entry, hash_with_state
 from deepsched.models.prepare import ModelLike, Shapes, serialize
 from deepsched.runtime.library import describe_library
 
-PREPARATION_VERSION = 1
+PREPARATION_VERSION = 2
 """To be raised with every change of `prepare` or `compiled` that changes what is compiled. Not the
 package's version: most releases change nothing of that and would compile every model again, while
 a change in a working tree would not be noticed."""
@@ -162,9 +163,12 @@ def _environment() -> list[object]:
 
 def _instruction_sets() -> str:
     """The CPU's features as the kernel lists them: x86's flags, Arm's Features."""
-    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+    with (
+        contextlib.suppress(OSError),  # a sandbox without it
+        open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file,
+    ):
         for line in file:
             name, _, value = line.partition(":")
             if name.strip() in ("flags", "Features"):
                 return " ".join(sorted(value.split()))
-    return ""
+    return f"unknown, of {platform.node()}"

@@ -47,6 +47,11 @@ def default_folder() -> Path:
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG specification: relative paths are invalid and to be ignored.
     home = Path(base) if os.path.isabs(base) else Path(os.path.expanduser("~"), ".cache")
+    if not home.is_absolute():  # no HOME and no passwd entry: "~" would be a folder here
+        raise OptionError(
+            "this user has no home folder to keep compiled models in; set DEEPSCHED_CACHE_DIR, or "
+            "cache_dir=None to keep none"
+        )
     return home / "deepsched"
 
 
@@ -60,10 +65,14 @@ def open_cache(cache_dir: CacheDir) -> Cache | None:
     if cache_dir is None:
         return None
     if cache_dir is DEFAULT_CACHE:
-        return Cache(default_folder())
-    if not isinstance(cache_dir, (str, os.PathLike)) or not os.fspath(cache_dir):
+        try:
+            return Cache(default_folder())
+        except OptionError as error:  # nobody asked for a cache: the engine starts without
+            raise OSError(str(error)) from error
+    path = os.fspath(cache_dir) if isinstance(cache_dir, (str, os.PathLike)) else None
+    if not isinstance(path, str) or not path or "\0" in path:
         raise OptionError(f"cache_dir must be a folder's path or None, got {cache_dir!r}")
-    return Cache(Path(cache_dir))
+    return Cache(Path(path))
 
 
 @contextlib.contextmanager
@@ -74,7 +83,7 @@ def temporary_folder(parents: Sequence[Path] | None = None) -> Iterator[Folder]:
     Raises:
         OSError: none of them can be used.
     """
-    parent, folder = _make_temporary_folder(parents or [Path(tempfile.gettempdir()), SHARED_MEMORY])
+    parent, folder = _make_temporary_folder(parents or [*_temporary_folders(), SHARED_MEMORY])
     try:
         yield folder
     finally:
@@ -85,7 +94,15 @@ def temporary_folder(parents: Sequence[Path] | None = None) -> Iterator[Folder]:
 def memory_folders() -> list[Path]:
     """Folders for files that lose their names once they are mapped. The second is for containers,
     whose /dev/shm may be too small."""
-    return list(dict.fromkeys([SHARED_MEMORY, Path(tempfile.gettempdir())]))
+    return list(dict.fromkeys([SHARED_MEMORY, *_temporary_folders()]))
+
+
+def _temporary_folders() -> list[Path]:
+    """The folder for temporary files, if there is one: a root may be read-only."""
+    try:
+        return [Path(tempfile.gettempdir())]
+    except FileNotFoundError:
+        return []
 
 
 @contextlib.contextmanager

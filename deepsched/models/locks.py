@@ -11,8 +11,11 @@ import contextlib
 import fcntl
 import os
 import secrets
+import time
 
 from deepsched.models.folders import Folder
+
+_MAX_WAIT_S = 1.0
 
 
 def lock_shared(parent: Folder, name: str) -> Folder | None:
@@ -48,6 +51,20 @@ def make_locked_folder(parent: Folder, prefix: str) -> Folder:
             return folder
 
 
+def _flock(fd: int, operation: int) -> None:
+    """flock without waiting for long: whoever may read a folder may hold its lock for ever, and
+    nobody holds the exclusive one for longer than a removal takes."""
+    end = time.monotonic() + (0 if operation & fcntl.LOCK_NB else _MAX_WAIT_S)
+    while True:
+        try:
+            fcntl.flock(fd, operation | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(0.01)
+
+
 def _lock(parent: Folder, name: str, operation: int) -> Folder | None:
     while True:
         try:
@@ -55,7 +72,7 @@ def _lock(parent: Folder, name: str, operation: int) -> Folder | None:
         except FileNotFoundError:
             return None
         try:
-            fcntl.flock(folder.fd, operation)
+            _flock(folder.fd, operation)
         except BlockingIOError:
             return None
         # Between open and flock the folder may have been removed, and another one published under

@@ -181,6 +181,11 @@ def _external_files(proto: onnx.ModelProto) -> set[str]:
         for attribute in nodes.pop().attribute if nodes else ():
             graphs += [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
             tensors += [*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors]
+            for sparse in (
+                *([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []),
+                *attribute.sparse_tensors,
+            ):
+                tensors += [sparse.values, sparse.indices]
     return {
         entry.value
         for tensor in tensors
@@ -192,7 +197,10 @@ def _external_files(proto: onnx.ModelProto) -> set[str]:
 def _check_beside(path: str | None, names: Sequence[str]) -> None:
     """A model may name any file of this machine, and link to it, and a kernel would hand its bytes
     out. ONNX Runtime checks that only in newer versions."""
-    model = os.path.join(os.getcwd(), path or "")
+    # Not the working folder for an absolute path: it may have been removed.
+    model = (
+        path if path is not None and os.path.isabs(path) else os.path.join(os.getcwd(), path or "")
+    )
     # Hugging Face's cache links model and data to files that are beside each other elsewhere.
     folders = [os.path.realpath(os.path.dirname(model)), os.path.dirname(os.path.realpath(model))]
     for name in names:
@@ -229,7 +237,8 @@ def _parse(model: ModelLike) -> onnx.ModelProto:
         return copy
     try:
         if isinstance(model, str):
-            proto = onnx.load(model, load_external_data=False)
+            # Protobuf, whatever its suffix: ONNX Runtime takes nothing else.
+            proto = onnx.load(model, format="protobuf", load_external_data=False)
         elif isinstance(model, (bytes, bytearray, memoryview)):
             proto = onnx.load_from_string(bytes(model))
         else:

@@ -100,6 +100,9 @@ cdef void _on_fork_in_child() noexcept nogil:
 
 cdef _load(str path):
     global _path, _version
+    # Since 1.29 the library sends telemetry, from its initialisation on, and keeps a database in the
+    # user's home for it. Whoever wants that sets the variable to 0.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     cdef void* handle = dlopen(os.fsencode(path), RTLD_NOW | RTLD_LOCAL)
     if handle == NULL:
         raise OrtImportError(f"cannot load {path}: {dlerror().decode(errors='replace')}")
