@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from deepsched import compile_model
 from deepsched.advice import Advice, BatchFigures, Figures, Setting, advise
 from deepsched.advice.choosing import Load, choose, compare_default, explain
-from deepsched.advice.measuring import _candidates, _compare, _figures, _measurable
+from deepsched.advice.measuring import _candidates, _compare, _figures, _measurable, _worst_share
 from deepsched.advice.planning import plan
 from deepsched.benchmark import measure
 from deepsched.cli import main
@@ -511,3 +512,13 @@ def test_a_model_that_is_not_there_is_told(tmp_path):
     with pytest.raises(ModelNotFoundError):
         advise(tmp_path / "none.onnx")
     assert main(["advise", str(tmp_path / "none.onnx"), "-q"]) == 2
+
+
+def test_a_setting_that_others_disturbed_is_not_diluted_by_quiet_ones():
+    def rounds(*shares):
+        return 1, [SimpleNamespace(usage=SimpleNamespace(others_share=share)) for share in shares]
+
+    quiet = {number: rounds(0.0, 0.0, 0.0) for number in range(5)}
+    assert _worst_share({**quiet, "disturbed": rounds(0.5, 0.5, 0.0)}, "others_share") == 0.5
+    assert _worst_share({**quiet, "once": rounds(0.5, 0.0, 0.0)}, "others_share") == 0.0
+    assert _worst_share({**quiet, "unknown": rounds(None, 0.0, 0.0)}, "others_share") is None

@@ -212,8 +212,8 @@ def advise(
         scaling_ms=scaling,
         load=str(load),
         seconds=time.monotonic() - began,
-        others_share=_mean_share(results, "others_share"),
-        steal_share=_mean_share(results, "steal_share"),
+        others_share=_worst_share(results, "others_share"),
+        steal_share=_worst_share(results, "steal_share"),
         enough_seconds=enough_seconds,
     )
     is_certain = enough_seconds is None and not is_contended(advice.others_share)
@@ -414,13 +414,17 @@ def _standard_error(values: Sequence[float]) -> float:
     return statistics.stdev(values) / math.sqrt(len(values)) / statistics.mean(values)
 
 
-def _mean_share(results: _Results, name: str) -> float | None:
-    """The mean of a share of `Usage` over all measurements; None if it is unknown in any."""
-    usages = [it.usage for _, measured in results.values() for it in measured if it.usage]
-    shares = [getattr(it, name) for it in usages]
-    if not shares or None in shares:
+def _worst_share(results: _Results, name: str) -> float | None:
+    """A share of `Usage`: of the setting that it hit worst, the median of its rounds; None if it is
+    unknown in any. A figure is a median of rounds too: one disturbed round does not move it, two of
+    three do, however quiet the other settings' rounds were."""
+    by_setting = [
+        [getattr(it.usage, name) for it in measured if it.usage] for _, measured in results.values()
+    ]
+    shares = [shares for shares in by_setting if shares]
+    if not shares or any(None in of_setting for of_setting in shares):
         return None
-    return float(np.average(shares, weights=[it.seconds for it in usages]))
+    return float(max(statistics.median(of_setting) for of_setting in shares))
 
 
 def _apply_load(
