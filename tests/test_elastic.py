@@ -218,6 +218,9 @@ def test_a_lone_caller_takes_all_streams_and_a_crowd_takes_single_ones():
             for _ in range(20):
                 np.testing.assert_array_equal(engine.run([STEPS, SQUARE])[0], expected[0])
 
+        # Told too short a length, every wide run of the crowd makes wide look worse. Told too long
+        # a one, as above, it makes wide look ever better than the narrow that nobody tried.
+        scaling(engine, 100_000)
         in_threads(16, call)
         crowded = engine.stats()
         assert crowded.by_width[1] > 160
