@@ -90,11 +90,12 @@ class Advice:
     seconds: float
     """How long the measurements took."""
     others_share: float | None = None
-    """CPU contention: the share of the worst CPU's time that other processes used during the
-    measurements of settings, between 0 and 1; None if unknown. From 0.1 on the answer is
-    unreliable, and not remembered."""
+    """CPU contention: the share of the worst CPU's time that other processes used, between 0 and 1:
+    of the setting that it hit worst, the median of its rounds. None if unknown. From 0.1 on the
+    answer is unreliable, and not remembered."""
     steal_share: float | None = None
-    """The part of it that the hypervisor stole; None if this machine counts none."""
+    """The same of what the hypervisor stole, which `others_share` includes; None if this machine
+    counts none."""
     was_remembered: bool = False
     enough_seconds: float | None = None
     """If there were too few requests to tell settings apart: seconds for `advise` that suffice.

@@ -58,9 +58,10 @@ other fields of the JSON:
   enough_seconds    if there were too few requests to tell settings apart, --seconds that suffice;
                     setting is then the default, and not cached; else null
   was_remembered    whether the answer comes from an earlier run
-  others_share      share of the worst CPU's time that other processes took meanwhile, 0 to 1, at
-                    least; from 0.1 on the answer is unreliable and not cached; null if unknown
-  steal_share       the part of it that the hypervisor stole; null if this machine counts none
+  others_share      share of the worst CPU's time that other processes took, 0 to 1, at least: of
+                    the setting that it hit worst, the median of its rounds; from 0.1 on the answer
+                    is unreliable and not cached; null if unknown
+  steal_share       the same of what the hypervisor stole; null if this machine counts none
 
 exit codes:
   0    done
