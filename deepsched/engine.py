@@ -60,7 +60,8 @@ class Engine:
             replacing the model's; `batch_size`, unless it is 1, must agree with them.
         context: the streams to share with other engines.
         cache_dir: the folder of compiled models; None compiles in memory, for this process only.
-            By default DEEPSCHED_CACHE_DIR, or `deepsched` in the user's cache folder.
+            By default DEEPSCHED_CACHE_DIR, or `deepsched` in the user's cache folder; None for a
+            model that is no file, whose weights are written to no disk unless a folder is given.
 
     Raises:
         ModelNotFoundError, InvalidModelError, UnsupportedModelError: the model cannot be used.

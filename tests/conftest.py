@@ -40,3 +40,11 @@ def spin():
     """An engine of models.spin with one stream."""
     with unpinned(1) as context:
         yield Engine(models.spin(), None, context=context)
+
+
+@pytest.fixture
+def quiet(monkeypatch):
+    """What is measured counts as undisturbed, whatever else runs here."""
+    monkeypatch.setattr(
+        "deepsched.machine.contention.ContentionMonitor.others_share", lambda self: 0.0
+    )

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepsched import compile_model
-from deepsched.advice import Advice, BatchFigures, Figures, Setting, advise
+from deepsched.advice import Advice, BatchFigures, Figures, Setting, advise, measuring
 from deepsched.advice.choosing import Load, choose, compare_default, explain
 from deepsched.advice.measuring import _candidates, _compare, _figures, _measurable, _worst_share
 from deepsched.advice.planning import plan
@@ -347,11 +347,8 @@ def test_the_default_is_not_called_worse_where_it_is_tied():
 
 
 @pytest.fixture(autouse=True)
-def _quiet_machine(monkeypatch):
-    """Whatever else runs here, what is advised is remembered."""
-    monkeypatch.setattr(
-        "deepsched.machine.contention.ContentionMonitor.others_share", lambda self: 0.0
-    )
+def _quiet_machine(quiet):
+    """What is advised is remembered."""
 
 
 @pytest.fixture
@@ -407,6 +404,32 @@ def test_an_answer_from_a_busy_machine_says_so_and_is_not_remembered(mlp, monkey
         )
         assert main(["advise", mlp, "--seconds", "0.2", "-q", "-ncores", "1"]) == 0
     assert "Other processes used 40% of one of the CPUs" in capsys.readouterr().out
+    assert not advise(mlp, seconds=0.2, num_cores=1).was_remembered
+
+
+@pytest.mark.parametrize("disturbed", ["_scaling", "_compare", "_batches"])
+def test_an_answer_that_a_neighbour_disturbed_in_part_is_not_remembered(
+    mlp, monkeypatch, disturbed
+):
+    share = 0.0
+
+    def beside_a_neighbour(name):
+        original = getattr(measuring, name)
+
+        def part(*args, **kwargs):
+            nonlocal share
+            share = 0.4 if name == disturbed else 0.0
+            return original(*args, **kwargs)
+
+        return part
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "deepsched.machine.contention.ContentionMonitor.others_share", lambda self: share
+        )
+        for name in ("_scaling", "_compare", "_batches"):
+            patch.setattr(measuring, name, beside_a_neighbour(name))
+        assert advise(mlp, seconds=0.2, num_cores=1).others_share == 0.4
     assert not advise(mlp, seconds=0.2, num_cores=1).was_remembered
 
 

@@ -17,6 +17,7 @@ from deepsched.cli import main
 from deepsched.models import compiled
 from deepsched.models.cache import Cache
 from deepsched.models.tag import TAG
+from tests.support import models
 from tests.support.models import gemm
 from tests.support.plain_onnxruntime import assert_equals_plain
 from tests.support.users import OTHER, attacking, exchange, give_to, needs_root, public
@@ -293,11 +294,12 @@ def test_folders_are_made_for_this_user_alone(tmp_path):
 def test_temporary_files_are_not_where_others_could_change_them(public, monkeypatch):
     monkeypatch.setattr("deepsched.models.locations.SHARED_MEMORY", public)
     monkeypatch.setattr("tempfile.tempdir", str(public))
+    model = models.save(gemm(), public)
     public.chmod(0o777)
-    with Engine(gemm(), None, cache_dir=None) as engine:
+    with Engine(model, None, cache_dir=None) as engine:
         assert not engine.compiled.is_shared and "others may write" in engine.compiled.why_not
     public.chmod(0o1777)  # as /tmp and /dev/shm are
-    with Engine(gemm(), None, cache_dir=None) as engine:
+    with Engine(model, None, cache_dir=None) as engine:
         assert engine.compiled.is_shared
 
 

@@ -26,6 +26,7 @@ from deepsched.errors import ModelError, ThreadError
 from deepsched.models import keys
 from deepsched.models.cache import Cache
 from deepsched.models.keys import RawModel
+from deepsched.models.locations import default_folder
 from deepsched.models.prepare import prepare_model
 from deepsched.models.tag import TAG
 from deepsched.scheduling.streams import SharedStreams
@@ -113,14 +114,18 @@ def test_an_entry_is_replaced_once_a_fresh_compile_opens(cache_dir, caplog):
 
 
 def key_of(model=None, options=None):
-    return RawModel.of(model or gemm(), None, None, options or {}).checksum
+    return raw_of(model or gemm(), None, None, options or {}).checksum
+
+
+def raw_of(*arguments):
+    return RawModel.of(*arguments, Cache(default_folder()))
 
 
 def test_the_key_covers_how_a_model_is_compiled(monkeypatch):
     first = key_of()
     assert key_of() == first != key_of(options={"optimizes": False})
-    four = RawModel.of(gemm(), np.int64(4), [[np.int32(4), 256]], {})
-    assert four is not None and four == RawModel.of(gemm(), 4, [[4, 256]], {})
+    four = raw_of(gemm(), np.int64(4), [[np.int32(4), 256]], {})
+    assert four is not None and four == raw_of(gemm(), 4, [[4, 256]], {})
     monkeypatch.setattr(keys, "PREPARATION_VERSION", keys.PREPARATION_VERSION + 1)
     assert key_of() != first
 
@@ -140,7 +145,7 @@ def test_what_is_prepared_is_what_the_version_says():
     assert (keys.PREPARATION_VERSION, digest) == (2, "d86b8109d816af5f")
 
 
-def test_run_lengths_hold_on_other_cpus_of_the_same_shape(cache_dir):
+def test_run_lengths_hold_on_other_cpus_of_the_same_shape(cache_dir, quiet):
     machine = Topology.synthetic(packages=2, cores_per_l3=2)
     first, second = (Topology(cores) for cores in (machine.cores[:2], machine.cores[2:]))
     for topology in (first, second, machine):
@@ -150,10 +155,7 @@ def test_run_lengths_hold_on_other_cpus_of_the_same_shape(cache_dir):
         assert num_kept == (2 if topology is machine else 1)
 
 
-def test_advice_holds_in_another_cpuset_of_the_same_shape(cache_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "deepsched.machine.contention.ContentionMonitor.others_share", lambda self: 0.0
-    )
+def test_advice_holds_in_another_cpuset_of_the_same_shape(cache_dir, tmp_path, monkeypatch, quiet):
     path = models.save(models.mlp(), tmp_path)
     machine = Topology.synthetic(packages=2, cores_per_l3=1)
     for core in machine.cores:
@@ -166,12 +168,13 @@ def test_advice_holds_in_another_cpuset_of_the_same_shape(cache_dir, tmp_path, m
 # --- What killed processes leave ------------------------------------------------------------------
 
 HOLD = """
-    import signal
+    import os, signal
     from pathlib import Path
     from deepsched import Engine
     from deepsched.analysis import analyze, profiling
     from deepsched.models import compiled, records
-    from tests.support.models import gemm
+    from tests.support.models import gemm, save
+    model = save(gemm(), Path(os.environ["TMPDIR"]))
     def hold(*args, **kwargs):
         print("there", flush=True)
         while True:
@@ -181,26 +184,26 @@ HOLD = """
 LEAVES = {
     "a compile in memory": """
         compiled._open_compiled = hold
-        Engine(gemm(), None, cache_dir=None)
+        Engine(model, None, cache_dir=None)
     """,
     "a compile": """
         compiled._open_compiled = hold
-        Engine(gemm(), None)
+        Engine(model, None)
     """,
     "a profile": """
         profiling._repeat = hold
-        target = profiling.ProfilingTarget(gemm(), None, None, None, None, True)
+        target = profiling.ProfilingTarget(model, None, None, None, None, True)
         profiling.profile(target, 1, profiling.RunBudget(1, 1, 1, 0.0))
     """,
     "an analysis": """
         profiling._repeat = hold
-        analyze(gemm(), None, cache_dir=None)
+        analyze(model, None, cache_dir=None)
     """,
     "a record": """
         records.os.rename = hold
         from deepsched.models.cache import Cache
         from deepsched.models.locations import default_folder
-        Cache(default_folder()).remember_measurement("a" * 32, "advice", "m", None, 1)
+        Cache(default_folder()).remember_measurement("a" * 32, "advice", "m", None, 0.0, 1)
     """,
 }
 
@@ -222,8 +225,8 @@ def test_a_killed_process_leaves_nothing_for_long(cache_dir, temporary, what, sw
         f"l.SHARED_MEMORY = Path({str(temporary)!r})\n"
     )
     sweep = {
-        "start": "from deepsched import Engine; from tests.support.models import identity\n"
-        "Engine(identity()).close()",
+        "start": "from deepsched import Engine; from tests.support.models import identity, save\n"
+        "import tempfile; Engine(save(identity(), Path(tempfile.gettempdir()))).close()",
         "clear": "from deepsched.cli import main; main(['cache', 'clear'])",
     }[sweeper]
     process = start_python(in_temporary + code)
@@ -477,7 +480,7 @@ def test_a_user_without_a_home_gets_no_folder_named_tilde(tmp_path, monkeypatch,
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as without a passwd entry
     monkeypatch.chdir(tmp_path)
-    with Engine(models.mlp(), None) as engine:
+    with Engine(models.save(models.mlp(), tmp_path), None) as engine:
         assert len(engine.run([np.ones((1, 64), np.float32)])) == 1
     assert "no home folder" in caplog.text
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path) == ["model.onnx"]

@@ -25,7 +25,6 @@ from deepsched import Context, Engine, Topology
 from deepsched.cli import main
 from deepsched.errors import InvalidModelError, OptionError
 from deepsched.models.cache import Cache
-from deepsched.models.entry import hash_with_state
 from deepsched.models.folders import open_trusted
 from deepsched.models.keys import RawModel
 from deepsched.models.records import read_record, write_record
@@ -183,11 +182,11 @@ def test_external_data_elsewhere_is_not_read(tmp_path, cache_dir, name):
     assert Cache(cache_dir).list() == []
 
 
-def test_what_is_no_file_has_no_hash(tmp_path):
+def test_what_is_no_file_has_no_hash(tmp_path, cache_dir):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
         with pytest.raises(OSError):
-            hash_with_state(path)
+            Cache(cache_dir).hash_file(path)
 
 
 # --- It is shared -------------------------------------------------------------------------------
@@ -361,8 +360,9 @@ def test_entries_in_use_stay_and_the_others_go_least_lately_used_first(cache_dir
 
 def is_cached(model, cache_dir):
     """Looks, and compiles nothing."""
-    raw = RawModel.of(model, None, None, {"optimizes": True})
-    entry = raw.find(Cache(cache_dir))
+    cache = Cache(cache_dir)
+    raw = RawModel.of(model, None, None, {"optimizes": True}, cache)
+    entry = raw.find(cache)
     if entry is not None:
         entry.close()
     return entry is not None
@@ -370,7 +370,7 @@ def is_cached(model, cache_dir):
 
 def remember(cache, name, age_s):
     key = name * 32
-    cache.remember_measurement(key, "advice", "model.onnx", None, {"some": "answer"})
+    cache.remember_measurement(key, "advice", "model.onnx", None, 0.0, {"some": "answer"})
     path = cache.folder / "measured" / f"{key}.json"
     used = path.stat().st_mtime - age_s
     os.utime(path, (used, used))
@@ -557,9 +557,9 @@ def test_a_cache_dir_is_a_path_or_none(wrong):
 # --- On the command line --------------------------------------------------------------------------
 
 
-def test_the_cache_command_shows_and_clears_measurements(cache_dir, monkeypatch, capsys):
+def test_the_cache_command_shows_and_clears_measurements(cache_dir, monkeypatch, capsys, quiet):
     monkeypatch.setenv("DEEPSCHED_CACHE_DIR", str(cache_dir))
-    with Engine(gemm(), None, scheduler="elastic"):
+    with Engine(gemm(), None, scheduler="elastic", cache_dir=cache_dir):
         pass
     foreign = cache_dir / "v1" / ".advice-notes.json"
     foreign.touch()
@@ -581,7 +581,7 @@ def test_the_cache_command(cache_dir, monkeypatch, capsys):
     monkeypatch.setenv("DEEPSCHED_CACHE_DIR", str(cache_dir))
     assert main(["cache", "path"]) == 0
     assert capsys.readouterr().out.strip() == str(cache_dir)
-    with Engine(gemm(), None):
+    with Engine(gemm(), None, cache_dir=cache_dir):
         assert main(["cache", "list", "--json"]) == 0
         (info,) = json.loads(capsys.readouterr().out)
         assert info["is_in_use"] and info["num_bytes"] > 256 * 1024

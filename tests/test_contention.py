@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -21,6 +19,7 @@ from deepsched.machine.contention import (
     read_cpu_times,
     read_threads,
 )
+from tests.support.neighbours import busy_neighbours
 
 TICK = 1 / os.sysconf("SC_CLK_TCK")
 
@@ -180,21 +179,9 @@ def test_another_busy_process_is_seen():
     cpus = sorted(os.sched_getaffinity(0))
     if read_cpu_times(Path("/"), cpus) is None:
         pytest.skip("this machine does not count busy time for each CPU")
-    code = "print('up', flush=True)\nwhile True: pass"
-    neighbours = [
-        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-        for _ in cpus
-    ]
-    try:
-        for neighbour, cpu in zip(neighbours, cpus, strict=True):
-            os.sched_setaffinity(neighbour.pid, {cpu})
-            neighbour.stdout.readline()
+    with busy_neighbours():
         monitor = ContentionMonitor()
         end = time.monotonic() + 1.0
         while time.monotonic() < end:
             monitor.sample()
         assert monitor.others_share() > 0.25
-    finally:
-        for neighbour in neighbours:
-            neighbour.kill()
-            neighbour.communicate()

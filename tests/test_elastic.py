@@ -272,7 +272,7 @@ def test_stopping_reaches_runs_on_wide_groups():
         assert engine.stats().cancelled == 1
 
 
-def test_how_a_model_scales_is_measured_once_for_each_layout(tmp_path, monkeypatch):
+def test_how_a_model_scales_is_measured_once_for_each_layout(tmp_path, monkeypatch, quiet):
     def open_with(num_streams):
         with (
             unpinned(num_streams, "elastic") as context,
@@ -286,7 +286,7 @@ def test_how_a_model_scales_is_measured_once_for_each_layout(tmp_path, monkeypat
     assert len(kept) == 2
     monkeypatch.setattr(
         "deepsched.scheduling.streams.run_lengths",
-        lambda tree, measure, kept, layout: run_lengths(tree, None, kept, layout),
+        lambda tree, measure, *others: run_lengths(tree, None, *others),
     )
     open_with(2)  # a call of None would have failed
     open_with(4)
@@ -302,9 +302,9 @@ def test_how_a_model_scales_is_measured_once_for_each_layout(tmp_path, monkeypat
 def test_a_measurement_of_another_form_is_ignored(answer):
     tree = tree_of(partition(Topology.synthetic(1, 1, 1, 2), num_streams=2).streams)
     kept = Kept(answer)
-    lengths = run_lengths(tree, lambda group, seconds: 100 - group, kept, "layout")
+    lengths = run_lengths(tree, lambda group, seconds: 100 - group, kept, "layout", None)
     assert lengths == useful(tree, kept.answer) == [100, 100, 0]
-    assert lengths == run_lengths(tree, None, kept, "layout")
+    assert lengths == run_lengths(tree, None, kept, "layout", None)
 
 
 class Kept:
@@ -316,16 +316,16 @@ class Kept:
     def read(self, kind, question):
         return self.answer
 
-    def write(self, kind, question, answer):
+    def write(self, kind, question, answer, others_share):
         self.answer = answer
 
 
 def test_without_a_cache_it_is_measured_each_time(monkeypatch):
     measured = []
 
-    def run_lengths_counted(tree, measure, kept, layout):
+    def run_lengths_counted(tree, measure, kept, *others):
         measured.append(kept)
-        return run_lengths(tree, measure, kept, layout)
+        return run_lengths(tree, measure, kept, *others)
 
     monkeypatch.setattr("deepsched.scheduling.streams.run_lengths", run_lengths_counted)
     with unpinned(2, "elastic") as context:

@@ -35,7 +35,7 @@ class AnswerCache:
             cache = open_cache(cache_dir)
             if cache is None:
                 return None
-            content = Content.of(model)
+            content = Content.of(model, cache)
             topology = Topology.detect()
             machine = [describe_shape(topology.cores), topology.cpu_quota, cpu_models()]
             circumstances = [machine, __version__, describe_library()["version"]]
@@ -67,9 +67,10 @@ class AnswerCache:
             return None  # none was kept, or by a version with other fields
 
     def put(self, advice: Advice, seconds: float) -> None:
-        """Keeps an answer. `seconds`: the time that was given to find it."""
+        """Keeps an answer, unless other processes disturbed it. `seconds`: the time that was given
+        to find it."""
         answer = {"seconds": seconds, "advice": advice.to_dict()}
-        self._measurements.write(_KIND, self._question, answer)
+        self._measurements.write(_KIND, self._question, answer, advice.others_share)
 
 
 def _figures(kept: dict[str, Any]) -> Figures:

@@ -6,11 +6,12 @@ makes promising; these under the load.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,10 +37,15 @@ from deepsched.benchmark.percentiles import latency_percentile, requests_for
 from deepsched.checks import check_optional_integer
 from deepsched.engine import Engine
 from deepsched.errors import InferenceError, InputError, ModelError, OptionError
-from deepsched.machine.contention import is_contended
-from deepsched.machine.partition import most_cores
+from deepsched.machine.contention import ContentionMonitor
+from deepsched.machine.partition import most_cores, partition
 from deepsched.machine.topology import Topology
-from deepsched.models.locations import DEFAULT_CACHE, CacheDir
+from deepsched.models.locations import (
+    DEFAULT_CACHE,
+    CacheDir,
+    keeps_in_memory,
+    temporary_folder,
+)
 from deepsched.models.prepare import ModelLike, Shapes, check_batch_size, check_shapes
 from deepsched.models.random_inputs import tried_inputs
 from deepsched.scheduling.scaling import useful_cores, widths
@@ -124,7 +130,6 @@ def advise(
     input_shapes = check_shapes(input_shapes)
     callers = check_optional_integer("callers", callers, 1)
     _check(callers, rate, p99_limit_ms, seconds)
-    began = time.monotonic()
     on_progress = on_progress or (lambda text: None)
     is_default_load = callers is None and rate is None
     compares_batches = (
@@ -137,6 +142,40 @@ def advise(
     answers = AnswerCache.open(model, batch_size, cache_dir, question) if remembers else None
     if answers is not None and (known := answers.get(seconds, compares_batches)) is not None:
         return known
+
+    with _compiled_once(model, cache_dir) as compiled_in:
+        advice = _measure_settings(
+            model,
+            batch_size,
+            input_shapes,
+            num_cores,
+            load,
+            p99_limit_ms,
+            seconds,
+            compares_batches,
+            compiled_in,
+            on_progress,
+        )
+    if answers is not None and advice.enough_seconds is None:
+        answers.put(advice, seconds)
+    return advice
+
+
+def _measure_settings(
+    model: ModelLike,
+    batch_size: int | None,
+    input_shapes: Shapes | None,
+    num_cores: int | None,
+    load: Load,
+    p99_limit_ms: float | None,
+    seconds: float,
+    compares_batches: bool,
+    cache_dir: CacheDir,
+    on_progress: _OnProgress,
+) -> Advice:
+    """See `advise`, which has checked the arguments."""
+    began = time.monotonic()
+    most = most_cores(Topology.detect(), num_cores)
 
     def open_batched(batch_size: int | None, setting: Setting) -> Engine:
         return Engine(
@@ -157,7 +196,10 @@ def advise(
         openings.append(time.monotonic() - before)
         return engine
 
-    scaling = _scaling(open_engine, most, seconds / 4, on_progress)
+    cpus = _cpus(most)
+    contention = ContentionMonitor(cpus)
+    scaling = _scaling(open_engine, most, seconds / 4, on_progress, contention.sample)
+    shares = [contention.others_share()]
     load = _measurable(load, scaling, seconds, p99_limit_ms)
     candidates = _candidates(scaling, most, num_cores, load)
     planned = plan(
@@ -174,6 +216,7 @@ def advise(
     if planned.enough_seconds is not None:
         candidates = candidates[:1]  # the default: a comparison would not tell
     results = _compare(candidates, open_engine, load, planned, on_progress)
+    shares.append(_worst_share(results, "others_share"))
     figures = [_figures(setting, load, results[setting]) for setting in candidates]
     default = figures[0]
     fewest = min(it.num_requests for it in figures)
@@ -190,6 +233,7 @@ def advise(
         reason = explain(chosen, tied, scaling, load, p99_limit_ms)
     batches: tuple[BatchFigures, ...] = ()
     if compares_batches and batch_size and enough_seconds is None:
+        contention = ContentionMonitor(cpus)
         left = began + MAX_EXTENSION * seconds - time.monotonic()
         batches = _batches(
             chosen,
@@ -201,7 +245,8 @@ def advise(
             left,
             on_progress,
         )
-    advice = Advice(
+        shares.append(contention.others_share())
+    return Advice(
         setting=chosen.setting,
         batch_size=batch_size,
         input_shapes=input_shapes,
@@ -212,14 +257,22 @@ def advise(
         scaling_ms=scaling,
         load=str(load),
         seconds=time.monotonic() - began,
-        others_share=_worst_share(results, "others_share"),
+        others_share=_worst_known(shares),
         steal_share=_worst_share(results, "steal_share"),
         enough_seconds=enough_seconds,
     )
-    is_certain = enough_seconds is None and not is_contended(advice.others_share)
-    if answers is not None and is_certain:
-        answers.put(advice, seconds)
-    return advice
+
+
+@contextlib.contextmanager
+def _compiled_once(model: ModelLike, cache_dir: CacheDir) -> Iterator[CacheDir]:
+    """Where engines of the model are to look for its compiled form until the block's end: one that
+    each of them would make anew in memory is kept there meanwhile."""
+    with contextlib.ExitStack() as stack:
+        if keeps_in_memory(model, cache_dir):
+            with contextlib.suppress(OSError):
+                folder = stack.enter_context(temporary_folder(in_memory=True))
+                cache_dir = str(folder.path)
+        yield cache_dir
 
 
 def _check(
@@ -263,24 +316,38 @@ def _announce(
 
 
 def _scaling(
-    open_engine: _OpenEngine, most: int, seconds: float, on_progress: _OnProgress
+    open_engine: _OpenEngine,
+    most: int,
+    seconds: float,
+    on_progress: _OnProgress,
+    sample: Callable[[], None],
 ) -> dict[int, float]:
-    """By cores: median latency of a lone request in ms, up to where more cores do not help."""
+    """By cores: median latency of a lone request in ms, up to where more cores do not help.
+    `sample`: of a ContentionMonitor, called before threads end."""
     each = seconds / 2 / len(widths(most))
     scaling: dict[int, float] = {}
     for cores in widths(most):
         on_progress(f"a lone request on {cores} core{'s' * (cores > 1)}")
-        scaling[cores] = _lone_ms(open_engine, cores, each, warns=cores == 1)
+        scaling[cores] = _lone_ms(open_engine, cores, each, sample, warns=cores == 1)
         narrower = [value for width, value in scaling.items() if width < cores]
         if narrower and scaling[cores] > 1.1 * min(narrower):
             break  # slower than on fewer cores: more cores make it slower still
     # Measured twice, at some distance in time: disturbances only ever add to a latency.
-    return {cores: min(ms, _lone_ms(open_engine, cores, each)) for cores, ms in scaling.items()}
+    return {
+        cores: min(ms, _lone_ms(open_engine, cores, each, sample)) for cores, ms in scaling.items()
+    }
 
 
-def _lone_ms(open_engine: _OpenEngine, cores: int, seconds: float, warns: bool = False) -> float:
+def _lone_ms(
+    open_engine: _OpenEngine,
+    cores: int,
+    seconds: float,
+    sample: Callable[[], None],
+    warns: bool = False,
+) -> float:
     with open_engine(Setting("single_stream", None, cores)) as engine:
         inputs = _tried_inputs(engine, warns)
+        sample()
         times: list[float] = []
         begin = time.perf_counter()
         elapsed = 0.0
@@ -292,6 +359,7 @@ def _lone_ms(open_engine: _OpenEngine, cores: int, seconds: float, warns: bool =
             engine.run(inputs)
             before, elapsed = elapsed, time.perf_counter() - begin
             times.append(1e3 * (elapsed - before))
+        sample()
     return statistics.median(times)
 
 
@@ -412,6 +480,18 @@ def _figures(setting: Setting, load: Load, result: tuple[int, list[Measurement]]
 def _standard_error(values: Sequence[float]) -> float:
     """Of their mean, relative to it."""
     return statistics.stdev(values) / math.sqrt(len(values)) / statistics.mean(values)
+
+
+def _cpus(num_cores: int) -> set[int]:
+    """Those of the cores that settings are measured on."""
+    streams = partition(Topology.detect(), num_cores, 1).streams
+    return {cpu for stream in streams for core in stream.cores for cpu in core.cpus}
+
+
+def _worst_known(shares: Sequence[float | None]) -> float | None:
+    """None if any is unknown."""
+    known = [share for share in shares if share is not None]
+    return max(known) if len(known) == len(shares) else None
 
 
 def _worst_share(results: _Results, name: str) -> float | None:

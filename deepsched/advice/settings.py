@@ -91,8 +91,9 @@ class Advice:
     """How long the measurements took."""
     others_share: float | None = None
     """CPU contention: the share of the worst CPU's time that other processes used, between 0 and 1:
-    of the setting that it hit worst, the median of its rounds. None if unknown. From 0.1 on the
-    answer is unreliable, and not remembered."""
+    of the setting that it hit worst, the median of its rounds, or while `scaling_ms` or `batches`
+    were measured, if it was more. None if unknown. From 0.1 on the answer is unreliable, and not
+    remembered."""
     steal_share: float | None = None
     """The same of what the hypervisor stole, which `others_share` includes; None if this machine
     counts none."""

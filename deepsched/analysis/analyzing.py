@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,12 @@ from deepsched.errors import OptionError
 from deepsched.machine.contention import ContentionMonitor
 from deepsched.machine.partition import most_cores, partition
 from deepsched.machine.topology import Topology
-from deepsched.models.locations import DEFAULT_CACHE, CacheDir, temporary_folder
+from deepsched.models.locations import (
+    DEFAULT_CACHE,
+    CacheDir,
+    keeps_in_memory,
+    temporary_folder,
+)
 from deepsched.models.prepare import ModelLike, Shapes
 from deepsched.scheduling.scaling import widths
 
@@ -110,9 +116,11 @@ def profile_widths(
     plain: dict[int, list[float]] = {count: [] for count in cores}
     profiled: dict[int, list[ProfiledRuns]] = {count: [] for count in cores}
     overhead: dict[int, float] = {}
-    with temporary_folder() as folder:
+    is_on_disk = isinstance(target.model, (str, os.PathLike))
+    with temporary_folder(in_memory=not is_on_disk) as folder:
         own_cache = str(folder.path)
-        if target.cache_dir is None or not target.optimizes:
+        is_kept = not (target.cache_dir is None or keeps_in_memory(target.model, target.cache_dir))
+        if not is_kept or not target.optimizes:
             # The shapes of the weights are read from a compiled file. Engines would never open an
             # unoptimised one: keep it out of the user's cache.
             target = target._replace(cache_dir=own_cache)

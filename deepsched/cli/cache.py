@@ -10,7 +10,7 @@ import time
 from deepsched.cli.files import to_json
 from deepsched.errors import OptionError
 from deepsched.formatting import printable, shortened
-from deepsched.models.cache import Cache, Item
+from deepsched.models.cache import EXTERNAL_FILES, FILE_HASH, Cache, Item
 from deepsched.models.locations import default_folder, sweep_temporary_folders
 
 _EPILOG = """\
@@ -21,6 +21,7 @@ exit codes:
   141  output pipe closed early, as with `| head`
 """
 
+_NOTES = (EXTERNAL_FILES, FILE_HASH)
 _HEADERS = ("kind", "batch", "MB", "last used", "key")
 _LEAST_MODEL = 12
 _KEY = 8
@@ -30,10 +31,10 @@ _KEY = 8
 def configure(parser: argparse.ArgumentParser) -> None:
     """Describes the subcommand and its options."""
     parser.description = (
-        "Lists or clears the compiled models, and what was measured of them (advice; run lengths "
-        "for the elastic scheduler), which make the next start fast. DEEPSCHED_CACHE_DIR sets the "
-        "folder, DEEPSCHED_CACHE_BYTES its size limit (10 GiB unless set; least recently used are "
-        "evicted first)."
+        "Lists or clears the compiled models, what was measured of them (advice; run lengths for "
+        "the elastic scheduler), and notes on their files (hash; external data), which make the "
+        "next start fast. DEEPSCHED_CACHE_DIR sets the folder, DEEPSCHED_CACHE_BYTES its size "
+        "limit (10 GiB unless set; least recently used are evicted first)."
     )
     parser.epilog = _EPILOG
     actions = parser.add_subparsers(required=True, metavar="{list,clear,path}")
@@ -71,8 +72,13 @@ def _list(args: argparse.Namespace) -> None:
         cells = (shortened(model, widths[0]), *others)
         print("  ".join(map(str.ljust, cells, widths)).rstrip())
     num_models = sum(item.kind == "model" for item in items)
+    num_notes = sum(item.kind in _NOTES for item in items)
+    num_measurements = len(items) - num_models - num_notes
     megabytes = f"{sum(item.num_bytes for item in items) / 1e6:.1f}"
-    print(f"\n{num_models} models, {len(items) - num_models} measurements, {megabytes} MB")
+    print(
+        f"\n{num_models} models, {num_measurements} measurements, {num_notes} notes on files, "
+        f"{megabytes} MB"
+    )
 
 
 def _row(item: Item) -> tuple[str, ...]:
@@ -80,7 +86,7 @@ def _row(item: Item) -> tuple[str, ...]:
     return (
         printable(item.model),
         item.kind,
-        "any" if item.batch_size is None else str(item.batch_size),
+        "" if item.kind in _NOTES else str(item.batch_size or "any"),
         f"{item.num_bytes / 1e6:.1f}",
         "in use" if item.is_in_use else used,
         item.key[:_KEY],

@@ -7,12 +7,13 @@
         checked.json                the state of the files when the checksums were last verified
     <cache>/v1/.staging-*/          an entry that is being made, or removed
     <cache>/v1/external/<key>.json  the external data files that a model names
+    <cache>/v1/hashes/<key>.json    the hash of a model's file, good while the file's state is this
     <cache>/v1/measured/<key>.json  a measurement: run lengths by width, or advice
 
 An entry appears complete, by one rename, and its model is never written again. Measurements and
 lists of external files are small records of their own, which outlive the entry: their keys are made
-from the model's content, so they hold when it is compiled again. The size bound covers all of it.
-Least recently used entries and records are evicted first.
+from the model's content, so they hold when it is compiled again. The size bound covers all of it,
+and `list` shows all of it. Least recently used entries and records are evicted first.
 
 Nobody else may be able to change the folder, and it is opened once: all that happens in it is
 relative to that descriptor and follows no link. Only what has the name and the content of an entry
@@ -41,6 +42,7 @@ from deepsched.models.entry import (
     read_about,
     remove_entry_files,
 )
+from deepsched.models.file_hashes import FileHashes
 from deepsched.models.folders import Folder, open_trusted
 from deepsched.models.locks import lock_exclusive, lock_shared, make_locked_folder
 from deepsched.models.records import (
@@ -56,7 +58,12 @@ logger = logging.getLogger("deepsched")
 
 _VERSION = "v1"
 _EXTERNAL = "external"
+_HASHES = "hashes"
 _MEASURED = "measured"
+
+EXTERNAL_FILES = "external files"
+FILE_HASH = "file hash"
+"""Kinds of items that spare reading a model's files."""
 
 _KEY = re.compile(r"[0-9a-f]{32}")
 _STAGING = re.compile(r"\.staging-[0-9a-z_]{8,16}")
@@ -70,14 +77,16 @@ _OLD_ADVICE = re.compile(r"\.advice-[0-9a-f]{32}\.json")
 
 
 class Item(NamedTuple):
-    """A line of `deepsched cache list`: a compiled model or a measurement."""
+    """A line of `deepsched cache list`: a compiled model, a measurement, or what is noted of files
+    so that they need not be read again."""
 
     key: str
     """The name of its folder, or of its file, in the cache."""
     model: str
     """The model's path; for a model given as bytes, how many they are."""
     batch_size: int | None
-    """The batch size it was compiled or measured for; None: any that the model's file allows."""
+    """The batch size it was compiled or measured for; None: any that the model's file allows, or
+    of no meaning, as for files."""
     num_bytes: int
     """Its size on disk."""
     used: float
@@ -85,7 +94,11 @@ class Item(NamedTuple):
     is_in_use: bool
     """Whether a process has the compiled model open."""
     kind: str
-    """Either "model", or the kind of a measurement: "run lengths" or "advice"."""
+    """Either "model", or the kind of a measurement, "run lengths" or "advice", or EXTERNAL_FILES or
+    FILE_HASH."""
+    others_share: float | None
+    """Of a measurement: the share of the worst CPU's time that others used while it was made, from
+    0 to 1. None if that is unknown, and for all that is no measurement."""
 
 
 class _Stored(NamedTuple):
@@ -118,6 +131,9 @@ class Cache:
             self._adopt()
         self._external = Records(self._folder, _EXTERNAL)
         self._measured = Records(self._folder, _MEASURED)
+        hashes = Records(self._folder, _HASHES)
+        self._file_hashes = FileHashes(hashes, FILE_HASH)
+        self._records = (self._external, self._measured, hashes)
         self._sweep()
 
     def _adopt(self) -> None:
@@ -143,7 +159,7 @@ class Cache:
                 return is_entry(folder)
             if _STAGING.fullmatch(name):
                 return not holds_others(folder)
-            return name in (_EXTERNAL, _MEASURED) and not holds_other_files(folder)
+            return name in (_EXTERNAL, _HASHES, _MEASURED) and not holds_other_files(folder)
         except FileNotFoundError:
             return True  # another process removed it
         except OSError:
@@ -224,32 +240,50 @@ class Cache:
 
     def external_files(self, key: str) -> list[str] | None:
         """The external data files that a model names; None if that is not known."""
-        names = self._external.read(key)
+        record = self._external.read(key)
+        names = record.get("names") if isinstance(record, dict) else None
         return names if isinstance(names, list) else None
 
-    def remember_external_files(self, key: str, names: list[str]) -> None:
-        """Spares the next process parsing the model only to learn which files to hash."""
-        self._external.write(key, names)
+    def remember_external_files(self, key: str, model: str, names: list[str]) -> None:
+        """Spares the next process parsing the model only to learn which files to hash. Raises
+        OSError."""
+        self._external.write(key, {"kind": EXTERNAL_FILES, "model": model, "names": names})
+
+    def hash_file(self, path: Path | str) -> tuple[str, list[int]]:
+        """The checksum of a file, and its state; see FileHashes.of. Raises OSError."""
+        return self._file_hashes.of(path)
 
     def measurement(self, key: str) -> Any:
-        """The value of a measurement; None if there is none, or it is damaged."""
+        """The value of a measurement; None if there is none, or it is damaged, or of a version that
+        did not look whether others took the CPUs."""
         record = self._measured.read(key)
-        return record.get("value") if isinstance(record, dict) else None
+        is_known = isinstance(record, dict) and "others_share" in record
+        return record.get("value") if is_known else None
 
     def remember_measurement(
-        self, key: str, kind: str, model: str, batch_size: int | None, value: Any
+        self,
+        key: str,
+        kind: str,
+        model: str,
+        batch_size: int | None,
+        others_share: float | None,
+        value: Any,
     ) -> None:
-        """Keeps a measurement, a JSON value; for `kind`, `model` and `batch_size` see Item. Raises
-        OSError."""
-        self._measured.write(
-            key, {"kind": kind, "model": model, "batch_size": batch_size, "value": value}
-        )
+        """Keeps a measurement, a JSON value; for the other arguments see Item. Raises OSError."""
+        record = {
+            "kind": kind,
+            "model": model,
+            "batch_size": batch_size,
+            "others_share": others_share,
+            "value": value,
+        }
+        self._measured.write(key, record)
         self.evict()
 
     # --- All of it ----------------------------------------------------------------------------
 
     def list(self) -> list[Item]:
-        """Its compiled models and measurements, most recently used first."""
+        """All that is kept, most recently used first."""
         items = []
         for name in self._entries():
             with contextlib.suppress(OSError, ValueError):  # being removed, or damaged
@@ -258,23 +292,23 @@ class Cache:
                 about = read_about(folder)
                 used = folder.stat().st_mtime
                 items.append(_item(name, about, num_bytes(folder), used, is_in_use, "model"))
-        for name in self._measured.names():
-            # KeyError and TypeError: of another version's shape.
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                folder = self._measured.open()
-                record, found = read_record(folder, name), folder.stat(name)
-                kind = str(record["kind"])
-                items.append(_item(name[:-5], record, found.st_size, found.st_mtime, False, kind))
+        for records in self._records:
+            for name in records.names():
+                # KeyError and TypeError: of another version's shape.
+                with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                    folder = records.open()
+                    about, found = read_record(folder, name), folder.stat(name)
+                    key, kind = name.removesuffix(".json"), str(about["kind"])
+                    items.append(_item(key, about, found.st_size, found.st_mtime, False, kind))
         return sorted(items, key=lambda item: -item.used)
 
     def clear(self) -> int:
         """Removes everything that is not in use; returns how many items of `list` that were."""
         num_removed = sum(self._remove_entry(name) for name in self._entries())
-        num_removed += sum(self._measured.remove(name) for name in self._measured.names())
-        for name in self._external.names():
-            self._external.remove(name)
+        for records in self._records:
+            num_removed += sum(records.remove(name) for name in records.names())
         self._sweep()
-        for records in (self._external, self._measured):
+        for records in self._records:
             records.remove_folder()
         for name in self._folder.names():
             if _OLD_ADVICE.fullmatch(name):
@@ -301,7 +335,7 @@ class Cache:
             with contextlib.suppress(OSError):  # another process removes it
                 folder = self._folder.open_folder(name)
                 yield _Stored(folder.stat().st_mtime_ns, num_bytes(folder), None, name)
-        for records in (self._external, self._measured):
+        for records in self._records:
             for name in records.names():
                 with contextlib.suppress(OSError):
                     found = records.open().stat(name)
@@ -362,8 +396,8 @@ class Cache:
                 self._remove_entry(name)
         with contextlib.suppress(OSError):
             sweep_temporary_files(self._folder)
-        self._external.sweep()
-        self._measured.sweep()
+        for records in self._records:
+            records.sweep()
 
 
 def _max_bytes() -> int:
@@ -382,4 +416,5 @@ def _item(
     key: str, about: dict[str, Any], num_bytes: int, used: float, is_in_use: bool, kind: str
 ) -> Item:
     model, batch_size = str(about.get("model", "?")), about.get("batch_size")
-    return Item(key, model, batch_size, num_bytes, used, is_in_use, kind)
+    others_share = about.get("others_share")
+    return Item(key, model, batch_size, num_bytes, used, is_in_use, kind, others_share)

@@ -20,9 +20,10 @@ from deepsched.errors import ModelError, ThreadError
 from deepsched.machine.partition import Stream
 from deepsched.models.cache import Cache
 from deepsched.models.entry import Entry
-from deepsched.models.keys import SAVING, RawModel, Snapshot
+from deepsched.models.keys import SAVING, RawModel, Snapshot, key_of_bytes
 from deepsched.models.locations import (
     CacheDir,
+    keeps_in_memory,
     memory_folders,
     open_cache,
     stage_in,
@@ -115,9 +116,9 @@ class _Request:
         """Parsed only if it is not in the cache. Raises ModelError, OptionError."""
         return prepare_model(self.model, self.batch_size, self.input_shapes)
 
-    def read(self) -> RawModel | None:
+    def read(self, cache: Cache) -> RawModel | None:
         """See RawModel.of."""
-        return RawModel.of(self.model, self.batch_size, self.input_shapes, self.options)
+        return RawModel.of(self.model, self.batch_size, self.input_shapes, self.options, cache)
 
 
 class _FilesChanged(Exception):
@@ -175,6 +176,8 @@ def open_model(
 
 def _open_in_cache(request: _Request) -> OpenedModel | _Unavailable:
     """From the model's entry in the cache, which is made if there is none."""
+    if keeps_in_memory(request.model, request.cache_dir):
+        return _Unavailable("")
     try:
         cache = open_cache(request.cache_dir)
     except OSError as error:
@@ -195,7 +198,7 @@ def _open_in_cache(request: _Request) -> OpenedModel | _Unavailable:
 
 def _open_with(cache: Cache, request: _Request) -> OpenedModel | _Unavailable:
     """Raises OSError, _FilesChanged, and the errors of prepare_model."""
-    raw = request.read()
+    raw = request.read(cache)
     if raw is None:
         return _Unavailable("")
     entry = raw.find(cache)
@@ -210,17 +213,17 @@ def _open_with(cache: Cache, request: _Request) -> OpenedModel | _Unavailable:
                 entry = None
             logger.warning("a compiled model cannot be opened, and is compiled again: %s", error)
     prepared = request.prepared  # its errors are the model's, not the cache's
-    snapshot = raw.with_files(prepared.external_files)
+    snapshot = raw.with_files(prepared.external_files, cache)
     try:
         with cache.stage() as staged:
             opened = _compile(prepared, staged, request)
-            if _snapshot(request, prepared) != snapshot:
+            if _snapshot(request, prepared, cache) != snapshot:
                 raise _FilesChanged
             if entry is not None:
                 cache.discard(entry)
             is_published = snapshot.publish(cache, staged)
     except ModelError as error:
-        if _snapshot(request, prepared) != snapshot:
+        if _snapshot(request, prepared, cache) != snapshot:
             raise _FilesChanged from error
         return _not_kept(f"{cache.folder}: {error}")
     if not is_published:
@@ -232,11 +235,11 @@ def _open_with(cache: Cache, request: _Request) -> OpenedModel | _Unavailable:
     )
 
 
-def _snapshot(request: _Request, prepared: PreparedModel) -> Snapshot | None:
+def _snapshot(request: _Request, prepared: PreparedModel, cache: Cache) -> Snapshot | None:
     """Of the model's files now; None if one of them is not there."""
     try:
-        raw = request.read()
-        return None if raw is None else raw.with_files(prepared.external_files)
+        raw = request.read(cache)
+        return None if raw is None else raw.with_files(prepared.external_files, cache)
     except OSError:
         return None
 
@@ -253,20 +256,37 @@ def _measurements(cache: Cache, entry: Entry) -> Measurements:
     return Measurements(cache, entry.key, entry.about["model"], entry.about["batch_size"])
 
 
+def _measurements_of_bytes(request: _Request, prepared: PreparedModel) -> Measurements | None:
+    """Figures under a hash, which the default cache keeps though the model is none of its own."""
+    cache = None
+    if keeps_in_memory(request.model, request.cache_dir):
+        with contextlib.suppress(OSError):
+            cache = open_cache(request.cache_dir)
+    if cache is None:
+        return None
+    name = f"{len(prepared.source)} bytes"
+    return Measurements(cache, key_of_bytes(prepared), name, prepared.batch_size)
+
+
 def _open_in_memory(request: _Request) -> OpenedModel | _Unavailable:
     """From files that lose their names as soon as all sessions have them mapped."""
     prepared = request.prepared
     reason = "no folder for temporary files can be written"
+    is_on_no_disk = request.path is None  # and stays so
     for parent in memory_folders():
         try:
-            with stage_in(parent) as entry:
+            with stage_in(parent, is_on_no_disk) as entry:
                 opened = _compile(prepared, entry, request)
         except ThreadError:
             raise
         except (OSError, ModelError) as error:
             reason = str(error)
             continue
-        return opened._replace(compiled=opened.compiled._replace(folder=None), entry=None)
+        return opened._replace(
+            compiled=opened.compiled._replace(folder=None),
+            entry=None,
+            measurements=_measurements_of_bytes(request, prepared),
+        )
     return _Unavailable(
         reason, "each stream has weights of its own, since they cannot be shared: %s"
     )

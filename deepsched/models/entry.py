@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import os
 import stat
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import blake3
-
+from deepsched.models.file_hashes import boot_id, file_state, hash_content, is_young
 from deepsched.models.folders import Folder
 from deepsched.models.records import (
     is_temporary,
@@ -68,12 +67,15 @@ class Entry:
     def seal(self) -> None:
         """Writes `about` and the checksums of the files. Nothing changes in the entry after that,
         but for checked.json."""
-        sums = {}
+        names = []
         for name in (_MODEL, _WEIGHTS):
             with contextlib.suppress(FileNotFoundError):  # small tensors have no weights file
                 os.chmod(self.folder.inside(name), 0o600)
-                sums[name] = list(_sum(self.folder, name))
+                names.append(name)
+        states = self._states(names)
+        sums = {name: list(_sum(self.folder, name)) for name in names}
         write_record(self.folder, _ABOUT, {**self.about, "files": sums})
+        self._note_verified(states)
 
     def verify(self, reads_all: bool = False) -> None:
         """Compares the files with what was sealed, and reads `about`.
@@ -91,7 +93,7 @@ class Entry:
             sums = self.about.pop("files")
             if not {_MODEL} <= sums.keys() <= {_MODEL, _WEIGHTS}:
                 raise Damaged(f"{_ABOUT} lists other files: {sorted(sums)}")
-            states = [_boot_id(), *([name, *self._state(name)] for name in sorted(sums))]
+            states = self._states(sums)
             if not reads_all and states[0] and self._was_verified(states):
                 return
             for name, known in sums.items():
@@ -104,6 +106,9 @@ class Entry:
             raise Damaged(str(error)) from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Damaged(str(error)) from error
+
+    def _states(self, names: Iterable[str]) -> list[Any]:
+        return [boot_id(), *([name, *self._state(name)] for name in sorted(names))]
 
     def _state(self, name: str) -> list[int]:
         fd = self.folder.open_file(name)
@@ -119,11 +124,8 @@ class Entry:
             return False
 
     def _note_verified(self, states: list[Any]) -> None:
-        # Two writes in quick succession may leave the same times: the kernel's clock for files
-        # ticks every 10 ms or faster. Files this young are read again by the next process.
-        newest = max(state[-1] for state in states[1:])
-        if time.time_ns() - newest < 100_000_000:
-            return
+        if any(is_young(state, time.time_ns()) for state in states[1:]):
+            return  # the next process reads them again
         with contextlib.suppress(OSError):  # a read-only cache is verified at each start
             sweep_temporary_files(self.folder)
             write_record(self.folder, _CHECKED, states)
@@ -131,16 +133,6 @@ class Entry:
     def close(self) -> None:
         """Releases the lock. May be called again."""
         self.folder.close()
-
-
-@functools.cache
-def _boot_id() -> str:
-    """Differs after each start of the machine; empty where /proc does not tell: then every byte is
-    compared at each open."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
 
 
 def read_about(folder: Folder) -> dict[str, Any]:
@@ -176,25 +168,6 @@ def num_bytes(folder: Folder) -> int:
     return sum(folder.stat(name).st_size for name in folder.names())
 
 
-def hash_with_state(path: Path | str) -> tuple[str, list[int]]:
-    """The BLAKE3 checksum of a file's content, and the file's state when it was opened.
-
-    Raises:
-        OSError: it cannot be read, or is no regular file: a pipe may never end.
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe has no reader to wait
-    with open(fd, "rb", buffering=0) as file:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(f"{os.fspath(path)!r} is not a regular file")
-        return _hash(file), file_state(found)
-
-
-def file_state(found: os.stat_result) -> list[int]:
-    """Changes whenever the file is replaced or written to."""
-    return [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
-
-
 def _is_ours(name: str) -> bool:
     return name in (_ABOUT, _CHECKED, _MODEL, _WEIGHTS) or is_temporary(name)
 
@@ -203,13 +176,4 @@ def _sum(folder: Folder, name: str) -> tuple[int, str]:
     """Size and checksum of a file."""
     fd = folder.open_file(name)
     with open(fd, "rb", buffering=0) as file:
-        return os.fstat(fd).st_size, _hash(file)
-
-
-def _hash(file: Any) -> str:
-    hasher = blake3.blake3()
-    # Read, not mapped: the pages of a mapping would count as this process's memory.
-    buffer = memoryview(bytearray(2**20))
-    while count := file.readinto(buffer):
-        hasher.update(buffer[:count])
-    return hasher.hexdigest()
+        return os.fstat(fd).st_size, hash_content(file)

@@ -46,6 +46,22 @@ _SHARED_BY_MACHINES = {
     0x7C7C6013: "Parallels' shared folders",
 }
 
+_OVERLAY = 0x794C7630
+
+# These give a changed file a ctime of now, in ns, whether it was written to by a call or through a
+# mapping. tmpfs does not: a page that was read through a mapping can be written to unnoticed.
+_KEEP_TIMES = frozenset(
+    (
+        0xEF53,  # ext2, ext3, ext4
+        0x58465342,  # XFS
+        0x9123683E,  # Btrfs
+        0xF2F52010,  # F2FS
+        _OVERLAY,  # containers; the files of images are on one of these
+    )
+)
+
+_IN_MEMORY = frozenset((0x01021994, 0x858458F6))  # tmpfs, ramfs
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -177,6 +193,21 @@ def open_trusted(path: Path, makes: bool = False) -> Folder:
 def network_name(fd: int) -> str | None:
     """The kind of a file system that several machines may share; None for a local one."""
     return _SHARED_BY_MACHINES.get(_file_system(fd))
+
+
+def keeps_times(fd: int) -> bool:
+    """Whether a file's times are sure to change with each change of the file."""
+    return _file_system(fd) in _KEEP_TIMES
+
+
+def is_overlay(fd: int) -> bool:
+    """Whether a file is part of an overlay: of another file system in truth."""
+    return _file_system(fd) == _OVERLAY
+
+
+def is_in_memory(fd: int) -> bool:
+    """Whether what is written there stays in memory, or in swap."""
+    return _file_system(fd) in _IN_MEMORY
 
 
 def _file_system(fd: int) -> int:

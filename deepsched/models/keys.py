@@ -13,8 +13,8 @@ from typing import NamedTuple
 import blake3
 
 from deepsched.models.cache import Cache
-from deepsched.models.entry import Entry, hash_with_state
-from deepsched.models.prepare import ModelLike, Shapes, serialize
+from deepsched.models.entry import Entry
+from deepsched.models.prepare import ModelLike, PreparedModel, Shapes, serialize
 from deepsched.runtime.library import describe_library
 
 PREPARATION_VERSION = 2
@@ -47,8 +47,8 @@ class Content(NamedTuple):
     """Where its external data is."""
 
     @classmethod
-    def of(cls, model: ModelLike) -> Content:
-        """Reads the model.
+    def of(cls, model: ModelLike, cache: Cache) -> Content:
+        """Reads the model, unless the cache knows the hash of its file.
 
         Raises:
             OSError: its file cannot be read.
@@ -57,7 +57,7 @@ class Content(NamedTuple):
         """
         if isinstance(model, (str, os.PathLike)):
             path = os.fspath(model)
-            checksum, state = hash_with_state(path)
+            checksum, state = cache.hash_file(path)
             return cls(checksum, state, path, os.path.dirname(os.path.abspath(path)))
         serialized = serialize(model)
         checksum = blake3.blake3(serialized).hexdigest()
@@ -71,6 +71,8 @@ class RawModel(NamedTuple):
     """Of all that decides what is compiled, but for external data."""
     state: list[int]
     """Of its file."""
+    name: str
+    """Its path; for a model given as bytes, how many they are."""
     folder: str
     """Where its external data is."""
 
@@ -81,21 +83,23 @@ class RawModel(NamedTuple):
         batch_size: int | None,
         input_shapes: Shapes | None,
         options: Mapping[str, object],
+        cache: Cache,
     ) -> RawModel | None:
         """None if one of these is wrong; prepare_model raises the error that says what.
 
         Args:
             model, batch_size, input_shapes: see prepare_model.
             options: what else decides how it is compiled, JSON.
+            cache: see Content.of.
         """
         try:
-            content = Content.of(model)
+            content = Content.of(model, cache)
             wanted = [batch_size, input_shapes, options]
             wanted_json = json.dumps(wanted, sort_keys=True, default=operator.index)  # numpy's ints
         except (AttributeError, OSError, TypeError, ValueError):
             return None
         checksum = hash_json([content.checksum, wanted_json, *_environment()])
-        return cls(checksum, content.state, content.folder)
+        return cls(checksum, content.state, content.name, content.folder)
 
     def find(self, cache: Cache) -> Entry | None:
         """Its entry, if there is one. Raises OSError, see Cache.find."""
@@ -107,15 +111,15 @@ class RawModel(NamedTuple):
         if not names:
             return None
         try:
-            key = self.with_files(names).key
+            key = self.with_files(names, cache).key
         except OSError:
             return None
         return cache.find(key)
 
-    def with_files(self, names: Sequence[str]) -> Snapshot:
+    def with_files(self, names: Sequence[str], cache: Cache) -> Snapshot:
         """Reads the external data files as well, which `prepare_model` has found to be beside the
-        model. Raises OSError."""
-        files = [(name, *hash_with_state(os.path.join(self.folder, name))) for name in names]
+        model, unless the cache knows their hashes. Raises OSError."""
+        files = [(name, *cache.hash_file(os.path.join(self.folder, name))) for name in names]
         return Snapshot(self, files)
 
 
@@ -136,8 +140,16 @@ class Snapshot(NamedTuple):
     def publish(self, cache: Cache, entry: Entry) -> bool:
         """As Cache.publish. Raises OSError."""
         if self.files:
-            cache.remember_external_files(self.raw.checksum, [name for name, *_ in self.files])
+            names = [name for name, *_ in self.files]
+            cache.remember_external_files(self.raw.checksum, self.raw.name, names)
         return cache.publish(entry, self.key)
+
+
+def key_of_bytes(prepared: PreparedModel) -> str:
+    """Of a model that was given as bytes: for what it was measured to do, which the content of its
+    external data does not change."""
+    assert isinstance(prepared.source, bytes)
+    return hash_json([blake3.blake3(prepared.source).hexdigest(), *_environment()])[:32]
 
 
 def hash_json(value: object) -> str:

@@ -16,8 +16,9 @@ from typing import TypeAlias
 from deepsched.errors import OptionError
 from deepsched.models.cache import Cache
 from deepsched.models.entry import Entry, holds_others
-from deepsched.models.folders import Folder, open_trusted
+from deepsched.models.folders import Folder, is_in_memory, open_trusted
 from deepsched.models.locks import lock_exclusive, make_locked_folder
+from deepsched.models.prepare import ModelLike
 from deepsched.models.tag import has_tag, write_tag
 
 
@@ -55,6 +56,12 @@ def default_folder() -> Path:
     return home / "deepsched"
 
 
+def keeps_in_memory(model: ModelLike, cache_dir: CacheDir) -> bool:
+    """Whether the default cache is not for this model: one given as bytes may have been decrypted,
+    or made, and is not to be found on a disk unless a folder for it was named."""
+    return cache_dir is DEFAULT_CACHE and not isinstance(model, (str, os.PathLike))
+
+
 def open_cache(cache_dir: CacheDir) -> Cache | None:
     """The cache in that folder; None for None.
 
@@ -76,14 +83,19 @@ def open_cache(cache_dir: CacheDir) -> Cache | None:
 
 
 @contextlib.contextmanager
-def temporary_folder(parents: Sequence[Path] | None = None) -> Iterator[Folder]:
+def temporary_folder(
+    parents: Sequence[Path] | None = None, in_memory: bool = False
+) -> Iterator[Folder]:
     """A locked folder in the first of `parents` that can be used, by default the one for temporary
     files or /dev/shm. All in it is removed at the block's end; mappings of its files stay valid.
+    `in_memory`: one on a disk cannot be used.
 
     Raises:
         OSError: none of them can be used.
     """
-    parent, folder = _make_temporary_folder(parents or [*_temporary_folders(), SHARED_MEMORY])
+    if parents is None:
+        parents = [*_temporary_folders(), SHARED_MEMORY]
+    parent, folder = _make_temporary_folder(parents, in_memory)
     try:
         yield folder
     finally:
@@ -106,9 +118,10 @@ def _temporary_folders() -> list[Path]:
 
 
 @contextlib.contextmanager
-def stage_in(parent: Path) -> Iterator[Entry]:
-    """An entry outside the cache, which is removed at the block's end. Raises OSError."""
-    with temporary_folder([parent]) as folder:
+def stage_in(parent: Path, in_memory: bool = False) -> Iterator[Entry]:
+    """An entry outside the cache, which is removed at the block's end; for `in_memory` and what it
+    raises see temporary_folder."""
+    with temporary_folder([parent], in_memory) as folder:
         yield Entry(folder)
 
 
@@ -134,11 +147,13 @@ def _prefix() -> str:
     return f"deepsched-{os.geteuid()}-"
 
 
-def _make_temporary_folder(parents: Sequence[Path]) -> tuple[Folder, Folder]:
+def _make_temporary_folder(parents: Sequence[Path], in_memory: bool) -> tuple[Folder, Folder]:
     errors = []
     for path in parents:
         try:
             parent = open_trusted(path)
+            if in_memory and not is_in_memory(parent.fd):
+                raise OSError(f"{path} is on a disk")
             folder = make_locked_folder(parent, _prefix())
             try:
                 write_tag(folder)

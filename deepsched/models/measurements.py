@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+from deepsched.machine.contention import is_contended
 from deepsched.models.cache import Cache
 from deepsched.models.keys import hash_json
 
@@ -24,11 +25,21 @@ class Measurements:
         """The answer that was kept; None if there is none, or it is damaged."""
         return self._cache.measurement(self._key(kind, question))
 
-    def write(self, kind: str, question: object, answer: Any) -> None:
-        """Keeps the answer. If that fails it is measured again next time."""
+    def write(self, kind: str, question: object, answer: Any, others_share: float | None) -> None:
+        """Keeps the answer, unless others took the CPUs while it was measured. What is not kept is
+        measured again next time.
+
+        Args:
+            others_share: the share of the worst CPU's time that others used meanwhile, from 0 to 1;
+                None if unknown.
+        """
+        if is_contended(others_share):
+            return
         key = self._key(kind, question)
         with contextlib.suppress(OSError):
-            self._cache.remember_measurement(key, kind, self._model, self._batch_size, answer)
+            self._cache.remember_measurement(
+                key, kind, self._model, self._batch_size, others_share, answer
+            )
 
     def _key(self, kind: str, question: object) -> str:
         return hash_json([self._model_key, kind, question])[:32]

@@ -39,7 +39,7 @@ def numa_copies(entry: Entry, streams: Sequence[Stream]) -> Iterator[dict[int, P
         if len(nodes) > 1 and entry.weights.exists():
             try:
                 for node in nodes:
-                    copy = stack.enter_context(stage_in(SHARED_MEMORY))
+                    copy = stack.enter_context(stage_in(SHARED_MEMORY, in_memory=True))
                     shutil.copyfile(entry.model, copy.model)
                     if not _copy_weights(entry.weights, copy.weights, node):
                         logger.warning("the system does not allow choosing the weights' NUMA node")

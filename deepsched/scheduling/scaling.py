@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
 
+from deepsched.machine.contention import ContentionMonitor, is_contended
 from deepsched.models.measurements import Measurements
 from deepsched.scheduling.group_tree import GroupTree
 
@@ -41,24 +43,50 @@ def run_lengths(
     measure: Callable[[int, float], int],
     measurements: Measurements | None,
     layout: object,
+    cpus: Collection[int] | None,
 ) -> list[int]:
     """Run length on each group of the tree, in ns; 0 for groups that are too wide to be of use.
 
     Args:
         measure: called with a group and the seconds to measure for; returns the run length in ns.
-        measurements: where the result is kept; None measures each time.
+        measurements: where the result is kept, unless others took the CPUs meanwhile; None measures
+            each time.
         layout: what the result depends on besides the model, as JSON.
+        cpus: the CPUs that runs use; None for all that this process may use.
     """
     by_width = None if measurements is None else _by_width(measurements.read(_KIND, layout))
     if by_width is None:
-        by_width = {}
-        for group in range(len(tree.leaves)):
-            by_width.setdefault(tree.num_cores(group), 0)
-            if by_width[tree.num_cores(group)] == 0:
-                by_width[tree.num_cores(group)] = measure(group, _SECONDS)
+        by_width, others_share = _measure_widths(tree, measure, cpus)
         if measurements is not None:
-            measurements.write(_KIND, layout, by_width)
+            measurements.write(_KIND, layout, by_width, others_share)
     return useful(tree, by_width)
+
+
+def _measure_widths(
+    tree: GroupTree, measure: Callable[[int, float], int], cpus: Collection[int] | None
+) -> tuple[dict[int, int], float | None]:
+    """Run length by width, and the share of a CPU that others took meanwhile; None if unknown.
+
+    Others are other processes, and threads of this one that do other work: another model that is
+    loaded beside this one. All CPU time beyond what the measured threads can have used is theirs.
+    """
+    by_width: dict[int, int] = {}
+    contention = ContentionMonitor(cpus)
+    began, used_before = time.monotonic(), time.process_time()
+    beside = 0.0  # seconds that the other threads of wide runs had
+    for group in range(len(tree.leaves)):
+        width = tree.num_cores(group)
+        if by_width.get(width, 0) == 0:
+            before = time.monotonic()
+            by_width[width] = measure(group, _SECONDS)
+            beside += (width - 1) * (time.monotonic() - before)
+            contention.sample()
+    used, seconds = time.process_time() - used_before, time.monotonic() - began
+    by_threads = (used - seconds - beside) / max(seconds, 1e-9)
+    by_processes = contention.others_share()
+    if by_processes is None and not is_contended(by_threads):
+        return by_width, None
+    return by_width, max(by_processes or 0.0, min(1.0, by_threads))
 
 
 def useful(tree: GroupTree, by_width: dict[int, int]) -> list[int]:

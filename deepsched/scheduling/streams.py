@@ -133,12 +133,13 @@ class SharedStreams:
         layout = self.layout
         if layout.tree is None:
             return
+        cores = [core for stream in layout.streams for core in stream.cores]
         conditions = [
             layout.pin,
             self._spin,
             layout.topology.cpu_quota,
             [len(stream.cpus) for stream in layout.streams],
-            describe_shape([core for stream in layout.streams for core in stream.cores]),
+            describe_shape(cores),
             cpu_models(),
         ]
         model = served.model
@@ -147,6 +148,7 @@ class SharedStreams:
             lambda group, seconds: model.measure(group, inputs, seconds),
             served.opened.measurements,
             conditions,
+            None if layout.pin == "none" else {cpu for core in cores for cpu in core.cpus},
         )
         model.set_run_ns(lengths)
 
