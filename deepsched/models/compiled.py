@@ -240,7 +240,7 @@ def _snapshot(request: _Request, prepared: PreparedModel, cache: Cache) -> Snaps
     try:
         raw = request.read(cache)
         return None if raw is None else raw.with_files(prepared.external_files, cache)
-    except OSError:
+    except (OSError, ModelError):
         return None
 
 

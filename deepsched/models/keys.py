@@ -12,8 +12,10 @@ from typing import NamedTuple
 
 import blake3
 
+from deepsched.errors import ModelError
 from deepsched.models.cache import Cache
 from deepsched.models.entry import Entry
+from deepsched.models.external_data import external_paths
 from deepsched.models.prepare import ModelLike, PreparedModel, Shapes, serialize
 from deepsched.runtime.library import describe_library
 
@@ -43,8 +45,8 @@ class Content(NamedTuple):
     """Of its file, see file_state; empty for a model that is no file."""
     name: str
     """Its path; for a model given as bytes, how many they are."""
-    folder: str
-    """Where its external data is."""
+    path: str | None
+    """Of its file; None for a model that is no file."""
 
     @classmethod
     def of(cls, model: ModelLike, cache: Cache) -> Content:
@@ -58,10 +60,10 @@ class Content(NamedTuple):
         if isinstance(model, (str, os.PathLike)):
             path = os.fspath(model)
             checksum, state = cache.hash_file(path)
-            return cls(checksum, state, path, os.path.dirname(os.path.abspath(path)))
+            return cls(checksum, state, path, path)
         serialized = serialize(model)
         checksum = blake3.blake3(serialized).hexdigest()
-        return cls(checksum, [], f"{len(serialized)} bytes", os.getcwd())
+        return cls(checksum, [], f"{len(serialized)} bytes", None)
 
 
 class RawModel(NamedTuple):
@@ -73,8 +75,8 @@ class RawModel(NamedTuple):
     """Of its file."""
     name: str
     """Its path; for a model given as bytes, how many they are."""
-    folder: str
-    """Where its external data is."""
+    path: str | None
+    """Of its file; None for a model that is no file."""
 
     @classmethod
     def of(
@@ -99,7 +101,7 @@ class RawModel(NamedTuple):
         except (AttributeError, OSError, TypeError, ValueError):
             return None
         checksum = hash_json([content.checksum, wanted_json, *_environment()])
-        return cls(checksum, content.state, content.name, content.folder)
+        return cls(checksum, content.state, content.name, content.path)
 
     def find(self, cache: Cache) -> Entry | None:
         """Its entry, if there is one. Raises OSError, see Cache.find."""
@@ -112,14 +114,15 @@ class RawModel(NamedTuple):
             return None
         try:
             key = self.with_files(names, cache).key
-        except OSError:
+        except (OSError, ModelError):  # prepare_model will say it
             return None
         return cache.find(key)
 
     def with_files(self, names: Sequence[str], cache: Cache) -> Snapshot:
-        """Reads the external data files as well, which `prepare_model` has found to be beside the
-        model, unless the cache knows their hashes. Raises OSError."""
-        files = [(name, *cache.hash_file(os.path.join(self.folder, name))) for name in names]
+        """Reads the external data files as well, unless the cache knows their hashes. Raises
+        OSError, and as external_paths."""
+        paths = external_paths(self.path, names)
+        files = [(name, *cache.hash_file(path)) for name, path in paths.items()]
         return Snapshot(self, files)
 
 

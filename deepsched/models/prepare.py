@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from deepsched.checks import check_integer, check_optional_integer
@@ -16,6 +15,7 @@ from deepsched.errors import (
     ShapeOverrideError,
     UnsupportedModelError,
 )
+from deepsched.models.external_data import external_files, external_paths, has_links, point_at
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +39,7 @@ class PreparedModel(NamedTuple):
     changed_fixed_sizes: bool
     """Whether a size that the model states was replaced, which its nodes may not allow."""
     external_files: tuple[str, ...]
-    """Paths of its external data files, relative to its folder."""
+    """Names by which it refers to its external data; see external_paths."""
 
 
 def prepare_model(
@@ -55,8 +55,8 @@ def prepare_model(
             leaves that input to `batch_size`.
 
     Raises:
-        ModelNotFoundError, InvalidModelError: there is no such file, or it is not a model, or it
-            names external data outside its folder.
+        ModelNotFoundError, InvalidModelError: there is no such file, or it is not a model, or its
+            external data is missing or outside its folder.
         OptionError: batch_size or input_shapes is not valid.
         ShapeOverrideError: they are valid, but do not fit this model.
     """
@@ -73,16 +73,14 @@ def prepare_model(
     if any(shapes):
         _check_windows_fit(proto, input_shapes)
     changed |= _drop_inputs_that_are_initializers(proto)
-    files = tuple(sorted(_external_files(proto)))
-    _check_beside(path, files)
+    files = external_files(proto)
+    paths = external_paths(path, files)
+    changed |= path is not None and has_links(path, paths)
     if not changed and path is not None:
         return PreparedModel(path, path, {}, batch_size, False, files)
     config = {}
-    if path is not None:
-        # External data is looked up beside the model, which ORT does not know of bytes.
-        config["session.model_external_initializers_file_folder_path"] = os.path.dirname(
-            os.path.abspath(path)
-        )
+    if paths:
+        config["session.model_external_initializers_file_folder_path"] = point_at(proto, paths)
     return PreparedModel(path, serialize(proto), config, batch_size, changed_fixed, files)
 
 
@@ -164,52 +162,6 @@ def _drop_inputs_that_are_initializers(proto: onnx.ModelProto) -> bool:
         proto.graph.input.extend(kept)
         proto.ir_version = 4  # the first in which an initializer need not be an input
     return has_dropped
-
-
-def _external_files(proto: onnx.ModelProto) -> set[str]:
-    graphs = [proto.graph]
-    functions = [node for function in proto.functions for node in function.node]
-    tensors: list[onnx.TensorProto] = []
-    nodes: list[onnx.NodeProto] = functions
-    while graphs or nodes:
-        while graphs:
-            graph = graphs.pop()
-            tensors += graph.initializer
-            for sparse in graph.sparse_initializer:
-                tensors += [sparse.values, sparse.indices]
-            nodes.extend(graph.node)
-        for attribute in nodes.pop().attribute if nodes else ():
-            graphs += [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
-            tensors += [*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors]
-            for sparse in (
-                *([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []),
-                *attribute.sparse_tensors,
-            ):
-                tensors += [sparse.values, sparse.indices]
-    return {
-        entry.value
-        for tensor in tensors
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-
-
-def _check_beside(path: str | None, names: Sequence[str]) -> None:
-    """A model may name any file of this machine, and link to it, and a kernel would hand its bytes
-    out. ONNX Runtime checks that only in newer versions."""
-    # Not the working folder for an absolute path: it may have been removed.
-    model = (
-        path if path is not None and os.path.isabs(path) else os.path.join(os.getcwd(), path or "")
-    )
-    # Hugging Face's cache links model and data to files that are beside each other elsewhere.
-    folders = [os.path.realpath(os.path.dirname(model)), os.path.dirname(os.path.realpath(model))]
-    for name in names:
-        found = Path(os.path.realpath(os.path.join(os.path.dirname(model), name)))
-        if os.path.isabs(name) or not any(map(found.is_relative_to, folders)):
-            raise InvalidModelError(
-                f"the model names external data at {name!r}, which is outside its folder; save it "
-                "with its data beside it"
-            )
 
 
 def check_batch_size(batch_size: int | None) -> int | None:

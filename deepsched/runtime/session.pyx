@@ -281,7 +281,8 @@ def open_session(
         check(api.SessionOptionsSetCustomThreadCreationOptions(options, &session.team))
         check(api.SessionOptionsSetCustomJoinThreadFn(options, _on_join_thread))
         for key, value in config.items():
-            check(api.AddSessionConfigEntry(options, key.encode(), value.encode()))
+            # A folder's name may be no UTF-8.
+            check(api.AddSessionConfigEntry(options, os.fsencode(key), os.fsencode(value)))
         with nogil:
             if is_path:
                 status = api.CreateSession(lib.env, start, options, &session.handle)
