@@ -11,6 +11,7 @@ from deepsched.context import Context
 from deepsched.engine import Engine, Inputs
 from deepsched.errors import OptionError
 from deepsched.invocation.sequential_timing import BenchmarkResults
+from deepsched.models.batch import AUTO, BatchSize
 from deepsched.models.locations import DEFAULT_CACHE, CacheDir
 from deepsched.models.prepare import ModelLike, Shapes
 from deepsched.scheduler import Scheduler
@@ -20,7 +21,7 @@ logger = logging.getLogger("deepsched")
 
 def compile_model(
     model: ModelLike,
-    batch_size: int | None = 1,
+    batch_size: BatchSize = AUTO,
     num_cores: int | None = None,
     num_streams: int | None = None,
     scheduler: Scheduler | str | None = None,
@@ -77,7 +78,7 @@ def compile_model(
 def benchmark_model(
     model: ModelLike,
     inp: Inputs,
-    batch_size: int | None = 1,
+    batch_size: BatchSize = AUTO,
     num_cores: int | None = None,
     num_streams: int | None = None,
     num_iterations: int = 20,

@@ -27,6 +27,7 @@ from deepsched.invocation.progress import tracked
 from deepsched.invocation.request_map import RequestMap
 from deepsched.invocation.sequential_timing import BenchmarkResults, timed_requests
 from deepsched.machine.partition import Stream
+from deepsched.models.batch import AUTO, BatchSize
 from deepsched.models.compiled import Compiled, open_model
 from deepsched.models.locations import DEFAULT_CACHE, CacheDir
 from deepsched.models.memory_usage import Memory, arena_sizes, memory_usage
@@ -51,13 +52,17 @@ class Engine:
 
     Args:
         model: the path of an ONNX file, its bytes, or an onnx.ModelProto.
-        batch_size: first dimension of every input, whatever the model's file says; None keeps
-            the file's, which is any batch where the file leaves it open.
+        batch_size: the first dimension of the inputs that have a batch, whatever the model's file
+            says. "auto" is 1 where the file leaves it open, and keeps all else; None keeps the
+            file's, which is any batch where the file leaves it open. Which inputs have a batch is
+            told by the symbol of an open first dimension: one that names the batch or that most
+            inputs share, and not one that names a length or comes after an open dimension.
         num_cores, num_streams, pin: see Context; only for an engine with a context of its own.
         scheduler: a member of Scheduler or its name, "single_stream" unless given; as above, only
             for an engine with a context of its own.
         input_shapes: a shape for each input in the graph's order, such as [[1, 3, 320, 320]],
-            replacing the model's; `batch_size`, unless it is 1, must agree with them.
+            replacing the model's, or None in its place; a `batch_size` other than 1 must agree
+            with them.
         context: the streams to share with other engines.
         cache_dir: the folder of compiled models; None compiles in memory, for this process only.
             By default DEEPSCHED_CACHE_DIR, or `deepsched` in the user's cache folder; None for a
@@ -80,7 +85,7 @@ class Engine:
     def __init__(
         self,
         model: ModelLike,
-        batch_size: int | None = 1,
+        batch_size: BatchSize = AUTO,
         num_cores: int | None = None,
         num_streams: int | None = None,
         scheduler: Scheduler | str | None = None,
@@ -172,7 +177,7 @@ class Engine:
 
     @property
     def batch_size(self) -> int | None:
-        """Batch it was compiled for; None for whatever the model's file takes."""
+        """Batch it was compiled for; None for whatever it takes."""
         return self._served.opened.batch_size
 
     @property
@@ -570,7 +575,7 @@ class MultiModelEngine(Engine):
     def __init__(
         self,
         model: ModelLike,
-        batch_size: int | None,
+        batch_size: BatchSize,
         context: Context,
         input_shapes: Shapes | None = None,
     ) -> None:

@@ -371,7 +371,7 @@ def test_advice_is_remembered_for_the_same_question_only(mlp):
     assert not advise(mlp, seconds=0.5, remembers=False).was_remembered
     assert str(first.setting) in first.compile_line(mlp)
     kept = [item for item in Cache(default_folder()).list() if item.kind == "advice"]
-    assert [(item.model, item.batch_size) for item in kept] == [(mlp, 1)] * 2
+    assert [(item.model, item.batch_size) for item in kept] == [(mlp, "auto")] * 2
     Cache(default_folder()).clear()
     assert not advise(mlp, seconds=0.5).was_remembered
 
@@ -472,7 +472,7 @@ def test_the_line_to_paste_names_the_file_whatever_it_is_called(
 def test_the_command_prints_the_line_to_paste_and_json(mlp, capsys):
     assert main(["advise", mlp, "--seconds", "0.5", "-q"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith(f'compile_model("{mlp}", batch_size=1, scheduler="')
+    assert out.startswith(f'compile_model("{mlp}", scheduler="')
     assert "Why: " in out and "items/s" in out
     assert main(["advise", mlp, "--seconds", "0.5", "-q", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)

@@ -138,11 +138,12 @@ def test_what_is_prepared_is_what_the_version_says():
             (models.identity(), None, None),
             (models.identity(), 4, None),
             (models.identity((3, "n")), 2, [[2, 5]]),
+            (models.add_two_inputs(), "auto", None),
             (gemm(size=2, ir_version=3, also_inputs=("w", "b")), 1, None),
         )
     ]
     digest = hashlib.sha256(b"".join(found)).hexdigest()[:16]
-    assert (keys.PREPARATION_VERSION, digest) == (2, "d86b8109d816af5f")
+    assert (keys.PREPARATION_VERSION, digest) == (3, "2afe56dda8aec4b6")
 
 
 def test_run_lengths_hold_on_other_cpus_of_the_same_shape(cache_dir, quiet):

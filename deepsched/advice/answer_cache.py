@@ -8,6 +8,7 @@ from typing import Any
 from deepsched.advice.settings import Advice, BatchFigures, Figures, Setting
 from deepsched.machine.shape import cpu_models, describe_shape
 from deepsched.machine.topology import Topology
+from deepsched.models.batch import BatchSize
 from deepsched.models.keys import Content
 from deepsched.models.locations import CacheDir, open_cache
 from deepsched.models.measurements import Measurements
@@ -28,7 +29,7 @@ class AnswerCache:
 
     @classmethod
     def open(
-        cls, model: ModelLike, batch_size: int | None, cache_dir: CacheDir, question: list[Any]
+        cls, model: ModelLike, batch_size: BatchSize, cache_dir: CacheDir, question: list[Any]
     ) -> AnswerCache | None:
         """None if there is no cache, or an argument is wrong, which the engine will say."""
         try:

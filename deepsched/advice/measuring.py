@@ -40,13 +40,14 @@ from deepsched.errors import InferenceError, InputError, ModelError, OptionError
 from deepsched.machine.contention import ContentionMonitor
 from deepsched.machine.partition import most_cores, partition
 from deepsched.machine.topology import Topology
+from deepsched.models.batch import AUTO, BatchSize, check_batch_size
 from deepsched.models.locations import (
     DEFAULT_CACHE,
     CacheDir,
     keeps_in_memory,
     temporary_folder,
 )
-from deepsched.models.prepare import ModelLike, Shapes, check_batch_size, check_shapes
+from deepsched.models.prepare import ModelLike, Shapes, check_shapes
 from deepsched.models.random_inputs import tried_inputs
 from deepsched.scheduling.scaling import useful_cores, widths
 
@@ -76,7 +77,7 @@ _MAX_OVERTIME = 4
 
 def advise(
     model: ModelLike,
-    batch_size: int | None = 1,
+    batch_size: BatchSize = AUTO,
     input_shapes: Shapes | None = None,
     *,
     num_cores: int | None = None,
@@ -163,7 +164,7 @@ def advise(
 
 def _measure_settings(
     model: ModelLike,
-    batch_size: int | None,
+    batch_size: BatchSize,
     input_shapes: Shapes | None,
     num_cores: int | None,
     load: Load,
@@ -177,7 +178,7 @@ def _measure_settings(
     began = time.monotonic()
     most = most_cores(Topology.detect(), num_cores)
 
-    def open_batched(batch_size: int | None, setting: Setting) -> Engine:
+    def open_batched(batch_size: BatchSize, setting: Setting) -> Engine:
         return Engine(
             model,
             batch_size,
@@ -237,7 +238,7 @@ def _measure_settings(
         left = began + MAX_EXTENSION * seconds - time.monotonic()
         batches = _batches(
             chosen,
-            batch_size,
+            results[chosen.setting][1][0].batch_size,
             open_batched,
             load,
             p99_limit_ms,

@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from deepsched.models.batch import AUTO, BatchSize
 from deepsched.models.prepare import Shapes
 
 
@@ -73,7 +74,7 @@ class Advice:
     """The setting that `advise` recommends, and why."""
 
     setting: Setting
-    batch_size: int | None
+    batch_size: BatchSize
     """As given to `advise`."""
     input_shapes: Shapes | None
     """As given to `advise`."""
@@ -126,10 +127,11 @@ class Advice:
         'compile_model("m.onnx", batch_size=4, scheduler="elastic")'
         """
         shapes = "" if self.input_shapes is None else f", input_shapes={self.input_shapes!r}"
-        batch_size = self.batch_size if batch_size is None else batch_size
+        found = self.batch_size if batch_size is None else batch_size
+        batch = "" if found == AUTO else f"batch_size={found}, "
         is_plain = model.isprintable() and not set(model) & set('"\\')
         path = f'"{model}"' if is_plain else repr(model)
-        return f"compile_model({path}, batch_size={batch_size}, {self.setting}{shapes})"
+        return f"compile_model({path}, {batch}{self.setting}{shapes})"
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON: an infinite percentile is None."""

@@ -27,6 +27,7 @@ from deepsched.errors import OptionError
 from deepsched.machine.contention import ContentionMonitor
 from deepsched.machine.partition import most_cores, partition
 from deepsched.machine.topology import Topology
+from deepsched.models.batch import AUTO, BatchSize
 from deepsched.models.locations import (
     DEFAULT_CACHE,
     CacheDir,
@@ -46,7 +47,7 @@ _MAX_RUNS = 50
 
 def analyze(
     model: ModelLike,
-    batch_size: int | None = 1,
+    batch_size: BatchSize = AUTO,
     input_shapes: Shapes | None = None,
     *,
     inputs: Any = None,

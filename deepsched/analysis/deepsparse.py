@@ -12,6 +12,7 @@ from deepsched.engine import Inputs
 from deepsched.invocation.sequential_timing import check_iterations
 from deepsched.machine.partition import partition
 from deepsched.machine.topology import Topology
+from deepsched.models.batch import AUTO, BatchSize
 from deepsched.models.locations import DEFAULT_CACHE
 from deepsched.models.prepare import ModelLike, Shapes
 from deepsched.scheduler import Scheduler
@@ -20,7 +21,7 @@ from deepsched.scheduler import Scheduler
 def model_debug_analysis(
     model: ModelLike,
     inp: Inputs,
-    batch_size: int | None = 1,
+    batch_size: BatchSize = AUTO,
     num_cores: int | None = None,
     num_iterations: int = 20,
     num_warmup_iterations: int = 5,

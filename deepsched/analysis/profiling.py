@@ -13,6 +13,7 @@ from deepsched.analysis.reading import OperatorKey, Profile, read_events, read_p
 from deepsched.context import Context
 from deepsched.engine import Engine
 from deepsched.errors import ModelError
+from deepsched.models.batch import BatchSize
 from deepsched.models.locations import CacheDir, temporary_folder
 from deepsched.models.prepare import ModelLike, Shapes
 from deepsched.models.random_inputs import tried_inputs
@@ -28,7 +29,7 @@ class ProfilingTarget(NamedTuple):
     """The model to profile, and its inputs."""
 
     model: ModelLike
-    batch_size: int | None
+    batch_size: BatchSize
     input_shapes: Shapes | None
     inputs: Any
     """As `Engine.run` takes them; None for random ones."""

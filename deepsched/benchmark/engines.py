@@ -46,6 +46,7 @@ from deepsched.engine import Engine
 from deepsched.errors import DeepschedError, OptionError, UnsupportedModelError
 from deepsched.machine.partition import Stream, partition
 from deepsched.machine.topology import Topology
+from deepsched.models.batch import AUTO, BatchSize
 from deepsched.models.prepare import PreparedModel, Shapes, inputs_of, prepare_model
 from deepsched.models.random_inputs import random_value
 from deepsched.scheduler import Scheduler
@@ -65,7 +66,7 @@ _OURS = ("deepsched", "deepsparse")  # DeepSparse's scripts pass the second
 class EngineOptions(TypedDict, total=False):
     """The options of `open_engine`; `sweep` takes them as well."""
 
-    batch_size: int
+    batch_size: BatchSize
     num_cores: int | None
     num_streams: int | None
     scheduler: str
@@ -129,7 +130,7 @@ def open_engine(
     name: str,
     model_path: str,
     *,
-    batch_size: int = 1,
+    batch_size: BatchSize = AUTO,
     num_cores: int | None = None,
     num_streams: int | None = None,
     scheduler: Scheduler | str = "multi_stream",

@@ -44,7 +44,7 @@ fields of the table and of the JSON's `figures`:
 other fields of the JSON:
   setting           the recommended setting
   compile_line      the line of Python to paste
-  batch_size        as given, in items
+  batch_size        as given, in items; "auto" if none was
   input_shapes      as given
   best_batch_size   the smallest of `batches` within 3 % of the highest throughput; null if none
                     were compared, as with --callers, --rate or --input-shapes

@@ -12,6 +12,7 @@ from typing import Any
 from deepsched.errors import OptionError
 from deepsched.machine.partition import most_cores
 from deepsched.machine.topology import Topology
+from deepsched.models.batch import AUTO, BatchSize
 
 
 def add_option(
@@ -56,10 +57,10 @@ def add_sizes(group: argparse._ActionsContainer) -> None:
         group,
         "-b",
         "--batch-size",
-        type=int,
-        default=1,
+        type=_batch_size,
+        default=AUTO,
         metavar="N",
-        help="items in a request (default 1)",
+        help="items in a request (default: 1 where the model leaves it open, else the model's)",
     )
     add_option(
         group,
@@ -70,6 +71,14 @@ def add_sizes(group: argparse._ActionsContainer) -> None:
         metavar="SHAPES",
         help='shapes of the inputs, such as "[1,3,320,320]" or "[1,128],[1,128]"',
     )
+
+
+def _batch_size(text: str) -> BatchSize:
+    if text == AUTO:
+        return AUTO
+    with suppress(ValueError):
+        return int(text)
+    raise argparse.ArgumentTypeError(f"expected an integer, got {text!r}")
 
 
 def add_num_cores(group: argparse._ActionsContainer) -> None:

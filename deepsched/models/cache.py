@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deepsched.errors import OptionError
+from deepsched.models.batch import BatchSize
 from deepsched.models.entry import (
     Damaged,
     Entry,
@@ -84,7 +85,7 @@ class Item(NamedTuple):
     """The name of its folder, or of its file, in the cache."""
     model: str
     """The model's path; for a model given as bytes, how many they are."""
-    batch_size: int | None
+    batch_size: BatchSize
     """The batch size it was compiled or measured for; None: any that the model's file allows, or
     of no meaning, as for files."""
     num_bytes: int
@@ -265,7 +266,7 @@ class Cache:
         key: str,
         kind: str,
         model: str,
-        batch_size: int | None,
+        batch_size: BatchSize,
         others_share: float | None,
         value: Any,
     ) -> None:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from deepsched.errors import ModelError, ThreadError
 from deepsched.machine.partition import Stream
+from deepsched.models.batch import AUTO, BatchSize
 from deepsched.models.cache import Cache
 from deepsched.models.entry import Entry
 from deepsched.models.keys import SAVING, RawModel, Snapshot, key_of_bytes
@@ -100,7 +101,7 @@ class _Request:
     """What open_model was asked for."""
 
     model: ModelLike
-    batch_size: int | None
+    batch_size: BatchSize
     input_shapes: Shapes | None
     cache_dir: CacheDir
     options: Mapping[str, object]
@@ -136,7 +137,7 @@ class _Unavailable(NamedTuple):
 
 def open_model(
     model: ModelLike,
-    batch_size: int | None,
+    batch_size: BatchSize,
     input_shapes: Shapes | None,
     cache_dir: CacheDir,
     options: Mapping[str, object],
@@ -158,6 +159,18 @@ def open_model(
     """
     sweep_once()
     request = _Request(model, batch_size, input_shapes, cache_dir, options, streams, open_one)
+    opened = None
+    try:
+        opened = _open(request)
+    except ModelError:
+        if batch_size != AUTO:
+            raise
+    # Nobody asked for a batch of 1: the model may not take it.
+    return opened or _open(replace(request, batch_size=None))
+
+
+def _open(request: _Request) -> OpenedModel:
+    """By the first strategy that works."""
     failed = _Unavailable("")
     for strategy in (_open_in_cache, _open_in_memory):
         result = strategy(request)

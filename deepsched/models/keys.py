@@ -13,13 +13,14 @@ from typing import NamedTuple
 import blake3
 
 from deepsched.errors import ModelError
+from deepsched.models.batch import BatchSize
 from deepsched.models.cache import Cache
 from deepsched.models.entry import Entry
 from deepsched.models.external_data import external_paths
 from deepsched.models.prepare import ModelLike, PreparedModel, Shapes, serialize
 from deepsched.runtime.library import describe_library
 
-PREPARATION_VERSION = 2
+PREPARATION_VERSION = 3
 """To be raised with every change of `prepare` or `compiled` that changes what is compiled. Not the
 package's version: most releases change nothing of that and would compile every model again, while
 a change in a working tree would not be noticed."""
@@ -82,7 +83,7 @@ class RawModel(NamedTuple):
     def of(
         cls,
         model: ModelLike,
-        batch_size: int | None,
+        batch_size: BatchSize,
         input_shapes: Shapes | None,
         options: Mapping[str, object],
         cache: Cache,

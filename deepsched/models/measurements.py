@@ -6,6 +6,7 @@ import contextlib
 from typing import Any
 
 from deepsched.machine.contention import is_contended
+from deepsched.models.batch import BatchSize
 from deepsched.models.cache import Cache
 from deepsched.models.keys import hash_json
 
@@ -14,7 +15,7 @@ class Measurements:
     """JSON values by kind and question. Each has a record of its own, so the answers for several
     layouts of the machine, and of several processes, do not overwrite each other."""
 
-    def __init__(self, cache: Cache, model_key: str, model: str, batch_size: int | None) -> None:
+    def __init__(self, cache: Cache, model_key: str, model: str, batch_size: BatchSize) -> None:
         """`model_key` tells models apart; `model` and `batch_size` are for `deepsched cache`."""
         self._cache = cache
         self._model_key = model_key

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from deepsched.checks import check_integer, check_optional_integer
+from deepsched.checks import check_integer
 from deepsched.errors import (
     InvalidModelError,
     ModelError,
@@ -14,6 +14,14 @@ from deepsched.errors import (
     OptionError,
     ShapeOverrideError,
     UnsupportedModelError,
+)
+from deepsched.models.batch import (
+    AUTO,
+    BatchSize,
+    Sizes,
+    batch_inputs,
+    check_batch_size,
+    stated_batch,
 )
 from deepsched.models.external_data import external_files, external_paths, has_links, point_at
 
@@ -43,14 +51,16 @@ class PreparedModel(NamedTuple):
 
 
 def prepare_model(
-    model: ModelLike, batch_size: int | None, input_shapes: Shapes | None
+    model: ModelLike, batch_size: BatchSize, input_shapes: Shapes | None
 ) -> PreparedModel:
     """Finds `model` and fixes the shapes of its inputs.
 
     Args:
         model: a path, a serialized ModelProto, or an onnx.ModelProto.
-        batch_size: the first dimension of every input that has dimensions; None leaves the model
-            as it is. 1, the default, gives way to `input_shapes`.
+        batch_size: the first dimension of the inputs that batch_inputs finds, or of every input
+            that leaves it open if it finds none. "auto" is 1 where batch_inputs finds an open one,
+            and leaves all else as it is; so does None with everything. "auto" and 1 give way to
+            `input_shapes`.
         input_shapes: a shape for each input, in the graph's order; None in place of a shape
             leaves that input to `batch_size`.
 
@@ -67,9 +77,11 @@ def prepare_model(
     proto = _parse(path if path is not None else model)
     names = [value.name for value in _inputs_of(proto)]
     shapes = _one_shape_each(check_shapes(input_shapes), names)
-    batch_size = _reconcile(batch_size, shapes)
+    sizes = {value.name: stated for value, stated in _inputs_with_sizes(proto)}
+    batch_size, batched = _settle_batch(check_batch_size(batch_size), shapes, sizes)
     _check_has_batch(proto, batch_size)
-    changed, changed_fixed = _fix_shapes(proto, _wanted_shapes(proto, batch_size, shapes))
+    wanted = _wanted_shapes(proto, shapes, dict.fromkeys(batched, batch_size))
+    changed, changed_fixed = _fix_shapes(proto, wanted)
     if any(shapes):
         _check_windows_fit(proto, input_shapes)
     changed |= _drop_inputs_that_are_initializers(proto)
@@ -114,20 +126,29 @@ def inputs_of(model: PreparedModel) -> list[tuple[str, list[int | None], np.dtyp
         tensor = value.type.tensor_type
         if not tensor.HasField("shape"):
             raise UnsupportedModelError(f"input {value.name!r} is no tensor of a known shape")
-        found.append((value.name, shape, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)))
+        fixed = [size if isinstance(size, int) else None for size in shape]
+        found.append((value.name, fixed, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)))
     return found
 
 
-def _inputs_with_sizes(
-    proto: onnx.ModelProto,
-) -> Iterator[tuple[onnx.ValueInfoProto, list[int | None]]]:
-    """Each input with its sizes: None for open ones, no sizes if the file states no shape."""
+def _inputs_with_sizes(proto: onnx.ModelProto) -> Iterator[tuple[onnx.ValueInfoProto, Sizes]]:
+    """Each input with its sizes: none if the file states no shape."""
     for value in _inputs_of(proto):
-        dims = value.type.tensor_type.shape.dim
-        yield value, [dim.dim_value if dim.HasField("dim_value") else None for dim in dims]
+        yield value, [_size(dim) for dim in value.type.tensor_type.shape.dim]
 
 
-def sequence_shapes(model: ModelLike, batch_size: int, length: int) -> Shapes:
+def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value) if dim.dim_value >= 0 else None  # Paddle writes -1 for any
+    return _symbol(dim)
+
+
+def _symbol(dim: onnx.TensorShapeProto.Dimension) -> str | None:
+    """None for the question mark, which Paddle writes into every dimension that may be any."""
+    return dim.dim_param if dim.dim_param not in ("", "?") else None
+
+
+def sequence_shapes(model: ModelLike, batch_size: BatchSize, length: int) -> Shapes:
     """The `input_shapes` that fix the sequence length of inputs that leave it open.
 
     An input has an open length if its second dimension is open, and no other but the first.
@@ -139,8 +160,9 @@ def sequence_shapes(model: ModelLike, batch_size: int, length: int) -> Shapes:
     prepared = prepare_model(model, batch_size, None)
     shapes: list[list[int] | None] = []
     for _, shape in _inputs_with_sizes(_parse(prepared.source)):
-        is_open = len(shape) > 1 and shape[1] is None and None not in shape[2:]
-        shapes.append([batch_size, length, *filter(None, shape[2:])] if is_open else None)
+        others = [size for size in shape[2:] if isinstance(size, int)]
+        is_open = len(shape) == 2 + len(others) and not isinstance(shape[1], int)
+        shapes.append([prepared.batch_size or 1, length, *others] if is_open else None)
     if not any(shapes):
         raise ShapeOverrideError(
             "a sequence length is the second dimension of inputs that leave it open, and only it "
@@ -162,11 +184,6 @@ def _drop_inputs_that_are_initializers(proto: onnx.ModelProto) -> bool:
         proto.graph.input.extend(kept)
         proto.ir_version = 4  # the first in which an initializer need not be an input
     return has_dropped
-
-
-def check_batch_size(batch_size: int | None) -> int | None:
-    """Returns it as a plain int; raises OptionError."""
-    return check_optional_integer("batch_size", batch_size, 1, otherwise="None for any batch")
 
 
 def _check_path(path: str) -> str:
@@ -217,17 +234,31 @@ def _inputs_of(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     return [value for value in proto.graph.input if value.name not in initializers]
 
 
-def _reconcile(batch_size: int | None, shapes: list[list[int] | None]) -> int | None:
-    """The batch size that agrees with `shapes`."""
+def _settle_batch(
+    batch_size: BatchSize, shapes: list[list[int] | None], sizes: Mapping[str, Sizes]
+) -> tuple[int | None, list[str]]:
+    """The batch size that agrees with `shapes`, and the inputs whose first dimension it is to be.
+
+    `sizes`: of each input, as the file states them.
+    """
     batches = [shape[0] for shape in shapes if shape]
-    if batch_size is None or not batches or batch_size in batches:
-        return batch_size
-    if batch_size != 1:
-        raise OptionError(
-            f"batch_size={batch_size} contradicts input_shapes, whose first dimensions are "
-            f"{batches}; give one of the two, or the same batch in both"
-        )
-    return batches[0]
+    opened = [name for name in sizes if sizes[name] and not isinstance(sizes[name][0], int)]
+    inputs = batch_inputs(sizes)
+    if batch_size is None:
+        return None, []
+    if batch_size == AUTO:
+        inputs = [name for name in inputs if name in opened]
+        if not batches:
+            return (1, inputs) if inputs else (stated_batch(sizes), [])
+        batch_size, opened = 1, []
+    if batches and batch_size not in batches:
+        if batch_size != 1:
+            raise OptionError(
+                f"batch_size={batch_size} contradicts input_shapes, whose first dimensions are "
+                f"{batches}; give one of the two, or the same batch in both"
+            )
+        batch_size = batches[0]
+    return batch_size, inputs or opened
 
 
 def _check_has_batch(proto: onnx.ModelProto, batch_size: int | None) -> None:
@@ -272,22 +303,34 @@ _WINDOWS = frozenset(("AveragePool", "Conv", "ConvInteger", "LpPool", "MaxPool",
 
 
 def _wanted_shapes(
-    proto: onnx.ModelProto, batch_size: int | None, shapes: list[list[int] | None]
+    proto: onnx.ModelProto, shapes: list[list[int] | None], batches: Mapping[str, int | None]
 ) -> dict[str, list[int | None]]:
-    """The sizes to fix, by input; None keeps a size as it is."""
+    """The sizes to fix, by input; None keeps a size as it is. `batches`: first sizes, by input,
+    where `shapes` has no shape."""
     wanted: dict[str, list[int | None]] = {}
-    for value, shape in zip(_inputs_of(proto), shapes, strict=True):
-        has_shape = value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape")
-        rank = len(value.type.tensor_type.shape.dim) if has_shape else None
-        if shape is not None:
-            if rank is not None and rank != len(shape):
-                raise ShapeOverrideError(
-                    f"input {value.name!r} has {rank} dimensions, but input_shapes gives it "
-                    f"{len(shape)}: {shape}"
-                )
-            wanted[value.name] = list(shape)
-        elif batch_size is not None and rank:
-            wanted[value.name] = [batch_size] + [None] * (rank - 1)
+    fixed: dict[str | None, int] = {}  # by symbol
+    inputs = _inputs_of(proto)
+    for value, shape in zip(inputs, shapes, strict=True):
+        if shape is None:
+            continue
+        dims = value.type.tensor_type.shape.dim
+        if not value.type.HasField("tensor_type"):
+            raise ShapeOverrideError(
+                f"input {value.name!r} is no tensor; input_shapes has None in its place"
+            )
+        if value.type.tensor_type.HasField("shape") and len(dims) != len(shape):
+            raise ShapeOverrideError(
+                f"input {value.name!r} has {len(dims)} dimensions, but input_shapes gives it "
+                f"{len(shape)}: {shape}"
+            )
+        wanted[value.name] = list(shape)
+        fixed |= {_symbol(dim): size for dim, size in zip(dims, shape, strict=False)}
+    fixed.pop(None, None)
+    for value in inputs:
+        dims = value.type.tensor_type.shape.dim
+        if value.name in batches and value.name not in wanted and dims:
+            size = fixed.get(_symbol(dims[0]), batches[value.name])
+            wanted[value.name] = [size] + [None] * (len(dims) - 1)
     return wanted
 
 
@@ -336,13 +379,14 @@ def _fix_shapes(proto: onnx.ModelProto, wanted: dict[str, list[int | None]]) -> 
         for dim, size in zip(dims, wanted[value.name], strict=True):
             if size is None or (dim.HasField("dim_value") and dim.dim_value == size):
                 continue
-            if dim.dim_param and symbols.setdefault(dim.dim_param, size) != size:
+            symbol = _symbol(dim)
+            if symbol and symbols.setdefault(symbol, size) != size:
                 raise ShapeOverrideError(
-                    f"input {value.name!r}: {dim.dim_param!r} cannot be {size} here and "
-                    f"{symbols[dim.dim_param]} in another input"
+                    f"input {value.name!r}: {symbol!r} cannot be {size} here and "
+                    f"{symbols[symbol]} in another input"
                 )
             changed = True
-            changed_fixed |= dim.HasField("dim_value")
+            changed_fixed |= isinstance(_size(dim), int)
             dim.dim_value = size
     # What the graph says of its other values must not contradict the inputs.
     if changed_fixed:
