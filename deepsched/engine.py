@@ -182,7 +182,8 @@ class Engine:
 
     @property
     def input_names(self) -> list[str]:
-        """Input names in the graph's order, the order in which `run` takes a list."""
+        """Names of the inputs that must be given, in the graph's order, in which `run` takes a
+        list."""
         return [info.name for info in self._model.inputs]
 
     @property
@@ -194,6 +195,23 @@ class Engine:
     def input_dtypes(self) -> list[np.dtype[Any]]:
         """Dtype of each input; object for strings."""
         return [info.dtype for info in self._model.inputs]
+
+    @property
+    def overridable_names(self) -> list[str]:
+        """Names of the inputs that may be left out, since the model has a default for them:
+        onnxruntime's overridable initializers. They are in none of the lists of inputs. `run` takes
+        them by name, or after the others in this order, where None leaves one out."""
+        return [info.name for info in self._model.overridable]
+
+    @property
+    def overridable_shapes(self) -> list[Shape]:
+        """Shape of each of `overridable_names`; dimensions as in `input_shapes`."""
+        return [info.shape for info in self._model.overridable]
+
+    @property
+    def overridable_dtypes(self) -> list[np.dtype[Any]]:
+        """Dtype of each of `overridable_names`; object for strings."""
+        return [info.dtype for info in self._model.overridable]
 
     @property
     def output_names(self) -> list[str]:
@@ -273,9 +291,10 @@ class Engine:
         """Runs one request and returns its outputs; blocks until it ends.
 
         Args:
-            inp: an array for each input in the graph's order, or a mapping by input name. A
-                C-contiguous array of the input's dtype is not copied and must not be changed
-                during the call. Sequences are lists, maps are dicts, an optional may be None.
+            inp: an array for each input in the graph's order, or a mapping by input name; inputs
+                with a default may be left out, see `overridable_names`. A C-contiguous array of the
+                input's dtype is not copied and must not be changed during the call. Sequences are
+                lists, maps are dicts (of Python's numbers or numpy's), an optional may be None.
             timeout: seconds for waiting and running together. A request that expires in the queue
                 never runs; a running one is stopped at its next operator.
             priority: 1 goes before 0, and 0 before -1; within one, first come, first served. Of
@@ -405,7 +424,8 @@ class Engine:
         must divide the batch.
 
         Args:
-            inp: as for `run`, with a longer first dimension, the same in all inputs.
+            inp: as for `run`, with a longer first dimension, the same in all inputs; those with a
+                default are not split.
             priority, val_inp: see `run`.
 
         Returns:
@@ -415,7 +435,9 @@ class Engine:
             InputError: the batch cannot be split so, or an output has no first dimension.
             DeepschedError: any error of `run`.
         """
-        parts = split_batch(self._in_order(inp), self.batch_size, self.num_streams)
+        parts = split_batch(
+            self._in_order(inp), len(self._model.inputs), self.batch_size, self.num_streams
+        )
         results = self.map(parts, priority=priority, val_inp=val_inp)
         return join_batch(list(results), self.output_names)
 
@@ -502,7 +524,9 @@ class Engine:
 
     def _in_order(self, inputs: Inputs) -> list[Any]:
         if isinstance(inputs, Mapping):
-            unknown = [name for name in inputs if name not in self.input_names]
+            overridable = self.overridable_names
+            known = [*self.input_names, *overridable]
+            unknown = [name for name in inputs if name not in known]
             missing = [
                 info.name
                 for info in self._model.inputs
@@ -514,8 +538,12 @@ class Engine:
                     for what, names in (("missing", missing), ("unknown", unknown))
                     if names
                 ]
-                raise InputError(f"expected inputs named {self.input_names}; {', '.join(wrong)}")
-            return [inputs.get(name) for name in self.input_names]
+                expected = f"expected inputs named {self.input_names}"
+                if overridable:
+                    expected += f", and any of {overridable}"
+                raise InputError(f"{expected}; {', '.join(wrong)}")
+            has_more = any(name in inputs for name in overridable)
+            return [inputs.get(name) for name in (known if has_more else self.input_names)]
         if isinstance(inputs, (list, tuple)):
             return list(inputs)
         raise InputTypeError(

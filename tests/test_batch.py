@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
@@ -170,6 +170,7 @@ sizes = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from("abcd"), st.lists(sizes, max_size=3), min_size=1))
 def test_no_default_changes_a_size_that_is_stated(shapes):
     model = sums(**shapes)

@@ -16,6 +16,7 @@ from deepsched import Engine
 from deepsched.errors import InputError, InputTypeError
 from deepsched.runtime import element_types
 from tests.support import models
+from tests.support.plain_onnxruntime import plain, same_bits
 
 ORDINARY = [
     "float32",
@@ -279,3 +280,93 @@ def test_an_input_that_does_not_fit_is_named(value, error, message):
         with pytest.raises(error, match=message):
             engine.run([value])
         assert engine.run([np.ones((2, 3), np.float32)])[0].shape == (2, 3)
+
+
+# --- Maps ---------------------------------------------------------------------------------------
+
+
+def vectorizer(key_type, value_type):
+    """The values of the keys "a" and "b", or 1 and 2."""
+    vocabulary = (
+        {"string_vocabulary": ["a", "b"]}
+        if key_type == TensorProto.STRING
+        else {"int64_vocabulary": [1, 2]}
+    )
+    node = helper.make_node("DictVectorizer", ["x"], ["y"], domain="ai.onnx.ml", **vocabulary)
+    value = helper.make_tensor_type_proto(value_type, [])
+    x = helper.make_value_info("x", helper.make_map_type_proto(key_type, value))
+    model = models.make([node], [x], [models.tensor("y", None, value_type)])
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    return model
+
+
+STRING, INT64 = TensorProto.STRING, TensorProto.INT64
+NUMBERS = [1, 1.0, True, np.float32(1), np.float64(1), np.int64(1), np.uint8(1), np.array(1.0)]
+
+
+@pytest.mark.parametrize(("key_type", "keys"), [(STRING, ["a", "b"]), (INT64, [1, np.int32(2)])])
+@pytest.mark.parametrize("value_type", [TensorProto.FLOAT, TensorProto.DOUBLE])
+def test_maps_take_numbers_of_any_type(key_type, keys, value_type):
+    with Engine(vectorizer(key_type, value_type)) as engine:
+        for one in NUMBERS:
+            (y,) = engine.run([{keys[0]: one, keys[1]: 2.5}])
+            assert y.tolist() == [[1.0, 2.5]]
+            assert y.dtype == helper.tensor_dtype_to_np_dtype(value_type)
+
+
+def test_maps_of_floats_are_onnxruntimes():
+    for key_type, key in ((STRING, "a"), (INT64, 1)):
+        model = vectorizer(key_type, TensorProto.FLOAT)
+        session = plain(model)
+        with Engine(model) as engine:
+            for one in (*NUMBERS, 2**70, 1e300, float("nan")):
+                if isinstance(one, np.ndarray) and key == 1:
+                    continue  # onnxruntime takes these for string keys only
+                same_bits(engine.run([{key: one}]), session.run(None, {"x": {key: one}}))
+
+
+def test_maps_of_whole_numbers_and_of_strings():
+    with Engine(vectorizer(STRING, INT64)) as engine:
+        assert engine.run([{"a": 1, "b": np.int8(2)}])[0].tolist() == [[1, 2]]
+    with Engine(vectorizer(INT64, STRING)) as engine:
+        assert engine.run([{1: "one", 2: np.str_("two")}])[0].tolist() == [["one", "two"]]
+
+
+@pytest.mark.parametrize(
+    ("types", "value", "message"),
+    [
+        ((STRING, TensorProto.FLOAT), {1: 1.0}, r"string to float32, got the key 1 \(int\)"),
+        ((STRING, TensorProto.FLOAT), {"a": 1.0, 2: 1.0}, r"got the key 2 \(int\)"),
+        ((STRING, TensorProto.FLOAT), {"a": "1.0"}, r"got the value '1.0' \(str\)"),
+        ((STRING, TensorProto.FLOAT), {"a": None}, r"got the value None \(NoneType\)"),
+        ((STRING, TensorProto.FLOAT), {"a": [1.0]}, r"got the value \[1.0\] \(list\)"),
+        ((STRING, TensorProto.FLOAT), {"a": 1j}, r"got the value 1j \(complex\)"),
+        ((STRING, TensorProto.FLOAT), {"a": 10**400}, "got the value 1000"),
+        ((INT64, TensorProto.FLOAT), {"a": 1.0}, "int64 to float32, got the key 'a'"),
+        ((INT64, TensorProto.FLOAT), {1.0: 1.0}, "got the key 1.0"),
+        ((INT64, TensorProto.FLOAT), {2**70: 1.0}, "got the key 118"),
+        ((STRING, INT64), {"a": 1.0}, r"string to int64, got the value 1.0 \(float\)"),
+        ((INT64, STRING), {1: 1}, "int64 to string, got the value 1"),
+        ((STRING, TensorProto.FLOAT), {}, "at least one entry"),
+        ((STRING, TensorProto.FLOAT), np.ones(2), "expected a dict"),
+        ((STRING, TensorProto.FLOAT), [("a", 1.0)], "expected a dict"),
+    ],
+)
+def test_maps_that_do_not_fit_are_refused(types, value, message):
+    with Engine(vectorizer(*types)) as engine:
+        with pytest.raises(InputTypeError, match=message) as refused:
+            engine.run([value])
+        assert "astype" not in str(refused.value)
+
+
+def test_sequences_of_maps():
+    content = helper.make_tensor_type_proto(TensorProto.FLOAT, [])
+    maps = helper.make_sequence_type_proto(helper.make_map_type_proto(STRING, content))
+    model = models.identity((1,))
+    model.graph.input.append(helper.make_value_info("maps", maps))
+    x = np.ones(1, np.float32)
+    with Engine(model) as engine:
+        assert engine.run([x, [{"a": 1.0}, {"a": 1, "b": 2.5}]])[0].tolist() == [1.0]
+        for wrong in ([], [{"a": "x"}], [{1: 1.0}], {"a": 1.0}, [1.0]):
+            with pytest.raises(InputTypeError, match="'maps': expected a"):
+                engine.run([x, wrong])

@@ -9,13 +9,16 @@ import numpy as np
 from deepsched.errors import InputError
 
 
-def split_batch(inputs: list[Any], batch_size: int | None, num_streams: int) -> list[list[Any]]:
-    """Inputs of each part, in order; views, not copies.
+def split_batch(
+    inputs: list[Any], num_split: int, batch_size: int | None, num_streams: int
+) -> list[list[Any]]:
+    """Inputs of each part, in order; views, not copies. All parts have those after the first
+    `num_split` whole.
 
     Raises:
         InputError: the first dimensions differ, or batch_size does not divide them.
     """
-    arrays = [np.asarray(value) for value in inputs]
+    arrays = [np.asarray(value) for value in inputs[:num_split]]
     if not arrays or any(array.ndim == 0 for array in arrays):
         raise InputError("batched_run needs inputs that have a first dimension to split")
     sizes = {len(array) for array in arrays}
@@ -36,7 +39,10 @@ def split_batch(inputs: list[Any], batch_size: int | None, num_streams: int) -> 
     else:
         ends = list(range(batch_size, total + 1, batch_size))
     starts = [0, *ends[:-1]]
-    return [[array[start:end] for array in arrays] for start, end in zip(starts, ends, strict=True)]
+    return [
+        [*(array[start:end] for array in arrays), *inputs[num_split:]]
+        for start, end in zip(starts, ends, strict=True)
+    ]
 
 
 def join_batch(parts: list[list[Any]], output_names: list[str]) -> list[Any]:

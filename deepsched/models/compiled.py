@@ -369,8 +369,12 @@ def _thread_errors() -> Iterator[None]:
 
 
 def _interface(session: Session) -> list[tuple[str, object]]:
-    described = [*session.describe_inputs(), *session.describe_outputs()]
-    return [(info.name, info.dtype) for info in described]
+    described = (
+        session.describe_inputs(),
+        session.describe_overridable(),
+        session.describe_outputs(),
+    )
+    return [(info.name, info.dtype) for infos in described for info in infos]
 
 
 def _open_compiled(entry: Entry, request: _Request, was_cached: bool) -> OpenedModel:

@@ -8,9 +8,11 @@ cdef class Model:
     cdef readonly uint32_t number
     cdef readonly Dispatcher dispatcher
     cdef readonly list inputs
+    cdef readonly list overridable
     cdef readonly list outputs
     cdef list sessions
-    cdef list input_names
+    cdef list all_inputs  # inputs, then overridable
+    cdef list input_names  # of all_inputs
     cdef list output_names
 
     cdef Request prepare(self, list inputs, object timeout, object priority, bint check_inputs)

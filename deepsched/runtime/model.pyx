@@ -42,8 +42,10 @@ cdef class Model:
         self.sessions = sessions
         session = sessions[0]
         self.inputs = session.describe_inputs()
+        self.overridable = session.describe_overridable()
         self.outputs = session.describe_outputs()
-        self.input_names = [info.name.encode() for info in self.inputs]
+        self.all_inputs = self.inputs + self.overridable
+        self.input_names = [info.name.encode() for info in self.all_inputs]
         self.output_names = [info.name.encode() for info in self.outputs]
         self.state.num_outputs = len(self.outputs)
         self.state.trace = &dispatcher.tracer.state
@@ -51,7 +53,7 @@ cdef class Model:
         dispatcher.num_models += 1
         self.state.sessions = <OrtSession**>calloc(len(sessions), sizeof(OrtSession*))
         self.state.stats = <GroupStats*>calloc(len(sessions), sizeof(GroupStats))
-        self.state.input_names = <const char**>calloc(len(self.inputs) + 1, sizeof(char*))
+        self.state.input_names = <const char**>calloc(len(self.all_inputs) + 1, sizeof(char*))
         self.state.output_names = <const char**>calloc(len(self.outputs) + 1, sizeof(char*))
         self.state.lengths = <RunLength*>calloc(len(sessions), sizeof(RunLength))
         if (
@@ -76,7 +78,8 @@ cdef class Model:
     # --- Ways in ------------------------------------------------------------------------------
 
     def run(self, list inputs, timeout=None, priority=0, bint check_inputs=True) -> list:
-        """Runs one request and returns its outputs; blocks. `inputs` in the graph's order."""
+        """Runs one request and returns its outputs; blocks. `inputs` in the graph's order, then any
+        of `overridable`; None leaves one of these out."""
         cdef Request request = self.prepare(inputs, timeout, priority, check_inputs)
         if not enter(&self.state):
             raise _closed()
@@ -214,13 +217,16 @@ cdef class Model:
         self.check_fork()
         if self.state.closing.load(memory_order_relaxed):  # relaxed: enter() looks again
             raise _closed()
-        if len(inputs) != len(self.inputs):
+        cdef list infos = self.inputs
+        if len(inputs) != len(infos):
+            infos = self.all_inputs[:len(inputs)]
+        if len(inputs) != len(infos) or len(infos) < len(self.inputs):
             names = ", ".join(repr(info.name) for info in self.inputs)
             raise InputError(
                 f"expected a list of {len(self.inputs)} input{'s' * (len(self.inputs) != 1)} "
-                f"({names}), got {len(inputs)}"
+                f"({names}), got {len(inputs)}" + _also(self.overridable)
             )
-        request = new_request(self, &self.state, self.inputs, self.outputs, inputs, check_inputs)
+        request = new_request(self, &self.state, infos, self.outputs, inputs, check_inputs)
         if timeout is not None:
             request.state.submitted_ns = now_ns()
             # Nearly always a float: the check as such costs more than the request does here.
@@ -298,6 +304,11 @@ cdef class Model:
 
 
 cdef object _NORMAL = 0
+
+
+cdef str _also(list overridable):
+    names = ", ".join(repr(info.name) for info in overridable)
+    return f"; {names}, which have defaults, may follow" if names else ""
 
 
 cdef _closed():

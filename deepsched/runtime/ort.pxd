@@ -32,6 +32,13 @@ ctypedef void OrtTensorInfo
 ctypedef void OrtTypeInfo
 ctypedef void OrtValue
 
+# What describes a model's inputs, outputs, and initializers that a caller may replace.
+ctypedef OrtStatus* (*CountFn)(const OrtSession*, size_t* out) noexcept nogil
+ctypedef OrtStatus* (*TypeInfoFn)(const OrtSession*, size_t index, OrtTypeInfo** out) noexcept nogil
+ctypedef OrtStatus* (*NameFn)(
+    const OrtSession*, size_t index, OrtAllocator*, char** out
+) noexcept nogil
+
 # Thread hooks: ORT asks for each intra-op thread beside the caller's own.
 ctypedef void (*ThreadBodyFn)(void*) noexcept nogil
 ctypedef void* (*CreateThreadFn)(void* options, ThreadBodyFn body, void* argument) noexcept nogil
@@ -65,23 +72,15 @@ ctypedef struct OrtApi:
     OrtStatus* (*SetIntraOpNumThreads)(OrtSessionOptions*, int num_threads) noexcept nogil  # 24
     OrtStatus* (*SetInterOpNumThreads)(OrtSessionOptions*, int num_threads) noexcept nogil  # 25
     void* _before_30[4]
-    OrtStatus* (*SessionGetInputCount)(const OrtSession*, size_t* out) noexcept nogil  # 30
-    OrtStatus* (*SessionGetOutputCount)(const OrtSession*, size_t* out) noexcept nogil  # 31
-    void* _before_33[1]
-    OrtStatus* (*SessionGetInputTypeInfo)(
-        const OrtSession*, size_t index, OrtTypeInfo** out
-    ) noexcept nogil  # 33
-    OrtStatus* (*SessionGetOutputTypeInfo)(
-        const OrtSession*, size_t index, OrtTypeInfo** out
-    ) noexcept nogil  # 34
-    void* _before_36[1]
-    OrtStatus* (*SessionGetInputName)(
-        const OrtSession*, size_t index, OrtAllocator*, char** out
-    ) noexcept nogil  # 36
-    OrtStatus* (*SessionGetOutputName)(
-        const OrtSession*, size_t index, OrtAllocator*, char** out
-    ) noexcept nogil  # 37
-    void* _before_39[1]
+    CountFn SessionGetInputCount  # 30
+    CountFn SessionGetOutputCount  # 31
+    CountFn SessionGetOverridableInitializerCount  # 32
+    TypeInfoFn SessionGetInputTypeInfo  # 33
+    TypeInfoFn SessionGetOutputTypeInfo  # 34
+    TypeInfoFn SessionGetOverridableInitializerTypeInfo  # 35
+    NameFn SessionGetInputName  # 36
+    NameFn SessionGetOutputName  # 37
+    NameFn SessionGetOverridableInitializerName  # 38
     OrtStatus* (*CreateRunOptions)(OrtRunOptions** out) noexcept nogil  # 39
     void* _before_46[6]
     OrtStatus* (*RunOptionsSetTerminate)(OrtRunOptions*) noexcept nogil  # 46

@@ -146,7 +146,7 @@ cdef Request new_request(
 
 
 cdef _rename(Request request, size_t i, size_t num_infos):
-    """An optional input was left out: the names that remain are not the model's array."""
+    """An optional input, or one with a default, was left out: the names that remain are not the model's array."""
     cdef RequestState* state = &request.state
     cdef const char** all_names = state.model.input_names
     cdef size_t k, num_values = num_infos + state.model.num_outputs

@@ -1,4 +1,4 @@
-from deepsched.runtime.ort cimport OrtSession
+from deepsched.runtime.ort cimport CountFn, NameFn, OrtSession, TypeInfoFn
 from libc.stdint cimport uint32_t
 
 cdef struct OpThread  # one thread of the team; session.pyx
@@ -18,4 +18,6 @@ cdef class Session:
     cdef uint32_t generation
 
     cdef close(self)
-    cdef list _describe(self, bint inputs)
+    cdef list _describe(
+        self, CountFn get_count, NameFn get_name, TypeInfoFn get_type, bint has_default
+    )

@@ -4,13 +4,14 @@ cimport cython
 from deepsched.runtime.futex cimport futex_wait, futex_wake
 from deepsched.runtime.library cimport Library, check, library, loaded_library, take_message
 from deepsched.runtime.ort cimport (
-    LOG_FATAL, OPTIMIZE_ALL, OPTIMIZE_NOTHING, ORT_INVALID_ARGUMENT, ORT_INVALID_GRAPH,
+    CountFn, LOG_FATAL, NameFn, OPTIMIZE_ALL, OPTIMIZE_NOTHING, ORT_INVALID_ARGUMENT, ORT_INVALID_GRAPH,
     ORT_INVALID_PROTOBUF, ORT_NO_SUCHFILE, ORT_NOT_IMPLEMENTED, OrtAllocator, OrtApi,
     OrtKeyValuePairs, OrtSession, OrtSessionOptions, OrtStatus, OrtTypeInfo, ThreadBodyFn,
+    TypeInfoFn,
 )
 from deepsched.runtime.pool cimport fork_generation, one_cpu, thread_name
 from deepsched.runtime.posix cimport CpuMask, pthread_join, pthread_t, start_thread
-from deepsched.runtime.values cimport describe_value
+from deepsched.runtime.values cimport ValueInfo, describe_value
 from libc.stdio cimport snprintf
 from libc.errno cimport ENOMEM
 from libc.stdlib cimport calloc, free, malloc
@@ -147,38 +148,53 @@ cdef class Session:
             loaded_library().api.ReleaseSession(handle)
 
     def describe_inputs(self) -> list:
-        """A ValueInfo for each input of the graph, in its order."""
-        return self._describe(True)
+        """A ValueInfo for each input that a caller must give, in the graph's order."""
+        cdef const OrtApi* api = library().api
+        return self._describe(
+            api.SessionGetInputCount, api.SessionGetInputName, api.SessionGetInputTypeInfo, False
+        )
+
+    def describe_overridable(self) -> list:
+        """A ValueInfo for each input that has a default: an initializer of the same name."""
+        cdef const OrtApi* api = library().api
+        return self._describe(
+            api.SessionGetOverridableInitializerCount, api.SessionGetOverridableInitializerName,
+            api.SessionGetOverridableInitializerTypeInfo, True,
+        )
 
     def describe_outputs(self) -> list:
         """A ValueInfo for each output of the graph, in its order."""
-        return self._describe(False)
-
-    cdef list _describe(self, bint inputs):
         cdef const OrtApi* api = library().api
+        return self._describe(
+            api.SessionGetOutputCount, api.SessionGetOutputName, api.SessionGetOutputTypeInfo, False
+        )
+
+    cdef list _describe(
+        self, CountFn get_count, NameFn get_name, TypeInfoFn get_type, bint has_default
+    ):
+        cdef const OrtApi* api = library().api
+        cdef ValueInfo described
         cdef size_t i, count = 0
         cdef char* name
         cdef OrtTypeInfo* info
-        described = []
-        if inputs:
-            check(api.SessionGetInputCount(self.handle, &count))
-        else:
-            check(api.SessionGetOutputCount(self.handle, &count))
+        found = []
+        check(get_count(self.handle, &count))
         for i in range(count):
             name = NULL
             info = NULL
-            if inputs:
-                check(api.SessionGetInputName(self.handle, i, library().allocator, &name))
-                check(api.SessionGetInputTypeInfo(self.handle, i, &info))
-            else:
-                check(api.SessionGetOutputName(self.handle, i, library().allocator, &name))
-                check(api.SessionGetOutputTypeInfo(self.handle, i, &info))
+            check(get_name(self.handle, i, library().allocator, &name))
+            check(get_type(self.handle, i, &info))
             try:
-                described.append(describe_value(name.decode(errors="replace"), info))
+                described = describe_value(name.decode(errors="replace"), info)
+                described.has_default = has_default
+                found.append(described)
+            except UnsupportedModelError:
+                if not has_default:  # else the default serves
+                    raise
             finally:
                 api.ReleaseTypeInfo(info)
                 check(api.AllocatorFree(library().allocator, name))
-        return described
+        return found
 
     def end_profiling(self) -> str:
         """Ends what `profile_to` began; the path of ORT's timeline, JSON in Chrome's format.

@@ -12,6 +12,7 @@ cdef class ValueInfo:
     cdef readonly tuple shape
     cdef readonly object dtype
     cdef readonly ValueInfo content
+    cdef readonly bint has_default
     cdef int onnx_type
     cdef int element_type
     cdef int type_num

@@ -18,6 +18,9 @@ from libc.stdint cimport int64_t, uint32_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
+import operator
+from collections.abc import Mapping
+
 import numpy as np
 
 from deepsched.errors import InferenceError, InputError, InputTypeError, UnsupportedModelError
@@ -54,7 +57,8 @@ cdef class ValueInfo:
         kind: "tensor", "sequence", "map" or "optional".
         dtype: numpy dtype of a tensor's elements (object for strings) or of a map's values.
         shape: of a tensor: an int, a symbol's name or None (any size) for each dimension.
-        content: of a sequence or an optional: what it holds.
+        content: of a sequence or an optional: what it holds; of a map: its values.
+        has_default: of an input: it may be left out, since the model has a value for it.
     """
 
     def __init__(self):
@@ -65,7 +69,7 @@ cdef class ValueInfo:
         return f"<{self.kind} {self.name!r}: {what}>"
 
     cdef OrtValue* to_ort(self, object value, list keepalive, bint check=True) except? NULL:
-        """The OrtValue for `value`, to be released by the caller; NULL for an absent optional.
+        """The OrtValue for `value`, to be released by the caller; NULL for one that is left out.
 
         What it borrows from, if that is not `value` itself, is appended to `keepalive`; both must
         outlive it. Without `check` an array is taken for one of the right dtype and shape.
@@ -73,6 +77,8 @@ cdef class ValueInfo:
         if self.onnx_type == ONNX_TENSOR:
             if self.borrows and self._fits(value, check):
                 return self._borrow(value)
+            if value is None and self.has_default:
+                return NULL
             return self._tensor(value, keepalive)
         if self.onnx_type == ONNX_OPTIONAL:
             # ORT takes an input that is not fed as an optional without a value.
@@ -199,19 +205,44 @@ cdef class ValueInfo:
                 f"{type(value).__name__}"
             )
         if not value:
+            if self.content.onnx_type != ONNX_TENSOR:
+                raise InputTypeError(
+                    f"input {self.name!r}: expected a list with at least one "
+                    f"{self.content._type_name()}, since ONNX Runtime makes no empty ones of them"
+                )
             return _empty_sequence(self.content.element_type)
         return _compose([(self.content, item) for item in value], ONNX_SEQUENCE, keepalive)
 
     cdef OrtValue* _map(self, object value, list keepalive) except NULL:
-        if not isinstance(value, dict) or not value:
+        if not isinstance(value, Mapping) or not value:
             raise InputTypeError(
                 f"input {self.name!r}: expected a dict with at least one entry, got {value!r:.80}"
             )
-        keys, items = np.array(list(value.keys())), np.array(list(value.values()))
         cdef ValueInfo key_info = _tensor_info(self.name, self.element_type, (None,))
+        keys = self._parts_of_map("key", key_info, value.keys())
+        items = self._parts_of_map("value", self.content, value.values())
         return _compose([(key_info, keys), (self.content, items)], ONNX_MAP, keepalive)
 
+    def _parts_of_map(self, what, ValueInfo info, parts):
+        """Keys or values, as an array of what the model takes: numbers of Python have no type, and
+        those of a dict may differ."""
+        array = np.empty(len(parts), info.dtype)
+        convert = _CONVERSIONS[info.dtype.kind]
+        with np.errstate(over="ignore"):  # infinite in float32
+            for i, part in enumerate(parts):
+                try:
+                    array[i] = convert(part)
+                except (TypeError, ValueError, OverflowError):
+                    raise InputTypeError(
+                        f"input {self.name!r}: expected a {self._type_name()}, got the {what} "
+                        f"{part!r:.80} ({type(part).__name__})"
+                    ) from None
+        return array
+
     def _type_name(self):
+        if self.onnx_type == ONNX_MAP:
+            key_name = element_types.name_of(self.element_type)
+            return f"dict of {key_name} to {self.content._type_name()}"
         return self.content._type_name() if self.content else element_types.name_of(
             self.element_type
         )
@@ -224,6 +255,8 @@ cdef class ValueInfo:
     def _shape_complaint(self, array):
         expected, got = list(self.shape), list(array.shape)
         message = f"input {self.name!r}: expected shape {_shape_text(expected)}, got {got}"
+        if self.has_default:
+            return f"{message}. Give it the shape of its default, or leave it out"
         if len(expected) == len(got) and isinstance(expected[0], int) and got[0] != expected[0]:
             others = zip(expected[1:], got[1:])
             if all(want == have or not isinstance(want, int) for want, have in others):
@@ -245,6 +278,22 @@ cdef class ValueInfo:
 
 def _shape_text(shape):
     return "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
+
+
+def _to_text(value):
+    if isinstance(value, (str, bytes)):
+        return value
+    raise TypeError
+
+
+def _to_float(value):
+    if isinstance(value, (str, bytes, bytearray)):  # which float() would read
+        raise TypeError
+    return float(value)
+
+
+# What an entry of a map is made of it, by kind of dtype.
+cdef dict _CONVERSIONS = {"O": _to_text, "f": _to_float, "i": operator.index}
 
 
 cdef OrtValue* _compose(list parts, int onnx_type, list keepalive) except NULL:
