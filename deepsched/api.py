@@ -12,6 +12,7 @@ from deepsched.engine import Engine, Inputs
 from deepsched.errors import OptionError
 from deepsched.invocation.sequential_timing import BenchmarkResults
 from deepsched.models.batch import AUTO, BatchSize
+from deepsched.models.custom_ops import CustomOps
 from deepsched.models.locations import DEFAULT_CACHE, CacheDir
 from deepsched.models.prepare import ModelLike, Shapes
 from deepsched.scheduler import Scheduler
@@ -30,6 +31,7 @@ def compile_model(
     pin: str | None = None,
     context: Context | None = None,
     cache_dir: CacheDir = DEFAULT_CACHE,
+    custom_ops: CustomOps = (),
 ) -> Engine:
     """Compiles `model`; see Engine for the parameters and errors.
 
@@ -57,6 +59,7 @@ def compile_model(
             num_cores=num_cores,
             seconds=8,
             cache_dir=cache_dir,
+            custom_ops=custom_ops,
             compares_batches=False,
             on_progress=_tell_once(),
         ).setting
@@ -72,6 +75,7 @@ def compile_model(
         pin=pin,
         context=context,
         cache_dir=cache_dir,
+        custom_ops=custom_ops,
     )
 
 

@@ -29,6 +29,7 @@ from deepsched.invocation.sequential_timing import BenchmarkResults, timed_reque
 from deepsched.machine.partition import Stream
 from deepsched.models.batch import AUTO, BatchSize
 from deepsched.models.compiled import Compiled, open_model
+from deepsched.models.custom_ops import CustomOps, check_custom_ops
 from deepsched.models.locations import DEFAULT_CACHE, CacheDir
 from deepsched.models.memory_usage import Memory, arena_sizes, memory_usage
 from deepsched.models.prepare import ModelLike, Shapes, explain_override
@@ -67,6 +68,8 @@ class Engine:
         cache_dir: the folder of compiled models; None compiles in memory, for this process only.
             By default DEEPSCHED_CACHE_DIR, or `deepsched` in the user's cache folder; None for a
             model that is no file, whose weights are written to no disk unless a folder is given.
+        custom_ops: paths of libraries of operators, such as that of onnxruntime-extensions. Their
+            code runs in this process.
 
     Raises:
         ModelNotFoundError, InvalidModelError, UnsupportedModelError: the model cannot be used.
@@ -94,7 +97,9 @@ class Engine:
         pin: str | None = None,
         context: Context | None = None,
         cache_dir: CacheDir = DEFAULT_CACHE,
+        custom_ops: CustomOps = (),
     ) -> None:
+        libraries = check_custom_ops(custom_ops)
         self._owns_context = context is None
         if context is None:
             layout = lay_out(
@@ -125,6 +130,7 @@ class Engine:
                 model,
                 batch_size,
                 input_shapes,
+                libraries,
                 cache_dir,
                 shared.compile_options,
                 shared.layout.groups,
@@ -596,7 +602,7 @@ class MultiModelEngine(Engine):
     """An engine that shares a context's streams with others: DeepSparse's form of it.
 
     Args:
-        model, batch_size, input_shapes: see Engine.
+        model, batch_size, input_shapes, custom_ops: see Engine.
         context: the streams to share.
     """
 
@@ -606,5 +612,9 @@ class MultiModelEngine(Engine):
         batch_size: BatchSize,
         context: Context,
         input_shapes: Shapes | None = None,
+        *,
+        custom_ops: CustomOps = (),
     ) -> None:
-        super().__init__(model, batch_size, input_shapes=input_shapes, context=context)
+        super().__init__(
+            model, batch_size, input_shapes=input_shapes, context=context, custom_ops=custom_ops
+        )

@@ -37,7 +37,7 @@ class ModelError(DeepschedError):
 
 
 class ModelNotFoundError(ModelError, FileNotFoundError):
-    """No file at the model's path, or one that may not be read."""
+    """No file at the model's path or its external data's, or one that may not be read."""
 
 
 class InvalidModelError(ModelError, ValueError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from deepsched.advice.settings import Advice, BatchFigures, Figures, Setting
@@ -29,7 +30,12 @@ class AnswerCache:
 
     @classmethod
     def open(
-        cls, model: ModelLike, batch_size: BatchSize, cache_dir: CacheDir, question: list[Any]
+        cls,
+        model: ModelLike,
+        batch_size: BatchSize,
+        custom_ops: Sequence[str],
+        cache_dir: CacheDir,
+        question: list[Any],
     ) -> AnswerCache | None:
         """None if there is no cache, or an argument is wrong, which the engine will say."""
         try:
@@ -40,6 +46,7 @@ class AnswerCache:
             topology = Topology.detect()
             machine = [describe_shape(topology.cores), topology.cpu_quota, cpu_models()]
             circumstances = [machine, __version__, describe_library()["version"]]
+            circumstances += [cache.hash_file(path)[0] for path in custom_ops]
         except (OSError, AttributeError, TypeError, ValueError):
             return None
         measurements = Measurements(cache, content.checksum, content.name, batch_size)
@@ -60,6 +67,7 @@ class AnswerCache:
                 "batches": tuple(
                     BatchFigures(**it) for it in advice["batches"] if compares_batches
                 ),
+                "custom_ops": tuple(advice["custom_ops"]),
                 "scaling_ms": {int(cores): ms for cores, ms in advice["scaling_ms"].items()},
                 "was_remembered": True,
             }

@@ -41,6 +41,7 @@ from deepsched.machine.contention import ContentionMonitor
 from deepsched.machine.partition import most_cores, partition
 from deepsched.machine.topology import Topology
 from deepsched.models.batch import AUTO, BatchSize, check_batch_size
+from deepsched.models.custom_ops import CustomOps, check_custom_ops
 from deepsched.models.locations import (
     DEFAULT_CACHE,
     CacheDir,
@@ -88,12 +89,13 @@ def advise(
     compares_batches: bool = True,
     remembers: bool = True,
     cache_dir: CacheDir = DEFAULT_CACHE,
+    custom_ops: CustomOps = (),
     on_progress: Callable[[str], None] | None = None,
 ) -> Advice:
     """Measures which setting serves a model best on this machine.
 
     Args:
-        model, batch_size, input_shapes, cache_dir: see Engine.
+        model, batch_size, input_shapes, cache_dir, custom_ops: see Engine.
         num_cores: the maximum number of cores; None for all that this process may use.
         callers: the load as a closed loop: this many threads, each of which sends its next request
             when the last one is answered. None, without a rate: two per core, which keep all busy.
@@ -129,6 +131,7 @@ def advise(
     """
     batch_size = check_batch_size(batch_size)
     input_shapes = check_shapes(input_shapes)
+    custom_ops = check_custom_ops(custom_ops)
     callers = check_optional_integer("callers", callers, 1)
     _check(callers, rate, p99_limit_ms, seconds)
     on_progress = on_progress or (lambda text: None)
@@ -140,7 +143,9 @@ def advise(
     num_cores = None if num_cores is None else most
     load = Load(2 * most if is_default_load else callers, rate)
     question = [batch_size, input_shapes, num_cores, str(load), p99_limit_ms]
-    answers = AnswerCache.open(model, batch_size, cache_dir, question) if remembers else None
+    answers = (
+        AnswerCache.open(model, batch_size, custom_ops, cache_dir, question) if remembers else None
+    )
     if answers is not None and (known := answers.get(seconds, compares_batches)) is not None:
         return known
 
@@ -155,6 +160,7 @@ def advise(
             seconds,
             compares_batches,
             compiled_in,
+            custom_ops,
             on_progress,
         )
     if answers is not None and advice.enough_seconds is None:
@@ -172,6 +178,7 @@ def _measure_settings(
     seconds: float,
     compares_batches: bool,
     cache_dir: CacheDir,
+    custom_ops: tuple[str, ...],
     on_progress: _OnProgress,
 ) -> Advice:
     """See `advise`, which has checked the arguments."""
@@ -187,6 +194,7 @@ def _measure_settings(
             setting.scheduler,
             input_shapes,
             cache_dir=cache_dir,
+            custom_ops=custom_ops,
         )
 
     openings: list[float] = []
@@ -251,6 +259,7 @@ def _measure_settings(
         setting=chosen.setting,
         batch_size=batch_size,
         input_shapes=input_shapes,
+        custom_ops=custom_ops,
         reason=reason,
         cost_of_ignoring=compare_default(chosen, tied, default, load),
         figures=tuple(sorted(figures, key=lambda it: (not it.keeps_up, load.cost(it)))),

@@ -98,6 +98,8 @@ class Advice:
     steal_share: float | None = None
     """The same of what the hypervisor stole, which `others_share` includes; None if this machine
     counts none."""
+    custom_ops: tuple[str, ...] = ()
+    """Paths of the libraries that were given to `advise`."""
     was_remembered: bool = False
     enough_seconds: float | None = None
     """If there were too few requests to tell settings apart: seconds for `advise` that suffice.
@@ -127,6 +129,8 @@ class Advice:
         'compile_model("m.onnx", batch_size=4, scheduler="elastic")'
         """
         shapes = "" if self.input_shapes is None else f", input_shapes={self.input_shapes!r}"
+        if self.custom_ops:
+            shapes += f", custom_ops={list(self.custom_ops)!r}"
         found = self.batch_size if batch_size is None else batch_size
         batch = "" if found == AUTO else f"batch_size={found}, "
         is_plain = model.isprintable() and not set(model) & set('"\\')

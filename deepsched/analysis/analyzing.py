@@ -28,6 +28,7 @@ from deepsched.machine.contention import ContentionMonitor
 from deepsched.machine.partition import most_cores, partition
 from deepsched.machine.topology import Topology
 from deepsched.models.batch import AUTO, BatchSize
+from deepsched.models.custom_ops import CustomOps
 from deepsched.models.locations import (
     DEFAULT_CACHE,
     CacheDir,
@@ -54,6 +55,7 @@ def analyze(
     num_cores: int | None = None,
     seconds: float = 10.0,
     cache_dir: CacheDir = DEFAULT_CACHE,
+    custom_ops: CustomOps = (),
     on_progress: Callable[[str], None] | None = None,
 ) -> Analysis:
     """Profiles a model: the time of each operator on 1, 2, 4, ... cores and on all.
@@ -62,7 +64,7 @@ def analyze(
     Profiling makes it slower; see Analysis.
 
     Args:
-        model, batch_size, input_shapes, cache_dir: see Engine.
+        model, batch_size, input_shapes, cache_dir, custom_ops: see Engine.
         inputs: the inputs to run, as `Engine.run` takes them; None for random ones.
         num_cores: the maximum number of cores; None for all that this process may use.
         seconds: approximate duration. Opening the model, four times at least, comes on top.
@@ -87,7 +89,9 @@ def analyze(
     cores = widths(most_cores(Topology.detect(), num_cores))
     each = seconds / 2 / _NUM_ROUNDS / len(cores)
     return profile_widths(
-        ProfilingTarget(model, batch_size, input_shapes, inputs, cache_dir, optimizes=True),
+        ProfilingTarget(
+            model, batch_size, input_shapes, inputs, cache_dir, True, tuple(custom_ops)
+        ),
         cores,
         RunBudget(2, _MIN_RUNS, _MAX_RUNS, each),
         _NUM_ROUNDS,

@@ -14,6 +14,7 @@ from deepsched.context import Context
 from deepsched.engine import Engine
 from deepsched.errors import ModelError
 from deepsched.models.batch import BatchSize
+from deepsched.models.custom_ops import CustomOps
 from deepsched.models.locations import CacheDir, temporary_folder
 from deepsched.models.prepare import ModelLike, Shapes
 from deepsched.models.random_inputs import tried_inputs
@@ -36,6 +37,8 @@ class ProfilingTarget(NamedTuple):
     cache_dir: CacheDir
     optimizes: bool
     """Whether ONNX Runtime may fuse and replace operators, as it does for engines."""
+    custom_ops: CustomOps = ()
+    """As Engine takes them."""
 
 
 class RunBudget(NamedTuple):
@@ -120,6 +123,7 @@ def _open(target: ProfilingTarget, num_cores: int, profile_to: str | None) -> It
             input_shapes=target.input_shapes,
             context=context,
             cache_dir=target.cache_dir,
+            custom_ops=target.custom_ops,
         ) as engine,
     ):
         yield engine

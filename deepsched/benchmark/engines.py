@@ -47,6 +47,7 @@ from deepsched.errors import DeepschedError, OptionError, UnsupportedModelError
 from deepsched.machine.partition import Stream, partition
 from deepsched.machine.topology import Topology
 from deepsched.models.batch import AUTO, BatchSize
+from deepsched.models.custom_ops import CustomOps, check_custom_ops
 from deepsched.models.prepare import PreparedModel, Shapes, inputs_of, prepare_model
 from deepsched.models.random_inputs import random_value
 from deepsched.scheduler import Scheduler
@@ -72,6 +73,7 @@ class EngineOptions(TypedDict, total=False):
     scheduler: str
     input_shapes: Shapes | None
     pin: str
+    custom_ops: CustomOps
 
 
 class OpenedEngine(Protocol):
@@ -136,6 +138,7 @@ def open_engine(
     scheduler: Scheduler | str = "multi_stream",
     input_shapes: Shapes | None = None,
     pin: str = "core",
+    custom_ops: CustomOps = (),
 ) -> OpenedEngine:
     """Opens a model in one of the engines, all configured for the same cores and streams.
 
@@ -146,6 +149,7 @@ def open_engine(
         batch_size, num_cores, num_streams, scheduler, input_shapes: see Engine. Other engines get
             the numbers of cores and streams that deepsched would use.
         pin: see Context; deepsched only.
+        custom_ops: see Engine; deepsched and onnxruntime only.
 
     Raises:
         OptionError: the engine is unknown or not installed, or a custom class fails.
@@ -161,7 +165,14 @@ def open_engine(
     """
     if name in _OURS:
         return Engine(
-            model_path, batch_size, num_cores, num_streams, scheduler, input_shapes, pin=pin
+            model_path,
+            batch_size,
+            num_cores,
+            num_streams,
+            scheduler,
+            input_shapes,
+            pin=pin,
+            custom_ops=custom_ops,
         )
     make = _BUILT_IN.get(name)
     if make is None and ":" not in name:
@@ -170,7 +181,14 @@ def open_engine(
     if Scheduler.from_str(scheduler) == Scheduler.single_stream:
         num_streams = 1
     streams, _ = partition(Topology.detect(), num_cores, num_streams)
-    plan = _Plan(model_path, prepared, prepared.batch_size or 1, streams, input_shapes)
+    plan = _Plan(
+        model_path,
+        prepared,
+        prepared.batch_size or 1,
+        streams,
+        input_shapes,
+        check_custom_ops(custom_ops),
+    )
     engine: OpenedEngine = make(plan) if make is not None else _CustomEngine(name, plan)
     try:  # a trial run, so that a model that the engine cannot run fails before the measurement
         engine.run(engine.generate_random_inputs())
@@ -193,6 +211,7 @@ class _Plan(NamedTuple):
     batch_size: int
     streams: Sequence[Stream]
     input_shapes: Shapes | None
+    custom_ops: tuple[str, ...]
 
     @property
     def num_cores(self) -> int:
@@ -239,6 +258,8 @@ class _OnnxRuntime(_OtherEngine):
         for key, value in plan.prepared.config.items():
             options.add_session_config_entry(key, value)
         try:
+            for path in plan.custom_ops:
+                options.register_custom_ops_library(path)
             return self._ort.InferenceSession(
                 plan.prepared.source, options, providers=["CPUExecutionProvider"]
             )

@@ -13,6 +13,7 @@ from deepsched.benchmark.percentiles import requests_for
 from deepsched.cli.console import Console, only_errors
 from deepsched.cli.files import to_json
 from deepsched.cli.options import (
+    add_custom_ops,
     add_model,
     add_num_cores,
     add_option,
@@ -46,6 +47,7 @@ other fields of the JSON:
   compile_line      the line of Python to paste
   batch_size        as given, in items; "auto" if none was
   input_shapes      as given
+  custom_ops        paths of the libraries that were given
   best_batch_size   the smallest of `batches` within 3 % of the highest throughput; null if none
                     were compared, as with --callers, --rate or --input-shapes
   batches           items_per_sec, p50_ms and num_requests by batch_size, with the recommended
@@ -87,6 +89,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     add_model(parser)
     add_sizes(parser)
+    add_custom_ops(parser)
     add_num_cores(parser)
     load = parser.add_mutually_exclusive_group()
     load.add_argument(
@@ -128,6 +131,7 @@ def run(args: argparse.Namespace) -> None:
             rate=args.rate,
             p99_limit_ms=args.p99_limit,
             seconds=args.seconds,
+            custom_ops=args.custom_ops,
             remembers=not args.fresh,
             on_progress=lambda text: status.update(f"measuring {text}"),
         )

@@ -17,6 +17,7 @@ from deepsched.benchmark.report import flatten, write_rows
 from deepsched.cli.console import Console
 from deepsched.cli.files import check_distinct, output, to_json
 from deepsched.cli.options import (
+    add_custom_ops,
     add_model,
     add_num_cores,
     add_output,
@@ -76,6 +77,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     add_model(parser)
     add_sizes(parser)
+    add_custom_ops(parser)
     add_num_cores(parser)
     add_seconds(parser, 10.0, "how long to measure, approximately")
     parser.add_argument(
@@ -103,6 +105,7 @@ def run(args: argparse.Namespace) -> None:
                 parse_shapes(args.input_shapes),
                 num_cores=args.num_cores,
                 seconds=args.seconds,
+                custom_ops=args.custom_ops,
                 on_progress=lambda text: status.update(f"measuring on {text}"),
             )
         if args.json:

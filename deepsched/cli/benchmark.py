@@ -35,6 +35,7 @@ from deepsched.cli.benchmark_text import (
 from deepsched.cli.console import only_errors
 from deepsched.cli.files import check_distinct, output, to_json
 from deepsched.cli.options import (
+    add_custom_ops,
     add_load,
     add_model,
     add_num_cores,
@@ -131,6 +132,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def _add_engine_options(group: argparse._ActionsContainer) -> None:
     add_sizes(group)
+    add_custom_ops(group)
     add_num_cores(group)
     add_num_streams(
         group,
@@ -478,6 +480,7 @@ def _engine_options(args: argparse.Namespace) -> dict[str, Any]:
         "num_streams": args.num_streams,
         "scheduler": _scheduler(args),
         "input_shapes": parse_shapes(args.input_shapes),
+        "custom_ops": args.custom_ops,
         "pin": "none" if args.thread_pinning == "none" else "core",
     }
 

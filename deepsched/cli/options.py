@@ -73,6 +73,18 @@ def add_sizes(group: argparse._ActionsContainer) -> None:
     )
 
 
+def add_custom_ops(group: argparse._ActionsContainer) -> None:
+    """--custom-ops."""
+    add_option(
+        group,
+        "--custom-ops",
+        action="append",
+        default=[],
+        metavar="FILE.so",
+        help="a library of operators that the model needs; may be given several times",
+    )
+
+
 def _batch_size(text: str) -> BatchSize:
     if text == AUTO:
         return AUTO

@@ -9,6 +9,7 @@ from contextlib import ExitStack, closing
 from deepsched.benchmark import bundled_model, measure
 from deepsched.cli.files import check_distinct, output, to_json
 from deepsched.cli.options import (
+    add_custom_ops,
     add_load,
     add_model,
     add_num_cores,
@@ -80,6 +81,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "commas (default single_stream,multi_stream)",
     )
     add_sizes(engine)
+    add_custom_ops(engine)
     add_num_cores(engine)
     add_num_streams(
         engine,
@@ -171,6 +173,7 @@ def _open(args: argparse.Namespace, scheduler: Scheduler) -> Engine:
         num_streams,
         scheduler,
         parse_shapes(args.input_shapes),
+        custom_ops=args.custom_ops,
     )
 
 

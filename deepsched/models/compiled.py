@@ -74,6 +74,8 @@ class Source(NamedTuple):
     is_optimized: bool
     name: str | None
     """The model's name in errors."""
+    custom_ops: tuple[str, ...]
+    """Libraries of operators that it needs."""
 
 
 class OpenedModel(NamedTuple):
@@ -103,6 +105,7 @@ class _Request:
     model: ModelLike
     batch_size: BatchSize
     input_shapes: Shapes | None
+    custom_ops: tuple[str, ...]
     cache_dir: CacheDir
     options: Mapping[str, object]
     streams: Sequence[Stream]
@@ -119,7 +122,9 @@ class _Request:
 
     def read(self, cache: Cache) -> RawModel | None:
         """See RawModel.of."""
-        return RawModel.of(self.model, self.batch_size, self.input_shapes, self.options, cache)
+        return RawModel.of(
+            self.model, self.batch_size, self.input_shapes, self.options, cache, self.custom_ops
+        )
 
 
 class _FilesChanged(Exception):
@@ -139,6 +144,7 @@ def open_model(
     model: ModelLike,
     batch_size: BatchSize,
     input_shapes: Shapes | None,
+    custom_ops: tuple[str, ...],
     cache_dir: CacheDir,
     options: Mapping[str, object],
     streams: Sequence[Stream],
@@ -148,17 +154,20 @@ def open_model(
 
     Args:
         model, batch_size, input_shapes: see prepare_model.
+        custom_ops: see check_custom_ops.
         cache_dir: see Engine.
         options: what else decides how `open_one` compiles a model, JSON; part of the cache's key.
         streams, open_one: a session for each stream is opened by `open_one`.
 
     Raises:
         ModelError: see prepare_model, and what ONNX Runtime says of the model.
-        OptionError: cache_dir is not a folder.
+        OptionError: cache_dir is not a folder, or one of custom_ops no library of operators.
         ThreadError: the system refuses a session's threads.
     """
     sweep_once()
-    request = _Request(model, batch_size, input_shapes, cache_dir, options, streams, open_one)
+    request = _Request(
+        model, batch_size, input_shapes, custom_ops, cache_dir, options, streams, open_one
+    )
     opened = None
     try:
         opened = _open(request)
@@ -312,7 +321,7 @@ def _open_unshared(request: _Request) -> OpenedModel:
         ModelError: the model does not work.
     """
     prepared = request.prepared
-    source = Source(prepared.source, prepared.config, False, prepared.path)
+    source = Source(prepared.source, prepared.config, False, prepared.path, request.custom_ops)
     try:
         sessions = _open_all(lambda stream: request.open_one(source, stream, None), request.streams)
     except ModelError as error:
@@ -336,7 +345,8 @@ def _open_unshared(request: _Request) -> OpenedModel:
 def _compile(prepared: PreparedModel, entry: Entry, request: _Request) -> OpenedModel:
     """Writes the compiled form into `entry`, seals it, and opens the sessions from there."""
     widest = max(request.streams, key=lambda stream: len(stream.cpus))
-    source = Source(prepared.source, {**prepared.config, **SAVING}, False, prepared.path)
+    config = {**prepared.config, **SAVING}
+    source = Source(prepared.source, config, False, prepared.path, request.custom_ops)
     session = request.open_one(source, widest, str(entry.model))
     interface = _interface(session)
     del session  # and its copy of the weights
@@ -384,7 +394,8 @@ def _open_compiled(entry: Entry, request: _Request, was_cached: bool) -> OpenedM
 
         def open_for(stream: Stream) -> Session:
             model = copies.get(home_node(stream), entry.model)
-            return request.open_one(Source(str(model), {}, True, name), stream, None)
+            source = Source(str(model), {}, True, name, request.custom_ops)
+            return request.open_one(source, stream, None)
 
         sessions = _open_all(open_for, request.streams)
         trim_heap()

@@ -87,6 +87,7 @@ class RawModel(NamedTuple):
         input_shapes: Shapes | None,
         options: Mapping[str, object],
         cache: Cache,
+        custom_ops: Sequence[str] = (),
     ) -> RawModel | None:
         """None if one of these is wrong; prepare_model raises the error that says what.
 
@@ -94,10 +95,12 @@ class RawModel(NamedTuple):
             model, batch_size, input_shapes: see prepare_model.
             options: what else decides how it is compiled, JSON.
             cache: see Content.of.
+            custom_ops: paths of libraries, whose content counts.
         """
         try:
             content = Content.of(model, cache)
-            wanted = [batch_size, input_shapes, options]
+            libraries = [cache.hash_file(path)[0] for path in custom_ops]
+            wanted = [batch_size, input_shapes, options, *libraries]
             wanted_json = json.dumps(wanted, sort_keys=True, default=operator.index)  # numpy's ints
         except (AttributeError, OSError, TypeError, ValueError):
             return None

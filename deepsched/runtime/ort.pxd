@@ -175,7 +175,9 @@ ctypedef struct OrtApi:
     OrtStatus* (*SessionOptionsSetCustomJoinThreadFn)(
         OrtSessionOptions*, JoinThreadFn
     ) noexcept nogil  # 198
-    void* _before_250[51]
+    void* _before_228[29]
+    OrtStatus* (*RegisterCustomOpsLibrary_V2)(OrtSessionOptions*, const char* path) noexcept nogil  # 228
+    void* _before_250[21]
     OrtStatus* (*CastTypeInfoToOptionalTypeInfo)(
         const OrtTypeInfo*, const OrtOptionalTypeInfo** out
     ) noexcept nogil  # 250

@@ -22,5 +22,6 @@ def open_session(
     is_optimized: bool = False,
     save_to: str | None = None,
     profile_to: str | None = None,
+    custom_ops: tuple[str, ...] = (),
 ) -> Session: ...
 def trim_heap() -> None: ...

@@ -21,7 +21,7 @@ from libcpp.atomic cimport atomic, memory_order_acquire, memory_order_release
 import os
 
 from deepsched.errors import (
-    ClosedError, InvalidModelError, ModelError, ModelNotFoundError, ThreadError,
+    ClosedError, InvalidModelError, ModelError, ModelNotFoundError, OptionError, ThreadError,
     UnsupportedModelError,
 )
 
@@ -233,7 +233,7 @@ cdef class Session:
 
 def open_session(
     model, *, int num_threads, cpus, str thread_prefix, dict config, str name=None,
-    bint is_optimized=False, save_to=None, profile_to=None,
+    bint is_optimized=False, save_to=None, profile_to=None, tuple custom_ops=(),
 ) -> Session:
     """Opens `model`, a path (str) or a serialized ModelProto (bytes); the GIL is released.
 
@@ -247,8 +247,10 @@ def open_session(
         save_to: a path that ORT writes the optimised model to.
         profile_to: the beginning of a path, to which ORT adds date and time. It times every
             operator, until `end_profiling`.
+        custom_ops: paths of libraries of operators. ORT unloads them after the session.
 
     Raises:
+        OptionError: one of `custom_ops` cannot be loaded, or is no such library.
         ModelNotFoundError, InvalidModelError, UnsupportedModelError, ModelError.
         ThreadError: the system refuses a thread.
     """
@@ -299,6 +301,13 @@ def open_session(
         for key, value in config.items():
             # A folder's name may be no UTF-8.
             check(api.AddSessionConfigEntry(options, os.fsencode(key), os.fsencode(value)))
+        for path in custom_ops:
+            status = api.RegisterCustomOpsLibrary_V2(options, os.fsencode(path))
+            if status != NULL:
+                raise OptionError(
+                    f"custom_ops: {path!r} is no library of operators for this onnxruntime: "
+                    + take_message(status, &error)
+                )
         with nogil:
             if is_path:
                 status = api.CreateSession(lib.env, start, options, &session.handle)
@@ -341,7 +350,8 @@ cdef _raise_for_load(OrtStatus* status, model, str name):
     )
     if code == ORT_NOT_IMPLEMENTED or any(word in message for word in unsupported):
         raise UnsupportedModelError(
-            f"{name} needs something that this onnxruntime does not have: {message}"
+            f"{name} needs something that this onnxruntime does not have: {message}. Operators of "
+            "other domains come from libraries: custom_ops=[path]"
         )
     invalid = (ORT_INVALID_ARGUMENT, ORT_INVALID_PROTOBUF, ORT_INVALID_GRAPH)
     if code in invalid or "Load model" in message or "Type Error" in message:

@@ -123,6 +123,7 @@ class SharedStreams:
             is_optimized=is_optimized,
             save_to=save_to,
             profile_to=profile_to,
+            custom_ops=source.custom_ops,
         )
 
     def measure_scaling(self, served: ServedModel, inputs: list[Any]) -> None:
