@@ -79,7 +79,7 @@ def test_fixed_sizes_stay_unless_a_batch_is_given(sizes):
 
 # By name: the inputs' shapes, those of an engine that nobody gave a batch, and of one with 4.
 OPEN = {
-    "one batch": ({"x": ["batch", 3]}, {"x": (1, 3)}, {"x": (4, 3)}),
+    "one batch": ({"x": ["batch-size", 3]}, {"x": (1, 3)}, {"x": (4, 3)}),
     "no symbol": ({"x": [None, 3]}, {"x": (1, 3)}, {"x": (4, 3)}),
     "Paddle's symbol": (
         {"x": ["?", 3, "?", "?"]},

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
 from deepsched.checks import check_optional_integer
+from deepsched.errors import OptionError
 
 AUTO: Literal["auto"] = "auto"
 """Nobody asked for a batch: 1 where the model leaves it open, and nothing that may break it."""
@@ -21,7 +22,7 @@ Sizes: TypeAlias = Sequence[int | str | None]
 _NAMES_THE_BATCH = re.compile("batch|^(b|bs|n)$", re.IGNORECASE)
 _NAMES_SOMETHING_ELSE = re.compile(
     "seq|len|time|step|frame|token|sample|height|width|head|point|node|edge|box"
-    "|[-+*/]|_x_|^[lst]$",  # products with the batch, too
+    "|[+*/]|_x_|^[lst]$",  # products with the batch, too
     re.IGNORECASE,
 )
 
@@ -33,6 +34,44 @@ def check_batch_size(batch_size: BatchSize) -> BatchSize:
     return check_optional_integer(
         "batch_size", batch_size, 1, otherwise='None for any batch, or "auto"'
     )
+
+
+def settle_batch(
+    batch_size: BatchSize, shapes: Sequence[list[int] | None], sizes: Mapping[str, Sizes]
+) -> tuple[int | None, list[str]]:
+    """The batch size that agrees with `shapes`, and the inputs whose first dimension it is to be.
+
+    Args:
+        batch_size: as it was asked for, checked.
+        shapes: for each input the shape to replace the file's, or None.
+        sizes: of each input, as the file states them.
+
+    Raises:
+        OptionError: batch_size contradicts `shapes`.
+
+    Example:
+        >>> sizes = {"x": ["n", 3], "state": [2, 1, 8]}
+        >>> settle_batch(AUTO, [None, None], sizes), settle_batch(None, [None, None], sizes)
+        ((1, ['x']), (None, []))
+    """
+    batches = [shape[0] for shape in shapes if shape]
+    opened = [name for name in sizes if sizes[name] and not isinstance(sizes[name][0], int)]
+    inputs = batch_inputs(sizes)
+    if batch_size is None:
+        return None, []
+    if batch_size == AUTO:
+        inputs = [name for name in inputs if name in opened]
+        if not batches:
+            return (1, inputs) if inputs else (_stated_batch(sizes), [])
+        batch_size, opened = 1, []
+    if batches and batch_size not in batches:
+        if batch_size != 1:
+            raise OptionError(
+                f"batch_size={batch_size} contradicts input_shapes, whose first dimensions are "
+                f"{batches}; give one of the two, or the same batch in both"
+            )
+        batch_size = batches[0]
+    return batch_size, inputs or opened
 
 
 def batch_inputs(shapes: Mapping[str, Sizes]) -> list[str]:
@@ -72,12 +111,8 @@ def batch_inputs(shapes: Mapping[str, Sizes]) -> list[str]:
     )
 
 
-def stated_batch(shapes: Mapping[str, Sizes]) -> int | None:
-    """The batch that a model has of itself; None if it leaves that open, or does not tell.
-
-    >>> stated_batch({"x": [8, 3], "y": [8, 4]}), stated_batch({"x": ["frames", 3]})
-    (8, None)
-    """
+def _stated_batch(shapes: Mapping[str, Sizes]) -> int | None:
+    """The batch that a model has of itself; None if it leaves that open, or does not tell."""
     firsts = [sizes[0] for sizes in shapes.values() if sizes]
     found = {shapes[name][0] for name in batch_inputs(shapes)} if firsts else {1}
     stated = next(iter(found)) if len(found) == 1 else None

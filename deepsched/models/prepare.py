@@ -15,14 +15,7 @@ from deepsched.errors import (
     ShapeOverrideError,
     UnsupportedModelError,
 )
-from deepsched.models.batch import (
-    AUTO,
-    BatchSize,
-    Sizes,
-    batch_inputs,
-    check_batch_size,
-    stated_batch,
-)
+from deepsched.models.batch import BatchSize, Sizes, check_batch_size, settle_batch
 from deepsched.models.external_data import external_files, external_paths, has_links, point_at
 
 if TYPE_CHECKING:
@@ -70,7 +63,7 @@ def prepare_model(
         OptionError: batch_size or input_shapes is not valid.
         ShapeOverrideError: they are valid, but do not fit this model.
     """
-    batch_size = check_batch_size(batch_size)
+    asked = check_batch_size(batch_size)
     path = None
     if isinstance(model, (str, os.PathLike)):
         path = _check_path(os.fspath(model))
@@ -78,7 +71,7 @@ def prepare_model(
     names = [value.name for value in _inputs_of(proto)]
     shapes = _one_shape_each(check_shapes(input_shapes), names)
     sizes = {value.name: stated for value, stated in _inputs_with_sizes(proto)}
-    batch_size, batched = _settle_batch(check_batch_size(batch_size), shapes, sizes)
+    batch_size, batched = settle_batch(asked, shapes, sizes)
     _check_has_batch(proto, batch_size)
     wanted = _wanted_shapes(proto, shapes, dict.fromkeys(batched, batch_size))
     changed, changed_fixed = _fix_shapes(proto, wanted)
@@ -232,33 +225,6 @@ def _inputs_of(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     initializers = {tensor.name for tensor in proto.graph.initializer}
     initializers.update(tensor.values.name for tensor in proto.graph.sparse_initializer)
     return [value for value in proto.graph.input if value.name not in initializers]
-
-
-def _settle_batch(
-    batch_size: BatchSize, shapes: list[list[int] | None], sizes: Mapping[str, Sizes]
-) -> tuple[int | None, list[str]]:
-    """The batch size that agrees with `shapes`, and the inputs whose first dimension it is to be.
-
-    `sizes`: of each input, as the file states them.
-    """
-    batches = [shape[0] for shape in shapes if shape]
-    opened = [name for name in sizes if sizes[name] and not isinstance(sizes[name][0], int)]
-    inputs = batch_inputs(sizes)
-    if batch_size is None:
-        return None, []
-    if batch_size == AUTO:
-        inputs = [name for name in inputs if name in opened]
-        if not batches:
-            return (1, inputs) if inputs else (stated_batch(sizes), [])
-        batch_size, opened = 1, []
-    if batches and batch_size not in batches:
-        if batch_size != 1:
-            raise OptionError(
-                f"batch_size={batch_size} contradicts input_shapes, whose first dimensions are "
-                f"{batches}; give one of the two, or the same batch in both"
-            )
-        batch_size = batches[0]
-    return batch_size, inputs or opened
 
 
 def _check_has_batch(proto: onnx.ModelProto, batch_size: int | None) -> None:
