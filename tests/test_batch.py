@@ -170,7 +170,7 @@ sizes = st.one_of(
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(st.dictionaries(st.sampled_from("abcd"), st.lists(sizes, max_size=3), min_size=1))
 def test_no_default_changes_a_size_that_is_stated(shapes):
     model = sums(**shapes)

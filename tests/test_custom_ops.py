@@ -107,7 +107,7 @@ def test_the_commands_take_libraries(build, tmp_path, mlp, capsys):
     for command in ("benchmark", "trace", "analyze", "advise"):
         assert main([command, mlp, "-q", "--custom-ops", library, "--custom-ops", "nowhere"]) == 2
         assert capsys.readouterr().err == "deepsched: custom_ops: no file at 'nowhere'\n"
-    options = ["-q", "-t", "0.1", "--json", "--custom-ops", library]
+    options = ["-q", "-t", "0.05", "--json", "-s", "single_stream", "--custom-ops", library]
     assert main(["trace", mlp, *options]) == 0
     assert main(["benchmark", mlp, "-w", "0", *options]) == 0
 
