@@ -349,9 +349,12 @@ cdef _raise_for_load(OrtStatus* status, model, str name):
         "opset", "IR version", "No Op registered", "is not a registered", "Could not find an impl",
     )
     if code == ORT_NOT_IMPLEMENTED or any(word in message for word in unsupported):
+        hint = (
+            ". Operators of other domains come from libraries: custom_ops=[path]"
+            if "is not a registered" in message else ""
+        )
         raise UnsupportedModelError(
-            f"{name} needs something that this onnxruntime does not have: {message}. Operators of "
-            "other domains come from libraries: custom_ops=[path]"
+            f"{name} needs something that this onnxruntime does not have: {message}{hint}"
         )
     invalid = (ORT_INVALID_ARGUMENT, ORT_INVALID_PROTOBUF, ORT_INVALID_GRAPH)
     if code in invalid or "Load model" in message or "Type Error" in message:
