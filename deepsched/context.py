@@ -26,6 +26,11 @@ logger = logging.getLogger("deepsched")
 _open_contexts: weakref.WeakSet[Context] = weakref.WeakSet()
 
 
+def open_contexts() -> list[Context]:
+    """Those of this process, engines' own included; not those of a parent."""
+    return [it for it in list(_open_contexts) if not it._shared.dispatcher.is_forked]
+
+
 class Context:
     """The streams that one or several engines share.
 
@@ -39,7 +44,8 @@ class Context:
         scheduler: "single_stream" (one request at a time, on all cores), "multi_stream" (one per
             stream) or "elastic" (each takes one stream or several neighbours, as the load allows);
             DeepSparse's words are taken too.
-        pin: "core" pins threads to their stream's cores; "none" leaves them to the kernel.
+        pin: "auto" pins threads to their stream's cores, unless the system refuses it, which is
+            logged; "core" insists on it; "none" leaves them to the kernel.
         topology: the machine; None detects this one. Another one needs pin="none".
         queue_capacity: bound of the queue; calls beyond it wait for room or raise QueueFull.
         spin: what idle threads do. "auto": spin for about as long as a wake-up takes, not at all
@@ -49,7 +55,7 @@ class Context:
     Raises:
         StreamConfigError: the streams are not possible on this machine.
         OptionError: an option has a value that is not allowed.
-        ThreadError: the system refuses the threads.
+        ThreadError: the system refuses the threads, or to pin them as pin="core" says.
 
     Example:
         >>> from deepsched import Context, Topology
@@ -64,7 +70,7 @@ class Context:
         num_cores: int | None = None,
         num_streams: int | None = None,
         scheduler: Scheduler | str | None = "multi_stream",
-        pin: str = "core",
+        pin: str = "auto",
         topology: Topology | None = None,
         *,
         queue_capacity: int = 1024,
@@ -119,7 +125,7 @@ class Context:
 
     @property
     def pin(self) -> str:
-        """ "core" or "none"."""
+        """ "core" if threads are pinned to their stream's cores, else "none"."""
         return self._layout.pin
 
     @property

@@ -106,7 +106,7 @@ class Engine:
                 num_cores,
                 num_streams,
                 Scheduler.from_str(Scheduler.default if scheduler is None else scheduler),
-                "core" if pin is None else pin,
+                "auto" if pin is None else pin,
                 None,
             )
             context = Context._over(SharedStreams(layout, is_exclusive=True))

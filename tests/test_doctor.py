@@ -76,7 +76,7 @@ def test_healthy_machine_is_told_so(tree: SysfsTree) -> None:
     diagnosis = check_hardware(tree.root, range(8))
     assert diagnosis.warnings == ()
     unknown = {check.name for check in diagnosis.checks if check.status == Status.unknown}
-    assert unknown == {"shared_memory", "thread_pools", "packages", "onnxruntime"}
+    assert unknown == {"streams", "shared_memory", "thread_pools", "packages", "onnxruntime"}
 
 
 def test_only_warnings_have_advice_and_all_of_them_do(tree: SysfsTree) -> None:

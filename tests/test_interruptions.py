@@ -10,6 +10,8 @@ import gc
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -30,8 +32,8 @@ from deepsched.errors import (
     OptionError,
     ThreadError,
 )
-from deepsched.runtime.session import open_session
 from tests.support import models
+from tests.support.cgroups import limits
 from tests.support.contexts import unpinned
 from tests.support.injection import at_each_line
 from tests.support.requests import SQUARE, STEPS, run_until_busy
@@ -88,16 +90,45 @@ def test_a_lone_surrogate_in_a_string_is_an_error_that_names_the_input():
 # --- Threads that cannot be had -----------------------------------------------------------------
 
 
+THREE_THREADS = """
+import os, sys
+from deepsched.errors import ThreadError
+from deepsched.runtime.session import open_session
+
+
+def open_with(num):
+    return open_session(sys.argv[1], num_threads=num, cpus=None, thread_prefix="t", config={})
+
+
+open_with(1)
+before = len(os.listdir("/proc/self/task"))
+print(before, flush=True)
+for line in sys.stdin:
+    try:
+        session = open_with(3)
+    except ThreadError as error:
+        print(error, flush=True)
+    else:
+        print(len(os.listdir("/proc/self/task")) - before, flush=True)
+"""
+
+
 def test_a_session_whose_threads_cannot_all_start_is_an_error(tmp_path):
     """ORT waits for ever if it has started some of its threads and not the others."""
-    path = models.save(models.mlp(), tmp_path)
-    for cpus in ([0, 0, 8000], [0, 8000, 0], [0, 8000, 8001]):
-        with pytest.raises(ThreadError, match="pids.max"):
-            open_session(path, num_threads=3, cpus=cpus, thread_prefix="t", config={})
-    before = len(os.listdir("/proc/self/task"))
-    session = open_session(path, num_threads=3, cpus=[0, 0, 0], thread_prefix="t", config={})
-    assert len(os.listdir("/proc/self/task")) == before + 2
-    del session
+    with limits(pids=1000) as group:
+        process = group.start(
+            [sys.executable, "-c", THREE_THREADS, models.save(models.mlp(), tmp_path)],
+            stdin=subprocess.PIPE,
+        )
+        num_threads = int(process.stdout.readline())
+        for room, told in ((0, "thread 1 of the 2"), (1, "thread 2 of the 2"), (2, "2")):
+            group.write("pids", "pids.max", num_threads + room)
+            process.stdin.write("\n")
+            process.stdin.flush()
+            answer = process.stdout.readline()
+            assert told in answer
+            assert room == 2 or "pids.max" in answer
+        process.communicate(timeout=30)
 
 
 def test_submit_works_again_once_a_thread_may_start(spin, monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from deepsched.analysis.constants import NodeConstants, read_constants
 from deepsched.analysis.reading import OperatorKey, Profile, read_events, read_profile
 from deepsched.context import Context
 from deepsched.engine import Engine
-from deepsched.errors import ModelError
+from deepsched.errors import ModelError, OptionError
 from deepsched.models.batch import BatchSize
 from deepsched.models.custom_ops import CustomOps
 from deepsched.models.locations import CacheDir, temporary_folder
@@ -87,9 +87,10 @@ def profile(
 
     Raises:
         ModelError: one run has more events than ONNX Runtime's profiler keeps.
+        OptionError: there is no folder for temporary files, which it writes to.
     """
-    with temporary_folder() as folder:
-        with _open(target, num_cores, str(folder.inside("run"))) as engine:
+    with _prefix_to_profile_to() as prefix:
+        with _open(target, num_cores, prefix) as engine:
             opened = engine._served.opened
             entry = opened.entry
             constants = {} if entry is None else read_constants(entry.model)
@@ -110,8 +111,22 @@ def profile(
 
 
 @contextmanager
+def _prefix_to_profile_to() -> Iterator[str]:
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(temporary_folder())
+            prefix = str(folder.inside("run"))
+        except OSError as error:
+            raise OptionError(
+                "ONNX Runtime's profiler needs a folder for temporary files, which TMPDIR chooses: "
+                f"{error}"
+            ) from error
+        yield prefix
+
+
+@contextmanager
 def _open(target: ProfilingTarget, num_cores: int, profile_to: str | None) -> Iterator[Engine]:
-    layout = lay_out(num_cores, None, Scheduler.single_stream, "core", None)
+    layout = lay_out(num_cores, None, Scheduler.single_stream, "auto", None)
     inspection = Inspection(profile_to, target.optimizes)
     # Exclusive, so that ONNX Runtime's threads spin as in an engine that has its own context.
     context = Context._over(SharedStreams(layout, is_exclusive=True, inspection=inspection))

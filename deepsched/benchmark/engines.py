@@ -137,7 +137,7 @@ def open_engine(
     num_streams: int | None = None,
     scheduler: Scheduler | str = "multi_stream",
     input_shapes: Shapes | None = None,
-    pin: str = "core",
+    pin: str = "auto",
     custom_ops: CustomOps = (),
 ) -> OpenedEngine:
     """Opens a model in one of the engines, all configured for the same cores and streams.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from deepsched.machine.cgroup import throttled_seconds
 from deepsched.machine.contention import ContentionMonitor
+from deepsched.machine.sysfs import read_text
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,6 @@ def reset_peak_memory() -> None:
 
 def peak_memory_bytes() -> int:
     """Peak resident memory of the process."""
-    found = re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.M)
+    found = re.search(r"^VmHWM:\s*(\d+) kB", read_text(Path("/proc/self/status")) or "", re.M)
     kilobytes = int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kilobytes * 1024

@@ -155,10 +155,11 @@ def _add_engine_options(group: argparse._ActionsContainer) -> None:
         "--pin",
         hidden=["-pin", "--thread-pinning", "--thread_pinning"],
         dest="thread_pinning",
-        choices=["core", "numa", "none"],
-        default="core",
-        help="core: threads are pinned to the cores of their stream; none: the kernel places them "
-        "(default core); numa: the same as core, since streams respect NUMA nodes anyway",
+        choices=["auto", "core", "numa", "none"],
+        default="auto",
+        help="core: threads are pinned to the cores of their stream; none: the kernel places them; "
+        "auto, the default: core, if the system allows it; numa: the same as core, since streams "
+        "respect NUMA nodes anyway",
     )
     add_option(
         group,
@@ -481,7 +482,7 @@ def _engine_options(args: argparse.Namespace) -> dict[str, Any]:
         "scheduler": _scheduler(args),
         "input_shapes": parse_shapes(args.input_shapes),
         "custom_ops": args.custom_ops,
-        "pin": "none" if args.thread_pinning == "none" else "core",
+        "pin": "core" if args.thread_pinning == "numa" else args.thread_pinning,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import shutil
 import sys
 import time
@@ -109,4 +110,6 @@ def _clear(args: argparse.Namespace) -> None:
 
 
 def _path(args: argparse.Namespace) -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # its very bytes, for scripts
     print(default_folder())

@@ -27,6 +27,8 @@ checks:
                   instruction sets that all usable CPUs have, and what ONNX Runtime does with them
   affinity        the affinity mask, compared with the online CPUs of the cpuset
   cpuset          the CPUs that the cgroup allows
+  streams         whether the engines of this process may still use their CPUs; call
+                  deepsched.check_hardware() in a program to see that program's
   cpu_quota       the cgroup's CPU quota in cores, compared with the usable cores
   throttling      share of the quota's periods in which it was used up since the cgroup was created,
                   and for how long threads were throttled, in s summed over CPUs

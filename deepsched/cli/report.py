@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 from typing import Any
 
@@ -13,6 +12,7 @@ from deepsched.cli.files import to_json
 from deepsched.doctor import check_hardware
 from deepsched.doctor.versions import installed_packages
 from deepsched.errors import DeepschedError
+from deepsched.machine.affinity import own_cpus
 from deepsched.machine.inventory import read_machine
 from deepsched.machine.partition import partition
 from deepsched.machine.topology import Topology
@@ -61,8 +61,8 @@ def bug_report() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "affinity": sorted(os.sched_getaffinity(0)),
+        "memory_bytes": _total_memory(),
+        "affinity": sorted(own_cpus()),
         "packages": installed_packages(),
     }
     try:
@@ -76,3 +76,10 @@ def bug_report() -> dict[str, Any]:
     except DeepschedError as error:
         report["topology"] = {"error": str(error)}
     return report
+
+
+def _total_memory() -> int | None:
+    try:
+        return int(psutil.virtual_memory().total)
+    except OSError:  # no /proc
+        return None

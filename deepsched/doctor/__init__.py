@@ -18,6 +18,7 @@ _CHECKS = (
     instructions.bf16,
     limits.affinity,
     limits.cpuset,
+    limits.streams,
     limits.cpu_quota,
     limits.throttling,
     machine.smt,

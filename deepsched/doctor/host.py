@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from deepsched.machine import cgroup
+from deepsched.machine.affinity import own_cpus
 from deepsched.machine.partition import partition
 from deepsched.machine.sysfs import CpuInfo, CpuSet, parse_cpu_list, read_cpuinfo, read_text
 from deepsched.machine.topology import Core, Topology, online_cores
@@ -38,7 +39,7 @@ class Host:
         folder = Path(root)
         mask = None if affinity is None else frozenset(affinity)
         if folder == Path("/") and mask is None:
-            topology, mask = Topology.detect(), frozenset(os.sched_getaffinity(0))
+            topology, mask = Topology.detect(), own_cpus()
         else:
             topology = Topology.from_sysfs(folder, mask)
         return cls(folder, topology, online_cores(folder), mask, cgroup.allowed_cpus(folder))

@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from typing import Any
 
+from deepsched.context import open_contexts
 from deepsched.doctor.diagnosis import Check, ok, unknown, warn
 from deepsched.doctor.host import NOT_LOCAL, Host
 from deepsched.doctor.pools import BINDING_VARIABLES
@@ -118,6 +119,28 @@ def cpuset(host: Host) -> Check:
         f"the cgroup allows {len(allowed)} CPUs ({format_cpu_list(allowed)}) of the "
         f"{len(host.online_cpus)} online",
         cpus=sorted(allowed),
+    )
+
+
+def streams(host: Host) -> Check:
+    """Whether the engines of this process may still use the CPUs of their streams."""
+    name = "streams"
+    if not host.is_local:
+        return unknown(name, NOT_LOCAL)
+    contexts = [context for context in open_contexts() if context.pin == "core"]
+    lost = sorted({cpu for context in contexts for cpu in context.stats().lost_cpus})
+    if not contexts:
+        return ok(name, "no engine with pinned threads is open in this process", lost_cpus=lost)
+    if not lost:
+        return ok(name, "the CPUs of all open engines may be used", lost_cpus=lost)
+    return warn(
+        name,
+        f"open engines have streams on CPUs that may not be used any more: {format_cpu_list(lost)}",
+        "The cpuset or the affinity mask has changed since. Requests go on, on the CPUs that are "
+        "left, which several threads share.",
+        "Open the engines anew: their streams then fit. Or give the CPUs back (docker update "
+        "--cpuset-cpus, taskset -acp): they are used again at once, without a new engine.",
+        lost_cpus=lost,
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
+from deepsched.machine.affinity import own_cpus
 from deepsched.machine.sysfs import read_cpuinfo, read_text
 
 CONTENDED_SHARE = 0.1
@@ -40,7 +41,7 @@ class ContentionMonitor:
     def __init__(self, cpus: Collection[int] | None = None, root: Path = Path("/")) -> None:
         """`cpus`: the CPUs in use; None for all that this process may use."""
         self._root = root
-        self._cpus = frozenset(os.sched_getaffinity(0) if cpus is None else cpus)
+        self._cpus = own_cpus() if cpus is None else frozenset(cpus)
         self._located: dict[int, float] = defaultdict(float)
         self._next_sample = 0.0
         self._began = time.monotonic()

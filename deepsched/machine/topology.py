@@ -6,7 +6,9 @@ one.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import logging
 import os
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,7 +19,10 @@ from deepsched.checks import check_integer
 from deepsched.errors import TopologyError
 from deepsched.formatting import counted
 from deepsched.machine import cgroup, sysfs
+from deepsched.machine.affinity import own_cpus
 from deepsched.machine.sysfs import CpuFacts, CpuSet
+
+logger = logging.getLogger("deepsched")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +66,19 @@ class Topology:
     def detect(cls) -> Topology:
         """This machine, limited to the calling thread's affinity mask and cgroup.
 
-        Raises:
-            TopologyError: /sys and /proc cannot be read.
+        Where /sys and /proc do not tell its CPUs, or contradict the mask, as in some sandboxes:
+        the CPUs of the mask, each a core of its own. That is logged once.
 
         Example:
             >>> set(Topology.detect().cpus) <= os.sched_getaffinity(0)
             True
         """
-        return _read(Path("/"), os.sched_getaffinity(0), is_local=True)
+        mask = own_cpus()
+        try:
+            return _read(Path("/"), mask, is_local=True)
+        except TopologyError as error:
+            _warn_of_files(str(error))
+            return cls(_unknown_cores(mask), cgroup.cpu_quota(Path("/")), is_local=True)
 
     @classmethod
     def from_sysfs(
@@ -187,13 +197,33 @@ def online_cores(root: str | os.PathLike[str] = "/") -> tuple[Core, ...]:
         root: the folder with sys/ and proc/.
 
     Raises:
-        TopologyError: `root` has no machine.
+        TopologyError: `root` has no machine, and is another than this one's.
 
     Example:
         >>> {cpu for core in online_cores() for cpu in core.cpus} >= set(Topology.detect().cpus)
         True
     """
-    return _cores(sysfs.read_cpus(Path(root)))
+    try:
+        return _cores(sysfs.read_cpus(Path(root)))
+    except TopologyError as error:
+        if Path(root) != Path("/"):
+            raise
+        _warn_of_files(str(error))
+        return _unknown_cores(own_cpus())
+
+
+@functools.cache
+def _warn_of_files(why: str) -> None:
+    """Once in a process for each reason."""
+    logger.warning(
+        "this machine's cores, caches and NUMA nodes are unknown, and each CPU of the affinity "
+        "mask counts as a core: %s",
+        why,
+    )
+
+
+def _unknown_cores(cpus: CpuSet) -> tuple[Core, ...]:
+    return tuple(Core((cpu,), None, None, None, None, 0) for cpu in sorted(cpus))
 
 
 def _read(root: Path, affinity: Iterable[int] | None, is_local: bool) -> Topology:

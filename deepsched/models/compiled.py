@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from deepsched.errors import ModelError, ThreadError
+from deepsched.machine.affinity import own_cpus
 from deepsched.machine.partition import Stream
 from deepsched.models.batch import AUTO, BatchSize
 from deepsched.models.cache import Cache
@@ -435,7 +436,7 @@ def _open_all(open_for: Callable[[Stream], Session], streams: Sequence[Stream]) 
     firsts = dict(zip(reversed(keys), reversed(streams), strict=True))
     with (
         _thread_errors(),
-        ThreadPoolExecutor(min(len(firsts), len(os.sched_getaffinity(0)))) as pool,
+        ThreadPoolExecutor(min(len(firsts), len(own_cpus()))) as pool,
     ):
         sessions = dict(zip(firsts, pool.map(open_for, firsts.values()), strict=True))
     return [sessions[key] for key in keys]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepsched.errors import InvalidModelError, ModelNotFoundError
+from deepsched.models.folders import working_folder
 
 if TYPE_CHECKING:
     import onnx
@@ -38,7 +39,7 @@ def external_paths(path: str | None, names: Sequence[str]) -> dict[str, str]:
     # Not the working folder for an absolute path: it may have been removed.
     folder = os.path.dirname(path) if path is not None else ""
     if not os.path.isabs(folder):
-        folder = os.path.join(os.getcwd(), folder)
+        folder = os.path.join(working_folder(), folder)
     folders = [os.path.realpath(folder)]
     if path is not None:
         folders.append(os.path.dirname(os.path.realpath(path)))

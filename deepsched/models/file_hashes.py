@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import logging
 import os
 import signal
 import stat
@@ -33,6 +34,8 @@ import blake3
 
 from deepsched.models.folders import is_overlay, keeps_times
 from deepsched.models.records import Records
+
+logger = logging.getLogger("deepsched")
 
 _TICK_NS = 100_000_000
 """More than a tick of the kernel's clock for files, which is 10 ms or less."""
@@ -142,8 +145,15 @@ def hash_content(file: IO[bytes]) -> str:
 
 @functools.cache
 def boot_id() -> str:
-    """Differs after each start of the machine; empty where /proc does not tell."""
+    """Differs after each start of the machine; empty where /proc does not tell, which is logged
+    once."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
+    except OSError as error:
+        if os.path.isdir("/proc/self"):  # else nothing is kept at all, which is said elsewhere
+            logger.warning(
+                "models and their compiled forms are read in full at each start, since this system "
+                "does not tell when it was booted: %s",
+                error,
+            )
         return ""

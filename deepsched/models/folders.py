@@ -81,8 +81,17 @@ class Folder:
         return self._fd
 
     def inside(self, name: str) -> Path:
-        """The path of a file in it, for code that takes no descriptor; good until `close`."""
-        return Path(f"/proc/self/fd/{self.fd}/{name}")
+        """The path of a file in it, for code that takes no descriptor; good until `close`.
+
+        Raises:
+            OSError: there is no /proc.
+        """
+        folder = Path(f"/proc/self/fd/{self.fd}")
+        if not folder.is_dir():
+            raise OSError(
+                errno.ENOENT, "/proc is not mounted, by which ONNX Runtime is given files"
+            )
+        return folder / name
 
     def open_folder(self, name: str, makes: bool = False) -> Folder:
         """A folder in it that belongs to this user alone; `makes` it if there is none.
@@ -161,7 +170,7 @@ def open_trusted(path: Path, makes: bool = False) -> Folder:
         OSError: it cannot be opened or made, or is shared by machines: see network_name.
     """
     # Not the working folder for an absolute path: it may have been removed.
-    whole = path if path.is_absolute() else Path(os.getcwd(), path)
+    whole = path if path.is_absolute() else Path(working_folder(), path)
     todo = list(reversed(whole.parts[1:]))
     here = _checked(Path("/"), os.open("/", _LOOK_UP))
     num_links = 0
@@ -188,6 +197,14 @@ def open_trusted(path: Path, makes: bool = False) -> Folder:
             "not bind the others; choose a folder on a local disk",
         )
     return folder
+
+
+def working_folder() -> str:
+    """Its path; one that nobody can make if it has been removed: nothing can be found there."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return "/proc/self/cwd (removed)"
 
 
 def network_name(fd: int) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from deepsched.machine.sysfs import read_text
 from deepsched.runtime.session import Session
 
 _MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ (\d+)\s*(.*)")
@@ -91,5 +92,5 @@ def _mapped_bytes(inodes: Collection[int]) -> tuple[int, int]:
 
 
 def _resident_bytes() -> int:
-    found = re.search(r"^VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)
+    found = re.search(r"^VmRSS:\s+(\d+) kB", read_text(Path("/proc/self/status")) or "", re.M)
     return int(found[1]) * 1024 if found else 0

@@ -17,14 +17,14 @@ logger = logging.getLogger("deepsched")
 
 
 def home_node(stream: Stream) -> int:
-    """The node whose copy of the weights a stream uses: that of its first core.
+    """The node whose copy of the weights a stream uses: that of its first core; 0 if unknown.
 
     >>> from deepsched import Topology, partition
     >>> machine = Topology.synthetic(packages=2, cores_per_l3=8)
     >>> [home_node(stream) for stream in partition(machine, num_streams=3)[0]]
     [0, 0, 1]
     """
-    return stream.numa_nodes[0]
+    return next(iter(stream.numa_nodes), 0)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from deepsched.errors import (
 )
 from deepsched.models.batch import BatchSize, Sizes, check_batch_size, settle_batch
 from deepsched.models.external_data import external_files, external_paths, has_links, point_at
+from deepsched.models.folders import working_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -183,7 +184,9 @@ def _check_path(path: str) -> str:
     if os.path.isdir(path):
         raise ModelNotFoundError(f"{path!r} is a folder; give the ONNX file in it")
     if not os.path.exists(path):
-        raise ModelNotFoundError(f"no model file at {path!r} (working folder: {os.getcwd()!r})")
+        raise ModelNotFoundError(
+            f"no model file at {path!r} (working folder: {working_folder()!r})"
+        )
     if not os.access(path, os.R_OK):
         raise ModelNotFoundError(f"the model file {path!r} may not be read by this user")
     return path

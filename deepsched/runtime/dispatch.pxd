@@ -1,8 +1,8 @@
 from deepsched.runtime.backlog cimport Backlog
 from deepsched.runtime.elastic cimport Elastic
 from deepsched.runtime.groups cimport CoreGroups
+from deepsched.runtime.pins cimport Pins
 from deepsched.runtime.pool cimport WorkerPool
-from deepsched.runtime.posix cimport CpuMask
 from deepsched.runtime.request cimport ModelState, Request, RequestState, Stage
 from deepsched.runtime.stopping cimport RunSlots
 from deepsched.runtime.tracing cimport Tracer
@@ -35,9 +35,8 @@ cdef class Dispatcher:
     cdef readonly int num_groups  # the streams, and the wider groups of an elastic context
     cdef WorkerPool pool
     cdef RunSlots slots
-    cdef CpuMask* masks  # by group: where the thread that calls Run is pinned; empty for anywhere
+    cdef readonly Pins pins
     cdef int* group_of_cpu
-    cdef int* first_cpu  # by group; -1 without pinning
     cdef bint is_pinned
     cdef int64_t spin_ns
     cdef list abandoned
@@ -59,7 +58,7 @@ cdef class Dispatcher:
         self, RequestState* request, int group, int leaf, bint is_there
     ) noexcept nogil
     cdef void call_ort(self, RequestState* request, int group) noexcept nogil
-    cdef bint pin(self, CpuMask* own, int group) noexcept nogil
+    cdef void check_pins(self, RequestState* request, int group, int leaf) noexcept nogil
     cdef uint64_t time_run(self, RequestState* request, int group) noexcept nogil
     cdef Measuring try_measure(
         self, RequestState* request, int group, uint64_t enough_ns, uint64_t window_ns,

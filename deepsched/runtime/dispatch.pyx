@@ -12,16 +12,17 @@ from deepsched.runtime.histogram cimport add_one, record
 from deepsched.runtime.inbox cimport DeferredNotification, Inbox, defer, flush, is_overdue
 from deepsched.runtime.library cimport loaded_library
 from deepsched.runtime.policy cimport PolicyTree
-from deepsched.runtime.pool cimport fork_generation, one_cpu
+from deepsched.runtime.pins cimport Pins
+from deepsched.runtime.pool cimport fork_generation
 from deepsched.runtime.posix cimport (
-    MAX_CPUS, SIGNAL_CHECK_NS, CpuMask, get_mask, is_main_thread, restore_mask,
-    sched_getcpu, set_mask,
+    MAX_CPUS, SIGNAL_CHECK_NS, CpuMask, is_main_thread, sched_getcpu,
 )
 from deepsched.runtime.request cimport (
     CANCELLED, DONE, EXPIRED, FAILED, RUNNING, Stage, begin, finish, is_late, leave, release_outputs,
     trace_end,
     withdraw,
 )
+from deepsched.runtime.session cimport ThreadTeam
 from deepsched.runtime.statistics cimport GroupStats
 from deepsched.runtime.stopping cimport NO_DEADLINE
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
@@ -85,32 +86,28 @@ cdef class Dispatcher:
         self.is_pinned = cpus_by_group[0] is not None
         self.spin_ns = spin_ns
         self.producer_group.store(-1, memory_order_relaxed)  # relaxed: not shared yet
-        self.masks = <CpuMask*>calloc(self.num_groups, sizeof(CpuMask))
         self.group_of_cpu = <int*>calloc(MAX_CPUS, sizeof(int))
-        self.first_cpu = <int*>calloc(self.num_groups, sizeof(int))
-        if self.masks == NULL or self.group_of_cpu == NULL or self.first_cpu == NULL:
+        if self.group_of_cpu == NULL:
             raise MemoryError(f"no memory for {self.num_groups} core groups")
         for cpu in range(MAX_CPUS):
             self.group_of_cpu[cpu] = -1
-        for group in range(self.num_groups):
-            leaf = group if tree is None else tree.tree.low[group]
-            self.first_cpu[group] = cpus_by_group[leaf][0] if self.is_pinned else -1
         if self.is_pinned:
             for group in range(num_streams):
                 for cpu in cpus_by_group[group]:
                     if cpu >= MAX_CPUS:
                         raise StreamConfigError(f"CPU {cpu} is beyond the {MAX_CPUS} of Linux")
                     self.group_of_cpu[cpu] = group
-            for group in range(self.num_groups):
-                one_cpu(&self.masks[group], self.first_cpu[group])
-        self.pool.start(_serve, _retry, <void*>self, self.masks, thread_prefix)
+        firsts = []
+        for group in range(self.num_groups):
+            leaf = group if tree is None else tree.tree.low[group]
+            firsts.append(cpus_by_group[leaf][0] if self.is_pinned else None)
+        self.pins = Pins(firsts)
+        self.pool.start(_serve, _retry, <void*>self, self.pins.masks, thread_prefix)
 
     def __dealloc__(self):
         if self.generation == fork_generation() and self.pool is not None:
             self.pool.stop()
-            free(self.masks)
             free(self.group_of_cpu)
-            free(self.first_cpu)
 
     @property
     def is_forked(self) -> bool:
@@ -158,7 +155,7 @@ cdef class Dispatcher:
         # relaxed: no other thread knows this request.
         request.stage.store(RUNNING, memory_order_relaxed)
         request.by_worker = False
-        self.run_inline(request, group, leaf, cpu == self.first_cpu[group])
+        self.run_inline(request, group, leaf, cpu == self.pins.first_cpu[group])
         self.leave_group(leaf, WAKE_ANY)
         return True
 
@@ -279,10 +276,11 @@ cdef class Dispatcher:
         a core with one of them for seconds: half the speed on two cores.
         """
         cdef CpuMask own
-        cdef bint moved = not (is_there and is_short(request.model)) and self.pin(&own, group)
+        cdef bint moved = not (is_there and is_short(request.model)) and self.pins.move(&own, group)
         self.run(request, group, leaf)
         if moved:
-            restore_mask(&own)
+            self.pins.put_back(&own)
+        self.check_pins(request, group, leaf)
 
     cdef void call_ort(self, RequestState* request, int group) noexcept nogil:
         """The run itself, with the session of `group`."""
@@ -294,13 +292,21 @@ cdef class Dispatcher:
             model.output_names, model.num_outputs, request.outputs,
         )
 
-    cdef bint pin(self, CpuMask* own, int group) noexcept nogil:
-        """Moves the calling thread to where `group` begins. True: `own` is to be put back.
+    cdef void check_pins(self, RequestState* request, int group, int leaf) noexcept nogil:
+        """After a run on `group`: sees now and then whether its threads are where they were pinned.
 
-        The mask is read each time: the thread's owner may have changed it. A change from outside
-        during the run is lost.
+        The caller owns `leaf`, so its worker is not on its way to another group or back. (The
+        other streams of a wider group may have new owners; their own workers they look at
+        themselves.) README, "CPUs that go".
         """
-        return self.is_pinned and get_mask(own) >= 0 and set_mask(&self.masks[group]) == 0
+        cdef ThreadTeam* team
+        cdef int i
+        if not self.pins.is_due(leaf, request.ended_ns):
+            return
+        self.pins.check(self.pool.workers[leaf].thread, self.pins.first_cpu[leaf], request.ended_ns)
+        team = request.model.teams[group]
+        for i in range(team.num_started):
+            self.pins.check(team.threads[i].thread, team.cpus[i + 1], request.ended_ns)
 
     cdef uint64_t time_run(self, RequestState* request, int group) noexcept nogil:
         """Runs `request` on `group`, which the caller owns; returns the time it took, in ns.
@@ -308,12 +314,12 @@ cdef class Dispatcher:
         Not counted: it is part of no statistics.
         """
         cdef CpuMask own
-        cdef bint moved = self.pin(&own, group)
+        cdef bint moved = self.pins.move(&own, group)
         cdef uint64_t started_ns = now_ns(), took_ns
         self.call_ort(request, group)
         took_ns = now_ns() - started_ns
         if moved:
-            restore_mask(&own)
+            self.pins.put_back(&own)
         # relaxed: no other thread knows this request.
         request.stage.store(FAILED if request.status != NULL else DONE, memory_order_relaxed)
         return took_ns
@@ -381,7 +387,7 @@ cdef class Dispatcher:
         cdef bint is_there
         if group < 0:
             return 0
-        is_there = cpu == self.first_cpu[group]
+        is_there = cpu == self.pins.first_cpu[group]
         # Never another model's long run: the caller only has time for short ones. relaxed: the
         # count may be late, and then one long run is served here.
         while (
@@ -510,13 +516,15 @@ cdef class Dispatcher:
         """Runs on the worker of `leaf`, which moves to the first core of `group` and back: one of
         ORT's threads is pinned to the worker's own core meanwhile."""
         cdef bint moves = (
-            self.is_pinned and group != leaf and self.first_cpu[group] != self.first_cpu[leaf]
+            self.is_pinned and group != leaf
+            and self.pins.first_cpu[group] != self.pins.first_cpu[leaf]
         )
         if moves:
-            set_mask(&self.masks[group])
+            self.pins.move_worker(group)
         self.run(request, group, leaf)
         if moves:
-            set_mask(&self.masks[leaf])
+            self.pins.move_worker(leaf)
+        self.check_pins(request, group, leaf)
 
     cdef int64_t hold(self, int leaf) noexcept nogil:
         """How long the next request should wait for a group wider than `leaf`, in ns; 0: no wait.

@@ -15,7 +15,8 @@ cdef class Inbox:
     cdef atomic[uint32_t] is_waited_for
     cdef atomic[uint32_t] is_poked
     cdef atomic[uint32_t] num_posting
-    cdef readonly int eventfd
+    cdef readonly int eventfd  # readable once it was notified; a pipe where there is no eventfd
+    cdef int notified_fd  # its other end
     cdef uint32_t generation
 
     cdef bint post(self, Node* node) noexcept nogil

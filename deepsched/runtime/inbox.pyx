@@ -29,9 +29,12 @@ cdef class Inbox:
 
     def __cinit__(self, bint with_eventfd=False):
         self.generation = fork_generation()
-        self.eventfd = -1
+        self.eventfd = self.notified_fd = -1
         if with_eventfd:
-            self.eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            try:
+                self.eventfd = self.notified_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            except OSError:  # a sandbox may refuse it
+                self.eventfd, self.notified_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def __dealloc__(self):
         # acquire: pairs with the release in release(). The node that woke our consumer may be gone
@@ -40,6 +43,8 @@ cdef class Inbox:
             while self.num_posting.load(memory_order_acquire) != 0:
                 with nogil:  # the poster may need the core, and others the GIL
                     sched_yield()
+        if self.notified_fd != self.eventfd:
+            os.close(self.notified_fd)
         if self.eventfd >= 0:
             os.close(self.eventfd)
 
@@ -76,7 +81,7 @@ cdef class Inbox:
     cdef void notify(self) noexcept nogil:
         cdef uint64_t one = 1
         if self.eventfd >= 0:
-            write(self.eventfd, &one, sizeof(one))
+            write(self.notified_fd, &one, sizeof(one))  # a full pipe is as good
         elif self.is_waited_for.exchange(0, memory_order_seq_cst):
             futex_wake(&self.is_waited_for, 1)
 
@@ -90,7 +95,7 @@ cdef class Inbox:
             # Before the exchange: the poster of a node that we miss finds the list empty, and
             # notifies again.
             try:
-                os.eventfd_read(self.eventfd)
+                os.read(self.eventfd, 1024)  # what a pipe still holds, the next call reads
             except BlockingIOError:
                 pass
         # seq_cst, for its acquire: what the posters wrote to the requests is visible.

@@ -15,7 +15,7 @@ from deepsched.runtime.posix cimport SIGNAL_CHECK_NS, is_main_thread
 from deepsched.runtime.request cimport (
     CANCELLED, EXPIRED, REFUSED, Request, Stage, enter, leave, new_request, withdraw,
 )
-from deepsched.runtime.session cimport Session
+from deepsched.runtime.session cimport Session, ThreadTeam
 from deepsched.runtime.statistics cimport GroupStats, snapshot_group, snapshot_unrun
 from deepsched.runtime.stopping cimport NO_DEADLINE
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -52,17 +52,19 @@ cdef class Model:
         self.state.number = self.number = dispatcher.num_models
         dispatcher.num_models += 1
         self.state.sessions = <OrtSession**>calloc(len(sessions), sizeof(OrtSession*))
+        self.state.teams = <ThreadTeam**>calloc(len(sessions), sizeof(ThreadTeam*))
         self.state.stats = <GroupStats*>calloc(len(sessions), sizeof(GroupStats))
         self.state.input_names = <const char**>calloc(len(self.all_inputs) + 1, sizeof(char*))
         self.state.output_names = <const char**>calloc(len(self.outputs) + 1, sizeof(char*))
         self.state.lengths = <RunLength*>calloc(len(sessions), sizeof(RunLength))
         if (
-            self.state.lengths == NULL or self.state.sessions == NULL or self.state.stats == NULL
-            or self.state.input_names == NULL or self.state.output_names == NULL
+            self.state.lengths == NULL or self.state.sessions == NULL or self.state.teams == NULL
+            or self.state.stats == NULL or self.state.input_names == NULL or self.state.output_names == NULL
         ):
             raise MemoryError("no memory for a model")
         for group, session in enumerate(sessions):
             self.state.sessions[group] = session.handle
+            self.state.teams[group] = &session.team
         for i, name in enumerate(self.input_names):
             self.state.input_names[i] = <bytes>name
         for i, name in enumerate(self.output_names):
@@ -70,6 +72,7 @@ cdef class Model:
 
     def __dealloc__(self):
         free(self.state.sessions)
+        free(self.state.teams)
         free(self.state.stats)
         free(self.state.lengths)
         free(self.state.input_names)
@@ -215,6 +218,8 @@ cdef class Model:
         cdef Request request
         cdef double seconds
         self.check_fork()
+        if dispatcher.pins.has_news():
+            dispatcher.pins.tell()
         if self.state.closing.load(memory_order_relaxed):  # relaxed: enter() looks again
             raise _closed()
         cdef list infos = self.inputs

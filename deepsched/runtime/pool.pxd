@@ -33,5 +33,4 @@ cdef class WorkerPool:
     cdef stop(self)
 
 cdef uint32_t fork_generation() noexcept nogil
-cdef void one_cpu(CpuMask* mask, int cpu) noexcept nogil
 cdef bytes thread_name(str name)

@@ -9,7 +9,6 @@ from deepsched.runtime.futex cimport futex_wait, futex_wake, now_ns, pause
 from deepsched.runtime.posix cimport CpuMask, pthread_atfork, pthread_join, start_thread
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memset
 from libcpp.atomic cimport (
     atomic, memory_order_acq_rel, memory_order_acquire, memory_order_relaxed, memory_order_release,
 )
@@ -52,15 +51,7 @@ def fork_count() -> int:
 pthread_atfork(NULL, NULL, _on_fork_in_child)
 
 
-# --- masks and names --------------------------------------------------------------------------
-
-
-cdef void one_cpu(CpuMask* mask, int cpu) noexcept nogil:
-    """`cpu`: an OS number below MAX_CPUS."""
-    cdef int word_bits = 8 * sizeof(unsigned long)
-    memset(mask, 0, sizeof(CpuMask))
-    mask.bits[cpu // word_bits] = 1ul << (cpu % word_bits)
-    mask.num_bytes = (cpu // word_bits + 1) * sizeof(unsigned long)
+# --- names ------------------------------------------------------------------------------------
 
 
 cdef bytes thread_name(str name):
@@ -150,8 +141,8 @@ cdef class WorkerPool:
                 raise ThreadError(
                     error,
                     f"could not start the worker of stream {group}: {os.strerror(error)}. Fewer "
-                    "streams need fewer threads (a container limits them by pids.max); pin='none' "
-                    "needs no CPU in particular, should one have gone offline",
+                    "streams need fewer threads (a container limits them by pids.max, a user by "
+                    "RLIMIT_NPROC)",
                 )
             self.num_started = group + 1
 

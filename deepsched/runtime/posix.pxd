@@ -7,6 +7,7 @@ cdef extern from * nogil:
     """
     #include <pthread.h>
     #include <sched.h>
+    #include <cerrno>
     #include <csignal>
     #include <cstdlib>
     #include <cstring>
@@ -18,9 +19,9 @@ cdef extern from * nogil:
         unsigned long bits[8192 / (8 * sizeof(unsigned long))];
     };
 
-    /* Starts a thread that is pinned from its first instruction on and takes no signals: those
-       belong to Python's threads, whose waits they must interrupt. It bears its name (at most 15
-       characters) when this returns. Returns 0 or an errno. */
+    /* Starts a thread that is pinned from its first instruction on, if its CPU may be used, and takes
+       no signals: those belong to Python's threads, whose waits they must interrupt. It bears its
+       name (at most 15 characters) when this returns. Returns 0 or an errno. */
     static inline int deepsched_start_thread(pthread_t* thread, const char* name,
                                              const deepsched_cpu_mask* mask,
                                              void* (*body)(void*), void* argument) {
@@ -35,30 +36,25 @@ cdef extern from * nogil:
             sigfillset(&all);
             pthread_sigmask(SIG_SETMASK, &all, &before);
             error = pthread_create(thread, &attributes, body, argument);
+            if (error == EINVAL) { /* the CPU was taken away: README.md, "CPUs that go" */
+                error = pthread_create(thread, nullptr, body, argument);
+            }
             pthread_sigmask(SIG_SETMASK, &before, nullptr);
             if (!error) pthread_setname_np(*thread, name);
         }
         pthread_attr_destroy(&attributes);
         return error;
     }
-    /* The calling thread's own mask. Returns 0 or -1. */
-    static inline int deepsched_get_mask(deepsched_cpu_mask* mask) {
+    /* A thread's mask. Both return 0 or an errno. */
+    static inline int deepsched_get_mask(pthread_t thread, deepsched_cpu_mask* mask) {
         std::memset(mask->bits, 0, sizeof mask->bits);
         mask->num_bytes = sizeof mask->bits;
-        return sched_getaffinity(0, sizeof mask->bits, reinterpret_cast<cpu_set_t*>(mask->bits));
+        return pthread_getaffinity_np(thread, sizeof mask->bits,
+                                      reinterpret_cast<cpu_set_t*>(mask->bits));
     }
-    static inline int deepsched_set_mask(const deepsched_cpu_mask* mask) {
-        return sched_setaffinity(0, mask->num_bytes,
-                                 reinterpret_cast<const cpu_set_t*>(mask->bits));
-    }
-    /* Puts a mask back. If none of its CPUs may be used any more (the cpuset has changed), the thread
-       gets all that may. */
-    static inline void deepsched_restore_mask(const deepsched_cpu_mask* mask) {
-        if (deepsched_set_mask(mask) == 0) return;
-        deepsched_cpu_mask all;
-        std::memset(all.bits, 0xff, sizeof all.bits);
-        all.num_bytes = sizeof all.bits;
-        deepsched_set_mask(&all);
+    static inline int deepsched_set_mask(pthread_t thread, const deepsched_cpu_mask* mask) {
+        return pthread_setaffinity_np(thread, mask->num_bytes,
+                                      reinterpret_cast<const cpu_set_t*>(mask->bits));
     }
     static inline bool deepsched_is_main_thread() { return gettid() == getpid(); }
     """
@@ -76,9 +72,9 @@ cdef extern from * nogil:
         pthread_t* thread, const char* name, const CpuMask* mask,
         void* (*body)(void*) noexcept nogil, void* argument,
     ) noexcept
-    int get_mask "deepsched_get_mask"(CpuMask* mask) noexcept
-    int set_mask "deepsched_set_mask"(const CpuMask* mask) noexcept
-    void restore_mask "deepsched_restore_mask"(const CpuMask* mask) noexcept
+    int get_mask "deepsched_get_mask"(pthread_t thread, CpuMask* mask) noexcept
+    int set_mask "deepsched_set_mask"(pthread_t thread, const CpuMask* mask) noexcept
+    pthread_t pthread_self() noexcept
     bint is_main_thread "deepsched_is_main_thread"() noexcept
     int pthread_join(pthread_t thread, void** result) noexcept
     int pthread_atfork(

@@ -2,6 +2,7 @@ from deepsched.runtime.completion cimport Completion
 from deepsched.runtime.elastic cimport RunLength
 from deepsched.runtime.inbox cimport Inbox, Node
 from deepsched.runtime.ort cimport OrtSession, OrtStatus, OrtValue
+from deepsched.runtime.session cimport ThreadTeam
 from deepsched.runtime.statistics cimport GroupStats, UnrunStats
 from deepsched.runtime.tracing cimport TraceState
 from libc.stdint cimport uint32_t, uint64_t
@@ -21,6 +22,7 @@ cdef enum Stage:
 cdef struct ModelState:
     # What threads without the GIL see of a model. `closing` is set once.
     OrtSession** sessions  # by core group
+    ThreadTeam** teams  # theirs
     RunLength* lengths  # by core group; of elastic contexts
     GroupStats* stats  # by core group
     UnrunStats unrun

@@ -1,7 +1,14 @@
-from deepsched.runtime.ort cimport CountFn, NameFn, OrtSession, TypeInfoFn
+from deepsched.runtime.ort cimport CountFn, NameFn, OrtSession, ThreadBodyFn, TypeInfoFn
+from deepsched.runtime.posix cimport pthread_t
 from libc.stdint cimport uint32_t
+from libcpp.atomic cimport atomic
 
-cdef struct OpThread  # one thread of the team; session.pyx
+cdef struct OpThread:  # one thread of a team
+    pthread_t thread
+    atomic[uint32_t] order
+    ThreadBodyFn body
+    void* argument
+    uint32_t generation
 
 cdef struct ThreadTeam:
     # The threads that work for ORT on one stream. ORT takes them one after another, on the thread

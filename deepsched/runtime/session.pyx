@@ -9,8 +9,9 @@ from deepsched.runtime.ort cimport (
     OrtKeyValuePairs, OrtSession, OrtSessionOptions, OrtStatus, OrtTypeInfo, ThreadBodyFn,
     TypeInfoFn,
 )
-from deepsched.runtime.pool cimport fork_generation, one_cpu, thread_name
-from deepsched.runtime.posix cimport CpuMask, pthread_join, pthread_t, start_thread
+from deepsched.runtime.pins cimport one_cpu
+from deepsched.runtime.pool cimport fork_generation, thread_name
+from deepsched.runtime.posix cimport CpuMask, pthread_join, start_thread
 from deepsched.runtime.values cimport ValueInfo, describe_value
 from libc.stdio cimport snprintf
 from libc.errno cimport ENOMEM
@@ -37,13 +38,6 @@ cdef enum:
     IDLE = 0  # waits for ORT to give it a body; its order is a futex word
     WORKING = 1  # runs ORT's body
     DISMISSED = 2  # ORT has no work for it
-
-cdef struct OpThread:
-    pthread_t thread
-    atomic[uint32_t] order
-    ThreadBodyFn body
-    void* argument
-    uint32_t generation
 
 
 cdef void* _op_thread_main(void* argument) noexcept nogil:
@@ -281,8 +275,7 @@ def open_session(
             error,
             f"could not start thread {session.team.num_started + 1} of the {num_threads - 1} that "
             f"work for ONNX Runtime on one stream: {os.strerror(error)}. Fewer cores need fewer "
-            "threads (a container limits them by pids.max, a user by RLIMIT_NPROC); pin='none' "
-            "needs no CPU in particular, should one have gone offline",
+            "threads (a container limits them by pids.max, a user by RLIMIT_NPROC)",
         )
     try:
         check(api.CreateSessionOptions(&options))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from deepsched.checks import check_integer
-from deepsched.errors import OptionError, StreamConfigError
+from deepsched.errors import OptionError, StreamConfigError, ThreadError
 from deepsched.machine.partition import PartitionWarning, Stream, WarningKind, partition
+from deepsched.machine.sysfs import format_cpu_list
 from deepsched.machine.topology import Topology
+from deepsched.runtime.pins import refused_cpus
 from deepsched.scheduler import Scheduler
 from deepsched.scheduling.group_tree import GroupTree, tree_of
 
@@ -69,17 +73,41 @@ def lay_out(
     Raises:
         OptionError, StreamConfigError: see Context.
     """
-    if pin not in ("core", "none"):
-        raise OptionError(f"pin must be 'core' or 'none', got {pin!r}")
+    if pin not in ("auto", "core", "none"):
+        raise OptionError(f"pin must be 'auto', 'core' or 'none', got {pin!r}")
     machine = Topology.detect() if topology is None else _check_topology(topology)
-    if pin == "core" and not machine.is_local and topology != Topology.detect():
+    if pin != "none" and not machine.is_local and topology != Topology.detect():
         raise StreamConfigError(
-            "pin='core' needs the topology of this machine, got another one; use pin='none' to run "
-            "its layout unpinned"
+            "pinned threads need the topology of this machine, got another one; use pin='none' to "
+            "run its layout unpinned"
         )
     streams, warnings = _partition(machine, num_cores, num_streams, scheduler)
     tree = tree_of(streams) if scheduler == Scheduler.elastic else None
-    return Layout(scheduler, machine, pin, streams, warnings, tree)
+    pinning = "none" if pin == "none" else _pinning(streams, is_asked_for=pin == "core")
+    return Layout(scheduler, machine, pinning, streams, warnings, tree)
+
+
+def _pinning(streams: Sequence[Stream], is_asked_for: bool) -> str:
+    """Whether threads can be pinned here: "core" or "none". Raises ThreadError if it is asked for
+    and they cannot."""
+    try:
+        refused = refused_cpus([cpu for stream in streams for cpu in stream.cpus])
+        if not refused:
+            return "core"
+        code, why = errno.EINVAL, f"the cpuset does not allow CPUs {format_cpu_list(refused)}"
+    except OSError as error:
+        code = error.errno or errno.EPERM
+        why = f"{error.strerror}; a sandbox may refuse sched_setaffinity, or sched_getaffinity"
+    if is_asked_for:
+        raise ThreadError(
+            code, f"threads cannot be pinned: {why}. Without pin='core' they run unpinned"
+        )
+    logger.warning(
+        "threads are not pinned: %s. Streams may share cores, and idle threads do not spin, which "
+        "costs speed; pin='none' accepts that",
+        why,
+    )
+    return "none"
 
 
 def _check_topology(topology: Topology) -> Topology:

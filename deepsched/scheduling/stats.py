@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deepsched.machine.sysfs import format_cpu_list
 from deepsched.runtime.histogram import RELATIVE_WIDTH, bucket_bounds
 
 if TYPE_CHECKING:
@@ -119,6 +120,9 @@ class Stats:
     """Inside ONNX Runtime."""
     streams: tuple[StreamStats, ...]
     """By stream."""
+    lost_cpus: tuple[int, ...] = ()
+    """OS numbers of the context's CPUs that this process was found not to be allowed on any more:
+    its cpuset or its affinity has changed. Looked at while requests run, ten times a second."""
 
     def __str__(self) -> str:
         """Outcomes, queue, latencies and streams in a few lines."""
@@ -139,6 +143,7 @@ class Stats:
                 f"waiting: {self.waiting}",
                 f"running: {self.running}",
                 f"streams: {streams}",
+                *([f"lost CPUs: {format_cpu_list(self.lost_cpus)}"] if self.lost_cpus else []),
             ]
         )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from deepsched.checks import check_integer
@@ -176,7 +177,8 @@ class SharedStreams:
         """`counts` and the queue's figures. `born`: when counting began, of time.monotonic."""
         backlog = self.dispatcher.backlog
         seconds = time.monotonic() - (self._born if born is None else born)
-        return counts.summary(seconds, backlog.depth, backlog.max_depth, backlog.capacity)
+        stats = counts.summary(seconds, backlog.depth, backlog.max_depth, backlog.capacity)
+        return replace(stats, lost_cpus=tuple(self.dispatcher.pins.lost_cpus))
 
     # --- Spinning ---------------------------------------------------------------------------
 
