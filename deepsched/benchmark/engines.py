@@ -50,6 +50,7 @@ from deepsched.models.batch import AUTO, BatchSize
 from deepsched.models.custom_ops import CustomOps, check_custom_ops
 from deepsched.models.prepare import PreparedModel, Shapes, inputs_of, prepare_model
 from deepsched.models.random_inputs import random_value
+from deepsched.runtime import telemetry
 from deepsched.scheduler import Scheduler
 
 ENGINES = (
@@ -464,6 +465,7 @@ def _tensor(name: str, shape: Sequence[Any], dtype: Any) -> Any:
 
 
 def _import(module: str, extra: str) -> Any:
+    telemetry.switch_off()  # onnxruntime's package starts a copy of its own as it is imported
     try:
         return importlib.import_module(module)
     except ImportError as error:

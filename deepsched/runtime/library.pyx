@@ -18,6 +18,7 @@ import re
 from pathlib import Path
 
 from deepsched.errors import InferenceError, OrtImportError
+from deepsched.runtime import telemetry
 
 cdef extern from "<dlfcn.h>" nogil:
     void* dlopen(const char* path, int mode)
@@ -86,7 +87,7 @@ cdef Library* loaded_library() noexcept nogil:
 
 
 cdef void _on_exit_of_child(int status, void* ignored) noexcept nogil:
-    """Ends a forked child here, before ORT's own exit handlers run: in 1.32 one of them destroys
+    """Ends a forked child here, before ORT's own exit handlers run: from 1.29 on telemetry's destroys
     a condition variable that the parent's threads wait on, and waits for them for ever. Python
     has finished by now."""
     fflush(NULL)
@@ -100,9 +101,7 @@ cdef void _on_fork_in_child() noexcept nogil:
 
 cdef _load(str path):
     global _path, _version
-    # Since 1.29 the library sends telemetry, from its initialisation on, and keeps a database in the
-    # user's home for it. Whoever wants that sets the variable to 0.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    cdef bint has_telemetry = not telemetry.switch_off()
     cdef void* handle = dlopen(os.fsencode(path), RTLD_NOW | RTLD_LOCAL)
     if handle == NULL:
         raise OrtImportError(f"cannot load {path}: {dlerror().decode(errors='replace')}")
@@ -122,7 +121,8 @@ cdef _load(str path):
             f"onnxruntime {version} at {path} is too old: deepsched needs 1.{MIN_API_VERSION} or "
             f"newer; {INSTALL_HINT}"
         )
-    pthread_atfork(NULL, NULL, _on_fork_in_child)
+    if has_telemetry:
+        pthread_atfork(NULL, NULL, _on_fork_in_child)
     cdef Library loaded
     loaded.api = api
     loaded.has_allocator_stats = minor >= ALLOCATOR_STATS_VERSION
