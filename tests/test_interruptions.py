@@ -131,18 +131,6 @@ def test_a_session_whose_threads_cannot_all_start_is_an_error(tmp_path):
         process.communicate(timeout=30)
 
 
-def test_submit_works_again_once_a_thread_may_start(spin, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", refused)
-        with pytest.raises(ThreadError, match="resolves futures"):
-            spin.submit([STEPS, SQUARE])
-    assert len(spin.submit([STEPS, SQUARE]).result(timeout=60)) == 1
-
-
-def refused(thread):
-    raise RuntimeError("can't start new thread")
-
-
 # --- Callbacks ----------------------------------------------------------------------------------
 
 

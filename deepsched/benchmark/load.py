@@ -13,6 +13,7 @@ rate of millions takes no longer than any other.
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from array import array
@@ -24,6 +25,7 @@ import numpy as np
 
 from deepsched.benchmark.arrivals import chunks_of_times
 from deepsched.errors import OptionError
+from deepsched.runtime.python_thread import PythonThread
 
 Run = Callable[[Any], Any]
 Tick = Callable[[int], None]
@@ -254,6 +256,7 @@ def _on_threads(
 
     Raises:
         The first exception that a `call` raised; it sets `stop` as well.
+        ThreadError: the system refuses the threads.
     """
     stop = threading.Event()
     failures: list[BaseException] = []
@@ -265,35 +268,24 @@ def _on_threads(
             failures.append(error)
             stop.set()
 
-    threads = [
-        threading.Thread(target=body, args=(index,), daemon=True, name=f"caller-{index}")
-        for index in range(count)
-    ]
+    what = f"{count} threads that call; use fewer callers"
+    started: list[PythonThread] = []
     is_interrupted = False
     try:
-        _start_and_join(threads, tick)
+        for index in range(count):
+            thread = PythonThread(functools.partial(body, index), f"caller-{index}", what)
+            thread.start()
+            started.append(thread)
+        for thread in started:
+            while not thread.join(_TICK_SECONDS):
+                tick()
     except KeyboardInterrupt:
         is_interrupted = True
-        stop.set()
-        for thread in threads:
-            if thread.ident is not None:
-                thread.join()
     finally:
         stop.set()  # no thread may go on calling after an error
+        for thread in started:
+            while not thread.join(_TICK_SECONDS):
+                pass
     if failures:
         raise failures[0]
     return is_interrupted
-
-
-def _start_and_join(threads: list[threading.Thread], tick: Callable[[], None]) -> None:
-    try:
-        for thread in threads:
-            thread.start()
-    except RuntimeError as error:  # "can't start new thread"
-        raise OptionError(
-            f"the system refused to start {len(threads)} threads; use fewer callers"
-        ) from error
-    for thread in threads:
-        while thread.is_alive():
-            thread.join(_TICK_SECONDS)
-            tick()

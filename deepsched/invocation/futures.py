@@ -1,7 +1,9 @@
 """Futures of requests, and the thread that resolves them.
 
 The runtime's workers never take the GIL, so they cannot touch a future. They post ended requests to
-an inbox; one Python thread per context takes them, many at a time, and resolves their futures.
+an inbox; one Python thread per context takes them, many at a time, and resolves their futures. This
+is a real thread, also where `threading` has become greenlets that take turns on one. Under eventlet
+alone it is a greenlet as well, which waits for the inbox's eventfd with eventlet's `select`.
 
 A signal handler or a finalizer may call anything here between any two lines, on a thread that is
 inside any other: so nothing here takes a lock, and state changes by one atomic step of a built-in.
@@ -13,6 +15,8 @@ import contextlib
 import heapq
 import itertools
 import logging
+import os
+import select
 import threading
 import time
 import weakref
@@ -22,10 +26,12 @@ from concurrent.futures import CancelledError, Future, InvalidStateError
 from typing import Any
 
 from deepsched.checks import check_timeout
-from deepsched.errors import ForkError, ThreadError
+from deepsched.errors import ForkError
+from deepsched.invocation import eventlet
 from deepsched.runtime.inbox import Inbox
 from deepsched.runtime.model import Model
 from deepsched.runtime.pool import fork_count
+from deepsched.runtime.python_thread import PythonThread
 from deepsched.runtime.request import Request
 
 logger = logging.getLogger("deepsched")
@@ -115,8 +121,8 @@ class RequestFuture(Future[list[Any]]):
         return super().exception(timeout)
 
     def add_done_callback(self, fn: Callable[[Future[list[Any]]], object]) -> None:
-        """Calls `fn` with the future when it ends: on the context's Python thread, or at once if it
-        has ended already. Exceptions are logged."""
+        """Calls `fn` with the future when it ends: on the context's Python thread (under gevent too),
+        or at once if it has ended already. Exceptions are logged."""
         self._check_fork()
         if self._is_forked:
             _call_back(fn, self)
@@ -147,8 +153,8 @@ def _call_back(fn: Callable[[Future[list[Any]]], object], future: Future[list[An
     except Exception:
         raise
     except BaseException:
-        if threading.current_thread() is threading.main_thread():
-            raise  # it may be Ctrl-C
+        if threading.get_native_id() == os.getpid():
+            raise  # in the main thread, where it may be Ctrl-C
         logger.critical("a future's callback %r raised", fn, exc_info=True)
 
 
@@ -157,7 +163,8 @@ class FutureResolver:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._inbox = Inbox()
+        self._is_greenlet = eventlet.is_in_charge()
+        self._inbox = Inbox(with_eventfd=self._is_greenlet)
         self._order = itertools.count()  # breaks ties: futures do not compare
         self._new_deadlines: deque[_Deadline] = deque()
         """Those that the thread has yet to see."""
@@ -166,8 +173,10 @@ class FutureResolver:
         self._max_deadlines = _MIN_DEADLINES
         self._ended: deque[Request] = deque()
         """Taken from the inbox, and not settled yet."""
-        self._thread: dict[str, threading.Thread] = {}
-        """The thread that resolves, once it runs."""
+        self._thread: dict[str, _Thread] = {}
+        """The thread that resolves, once it has started."""
+        self._ident = 0
+        """What `threading` calls it."""
         self._is_closing = False
 
     def submit(
@@ -207,33 +216,34 @@ class FutureResolver:
         are closed and the workers have ended. May be called again."""
         self._is_closing = True
         thread = self._thread.get("resolver")
-        if thread is not None and thread is not threading.current_thread():
+        if thread is not None and self._ident != threading.get_ident():
             self._inbox.poke()
-            thread.join(_JOIN_S)
-            if thread.is_alive():  # it ends by itself, once it is let
+            if not thread.join(_JOIN_S):  # it ends by itself, once it is let
                 logger.warning("%s still calls back", self._name)
                 return
         # Of two that close, the other's worker may have posted after the thread took its last.
         self._settle_ended()
 
     def _start_thread(self) -> None:
-        # A daemon: the interpreter waits for other threads before it runs the exit handler that
-        # closes the context, so this one would never end.
-        thread = threading.Thread(target=self._resolve, name=self._name, daemon=True)
-        try:
-            thread.start()
-        except RuntimeError as error:
-            raise ThreadError(
-                f"could not start the thread that resolves futures: {error}. A container limits "
-                "threads by pids.max, a user by RLIMIT_NPROC"
-            ) from error
+        # The interpreter waits for other threads before it runs the exit handler that closes the
+        # context, so it must not wait for this one.
+        thread: _Thread
+        if self._is_greenlet:
+            thread = _Greenlet(lambda: self._resolve(thread), self._name)
+        else:
+            thread = PythonThread(
+                lambda: self._resolve(thread), self._name, "the thread that resolves futures"
+            )
+        thread.start()
+        # The thread does this too, should Ctrl-C come before we do. Here, so that the next submit()
+        # starts no other, though this one has yet to run.
+        self._thread.setdefault("resolver", thread)
 
-    def _resolve(self) -> None:
-        me = threading.current_thread()
-        # Several may have been started, by callers that did not see one another, or by one that
-        # Ctrl-C hit in start(): the first to run stays.
+    def _resolve(self, me: _Thread) -> None:
+        # Several may have been started, by callers that did not see one another: one stays.
         if self._thread.setdefault("resolver", me) is not me:
             return
+        self._ident = threading.get_ident()
         while True:
             is_closing = self._is_closing  # read before take(): what it returns then is the rest
             num_ended = self._settle_ended()
@@ -241,7 +251,13 @@ class FutureResolver:
             if is_closing:
                 return
             if not num_ended:
-                self._inbox.wait(late)
+                self._wait(late)
+
+    def _wait(self, timeout_s: float) -> None:
+        if self._is_greenlet:
+            select.select([self._inbox.eventfd], [], [], None if timeout_s < 0 else timeout_s)
+        else:
+            self._inbox.wait(timeout_s)
 
     def _settle_ended(self) -> int:
         """Settles what has ended; returns how much that was.
@@ -283,6 +299,22 @@ class FutureResolver:
             heapq.heappop(self._deadlines)
         return -1.0
 
+
+class _Greenlet:
+    """PythonThread's methods, for a thread of eventlet's."""
+
+    def __init__(self, body: Callable[[], object], name: str) -> None:
+        self._thread = threading.Thread(target=body, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def join(self, timeout_s: float) -> bool:
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+
+_Thread = PythonThread | _Greenlet
 
 _Deadline = tuple[float, int, "weakref.ref[RequestFuture]"]
 

@@ -45,6 +45,13 @@ cdef extern from * nogil:
         pthread_attr_destroy(&attributes);
         return error;
     }
+    /* One that runs Python code: whatever starts from it, processes too, inherits its signal mask. */
+    static inline int deepsched_start_signalled_thread(pthread_t* thread, const char* name,
+                                                       void* (*body)(void*), void* argument) {
+        int error = pthread_create(thread, nullptr, body, argument);
+        if (!error) pthread_setname_np(*thread, name);
+        return error;
+    }
     /* A thread's mask. Both return 0 or an errno. */
     static inline int deepsched_get_mask(pthread_t thread, deepsched_cpu_mask* mask) {
         std::memset(mask->bits, 0, sizeof mask->bits);
@@ -72,11 +79,15 @@ cdef extern from * nogil:
         pthread_t* thread, const char* name, const CpuMask* mask,
         void* (*body)(void*) noexcept nogil, void* argument,
     ) noexcept
+    int start_signalled_thread "deepsched_start_signalled_thread"(
+        pthread_t* thread, const char* name, void* (*body)(void*) noexcept, void* argument
+    ) noexcept
     int get_mask "deepsched_get_mask"(pthread_t thread, CpuMask* mask) noexcept
     int set_mask "deepsched_set_mask"(pthread_t thread, const CpuMask* mask) noexcept
     pthread_t pthread_self() noexcept
     bint is_main_thread "deepsched_is_main_thread"() noexcept
     int pthread_join(pthread_t thread, void** result) noexcept
+    int pthread_detach(pthread_t thread) noexcept
     int pthread_atfork(
         void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil,
         void (*child)() noexcept nogil
