@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import helper
 
 from deepsched import Context, Engine, Topology, compile_model
 from tests.support import models
@@ -120,6 +121,64 @@ def interrupt(before="", after=""):
 def test_ctrl_c_interrupts_a_running_call():
     out, err = interrupt(after="run(1); print('usable')")
     assert out == "interrupted\nusable\n", err
+
+
+def test_ctrl_c_interrupts_a_call_after_many_short_ones():
+    out, err = interrupt(before="for steps in (1, 2, 3) * 10: run(steps)")
+    assert out == "interrupted\n", err
+
+
+def test_ctrl_c_interrupts_one_long_operator_after_short_ones_with_smaller_inputs():
+    process = start_python(
+        """
+        import signal, numpy as np
+        from deepsched import Engine
+        from tests.support import models
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with Engine(models.gram(), None) as engine:
+            small, large = np.ones((8, 8), np.float32), np.ones((3000, 3000), np.float32)
+            for _ in range(10):
+                engine.run([small])
+            print("ready", flush=True)
+            try:
+                engine.run([large])
+            except KeyboardInterrupt:
+                print(engine.context._shared.dispatcher.num_busy)  # it goes on meanwhile
+        """
+    )
+    out, err = signal_in_wait(process, signal.SIGINT)
+    assert out == "1\n", err
+
+
+def is_left_to_a_worker(engine, inputs):
+    with engine.context.trace() as records:
+        engine.run(inputs)
+    (record,) = records
+    return record.by_worker
+
+
+def test_the_main_thread_runs_what_was_short_with_the_same_inputs():
+    """A worker has all else: nothing in the main thread hears a signal during a run."""
+    x, more, transposed = (np.full(shape, 2.0, "f4") for shape in [(2, 3), (4, 3), (3, 2)])
+    with Engine(models.gram(), None) as engine:
+        assert is_left_to_a_worker(engine, [x])
+        assert not is_left_to_a_worker(engine, [x])
+        assert is_left_to_a_worker(engine, [more])
+        assert is_left_to_a_worker(engine, [transposed])
+        assert not is_left_to_a_worker(engine, [x / 2])  # below its magnitude
+        assert is_left_to_a_worker(engine, [x * 1000])  # six numbers may be sizes
+        in_threads(1, lambda i: engine.run([np.ones((5, 5), np.float32)]))
+        assert not is_left_to_a_worker(engine, [np.ones((5, 5), np.float32)])
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.float32, np.float64])
+def test_a_larger_number_is_not_taken_for_as_short_as_a_smaller_one(dtype):
+    with Engine(models.identity((1,), helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))) as engine:
+        assert is_left_to_a_worker(engine, [np.array([100], dtype)])
+        for number in (100, 1, 127, -50, 0):
+            assert not is_left_to_a_worker(engine, [np.array([number], dtype)])
+        assert is_left_to_a_worker(engine, [np.array([10**6], dtype)])
+        assert not is_left_to_a_worker(engine, [np.array([127], dtype)])
 
 
 def test_ctrl_c_interrupts_a_queued_call():

@@ -121,8 +121,8 @@ class RequestFuture(Future[list[Any]]):
         return super().exception(timeout)
 
     def add_done_callback(self, fn: Callable[[Future[list[Any]]], object]) -> None:
-        """Calls `fn` with the future when it ends: on the context's Python thread (under gevent too),
-        or at once if it has ended already. Exceptions are logged."""
+        """Calls `fn` with the future when it ends: on the context's Python thread, or at once if it
+        has ended already. Exceptions are logged."""
         self._check_fork()
         if self._is_forked:
             _call_back(fn, self)

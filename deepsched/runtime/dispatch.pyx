@@ -32,6 +32,9 @@ from posix.unistd cimport usleep
 
 from deepsched.errors import ForkError, InferenceError, StreamConfigError
 
+cdef extern from *:
+    int num_bits "__builtin_popcountll"(unsigned long long) noexcept nogil
+
 # A run this short is not pinned if its caller is on the group's first CPU already. Setting
 # the affinity and putting it back costs 1.6 us, about as much as the run; the kernel hardly moves a
 # thread within microseconds, and ORT hardly uses its other threads.
@@ -567,6 +570,12 @@ cdef class Dispatcher:
         # relaxed: a statistic.
         cdef uint64_t measured_ns = self.pool.state.wake_ns.load(memory_order_relaxed)
         return measured_ns if measured_ns < MAX_WAKE_NS else MAX_WAKE_NS
+
+    cdef uint64_t narrow_ns(self, RequestState* request) noexcept nogil:
+        """How long a run that has ended would have taken on one stream, at most."""
+        cdef uint64_t length = request.ended_ns - request.started_ns
+        cdef int group = request.group.load(memory_order_relaxed)  # relaxed: it has ended
+        return length * num_bits(self.elastic.tree.mask[group]) if self.is_elastic else length
 
     cdef void stop_running(self, RequestState* request, Stage reason) noexcept nogil:
         """Asks a request that has begun, or is about to, to stop. The caller keeps it alive."""

@@ -1,7 +1,7 @@
 from deepsched.runtime.dispatch cimport Dispatcher
 from deepsched.runtime.inbox cimport Inbox
 from deepsched.runtime.request cimport ModelState, Request
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 
 cdef class Model:
     cdef ModelState state
@@ -16,6 +16,6 @@ cdef class Model:
     cdef list output_names
 
     cdef Request prepare(self, list inputs, object timeout, object priority, bint check_inputs)
-    cdef submit_and_wait(self, Request request)
+    cdef submit_and_wait(self, Request request, uint64_t key)
     cdef check_interrupts(self, Request request)
     cpdef check_fork(self)

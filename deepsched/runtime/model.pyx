@@ -9,11 +9,14 @@ from deepsched.runtime.dispatch cimport (
 from deepsched.runtime.elastic cimport RunLength
 from deepsched.runtime.futex cimport WAKE_ALL, futex_wait, now_ns
 from deepsched.runtime.inbox cimport Inbox
+from deepsched.runtime.known_short cimport (
+    NUM_CLASSES, InputClass, is_known_short, key_of, learn_length,
+)
 from deepsched.runtime.ort cimport OrtSession
 from deepsched.runtime.pool cimport fork_generation
 from deepsched.runtime.posix cimport SIGNAL_CHECK_NS, is_main_thread
 from deepsched.runtime.request cimport (
-    CANCELLED, EXPIRED, REFUSED, Request, Stage, enter, leave, new_request, withdraw,
+    CANCELLED, DONE, EXPIRED, REFUSED, Request, Stage, enter, leave, new_request, withdraw,
 )
 from deepsched.runtime.session cimport Session, ThreadTeam
 from deepsched.runtime.statistics cimport GroupStats, snapshot_group, snapshot_unrun
@@ -26,10 +29,6 @@ from deepsched.errors import (
     ClosedError, DeadlineExceeded, ForkError, InputError, OptionError, QueueFull,
 )
 from deepsched.checks import check_integer, check_timeout
-
-# Python's signal handlers run in the main thread only, and not while it is inside ORT: so runs
-# longer than this are left to a worker there, and the main thread waits where Ctrl-C reaches it.
-cdef uint64_t INLINE_IN_MAIN_NS = 50_000_000
 
 @cython.final
 cdef class Model:
@@ -57,9 +56,11 @@ cdef class Model:
         self.state.input_names = <const char**>calloc(len(self.all_inputs) + 1, sizeof(char*))
         self.state.output_names = <const char**>calloc(len(self.outputs) + 1, sizeof(char*))
         self.state.lengths = <RunLength*>calloc(len(sessions), sizeof(RunLength))
+        self.state.short_classes = <InputClass*>calloc(NUM_CLASSES, sizeof(InputClass))
         if (
-            self.state.lengths == NULL or self.state.sessions == NULL or self.state.teams == NULL
-            or self.state.stats == NULL or self.state.input_names == NULL or self.state.output_names == NULL
+            self.state.short_classes == NULL or self.state.lengths == NULL
+            or self.state.sessions == NULL or self.state.teams == NULL or self.state.stats == NULL
+            or self.state.input_names == NULL or self.state.output_names == NULL
         ):
             raise MemoryError("no memory for a model")
         for group, session in enumerate(sessions):
@@ -75,6 +76,7 @@ cdef class Model:
         free(self.state.teams)
         free(self.state.stats)
         free(self.state.lengths)
+        free(self.state.short_classes)
         free(self.state.input_names)
         free(self.state.output_names)
 
@@ -84,18 +86,21 @@ cdef class Model:
         """Runs one request and returns its outputs; blocks. `inputs` in the graph's order, then any
         of `overridable`; None leaves one of these out."""
         cdef Request request = self.prepare(inputs, timeout, priority, check_inputs)
+        cdef uint64_t key = key_of(request.borrowed, len(self.inputs))
         if not enter(&self.state):
             raise _closed()
-        self.submit_and_wait(request)
+        self.submit_and_wait(request, key)
         return request.outputs()
 
-    cdef submit_and_wait(self, Request request):
-        """Submits `request`, which has been counted in, and waits for its end."""
+    cdef submit_and_wait(self, Request request, uint64_t key):
+        """Submits `request`, which has been counted in, and waits for its end. `key`: of its inputs."""
         cdef Dispatcher dispatcher = self.dispatcher
         cdef Submitted submitted = FULL
-        # relaxed: a statistic. 0, not yet known, counts as long.
-        cdef uint64_t typical_ns = self.state.typical_ns.load(memory_order_relaxed)
-        cdef bint may_inline = 0 < typical_ns < INLINE_IN_MAIN_NS or not is_main_thread()
+        # Python's signal handlers run in the main thread only, and not while it is inside ORT: there
+        # a run that may be long is left to a worker, and Ctrl-C reaches the main thread in its wait.
+        cdef bint may_inline = (
+            is_known_short(self.state.short_classes, key) or not is_main_thread()
+        )
         while True:
             with nogil:
                 submitted = dispatcher.submit(
@@ -107,8 +112,11 @@ cdef class Model:
         if submitted == CLOSED:
             leave(&self.state)
             request.state.stage.store(REFUSED, memory_order_relaxed)
-        elif submitted == ACCEPTED:
+            return
+        if submitted == ACCEPTED:
             dispatcher.wait(request)
+        if request.state.stage.load(memory_order_relaxed) == DONE:  # relaxed: it has ended
+            learn_length(self.state.short_classes, key, dispatcher.narrow_ns(&request.state))
 
     cdef check_interrupts(self, Request request):
         """Checks signals, the deadline and closing while a counted-in request waits for room.

@@ -1,6 +1,7 @@
 from deepsched.runtime.completion cimport Completion
 from deepsched.runtime.elastic cimport RunLength
 from deepsched.runtime.inbox cimport Inbox, Node
+from deepsched.runtime.known_short cimport InputClass
 from deepsched.runtime.ort cimport OrtSession, OrtStatus, OrtValue
 from deepsched.runtime.session cimport ThreadTeam
 from deepsched.runtime.statistics cimport GroupStats, UnrunStats
@@ -35,6 +36,7 @@ cdef struct ModelState:
     atomic[uint64_t] needed_ns  # with less left before its deadline a request is not begun
     atomic[uint64_t] lowered_ns  # when a refusal lowered `needed_ns` last
     atomic[uint64_t] probed_ns  # when a request was begun in spite of it last
+    InputClass* short_classes  # README, "Who runs inline"
     TraceState* trace
     uint32_t number  # what traces call it
 

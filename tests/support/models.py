@@ -104,6 +104,15 @@ def gather():
     )
 
 
+def gram():
+    """y = x @ x.T, in one operator, for x of any two dimensions."""
+    return make(
+        [helper.make_node("Gemm", ["x", "x"], ["y"], transB=1)],
+        [tensor("x", ["n", "k"])],
+        [tensor("y", ["n", "m"])],
+    )
+
+
 def spin(steps="steps", rows=64):
     """Runs as long as it is told to: a loop of `steps` small matrix products."""
     body = helper.make_graph(

@@ -1,0 +1,115 @@
+"""Which inputs are known to run for a short time: those that the main thread may run itself.
+
+README.md, "Who runs inline". What a run takes is foretold by no other run's length but that of one
+with the same shapes, and with numbers no larger where an input is so small that it may say how much
+there is to do: a loop's count, a length, a size, a scale.
+"""
+
+cimport cython
+cimport numpy as cnp
+from libc.math cimport fabs, frexp
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libcpp.atomic cimport memory_order_relaxed
+
+cnp.import_array()
+
+cdef extern from *:
+    int num_leading_zeros "__builtin_clzll"(unsigned long long) noexcept nogil
+
+# A signal is to be heard within 0.2 s, and numbers of one magnitude differ by up to a factor of two.
+cdef uint64_t SHORT_NS = 50_000_000
+
+# An input with more elements is data.
+cdef Py_ssize_t MAX_NUMBERS = 8
+
+# A key: 56 bits of a hash of the shapes, and the magnitude.
+cdef uint64_t MAGNITUDE = 0xFF
+cdef uint64_t MULTIPLIER = 0xFF51AFD7ED558CCDu  # odd, and random otherwise
+
+
+@cython.boundscheck(False)
+@cython.wraparound(False)
+cdef uint64_t key_of(list inputs, Py_ssize_t num_inputs) except? 0:
+    """The class of the first `num_inputs` of `inputs`; 0 if a glance does not tell it."""
+    cdef uint64_t shapes = MULTIPLIER, magnitude = 0
+    cdef cnp.ndarray array
+    cdef Py_ssize_t i
+    cdef int axis
+    for i in range(num_inputs):
+        value = inputs[i]
+        if not cnp.PyArray_CheckExact(value):
+            return 0
+        array = <cnp.ndarray>value
+        if not cnp.PyArray_ISCARRAY_RO(array) or cnp.PyArray_TYPE(array) == cnp.NPY_OBJECT:
+            return 0
+        shapes = mixed(shapes, cnp.PyArray_NDIM(array))
+        for axis in range(cnp.PyArray_NDIM(array)):
+            shapes = mixed(shapes, cnp.PyArray_DIM(array, axis))
+        if cnp.PyArray_SIZE(array) <= MAX_NUMBERS:
+            magnitude = max(magnitude, _magnitude(array))
+    return (shapes & ~MAGNITUDE) | min(magnitude, MAGNITUDE) or 1
+
+
+cdef inline uint64_t mixed(uint64_t hash, uint64_t number) noexcept nogil:
+    return (hash ^ (hash >> 29) ^ number) * MULTIPLIER
+
+
+cdef uint64_t _magnitude(cnp.ndarray array) noexcept:
+    """How many bits the numbers have, all together: that of their product, which is the most that
+    they can stand for."""
+    cdef void* data = cnp.PyArray_DATA(array)
+    cdef int type_num = cnp.PyArray_TYPE(array)
+    cdef uint64_t num_bits = 0
+    cdef Py_ssize_t i
+    for i in range(cnp.PyArray_SIZE(array)):
+        if type_num == cnp.NPY_INT64:
+            num_bits += _integer_bits((<int64_t*>data)[i])
+        elif type_num == cnp.NPY_INT32:
+            num_bits += _integer_bits((<int32_t*>data)[i])
+        elif type_num == cnp.NPY_FLOAT32:
+            num_bits += _float_bits((<float*>data)[i])
+        elif type_num == cnp.NPY_FLOAT64:
+            num_bits += _float_bits((<double*>data)[i])
+        elif type_num == cnp.NPY_INT16:
+            num_bits += _integer_bits((<int16_t*>data)[i])
+        elif type_num == cnp.NPY_INT8:
+            num_bits += _integer_bits((<int8_t*>data)[i])
+        elif type_num == cnp.NPY_UINT64:
+            num_bits += _integer_bits(<int64_t>((<uint64_t*>data)[i] >> 1))
+        elif type_num == cnp.NPY_UINT32:
+            num_bits += _integer_bits((<uint32_t*>data)[i])
+        elif type_num == cnp.NPY_UINT16:
+            num_bits += _integer_bits((<uint16_t*>data)[i])
+        elif type_num == cnp.NPY_UINT8 or type_num == cnp.NPY_BOOL:
+            num_bits += _integer_bits((<uint8_t*>data)[i])
+    return num_bits
+
+
+cdef uint64_t _integer_bits(int64_t number) noexcept:
+    cdef uint64_t size = <uint64_t>number if number >= 0 else 0 - <uint64_t>number
+    return 64 - num_leading_zeros(size) if size else 0
+
+
+cdef uint64_t _float_bits(double number) noexcept:
+    """A step of 1e-9 may mean as much work as a limit of 1e9."""
+    cdef int exponent = 0
+    if not 0 < fabs(number) < 1e30:
+        return 0 if number == 0 else 100
+    frexp(number, &exponent)
+    return <uint64_t>(exponent if exponent >= 0 else -exponent)
+
+
+cdef bint is_known_short(InputClass* classes, uint64_t key) noexcept nogil:
+    """Whether inputs of the same shapes, and of this magnitude or a higher one, ran short."""
+    # relaxed, here and below: one word, through which nothing is read.
+    cdef uint64_t known = classes[key >> 58].key.load(memory_order_relaxed)
+    return key != 0 and (known ^ key) & ~MAGNITUDE == 0 and key & MAGNITUDE <= known & MAGNITUDE
+
+
+cdef void learn_length(InputClass* classes, uint64_t key, uint64_t length_ns) noexcept nogil:
+    """A run with inputs of this class has taken so long."""
+    cdef InputClass* place = &classes[key >> 58]
+    if key and is_known_short(classes, key) != (length_ns < SHORT_NS):
+        # Of two that learn at once, one counts. What is known of another class goes: its next run in
+        # the main thread is left to a worker once more.
+        place.key.store(key if length_ns < SHORT_NS else 0, memory_order_relaxed)
