@@ -1,6 +1,6 @@
 """Which inputs are known to run for a short time: those that the main thread may run itself.
 
-README.md, "Who runs inline". What a run takes is foretold by no other run's length but that of one
+README.md, "A request's life": who runs inline. What a run takes is foretold by no other run's length but that of one
 with the same shapes, and with numbers no larger where an input is so small that it may say how much
 there is to do: a loop's count, a length, a size, a scale.
 """

@@ -36,7 +36,7 @@ cdef struct ModelState:
     atomic[uint64_t] needed_ns  # with less left before its deadline a request is not begun
     atomic[uint64_t] lowered_ns  # when a refusal lowered `needed_ns` last
     atomic[uint64_t] probed_ns  # when a request was begun in spite of it last
-    InputClass* short_classes  # README, "Who runs inline"
+    InputClass* short_classes  # NUM_CLASSES of them
     TraceState* trace
     uint32_t number  # what traces call it
 
