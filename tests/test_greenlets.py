@@ -14,7 +14,7 @@ import pytest
 from tests.support import models
 from tests.support.processes import finish, run_python, start_python
 
-pytestmark = pytest.mark.extras
+pytestmark = pytest.mark.field
 
 PATCH = {
     "gevent": "import gevent.monkey; gevent.monkey.patch_all(); from gevent import sleep, spawn",

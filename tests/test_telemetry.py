@@ -13,7 +13,7 @@ import pytest
 
 from tests.support import models
 
-pytestmark = pytest.mark.extras
+pytestmark = pytest.mark.field
 
 # ONNX Runtime sends nothing where one of these says that it runs in somebody's CI.
 CI_VARIABLES = (
@@ -76,7 +76,7 @@ class Traced:
 def trace(code, folder, **environment):
     """Runs Python code with a home of its own in `folder`."""
     if not shutil.which("strace"):
-        pytest.skip("no trace can be made here: strace is not installed")
+        pytest.skip("a trace cannot be made here: strace is not installed")
     home, temporary = folder / "home", folder / "tmp"
     home.mkdir()
     temporary.mkdir()
