@@ -92,3 +92,7 @@ class OrtImportError(DeepschedError, ImportError):
 
 class ThreadError(DeepschedError, OSError):
     """The system refused to start or to pin a thread."""
+
+
+class FileLimitError(DeepschedError, OSError):
+    """The process may open no more files (RLIMIT_NOFILE), and a request needs a descriptor."""

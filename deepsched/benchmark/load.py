@@ -268,7 +268,7 @@ def _on_threads(
             failures.append(error)
             stop.set()
 
-    what = f"{count} threads that call; use fewer callers"
+    what = f"a thread for each of the {count} callers"
     started: list[PythonThread] = []
     is_interrupted = False
     try:

@@ -24,6 +24,7 @@ from deepsched.cli.options import (
 )
 from deepsched.formatting import rounded
 from deepsched.machine.contention import contention_notes, is_contended
+from deepsched.shortages import thread_errors
 
 _EPILOG = """\
 fields of the table and of the JSON's `figures`:
@@ -119,7 +120,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Measures and reports."""
     model = args.model_path or bundled_model()
-    with only_errors(args.quiet), Console(stderr=True).status("measuring") as status:
+    with (
+        only_errors(args.quiet),
+        thread_errors("the thread that draws progress"),
+        Console(stderr=True).status("measuring") as status,
+    ):
         if args.quiet:
             status.stop()
         advice = advise(

@@ -28,6 +28,7 @@ from deepsched.cli.options import (
 from deepsched.errors import OptionError
 from deepsched.formatting import counted, rounded
 from deepsched.machine.contention import contention_notes
+from deepsched.shortages import thread_errors
 
 _EPILOG = """\
 Times the operators of the graph as ONNX Runtime optimised it, while one request runs alone.
@@ -96,7 +97,10 @@ def run(args: argparse.Namespace) -> None:
         raise OptionError(f"--top must be 0 or more, got {args.top}")
     check_distinct(args, "output", "csv")
     with output(args, "output") as export, output(args, "csv") as table:
-        with Console(stderr=True).status("measuring") as status:
+        with (
+            thread_errors("the thread that draws progress"),
+            Console(stderr=True).status("measuring") as status,
+        ):
             if args.quiet:
                 status.stop()
             analysis = analyze(

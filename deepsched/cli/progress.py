@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from deepsched.cli.console import Console
+from deepsched.shortages import thread_errors
 
 
 class ProgressBar:
@@ -45,5 +46,8 @@ def progress_bar(is_quiet: bool) -> Iterator[ProgressBar]:
         BarColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with (
+        thread_errors("the thread that draws progress"),
+        Progress(*columns, console=console, transient=True) as progress,
+    ):
         yield ProgressBar(progress)

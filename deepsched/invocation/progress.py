@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+from deepsched.shortages import thread_errors
+
 T = TypeVar("T")
 
 
@@ -13,4 +15,5 @@ def tracked(items: Iterable[T], description: str, total: int | None) -> Iterator
     from rich.console import Console  # 0.1 s that others need not pay
     from rich.progress import track
 
-    return iter(track(items, description, total=total, console=Console(stderr=True)))
+    with thread_errors("the threads that draw progress"):
+        yield from track(items, description, total=total, console=Console(stderr=True))

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepsched.errors import TopologyError
+from deepsched.shortages import check_file_limit
 
 CpuSet = frozenset[int]
 """OS numbers of CPUs. Also empty if unknown."""
@@ -119,7 +120,8 @@ def read_text(path: Path) -> str | None:
     """The file's text, stripped; None if it cannot be read."""
     try:
         return path.read_text(errors="replace").strip(" \t\n\0")
-    except OSError:  # missing, or an attribute whose read fails
+    except OSError as error:  # missing, or an attribute whose read fails
+        check_file_limit(error)
         return None
 
 
@@ -237,7 +239,8 @@ def _numbered(folder: Path, prefix: str) -> CpuSet:
     """The numbers N of a folder's entries named "<prefix><N>"."""
     try:
         names = [entry.name for entry in folder.iterdir()]
-    except OSError:
+    except OSError as error:
+        check_file_limit(error)
         return _NONE
     matches = (re.fullmatch(rf"{prefix}(\d+)", name) for name in names)
     return frozenset(int(match[1]) for match in matches if match)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -41,6 +41,7 @@ from deepsched.models.prepare import (
     prepare_model,
 )
 from deepsched.runtime.session import Session, trim_heap
+from deepsched.shortages import file_limit_errors, thread_errors
 
 logger = logging.getLogger("deepsched")
 
@@ -141,6 +142,7 @@ class _Unavailable(NamedTuple):
     """What the log says once another strategy has worked."""
 
 
+@file_limit_errors()
 def open_model(
     model: ModelLike,
     batch_size: BatchSize,
@@ -164,6 +166,7 @@ def open_model(
         ModelError: see prepare_model, and what ONNX Runtime says of the model.
         OptionError: cache_dir is not a folder, or one of custom_ops no library of operators.
         ThreadError: the system refuses a session's threads.
+        FileLimitError: the process may open no more files.
     """
     sweep_once()
     request = _Request(
@@ -356,27 +359,13 @@ def _compile(prepared: PreparedModel, entry: Entry, request: _Request) -> Opened
         "batch_size": prepared.batch_size,
         "changed_fixed_sizes": prepared.changed_fixed_sizes,
     }
-    with _thread_errors(), ThreadPoolExecutor(1) as pool:
+    with thread_errors("a thread that opens the model"), ThreadPoolExecutor(1) as pool:
         sealing = pool.submit(entry.seal)
         opened = _open_compiled(entry, request, was_cached=False)
     sealing.result()
     if _interface(opened.sessions[0]) != interface:
         raise ModelError("as ONNX Runtime saves it, the model has other inputs or outputs")
     return opened
-
-
-@contextlib.contextmanager
-def _thread_errors() -> Iterator[None]:
-    """Python's pools raise a bare RuntimeError if the system refuses a thread."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "new thread" not in str(error):
-            raise
-        raise ThreadError(
-            f"could not start a thread to open the model with: {error}. A container limits threads "
-            "by pids.max, a user by RLIMIT_NPROC"
-        ) from error
 
 
 def _interface(session: Session) -> list[tuple[str, object]]:
@@ -435,7 +424,7 @@ def _open_all(open_for: Callable[[Stream], Session], streams: Sequence[Stream]) 
     ]
     firsts = dict(zip(reversed(keys), reversed(streams), strict=True))
     with (
-        _thread_errors(),
+        thread_errors("a thread that opens the model"),
         ThreadPoolExecutor(min(len(firsts), len(own_cpus()))) as pool,
     ):
         sessions = dict(zip(firsts, pool.map(open_for, firsts.values()), strict=True))

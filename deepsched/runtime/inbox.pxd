@@ -19,6 +19,7 @@ cdef class Inbox:
     cdef int notified_fd  # its other end
     cdef uint32_t generation
 
+    cdef open_pipe(self)
     cdef bint post(self, Node* node) noexcept nogil
     cdef void notify_and_release(self) noexcept nogil
     cdef void release(self) noexcept nogil

@@ -18,6 +18,8 @@ from libcpp.atomic cimport (
 
 import os
 
+from deepsched.errors import FileLimitError
+
 cdef extern from "<unistd.h>" nogil:
     ssize_t write(int fd, const void* data, size_t num_bytes)
 
@@ -34,7 +36,17 @@ cdef class Inbox:
             try:
                 self.eventfd = self.notified_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             except OSError:  # a sandbox may refuse it
-                self.eventfd, self.notified_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+                self.open_pipe()
+
+    cdef open_pipe(self):
+        try:
+            self.eventfd, self.notified_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise FileLimitError(
+                error.errno,
+                f"no descriptor for the results of an event loop: {error.strerror}. ulimit -n "
+                "(RLIMIT_NOFILE) says how many a process may have",
+            ) from error
 
     def __dealloc__(self):
         # acquire: pairs with the release in release(). The node that woke our consumer may be gone
