@@ -7,7 +7,6 @@ import enum
 import functools
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -99,7 +98,8 @@ def temporary_folder(
     try:
         yield folder
     finally:
-        shutil.rmtree(folder.path.name, ignore_errors=True, dir_fd=parent.fd)
+        with contextlib.suppress(OSError):
+            parent.remove_folder(folder.path.name)
         folder.close()
 
 
@@ -158,7 +158,8 @@ def _make_temporary_folder(parents: Sequence[Path], in_memory: bool) -> tuple[Fo
             try:
                 write_tag(folder)
             except BaseException:
-                shutil.rmtree(folder.path.name, ignore_errors=True, dir_fd=parent.fd)
+                with contextlib.suppress(OSError):
+                    parent.remove_folder(folder.path.name)
                 raise
         except OSError as error:
             errors.append(str(error))
@@ -173,6 +174,6 @@ def _remove_stale(parent: Folder, name: str) -> bool:
     with contextlib.suppress(OSError):
         folder = lock_exclusive(parent, name)
         if folder is not None and (has_tag(folder) or not holds_others(folder)):
-            shutil.rmtree(name, dir_fd=parent.fd)
+            parent.remove_folder(name)
             return True
     return False
