@@ -30,7 +30,6 @@ from deepsched.errors import (
     InferenceError,
     InputTypeError,
     OptionError,
-    ThreadError,
 )
 from tests.support import models
 from tests.support.cgroups import limits

@@ -7,6 +7,6 @@ cdef enum:
 cdef struct InputClass:
     atomic[uint64_t] key  # the class of inputs that was seen to run short last; 0: none
 
-cdef uint64_t key_of(list inputs, Py_ssize_t num_inputs) except? 0
+cdef uint64_t key_of(list inputs) except? 0
 cdef bint is_known_short(InputClass* classes, uint64_t key) noexcept nogil
 cdef void learn_length(InputClass* classes, uint64_t key, uint64_t length_ns) noexcept nogil

@@ -29,13 +29,13 @@ cdef uint64_t MULTIPLIER = 0xFF51AFD7ED558CCDu  # odd, and random otherwise
 
 @cython.boundscheck(False)
 @cython.wraparound(False)
-cdef uint64_t key_of(list inputs, Py_ssize_t num_inputs) except? 0:
-    """The class of the first `num_inputs` of `inputs`; 0 if a glance does not tell it."""
+cdef uint64_t key_of(list inputs) except? 0:
+    """The class of a request's inputs; 0 if a glance does not tell it."""
     cdef uint64_t shapes = MULTIPLIER, magnitude = 0
     cdef cnp.ndarray array
     cdef Py_ssize_t i
     cdef int axis
-    for i in range(num_inputs):
+    for i in range(len(inputs)):
         value = inputs[i]
         if value is None:  # left out, as no array is
             shapes = mixed(shapes, MULTIPLIER)

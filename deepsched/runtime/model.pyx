@@ -86,7 +86,7 @@ cdef class Model:
         """Runs one request and returns its outputs; blocks. `inputs` in the graph's order, then any
         of `overridable`; None leaves one of these out."""
         cdef Request request = self.prepare(inputs, timeout, priority, check_inputs)
-        cdef uint64_t key = key_of(request.borrowed, len(self.inputs))
+        cdef uint64_t key = key_of(request.borrowed)
         if not enter(&self.state):
             raise _closed()
         self.submit_and_wait(request, key)
