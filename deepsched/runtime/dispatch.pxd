@@ -81,7 +81,7 @@ cdef class Dispatcher:
     cdef int64_t serve(self, int group) noexcept nogil
     cdef int64_t spin_time(self, uint64_t typical_ns) noexcept nogil
     cdef uint64_t wake_ns(self) noexcept nogil
-    cdef uint64_t narrow_ns(self, RequestState* request) noexcept nogil
+    cdef int num_streams_of(self, RequestState* request) noexcept nogil
     cdef void stop_running(self, RequestState* request, Stage reason) noexcept nogil
     cdef wait(self, Request request)
     cdef abandon(self, Request request, Stage end)

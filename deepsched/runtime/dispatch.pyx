@@ -571,11 +571,10 @@ cdef class Dispatcher:
         cdef uint64_t measured_ns = self.pool.state.wake_ns.load(memory_order_relaxed)
         return measured_ns if measured_ns < MAX_WAKE_NS else MAX_WAKE_NS
 
-    cdef uint64_t narrow_ns(self, RequestState* request) noexcept nogil:
-        """How long a run that has ended would have taken on one stream, at most."""
-        cdef uint64_t length = request.ended_ns - request.started_ns
+    cdef int num_streams_of(self, RequestState* request) noexcept nogil:
+        """How many streams a run that has ended had, together."""
         cdef int group = request.group.load(memory_order_relaxed)  # relaxed: it has ended
-        return length * num_bits(self.elastic.tree.mask[group]) if self.is_elastic else length
+        return num_bits(self.elastic.tree.mask[group]) if self.is_elastic else 1
 
     cdef void stop_running(self, RequestState* request, Stage reason) noexcept nogil:
         """Asks a request that has begun, or is about to, to stop. The caller keeps it alive."""

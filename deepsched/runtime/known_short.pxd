@@ -9,4 +9,6 @@ cdef struct InputClass:
 
 cdef uint64_t key_of(list inputs) except? 0
 cdef bint is_known_short(InputClass* classes, uint64_t key) noexcept nogil
-cdef void learn_length(InputClass* classes, uint64_t key, uint64_t length_ns) noexcept nogil
+cdef void learn_length(
+    InputClass* classes, uint64_t key, uint64_t length_ns, int num_streams
+) noexcept nogil

@@ -16,8 +16,10 @@ cnp.import_array()
 cdef extern from *:
     int num_leading_zeros "__builtin_clzll"(unsigned long long) noexcept nogil
 
-# A signal is to be heard within 0.2 s, and numbers of one magnitude differ by up to a factor of two.
+# A signal is to be heard within 0.2 s. Numbers of one magnitude differ by up to a factor of two, and
+# a run that had several streams may have one the next time.
 cdef uint64_t SHORT_NS = 50_000_000
+cdef uint64_t SHORT_ON_ONE_STREAM_NS = 200_000_000
 
 # An input with more elements is data.
 cdef Py_ssize_t MAX_NUMBERS = 8
@@ -109,10 +111,15 @@ cdef bint is_known_short(InputClass* classes, uint64_t key) noexcept nogil:
     return key != 0 and (known ^ key) & ~MAGNITUDE == 0 and key & MAGNITUDE <= known & MAGNITUDE
 
 
-cdef void learn_length(InputClass* classes, uint64_t key, uint64_t length_ns) noexcept nogil:
-    """A run with inputs of this class has taken so long."""
+cdef void learn_length(
+    InputClass* classes, uint64_t key, uint64_t length_ns, int num_streams
+) noexcept nogil:
+    """A run with inputs of this class has taken so long, on so many streams together."""
     cdef InputClass* place = &classes[key >> 58]
-    if key and is_known_short(classes, key) != (length_ns < SHORT_NS):
+    cdef bint is_short = (
+        length_ns < SHORT_NS and length_ns * num_streams < SHORT_ON_ONE_STREAM_NS
+    )
+    if key and is_known_short(classes, key) != is_short:
         # Of two that learn at once, one counts. What is known of another class goes: its next run in
         # the main thread is left to a worker once more.
-        place.key.store(key if length_ns < SHORT_NS else 0, memory_order_relaxed)
+        place.key.store(key if is_short else 0, memory_order_relaxed)

@@ -116,7 +116,10 @@ cdef class Model:
         if submitted == ACCEPTED:
             dispatcher.wait(request)
         if request.state.stage.load(memory_order_relaxed) == DONE:  # relaxed: it has ended
-            learn_length(self.state.short_classes, key, dispatcher.narrow_ns(&request.state))
+            learn_length(
+                self.state.short_classes, key, request.state.ended_ns - request.state.started_ns,
+                dispatcher.num_streams_of(&request.state),
+            )
 
     cdef check_interrupts(self, Request request):
         """Checks signals, the deadline and closing while a counted-in request waits for room.
