@@ -32,6 +32,8 @@ def compile_model(
     context: Context | None = None,
     cache_dir: CacheDir = DEFAULT_CACHE,
     custom_ops: CustomOps = (),
+    shrink_memory: bool = False,
+    deterministic: bool = False,
 ) -> Engine:
     """Compiles `model`; see Engine for the parameters and errors.
 
@@ -76,6 +78,8 @@ def compile_model(
         context=context,
         cache_dir=cache_dir,
         custom_ops=custom_ops,
+        shrink_memory=shrink_memory,
+        deterministic=deterministic,
     )
 
 

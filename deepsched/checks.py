@@ -1,4 +1,4 @@
-"""The checks of options that many calls take: integers, and timeouts."""
+"""The checks of options that many calls take: integers, flags and timeouts."""
 
 from __future__ import annotations
 
@@ -79,6 +79,24 @@ def check_optional_integer(
     if value is None:
         return None
     return check_integer(name, value, lowest, highest, unit=unit, otherwise=otherwise, error=error)
+
+
+def check_flag(name: str, value: object, *, otherwise: str = "") -> bool:
+    """Returns `value`, True or False, numpy's included, as a plain bool.
+
+    Raises:
+        OptionError: it is something else, such as "no", which would count as True.
+
+    Example:
+        >>> check_flag("deterministic", "no")
+        Traceback (most recent call last):
+        ...
+        deepsched.errors.OptionError: deterministic must be True or False, got 'no'
+    """
+    if isinstance(value, bool) or type(value).__name__ in ("bool_", "bool"):
+        return bool(value)
+    expected = "True or False" + (f", or {otherwise}" if otherwise else "")
+    raise OptionError(f"{name} must be {expected}, got {value!r:.80}")
 
 
 def check_timeout(timeout: object) -> float | None:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from deepsched.checks import check_flag
 from deepsched.context import Context
 from deepsched.errors import (
     ClosedError,
@@ -28,13 +29,14 @@ from deepsched.invocation.request_map import RequestMap
 from deepsched.invocation.sequential_timing import BenchmarkResults, timed_requests
 from deepsched.machine.partition import Stream
 from deepsched.models.batch import AUTO, BatchSize
-from deepsched.models.compiled import Compiled, open_model
+from deepsched.models.compiled import Compiled, OpenedModel, open_model
 from deepsched.models.custom_ops import CustomOps, check_custom_ops
 from deepsched.models.locations import DEFAULT_CACHE, CacheDir
-from deepsched.models.memory_usage import Memory, arena_sizes, memory_usage
+from deepsched.models.memory_usage import Memory, memory_usage, sizes_at_opening
 from deepsched.models.prepare import ModelLike, Shapes, explain_override
 from deepsched.models.random_inputs import random_inputs
 from deepsched.scheduler import Scheduler
+from deepsched.scheduling.determinism import open_with_one_width, warn_of_varying_bits
 from deepsched.scheduling.layout import lay_out, log_warnings
 from deepsched.scheduling.stats import Stats
 from deepsched.scheduling.streams import ServedModel, SharedStreams
@@ -70,12 +72,20 @@ class Engine:
             model that is no file, whose weights are written to no disk unless a folder is given.
         custom_ops: paths of libraries of operators, such as that of onnxruntime-extensions. Their
             code runs in this process.
+        shrink_memory: whether each request gives back the memory that its run took, rather than
+            keep it for the next; see `run`.
+        deterministic: whether the same input always gives the same bits. Some operators of
+            onnxruntime give other last bits on another number of cores. So all requests then run
+            on as many as the smallest stream has: elastic gives each one stream, and larger
+            streams leave cores unused. Where an operator varies from run to run on several cores,
+            they run on one.
 
     Raises:
         ModelNotFoundError, InvalidModelError, UnsupportedModelError: the model cannot be used.
         ShapeOverrideError: it cannot be compiled for this batch_size or these input_shapes.
         StreamConfigError: the streams are not possible on this machine.
-        OptionError: an option has a value that is not allowed.
+        OptionError: an option has a value that is not allowed; or deterministic is True, and the
+            model draws random numbers.
 
     Example:
         >>> from deepsched.benchmark import bundled_model
@@ -98,8 +108,12 @@ class Engine:
         context: Context | None = None,
         cache_dir: CacheDir = DEFAULT_CACHE,
         custom_ops: CustomOps = (),
+        shrink_memory: bool = False,
+        deterministic: bool = False,
     ) -> None:
         libraries = check_custom_ops(custom_ops)
+        self._shrinks = check_flag("shrink_memory", shrink_memory)
+        deterministic = check_flag("deterministic", deterministic)
         self._owns_context = context is None
         if context is None:
             layout = lay_out(
@@ -126,28 +140,37 @@ class Engine:
                 "this context was created before os.fork() and is the parent's; create one here"
             )
         try:
-            opened = open_model(
-                model,
-                batch_size,
-                input_shapes,
-                libraries,
-                cache_dir,
-                shared.compile_options,
-                shared.layout.groups,
-                shared.open_session,
-            )
+
+            def open_groups(groups: list[Stream], options: Mapping[str, object]) -> OpenedModel:
+                return open_model(
+                    model,
+                    batch_size,
+                    input_shapes,
+                    libraries,
+                    cache_dir,
+                    {**shared.compile_options, **options},
+                    groups,
+                    shared.open_session,
+                )
+
+            if deterministic:
+                opened = open_with_one_width(open_groups, shared.layout)
+            else:
+                opened = open_groups(shared.layout.groups, {})
             name = Path(opened.path).stem if opened.path else "model"
             self._served = ServedModel(shared, opened, TracedModel(name, opened.batch_size))
             self._model = self._served.model
-            self._arenas = arena_sizes(opened.sessions)
-            if shared.layout.scheduler == Scheduler.elastic:
-                self._measure_scaling()
+            self._arenas = sizes_at_opening(opened.sessions)
+            if shared.layout.scheduler == Scheduler.elastic and not deterministic:
+                self._measure_scaling()  # without, requests take one stream each
             self._born = time.monotonic()
             shared.serve(self._served)
             if opened.changed_fixed_sizes:
                 self._check_override(input_shapes)
             if self._owns_context:  # last: an error is all that its user should read
                 log_warnings(shared.layout, num_streams)
+            if not deterministic:
+                warn_of_varying_bits(opened, shared.layout)
         except BaseException:
             self._abort_init()
             raise
@@ -277,6 +300,33 @@ class Engine:
         opened = self._served.opened
         return memory_usage(opened.sessions, self._arenas, opened.inodes)
 
+    def trim(self) -> None:
+        """Gives back the memory that earlier requests took and that nothing uses now.
+
+        ONNX Runtime keeps what a run took for the next, so one large input leaves its mark for
+        good. May be called while requests run; they keep what they use. Outputs that are still
+        held keep their memory, too. The next large request takes its memory anew.
+
+        Raises:
+            ClosedError, ForkError: see `run`.
+
+        Example:
+            >>> import numpy as np
+            >>> from deepsched.benchmark import bundled_model
+            >>> with Engine(bundled_model("squeezenet"), batch_size=None) as engine:
+            ...     outputs = engine.run([np.zeros((1, 3, 224, 224), np.float32)])
+            ...     before = engine.memory()
+            ...     engine.trim()
+            ...     sum(engine.memory().activations) < sum(before.activations)
+            True
+        """
+        self._model.trim()
+
+    def _wants_shrink(self, shrink_memory: bool | None) -> bool:
+        if shrink_memory is None:
+            return self._shrinks
+        return check_flag("shrink_memory", shrink_memory, otherwise="None for the engine's own")
+
     def __repr__(self) -> str:
         return (
             f"<{type(self).__name__} {self.model_path or 'model'}: batch_size={self.batch_size}, "
@@ -293,6 +343,7 @@ class Engine:
         *,
         timeout: float | None = None,
         priority: int = 0,
+        shrink_memory: bool | None = None,
     ) -> list[Any]:
         """Runs one request and returns its outputs; blocks until it ends.
 
@@ -308,6 +359,8 @@ class Engine:
                 the oldest of 0, so none starves.
             val_inp: False skips the check of dtype and shape for C-contiguous arrays. A wrong
                 dtype then gives wrong numbers instead of an error.
+            shrink_memory: True gives back the memory that the run took, before this returns: for a
+                rare large input. The next run takes its memory anew. None: as the engine says.
 
         Returns:
             The graph's outputs in its order: an array that owns its memory, or a list, a dict or
@@ -321,7 +374,7 @@ class Engine:
         """
         if type(inp) is not list:
             inp = self._in_order(inp)
-        return self._model.run(inp, timeout, priority, val_inp)
+        return self._model.run(inp, timeout, priority, val_inp, self._wants_shrink(shrink_memory))
 
     def __call__(self, inp: Inputs, val_inp: bool = True, **options: Any) -> list[Any]:
         """The same as `run`."""
@@ -339,6 +392,7 @@ class Engine:
         timeout: float | None = None,
         priority: int = 0,
         block: bool = True,
+        shrink_memory: bool | None = None,
     ) -> RequestFuture:
         """Queues a request and returns its future, a concurrent.futures.Future.
 
@@ -346,7 +400,7 @@ class Engine:
         the context's own Python thread. The arrays must not be changed until it is done.
 
         Args:
-            inp, timeout, priority, val_inp: see `run`.
+            inp, timeout, priority, val_inp, shrink_memory: see `run`.
             block: whether to wait for room if the queue is full.
 
         Raises:
@@ -362,7 +416,10 @@ class Engine:
         """
         if type(inp) is not list:
             inp = self._in_order(inp)
-        return self._shared.resolver.submit(self._model, inp, timeout, priority, val_inp, block)
+        shrinks = self._wants_shrink(shrink_memory)
+        return self._shared.resolver.submit(
+            self._model, inp, timeout, priority, val_inp, block, shrinks
+        )
 
     def run_async(
         self,
@@ -371,6 +428,7 @@ class Engine:
         *,
         timeout: float | None = None,
         priority: int = 0,
+        shrink_memory: bool | None = None,
     ) -> Coroutine[Any, Any, list[Any]]:
         """`run` for asyncio, to be awaited: it neither blocks the event loop nor starts a thread.
 
@@ -380,7 +438,8 @@ class Engine:
         """
         if type(inp) is not list:
             inp = self._in_order(inp)
-        return run_on_loop(self._model, inp, timeout, priority, val_inp)
+        shrinks = self._wants_shrink(shrink_memory)
+        return run_on_loop(self._model, inp, timeout, priority, val_inp, shrinks)
 
     def map(
         self,
@@ -391,6 +450,7 @@ class Engine:
         *,
         priority: int = 0,
         val_inp: bool = True,
+        shrink_memory: bool | None = None,
     ) -> Iterator[list[Any]]:
         """Runs a request for each item and yields its outputs, all from one Python thread.
 
@@ -402,7 +462,7 @@ class Engine:
             in_flight: number of requests under way; None for as many as keep all streams busy.
             ordered: whether results keep the order of the items, or come as requests end.
             progress: whether to draw a progress bar on stderr.
-            priority, val_inp: see `run`.
+            priority, val_inp, shrink_memory: see `run`.
 
         Raises:
             DeepschedError: any error of `run`, in the item's place; later requests are cancelled.
@@ -415,7 +475,14 @@ class Engine:
             4000
         """
         requests = RequestMap(
-            self._model, self._in_order, self.num_streams, in_flight, ordered, priority, val_inp
+            self._model,
+            self._in_order,
+            self.num_streams,
+            in_flight,
+            ordered,
+            priority,
+            val_inp,
+            self._wants_shrink(shrink_memory),
         )
         results = requests.run(iterable)
         if not progress:
@@ -423,7 +490,14 @@ class Engine:
         total = len(iterable) if isinstance(iterable, Sized) else None
         return tracked(results, "requests", total)
 
-    def batched_run(self, inp: Inputs, *, priority: int = 0, val_inp: bool = True) -> list[Any]:
+    def batched_run(
+        self,
+        inp: Inputs,
+        *,
+        priority: int = 0,
+        val_inp: bool = True,
+        shrink_memory: bool | None = None,
+    ) -> list[Any]:
         """Splits a large batch along its first dimension and runs the parts on all streams.
 
         With batch_size=None there is a part for each stream; else parts are of batch_size, which
@@ -432,7 +506,7 @@ class Engine:
         Args:
             inp: as for `run`, with a longer first dimension, the same in all inputs; those with a
                 default are not split.
-            priority, val_inp: see `run`.
+            priority, val_inp, shrink_memory: see `run`.
 
         Returns:
             The outputs, concatenated along their first dimension.
@@ -444,7 +518,7 @@ class Engine:
         parts = split_batch(
             self._in_order(inp), len(self._model.inputs), self.batch_size, self.num_streams
         )
-        results = self.map(parts, priority=priority, val_inp=val_inp)
+        results = self.map(parts, priority=priority, val_inp=val_inp, shrink_memory=shrink_memory)
         return join_batch(list(results), self.output_names)
 
     def timed_run(self, inp: Inputs, val_inp: bool = False) -> tuple[list[Any], float]:

@@ -18,6 +18,7 @@ from deepsched.models import compiled
 from deepsched.models.cache import Cache
 from deepsched.models.tag import TAG
 from tests.support import models
+from tests.support.contexts import two_sessions
 from tests.support.models import gemm
 from tests.support.plain_onnxruntime import assert_equals_plain
 from tests.support.users import OTHER, attacking, exchange, give_to, needs_root, public
@@ -296,10 +297,12 @@ def test_temporary_files_are_not_where_others_could_change_them(public, monkeypa
     monkeypatch.setattr("tempfile.tempdir", str(public))
     model = models.save(gemm(), public)
     public.chmod(0o777)
-    with Engine(model, None, cache_dir=None) as engine:
+    with two_sessions() as context:
+        engine = Engine(model, None, context=context, cache_dir=None)
         assert not engine.compiled.is_shared and "others may write" in engine.compiled.why_not
     public.chmod(0o1777)  # as /tmp and /dev/shm are
-    with Engine(model, None, cache_dir=None) as engine:
+    with two_sessions() as context:
+        engine = Engine(model, None, context=context, cache_dir=None)
         assert engine.compiled.is_shared
 
 

@@ -31,6 +31,7 @@ from deepsched.models.prepare import prepare_model
 from deepsched.models.tag import TAG
 from deepsched.scheduling.streams import SharedStreams
 from tests.support import models
+from tests.support.contexts import two_sessions
 from tests.support.models import gemm
 from tests.support.plain_onnxruntime import assert_equals_plain
 from tests.support.processes import finish, run_python, start_python
@@ -174,6 +175,7 @@ HOLD = """
     from deepsched import Engine
     from deepsched.analysis import analyze, profiling
     from deepsched.models import compiled, records
+    from tests.support.contexts import two_sessions
     from tests.support.models import gemm, save
     model = save(gemm(), Path(os.environ["TMPDIR"]))
     def hold(*args, **kwargs):
@@ -185,7 +187,7 @@ HOLD = """
 LEAVES = {
     "a compile in memory": """
         compiled._open_compiled = hold
-        Engine(model, None, cache_dir=None)
+        Engine(model, None, context=two_sessions(), cache_dir=None)
     """,
     "a compile": """
         compiled._open_compiled = hold
@@ -317,6 +319,7 @@ from pathlib import Path
 sys.path.insert(0, {root!r})
 from deepsched import Engine
 from deepsched.models.cache import Cache
+from tests.support.contexts import two_sessions
 from tests.support.models import gemm
 from tests.support.plain_onnxruntime import assert_equals_plain
 weights = next(Path("mounted/v1").glob("*/weights"))
@@ -365,8 +368,9 @@ def test_a_folder_of_several_machines_is_not_used(
     monkeypatch.setattr("deepsched.models.folders._file_system", lambda fd: magic)
     with (
         caplog.at_level(logging.WARNING, "deepsched"),
-        Engine(gemm(), None, cache_dir=cache_dir) as engine,
+        two_sessions() as context,
     ):
+        engine = Engine(gemm(), None, context=context, cache_dir=cache_dir)
         assert_equals_plain(engine, gemm())
         assert engine.compiled.folder is None
     (message,) = caplog.messages

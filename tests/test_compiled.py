@@ -31,6 +31,7 @@ from deepsched.models.records import read_record, write_record
 from deepsched.models.tag import TAG
 from deepsched.runtime.numa import copy_to_node
 from tests.support import models
+from tests.support.contexts import two_sessions
 from tests.support.models import gemm
 from tests.support.plain_onnxruntime import assert_equals_plain, plain
 from tests.support.processes import finish, start_python
@@ -233,9 +234,10 @@ def test_a_copy_is_made_whether_or_not_its_node_can_be_chosen(tmp_path, node, is
 
 def test_without_a_cache_nothing_is_left_on_disk():
     left_before = {*SHM.glob("deepsched-*"), *Path(tempfile.gettempdir()).glob("deepsched-*")}
-    with Engine(gemm(), cache_dir=None) as engine:
+    with two_sessions() as context:
+        engine = Engine(gemm(), context=context, cache_dir=None)
         assert engine.compiled.is_shared and engine.compiled.folder is None
-        assert engine.compiled.why_not == ""
+        assert engine.compiled.why_not == "" and engine.compiled.num_copies == 1
         assert {*SHM.glob("deepsched-*"), *Path(tempfile.gettempdir()).glob("deepsched-*")} == (
             left_before
         )
@@ -511,11 +513,13 @@ def test_where_nothing_can_be_written_each_stream_has_its_own_weights(cache_dir)
             import logging, resource
             logging.basicConfig()
             from deepsched import Engine
+            from tests.support.contexts import two_sessions
             from tests.support.models import gemm
             from tests.support.plain_onnxruntime import assert_equals_plain
             # As a full disk: every file ends after so many bytes, in memory too.
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-            with Engine(gemm(), None, cache_dir={str(cache_dir)!r}) as engine:
+            with two_sessions() as context:
+                engine = Engine(gemm(), None, context=context, cache_dir={str(cache_dir)!r})
                 assert_equals_plain(engine, gemm())
                 compiled = engine.compiled
                 assert not compiled.is_shared and compiled.why_not, compiled

@@ -126,7 +126,12 @@ def _reap() -> None:
 
 
 async def run_on_loop(
-    model: Model, inputs: list[Any], timeout: float | None, priority: int, check_inputs: bool
+    model: Model,
+    inputs: list[Any],
+    timeout: float | None,
+    priority: int,
+    check_inputs: bool,
+    shrinks: bool,
 ) -> list[Any]:
     """See Engine.run_async."""
     timeout = check_timeout(timeout)
@@ -136,11 +141,11 @@ async def run_on_loop(
     ended.num_under_way += 1  # before: Ctrl-C may come between a start and what follows it
     try:
         request = model.start(
-            inputs, ended.inbox, future, timeout, priority, check_inputs, False, True
+            inputs, ended.inbox, future, timeout, priority, check_inputs, False, True, shrinks
         )
         if request is None:
             request, timeout = await _start_when_there_is_room(
-                model, inputs, ended.inbox, future, timeout, priority, check_inputs
+                model, inputs, ended.inbox, future, timeout, priority, check_inputs, shrinks
             )
     except KeyboardInterrupt:
         raise  # it may have been started: counted once too often does less harm than not at all
@@ -176,6 +181,7 @@ async def _start_when_there_is_room(
     timeout: float | None,
     priority: int,
     check_inputs: bool,
+    shrinks: bool,
 ) -> tuple[Request, float | None]:
     """Retries until the queue has room. Returns the request and what is left of `timeout`."""
     loop = asyncio.get_running_loop()
@@ -190,6 +196,8 @@ async def _start_when_there_is_room(
                 raise DeadlineExceeded(
                     "the request's timeout expired before the queue had room for it"
                 )
-        request = model.start(inputs, inbox, future, timeout, priority, check_inputs, False)
+        request = model.start(
+            inputs, inbox, future, timeout, priority, check_inputs, False, False, shrinks
+        )
         if request is not None:
             return request, timeout

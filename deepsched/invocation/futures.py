@@ -187,6 +187,7 @@ class FutureResolver:
         priority: int,
         check_inputs: bool,
         block: bool,
+        shrinks: bool,
     ) -> RequestFuture:
         """See Engine.submit."""
         if timeout is not None:
@@ -197,7 +198,9 @@ class FutureResolver:
         if not self._thread and not self._is_closing:
             model.check_fork()
             self._start_thread()
-        accepted = model.start(inputs, self._inbox, future, timeout, priority, check_inputs, block)
+        accepted = model.start(
+            inputs, self._inbox, future, timeout, priority, check_inputs, block, False, shrinks
+        )
         if accepted is None:
             model.reject()
         future._request = accepted

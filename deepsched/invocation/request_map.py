@@ -28,6 +28,7 @@ class RequestMap:
         ordered: bool,
         priority: int,
         check_inputs: bool,
+        shrinks: bool,
     ) -> None:
         self._model = model
         self._in_order = in_order
@@ -36,6 +37,7 @@ class RequestMap:
         self._ordered = ordered
         self._priority = priority
         self._check_inputs = check_inputs
+        self._shrinks = shrinks
         self._inbox = Inbox()
         self._limit = self._choose_limit()
         self._sent: deque[Request] = deque()  # not yielded yet, the oldest first
@@ -91,7 +93,15 @@ class RequestMap:
         try:
             inputs = item if type(item) is list else self._in_order(item)
             request = self._model.start(
-                inputs, self._inbox, False, None, self._priority, self._check_inputs, True, True
+                inputs,
+                self._inbox,
+                False,
+                None,
+                self._priority,
+                self._check_inputs,
+                True,
+                True,
+                self._shrinks,
             )
         except Exception as failure:  # StopIteration too, if an input's __array__ raises it
             # Raised in its item's place, after the results of those that have been sent.

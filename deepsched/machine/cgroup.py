@@ -160,6 +160,30 @@ def memory_limit(root: Path) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
+def memory_left(root: Path) -> int | None:
+    """Bytes that the process can still allocate before somebody is killed; None if not known.
+
+    What files keep in memory is left, too: the kernel takes it back. The smallest of the machine's
+    and of those of the process's group and its ancestors.
+    """
+    found = re.search(r"^MemAvailable: +(\d+) kB", read_text(root / "proc/meminfo") or "", re.M)
+    left = [int(found[1]) * 1024] if found else []
+    for _, folder in _group_folders(root, "memory"):
+        limit = _memory_limit(folder)
+        used = read_int(folder / "memory.current")
+        if used is None:
+            used = read_int(folder / "memory.usage_in_bytes")
+        if limit is not None and used is not None:
+            counts = _numbers(read_text(folder / "memory.stat"))
+            # With "total_" in version 1, whose other figures leave descendants out.
+            files = [
+                counts.get(f"total_{kind}_file", counts.get(f"{kind}_file", 0))
+                for kind in ("active", "inactive")
+            ]
+            left.append(limit - used + sum(files))
+    return max(0, min(left)) if left else None
+
+
 def memory_high(root: Path) -> int | None:
     """The memory.high threshold in bytes, above which the kernel throttles; None if unset.
 

@@ -22,6 +22,7 @@ from deepsched.machine.partition import Stream
 from deepsched.models.batch import AUTO, BatchSize
 from deepsched.models.cache import Cache
 from deepsched.models.entry import Entry
+from deepsched.models.folders import is_in_memory
 from deepsched.models.keys import SAVING, RawModel, Snapshot, key_of_bytes
 from deepsched.models.locations import (
     CacheDir,
@@ -30,6 +31,7 @@ from deepsched.models.locations import (
     open_cache,
     stage_in,
     sweep_once,
+    temporary_places,
 )
 from deepsched.models.measurements import Measurements
 from deepsched.models.numa_copies import home_node, numa_copies
@@ -40,6 +42,9 @@ from deepsched.models.prepare import (
     explain_override,
     prepare_model,
 )
+from deepsched.models.repeatability import Varying
+from deepsched.models.room import shortage
+from deepsched.models.sources import Source, source_in, source_of
 from deepsched.runtime.session import Session, trim_heap
 from deepsched.shortages import file_limit_errors, thread_errors
 
@@ -53,31 +58,17 @@ class Compiled(NamedTuple):
     """How an engine's sessions were opened; `Engine.compiled`."""
 
     is_shared: bool
-    """Whether all sessions map one copy of the weights (one for each NUMA node)."""
+    """Whether all sessions use one copy of the weights (one for each NUMA node)."""
     was_cached: bool
     """Whether it was found in the cache, so that nothing had to be compiled."""
     folder: str | None
     """Its folder in the cache; None if it is not kept on disk."""
     weights_bytes: int
-    """Size of one copy, with the weights as kernels packed them."""
+    """Size of one copy; if it is compiled, with the weights as kernels packed them."""
     num_copies: int
-    """Number of copies: one for each NUMA node of the streams, 0 if it is not shared."""
+    """Number of copies: one for each NUMA node of the streams, or one for each session."""
     why_not: str
     """Why it is not shared or not kept in the cache; empty if it is both, or was not to be kept."""
-
-
-class Source(NamedTuple):
-    """What a session is opened from."""
-
-    model: str | bytes
-    """A path, or a serialized ModelProto."""
-    config: dict[str, str]
-    """ONNX Runtime's session config entries that it needs."""
-    is_optimized: bool
-    name: str | None
-    """The model's name in errors."""
-    custom_ops: tuple[str, ...]
-    """Libraries of operators that it needs."""
 
 
 class OpenedModel(NamedTuple):
@@ -92,8 +83,16 @@ class OpenedModel(NamedTuple):
     """Locked while the sessions are in use, so that the cache keeps the files that they map."""
     inodes: frozenset[int]
     """Inodes of the weights' files, as /proc/self/smaps names them."""
+    varying: Varying
+    """Its operators that may give other bits on other numbers of threads."""
     measurements: Measurements | None = None
     """What it was measured to do; None if the model is not kept on disk."""
+
+    def close(self) -> None:
+        """Frees it, if no engine has it."""
+        self.sessions.clear()
+        if self.entry is not None:
+            self.entry.close()
 
 
 OpenOne = Callable[[Source, Stream, "str | None"], Session]
@@ -116,6 +115,10 @@ class _Request:
     @property
     def path(self) -> str | None:
         return os.fspath(self.model) if isinstance(self.model, (str, os.PathLike)) else None
+
+    @property
+    def num_sessions(self) -> int:
+        return len(set(_session_keys(self.streams)))
 
     @cached_property
     def prepared(self) -> PreparedModel:
@@ -189,7 +192,7 @@ def _open(request: _Request) -> OpenedModel:
         result = strategy(request)
         if isinstance(result, OpenedModel):
             break
-        failed = result
+        failed = result if result.reason else failed
     else:
         result = _open_unshared(request)
     if failed.reason:  # only now is it known that the model is not to blame
@@ -242,6 +245,8 @@ def _open_with(cache: Cache, request: _Request) -> OpenedModel | _Unavailable:
     snapshot = raw.with_files(prepared.external_files, cache)
     try:
         with cache.stage() as staged:
+            if reason := shortage(prepared, is_in_memory(staged.folder.fd)):
+                return _no_room(reason)
             opened = _compile(prepared, staged, request)
             if _snapshot(request, prepared, cache) != snapshot:
                 raise _FilesChanged
@@ -278,6 +283,14 @@ def _not_kept(reason: str) -> _Unavailable:
     )
 
 
+def _no_room(reason: str) -> _Unavailable:
+    return _Unavailable(
+        reason,
+        "the model is not compiled, so each stream has weights of its own, and the next start is "
+        "no faster: %s",
+    )
+
+
 def _measurements(cache: Cache, entry: Entry) -> Measurements:
     return Measurements(cache, entry.key, entry.about["model"], entry.about["batch_size"])
 
@@ -290,18 +303,21 @@ def _measurements_of_bytes(request: _Request, prepared: PreparedModel) -> Measur
             cache = open_cache(request.cache_dir)
     if cache is None:
         return None
-    name = f"{len(prepared.source)} bytes"
-    return Measurements(cache, key_of_bytes(prepared), name, prepared.batch_size)
+    return Measurements(cache, key_of_bytes(prepared), prepared.name, prepared.batch_size)
 
 
 def _open_in_memory(request: _Request) -> OpenedModel | _Unavailable:
     """From files that lose their names as soon as all sessions have them mapped."""
+    if request.num_sessions == 1:  # nobody to share with: files would only take memory beside it
+        return _open_unshared(request)
     prepared = request.prepared
     reason = "no folder for temporary files can be written"
     is_on_no_disk = request.path is None  # and stays so
-    for parent in memory_folders():
+    for parent in memory_folders() if is_on_no_disk else temporary_places():
         try:
             with stage_in(parent, is_on_no_disk) as entry:
+                if reason := shortage(prepared, is_in_memory(entry.folder.fd)):
+                    return _no_room(reason)
                 opened = _compile(prepared, entry, request)
         except ThreadError:
             raise
@@ -325,21 +341,32 @@ def _open_unshared(request: _Request) -> OpenedModel:
         ModelError: the model does not work.
     """
     prepared = request.prepared
-    source = Source(prepared.source, prepared.config, False, prepared.path, request.custom_ops)
     try:
-        sessions = _open_all(lambda stream: request.open_one(source, stream, None), request.streams)
+        with source_of(prepared, request.custom_ops) as source:
+            sessions = _open_all(
+                lambda stream: request.open_one(source, stream, None), request.streams
+            )
+        trim_heap()
     except ModelError as error:
         if not prepared.changed_fixed_sizes:
             raise
         raise explain_override(error, prepared.batch_size, request.input_shapes) from error
     return OpenedModel(
         sessions,
-        Compiled(False, False, None, 0, 0, ""),
+        Compiled(
+            is_shared=request.num_sessions == 1,
+            was_cached=False,
+            folder=None,
+            weights_bytes=prepared.weights_bytes,
+            num_copies=request.num_sessions,
+            why_not="",
+        ),
         prepared.path,
         prepared.batch_size,
         prepared.changed_fixed_sizes,
         None,
         frozenset(),
+        prepared.varying,
     )
 
 
@@ -349,15 +376,17 @@ def _open_unshared(request: _Request) -> OpenedModel:
 def _compile(prepared: PreparedModel, entry: Entry, request: _Request) -> OpenedModel:
     """Writes the compiled form into `entry`, seals it, and opens the sessions from there."""
     widest = max(request.streams, key=lambda stream: len(stream.cpus))
-    config = {**prepared.config, **SAVING}
-    source = Source(prepared.source, config, False, prepared.path, request.custom_ops)
-    session = request.open_one(source, widest, str(entry.model))
+    with source_in(prepared, entry.folder, request.custom_ops) as source:
+        source = source._replace(config={**source.config, **SAVING})
+        session = request.open_one(source, widest, str(entry.model))
     interface = _interface(session)
     del session  # and its copy of the weights
+    trim_heap()  # before others are made
     entry.about = {
-        "model": prepared.path or f"{len(prepared.source)} bytes",
+        "model": prepared.name,
         "batch_size": prepared.batch_size,
         "changed_fixed_sizes": prepared.changed_fixed_sizes,
+        "varying": prepared.varying,
     }
     with thread_errors("a thread that opens the model"), ThreadPoolExecutor(1) as pool:
         sealing = pool.submit(entry.seal)
@@ -407,6 +436,7 @@ def _open_compiled(entry: Entry, request: _Request, was_cached: bool) -> OpenedM
         about["changed_fixed_sizes"],
         entry,
         frozenset(found.st_ino for found in mapped),
+        Varying(*(tuple(names) for names in about["varying"])),
     )
 
 
@@ -418,10 +448,7 @@ def _open_all(open_for: Callable[[Stream], Session], streams: Sequence[Stream]) 
     models that do not fit into the CPU's cache twice, two streams have 1.2 to 1.5 times the
     throughput that way.
     """
-    keys = [
-        ("node", home_node(stream)) if len(stream.cpus) == 1 else ("stream", stream.index)
-        for stream in streams
-    ]
+    keys = _session_keys(streams)
     firsts = dict(zip(reversed(keys), reversed(streams), strict=True))
     with (
         thread_errors("a thread that opens the model"),
@@ -429,3 +456,11 @@ def _open_all(open_for: Callable[[Stream], Session], streams: Sequence[Stream]) 
     ):
         sessions = dict(zip(firsts, pool.map(open_for, firsts.values()), strict=True))
     return [sessions[key] for key in keys]
+
+
+def _session_keys(streams: Sequence[Stream]) -> list[tuple[str, int]]:
+    """What streams that share a session have in common."""
+    return [
+        ("node", home_node(stream)) if len(stream.cpus) == 1 else ("stream", stream.index)
+        for stream in streams
+    ]

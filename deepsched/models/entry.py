@@ -24,6 +24,8 @@ _ABOUT = "about.json"
 _CHECKED = "checked.json"
 _MODEL = "model.onnx"
 _WEIGHTS = "weights"
+LARGE_WEIGHTS = "large-weights"
+"""The weights of the model that is being compiled; removed before the entry is sealed."""
 
 # These tell of the process or the disk, not of the entry: no descriptors or memory left, a signal,
 # an error of the device.
@@ -169,7 +171,7 @@ def num_bytes(folder: Folder) -> int:
 
 
 def _is_ours(name: str) -> bool:
-    return name in (_ABOUT, _CHECKED, _MODEL, _WEIGHTS) or is_temporary(name)
+    return name in (_ABOUT, _CHECKED, _MODEL, _WEIGHTS, LARGE_WEIGHTS) or is_temporary(name)
 
 
 def _sum(folder: Folder, name: str) -> tuple[int, str]:

@@ -20,7 +20,7 @@ from deepsched.models.external_data import external_paths
 from deepsched.models.prepare import ModelLike, PreparedModel, Shapes, serialize
 from deepsched.runtime.library import describe_library
 
-PREPARATION_VERSION = 3
+PREPARATION_VERSION = 4
 """To be raised with every change of `prepare` or `compiled` that changes what is compiled. Not the
 package's version: most releases change nothing of that and would compile every model again, while
 a change in a working tree would not be noticed."""
@@ -155,8 +155,8 @@ class Snapshot(NamedTuple):
 def key_of_bytes(prepared: PreparedModel) -> str:
     """Of a model that was given as bytes: for what it was measured to do, which the content of its
     external data does not change."""
-    assert isinstance(prepared.source, bytes)
-    return hash_json([blake3.blake3(prepared.source).hexdigest(), *_environment()])[:32]
+    graph = blake3.blake3(prepared.graph).hexdigest()
+    return hash_json([graph, prepared.weights.checksum(), *_environment()])[:32]
 
 
 def hash_json(value: object) -> str:

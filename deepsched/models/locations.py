@@ -104,9 +104,22 @@ def temporary_folder(
 
 
 def memory_folders() -> list[Path]:
-    """Folders for files that lose their names once they are mapped. The second is for containers,
-    whose /dev/shm may be too small."""
+    """Folders for files that lose their names once they are mapped, of models that are not to be
+    written to a disk. The second is for containers, whose /dev/shm may be too small."""
     return list(dict.fromkeys([SHARED_MEMORY, *_temporary_folders()]))
+
+
+def temporary_places() -> list[Path]:
+    """The same folders for what comes from a disk anyway. There the kernel can take back the memory
+    of a file; what is in a file system in memory counts until its last mapping ends."""
+    on_disk = [path for path in _temporary_folders() if _is_on_disk(path)]
+    return list(dict.fromkeys([*on_disk, *memory_folders()]))
+
+
+def _is_on_disk(path: Path) -> bool:
+    with contextlib.suppress(OSError):  # not for us to use
+        return not is_in_memory(open_trusted(path).fd)
+    return False
 
 
 def _temporary_folders() -> list[Path]:

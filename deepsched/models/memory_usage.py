@@ -49,10 +49,10 @@ def memory_usage(
 
     Args:
         sessions: one for each stream.
-        at_opening: `arena_sizes` when they were opened.
+        at_opening: `sizes_at_opening`.
         inodes: of the weights' files that they map.
     """
-    now = arena_sizes(sessions)
+    now = _arena_sizes(sessions)
     weights, process = _mapped_bytes(inodes)
     return Memory(
         weights,
@@ -62,9 +62,15 @@ def memory_usage(
     )
 
 
-def arena_sizes(sessions: Sequence[Session]) -> list[int]:
-    """Bytes in ONNX Runtime's arena of each session; 0 before its version 1.23, which does not
-    tell."""
+def sizes_at_opening(sessions: Sequence[Session]) -> list[int]:
+    """Bytes in ONNX Runtime's arena of each session, before its first run."""
+    sizes = _arena_sizes(sessions)
+    reserved = [session.reserved_bytes for session in dict.fromkeys(sessions)]  # for activations
+    return [size - aside for size, aside in zip(sizes, reserved, strict=True)]
+
+
+def _arena_sizes(sessions: Sequence[Session]) -> list[int]:
+    """0 before onnxruntime 1.23, which does not tell."""
     return [session.arena_bytes() or 0 for session in dict.fromkeys(sessions)]
 
 

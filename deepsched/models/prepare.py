@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -18,6 +20,8 @@ from deepsched.errors import (
 from deepsched.models.batch import BatchSize, Sizes, check_batch_size, settle_batch
 from deepsched.models.external_data import external_files, external_paths, has_links, point_at
 from deepsched.models.folders import working_folder
+from deepsched.models.large_weights import LargeWeights, split
+from deepsched.models.repeatability import Varying, varying_operators
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,16 +36,39 @@ class PreparedModel(NamedTuple):
 
     path: str | None
     """The file it came from; None for a model given as bytes or as a ModelProto."""
-    source: str | bytes
-    """What ONNX Runtime opens: a path, or a serialized ModelProto."""
+    name: str
+    """Its path; for a model given as bytes, how many they are."""
+    graph: bytes
+    """A serialized ModelProto, without the bytes of `weights`."""
+    weights: LargeWeights
+    """Its large initializers; none if it has external data."""
+    weights_bytes: int
+    """Size of all initializers, those in external data included."""
+    largest_bytes: int
+    """Size of the largest of them."""
+    varying: Varying
+    """Its operators that may give other bits on other numbers of threads."""
+    is_unchanged: bool
+    """Whether its file is as good."""
     config: dict[str, str]
-    """Session config entries that `source` needs."""
+    """Session config entries that ONNX Runtime needs to open it from memory."""
     batch_size: int | None
     """The first dimension of its inputs; None where the model decides."""
     changed_fixed_sizes: bool
     """Whether a size that the model states was replaced, which its nodes may not allow."""
     external_files: tuple[str, ...]
     """Names by which it refers to its external data; see external_paths."""
+
+    @property
+    def source(self) -> str | bytes:
+        """The whole of it, as ONNX Runtime opens it: a path, or a serialized ModelProto.
+
+        Raises:
+            InvalidModelError: above 2 GB, or its file has changed.
+        """
+        if self.is_unchanged and self.path is not None:
+            return self.path
+        return self.weights.put_back(self.graph) if self.weights.places else self.graph
 
 
 def prepare_model(
@@ -68,7 +95,7 @@ def prepare_model(
     path = None
     if isinstance(model, (str, os.PathLike)):
         path = _check_path(os.fspath(model))
-    proto = _parse(path if path is not None else model)
+    proto, weights = _split(path if path is not None else model)
     names = [value.name for value in _inputs_of(proto)]
     shapes = _one_shape_each(check_shapes(input_shapes), names)
     sizes = {value.name: stated for value, stated in _inputs_with_sizes(proto)}
@@ -82,12 +109,29 @@ def prepare_model(
     files = external_files(proto)
     paths = external_paths(path, files)
     changed |= path is not None and has_links(path, paths)
-    if not changed and path is not None:
-        return PreparedModel(path, path, {}, batch_size, False, files)
     config = {}
     if paths:
         config["session.model_external_initializers_file_folder_path"] = point_at(proto, paths)
-    return PreparedModel(path, serialize(proto), config, batch_size, changed_fixed, files)
+    graph = serialize(proto)
+    if files and weights.places:
+        # ONNX Runtime looks up all external data in one folder.
+        graph, weights = weights.put_back(graph), weights.without()
+    num_bytes = [_num_bytes(tensor) for tensor in proto.graph.initializer]
+    name = path or f"{len(graph) + sum(place.num_bytes for place in weights.places)} bytes"
+    return PreparedModel(
+        path=path,
+        name=name,
+        graph=graph,
+        weights=weights,
+        weights_bytes=sum(num_bytes),
+        largest_bytes=max(num_bytes, default=0),
+        varying=varying_operators(proto),
+        is_unchanged=not changed and path is not None,
+        config=config,
+        batch_size=batch_size,
+        changed_fixed_sizes=changed_fixed,
+        external_files=files,
+    )
 
 
 def serialize(model: bytes | onnx.ModelProto) -> bytes:
@@ -116,7 +160,7 @@ def inputs_of(model: PreparedModel) -> list[tuple[str, list[int | None], np.dtyp
     import onnx
 
     found = []
-    for value, shape in _inputs_with_sizes(_parse(model.source)):
+    for value, shape in _inputs_with_sizes(_parse(model.graph)):
         tensor = value.type.tensor_type
         if not tensor.HasField("shape"):
             raise UnsupportedModelError(f"input {value.name!r} is no tensor of a known shape")
@@ -153,7 +197,7 @@ def sequence_shapes(model: ModelLike, batch_size: BatchSize, length: int) -> Sha
     """
     prepared = prepare_model(model, batch_size, None)
     shapes: list[list[int] | None] = []
-    for _, shape in _inputs_with_sizes(_parse(prepared.source)):
+    for _, shape in _inputs_with_sizes(_parse(prepared.graph)):
         others = [size for size in shape[2:] if isinstance(size, int)]
         is_open = len(shape) == 2 + len(others) and not isinstance(shape[1], int)
         shapes.append([prepared.batch_size or 1, length, *others] if is_open else None)
@@ -163,6 +207,14 @@ def sequence_shapes(model: ModelLike, batch_size: BatchSize, length: int) -> Sha
             "and the batch; this model has none: give input_shapes"
         )
     return shapes
+
+
+def _num_bytes(tensor: onnx.TensorProto) -> int:
+    """About: less than a byte an element counts as one, and strings as pointers."""
+    import onnx
+
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type or onnx.TensorProto.FLOAT)
+    return int(math.prod(tensor.dims) * dtype.itemsize)
 
 
 def _drop_inputs_that_are_initializers(proto: onnx.ModelProto) -> bool:
@@ -192,20 +244,29 @@ def _check_path(path: str) -> str:
     return path
 
 
-def _parse(model: ModelLike) -> onnx.ModelProto:
+def _split(model: ModelLike) -> tuple[onnx.ModelProto, LargeWeights]:
+    """A model without the bytes of its large initializers; and these."""
     import onnx  # 0.3 s that models used as they are need not pay
+
+    if isinstance(model, (onnx.ModelProto, bytearray, memoryview)):
+        model = serialize(model)
+    if isinstance(model, (str, bytes)):
+        with contextlib.suppress(ValueError, OSError):  # _parse tells what is wrong
+            graph, weights = split(model)
+            return _parse(graph), weights
+    return _parse(model), split(b"")[1]
+
+
+def _parse(model: ModelLike) -> onnx.ModelProto:
+    import onnx
     from google.protobuf.message import DecodeError
 
-    if isinstance(model, onnx.ModelProto):
-        copy = onnx.ModelProto()
-        copy.CopyFrom(model)
-        return copy
     try:
         if isinstance(model, str):
             # Protobuf, whatever its suffix: ONNX Runtime takes nothing else.
             proto = onnx.load(model, format="protobuf", load_external_data=False)
-        elif isinstance(model, (bytes, bytearray, memoryview)):
-            proto = onnx.load_from_string(bytes(model))
+        elif isinstance(model, bytes):
+            proto = onnx.load_from_string(model)
         else:
             raise OptionError(
                 "a model is a path, bytes or an onnx.ModelProto, got " + type(model).__name__

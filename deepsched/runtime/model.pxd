@@ -15,7 +15,9 @@ cdef class Model:
     cdef list input_names  # of all_inputs
     cdef list output_names
 
-    cdef Request prepare(self, list inputs, object timeout, object priority, bint check_inputs)
+    cdef Request prepare(
+        self, list inputs, object timeout, object priority, bint check_inputs, bint shrinks=*
+    )
     cdef submit_and_wait(self, Request request, uint64_t key)
     cdef check_interrupts(self, Request request)
     cpdef check_fork(self)

@@ -19,6 +19,7 @@ from deepsched.runtime.request cimport (
     CANCELLED, DONE, EXPIRED, REFUSED, Request, Stage, enter, leave, new_request, withdraw,
 )
 from deepsched.runtime.session cimport Session, ThreadTeam
+from deepsched.runtime.shrink cimport shrink
 from deepsched.runtime.statistics cimport GroupStats, snapshot_group, snapshot_unrun
 from deepsched.runtime.stopping cimport NO_DEADLINE
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -29,6 +30,7 @@ from deepsched.errors import (
     ClosedError, DeadlineExceeded, ForkError, InputError, OptionError, QueueFull,
 )
 from deepsched.checks import check_integer, check_timeout
+from deepsched.runtime.shrink import prepare_shrinking
 
 @cython.final
 cdef class Model:
@@ -37,6 +39,7 @@ cdef class Model:
     def __cinit__(self, Dispatcher dispatcher, list sessions):
         cdef Session session
         cdef int group
+        prepare_shrinking()
         self.dispatcher = dispatcher
         self.sessions = sessions
         session = sessions[0]
@@ -82,10 +85,12 @@ cdef class Model:
 
     # --- Ways in ------------------------------------------------------------------------------
 
-    def run(self, list inputs, timeout=None, priority=0, bint check_inputs=True) -> list:
+    def run(
+        self, list inputs, timeout=None, priority=0, bint check_inputs=True, bint shrinks=False,
+    ) -> list:
         """Runs one request and returns its outputs; blocks. `inputs` in the graph's order, then any
         of `overridable`; None leaves one of these out."""
-        cdef Request request = self.prepare(inputs, timeout, priority, check_inputs)
+        cdef Request request = self.prepare(inputs, timeout, priority, check_inputs, shrinks)
         cdef uint64_t key = key_of(request.borrowed)
         if not enter(&self.state):
             raise _closed()
@@ -138,7 +143,7 @@ cdef class Model:
 
     def start(
         self, list inputs, Inbox inbox not None, tag=None, timeout=None, priority=0,
-        bint check_inputs=True, bint block=True, bint is_producer=False,
+        bint check_inputs=True, bint block=True, bint is_producer=False, bint shrinks=False,
     ) -> Request | None:
         """Queues a request, which will arrive in `inbox` with its `tag` when it has ended.
 
@@ -146,7 +151,7 @@ cdef class Model:
         taking, will `help` or `wake_workers` before it waits, and does not want to share its core.
         """
         cdef Dispatcher dispatcher = self.dispatcher
-        cdef Request request = self.prepare(inputs, timeout, priority, check_inputs)
+        cdef Request request = self.prepare(inputs, timeout, priority, check_inputs, shrinks)
         cdef Submitted submitted = FULL
         request.tag = tag
         request.state.is_producer = is_producer
@@ -224,7 +229,9 @@ cdef class Model:
             self.dispatcher.orphans.append((inbox, num_left))
             self.dispatcher.reap()
 
-    cdef Request prepare(self, list inputs, object timeout, object priority, bint check_inputs):
+    cdef Request prepare(
+        self, list inputs, object timeout, object priority, bint check_inputs, bint shrinks=False
+    ):
         cdef Dispatcher dispatcher = self.dispatcher
         cdef Request request
         cdef double seconds
@@ -243,6 +250,7 @@ cdef class Model:
                 f"({names}), got {len(inputs)}" + _also(self.overridable)
             )
         request = new_request(self, &self.state, infos, self.outputs, inputs, check_inputs)
+        request.state.shrinks = shrinks
         if timeout is not None:
             request.state.submitted_ns = now_ns()
             # Nearly always a float: the check as such costs more than the request does here.
@@ -280,6 +288,21 @@ cdef class Model:
     def typical_ns(self) -> int:
         """Smoothed run length in ns; 0 before the first run."""
         return self.state.typical_ns.load(memory_order_relaxed)
+
+    # --- Its memory ---------------------------------------------------------------------------
+
+    def trim(self) -> None:
+        """Gives back what the arenas of its sessions keep and do not use now. Requests may run."""
+        cdef int group, num_groups = len(self.sessions)
+        self.check_fork()
+        if not enter(&self.state):  # close() waits until we have left
+            raise _closed()
+        with nogil:
+            for group in range(num_groups):
+                # Streams of one core share a session: the same ones follow each other.
+                if group == 0 or self.state.sessions[group] != self.state.sessions[group - 1]:
+                    shrink(self.state.sessions[group], self.state.output_names)
+            leave(&self.state)
 
     # --- How it scales ------------------------------------------------------------------------
 

@@ -120,7 +120,8 @@ ctypedef struct OrtApi:
     OrtStatus* (*CreateCpuMemoryInfo)(
         int allocator_type, int memory_type, OrtMemoryInfo** out
     ) noexcept nogil  # 69
-    void* _before_76[6]
+    void* _before_75[5]
+    OrtStatus* (*AllocatorAlloc)(OrtAllocator*, size_t num_bytes, void** out) noexcept nogil  # 75
     OrtStatus* (*AllocatorFree)(OrtAllocator*, void*) noexcept nogil  # 76
     void* _before_78[1]
     OrtStatus* (*GetAllocatorWithDefaultOptions)(OrtAllocator** out) noexcept nogil  # 78
@@ -163,7 +164,11 @@ ctypedef struct OrtApi:
         const OrtSession*, const OrtMemoryInfo*, OrtAllocator** out
     ) noexcept nogil  # 131
     void (*ReleaseAllocator)(OrtAllocator*) noexcept nogil  # 132
-    void* _before_192[59]
+    void* _before_165[32]
+    OrtStatus* (*AddRunConfigEntry)(
+        OrtRunOptions*, const char* key, const char* value
+    ) noexcept nogil  # 165
+    void* _before_192[26]
     OrtStatus* (*HasValue)(const OrtValue*, int* out) noexcept nogil  # 192
     void* _before_196[3]
     OrtStatus* (*SessionOptionsSetCustomCreateThreadFn)(
@@ -184,7 +189,12 @@ ctypedef struct OrtApi:
     OrtStatus* (*GetOptionalContainedTypeInfo)(
         const OrtOptionalTypeInfo*, OrtTypeInfo** out
     ) noexcept nogil  # 251
-    void* _before_297[45]
+    void* _before_279[27]
+    OrtStatus* (*AddExternalInitializersFromFilesInMemory)(
+        OrtSessionOptions*, const char* const* names, char* const* contents, const size_t* sizes,
+        size_t num_files
+    ) noexcept nogil  # 279
+    void* _before_297[17]
     const char* (*GetKeyValue)(const OrtKeyValuePairs*, const char* key) noexcept nogil  # 297
     void* _before_300[2]
     void (*ReleaseKeyValuePairs)(OrtKeyValuePairs*) noexcept nogil  # 300

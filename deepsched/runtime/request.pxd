@@ -62,6 +62,7 @@ cdef struct RequestState:
     bint by_worker
     bint is_producer  # see Model.start
     bint is_refused  # not begun, though its deadline had not passed
+    bint shrinks  # its end gives back the memory that it took
     uint64_t deadline_ns  # NO_DEADLINE: none
     uint64_t expected_ns  # what the backlog counts it for
     uint64_t submitted_ns  # 0 until it is queued or, in a call that need not wait, begun

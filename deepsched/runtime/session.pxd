@@ -23,8 +23,10 @@ cdef class Session:
     cdef OrtSession* handle
     cdef ThreadTeam team
     cdef uint32_t generation
+    cdef readonly object reserved_bytes
 
     cdef close(self)
+    cdef reserve(self)
     cdef list _describe(
         self, CountFn get_count, NameFn get_name, TypeInfoFn get_type, bint has_default
     )

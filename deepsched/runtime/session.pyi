@@ -1,10 +1,12 @@
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from deepsched.runtime.values import ValueInfo
 
 class Session:
     """One ORT session for one (model, core group)."""
 
+    @property
+    def reserved_bytes(self) -> int: ...
     def describe_inputs(self) -> list[ValueInfo]: ...
     def describe_overridable(self) -> list[ValueInfo]: ...
     def describe_outputs(self) -> list[ValueInfo]: ...
@@ -23,5 +25,6 @@ def open_session(
     save_to: str | None = None,
     profile_to: str | None = None,
     custom_ops: tuple[str, ...] = (),
+    files: Mapping[str, bytes] | None = None,
 ) -> Session: ...
 def trim_heap() -> None: ...

@@ -141,6 +141,21 @@ cdef class Session:
         with nogil:
             loaded_library().api.ReleaseSession(handle)
 
+    cdef reserve(self):
+        """Lets the arena make its first region, of 1 MB, which ORT never gives back: if the first
+        run has a large input, it would be as large as that."""
+        cdef Library* lib = library()
+        cdef OrtAllocator* allocator = NULL
+        cdef void* block = NULL
+        before = self.arena_bytes() or 0
+        check(lib.api.CreateAllocator(self.handle, lib.cpu_memory, &allocator))
+        try:
+            check(lib.api.AllocatorAlloc(allocator, 1, &block))
+            check(lib.api.AllocatorFree(allocator, block))
+        finally:
+            lib.api.ReleaseAllocator(allocator)
+        self.reserved_bytes = (self.arena_bytes() or 0) - before
+
     def describe_inputs(self) -> list:
         """A ValueInfo for each input that a caller must give, in the graph's order."""
         cdef const OrtApi* api = library().api
@@ -227,7 +242,7 @@ cdef class Session:
 
 def open_session(
     model, *, int num_threads, cpus, str thread_prefix, dict config, str name=None,
-    bint is_optimized=False, save_to=None, profile_to=None, tuple custom_ops=(),
+    bint is_optimized=False, save_to=None, profile_to=None, tuple custom_ops=(), files=None,
 ) -> Session:
     """Opens `model`, a path (str) or a serialized ModelProto (bytes); the GIL is released.
 
@@ -242,6 +257,8 @@ def open_session(
         profile_to: the beginning of a path, to which ORT adds date and time. It times every
             operator, until `end_profiling`.
         custom_ops: paths of libraries of operators. ORT unloads them after the session.
+        files: external data that is in memory, bytes by the names that the model has for it. ORT
+            copies it.
 
     Raises:
         OptionError: one of `custom_ops` cannot be loaded, or is no such library.
@@ -257,6 +274,10 @@ def open_session(
     cdef const char* start = path_or_model
     cdef size_t num_bytes = len(path_or_model)
     cdef bint is_path = not isinstance(model, bytes)
+    cdef bytes name_bytes, content
+    cdef const char* name_start
+    cdef char* content_start
+    cdef size_t content_size
     session.generation = fork_generation()
     if cpus is not None:
         session.team.cpus = <int*>malloc(num_threads * sizeof(int))
@@ -265,6 +286,7 @@ def open_session(
         for i in range(num_threads):
             session.team.cpus[i] = cpus[i]
     strcpy(session.team.prefix, thread_name(thread_prefix))
+    session.reserved_bytes = 0
     cdef int error
     with nogil:
         error = _start_team(&session.team, num_threads)
@@ -301,6 +323,13 @@ def open_session(
                     f"custom_ops: {path!r} is no library of operators for this onnxruntime: "
                     + take_message(status, &error)
                 )
+        for file_name, content in (files or {}).items():
+            name_bytes = os.fsencode(file_name)
+            name_start, content_start = name_bytes, content
+            content_size = len(content)
+            check(api.AddExternalInitializersFromFilesInMemory(
+                options, &name_start, &content_start, &content_size, 1
+            ))
         with nogil:
             if is_path:
                 status = api.CreateSession(lib.env, start, options, &session.handle)
@@ -310,6 +339,8 @@ def open_session(
                 )
         if status != NULL:
             _raise_for_load(status, model, name)
+        if save_to is None:
+            session.reserve()
     finally:
         with nogil:
             _dismiss_rest(&session.team)

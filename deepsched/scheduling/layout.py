@@ -40,6 +40,17 @@ class Layout(NamedTuple):
         return sum(len(stream.cores) for stream in self.streams)
 
     @property
+    def narrowest(self) -> int:
+        """Number of CPUs of the smallest stream."""
+        return min(len(stream.cpus) for stream in self.streams)
+
+    def groups_of(self, width: int) -> list[Stream]:
+        """`groups`, of each its first `width` CPUs."""
+        return [
+            Stream(group.index, group.cores[:width], group.cpus[:width]) for group in self.groups
+        ]
+
+    @property
     def groups(self) -> list[Stream]:
         """Core groups that get a session each: the streams, then the merged ones of the tree."""
         if self.tree is None:

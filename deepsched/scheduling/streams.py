@@ -15,7 +15,8 @@ from deepsched.errors import ClosedError, OptionError
 from deepsched.invocation.futures import FutureResolver
 from deepsched.machine.partition import Stream
 from deepsched.machine.shape import cpu_models, describe_shape
-from deepsched.models.compiled import OpenedModel, Source
+from deepsched.models.compiled import OpenedModel
+from deepsched.models.sources import Source
 from deepsched.runtime.dispatch import Dispatcher
 from deepsched.runtime.library import has_bounded_spinning
 from deepsched.runtime.model import Model
@@ -125,6 +126,7 @@ class SharedStreams:
             save_to=save_to,
             profile_to=profile_to,
             custom_ops=source.custom_ops,
+            files=source.files,
         )
 
     def measure_scaling(self, served: ServedModel, inputs: list[Any]) -> None:

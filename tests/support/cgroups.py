@@ -109,6 +109,9 @@ class Group:
         """Also while programs run inside: the kernel moves them."""
         self.write("cpuset", "cpuset.cpus", cpus)
 
+    def read(self, controller, name):
+        return (self._folders[controller][1] / name).read_text()
+
     def write(self, controller, name, value):
         (self._folders[controller][1] / name).write_text(str(value))
 

@@ -1,0 +1,27 @@
+"""Whether there is memory to compile a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deepsched.machine.cgroup import memory_left
+from deepsched.models.prepare import PreparedModel
+
+_BESIDE_WEIGHTS = 48 * 2**20
+"""The graph, ONNX Runtime's own, and what glibc keeps."""
+
+
+def shortage(prepared: PreparedModel, in_memory: bool) -> str:
+    """Why it should not be compiled; empty if there is room. `in_memory`: its files are, too.
+
+    Compiling takes as much as opening the model and, as ONNX Runtime saves one initializer after
+    the other, a copy of the largest. Where there is room for the one, but not for the other, every
+    start would be killed, and the next could not profit from it.
+    """
+    needed = prepared.weights_bytes + prepared.largest_bytes * 6 // 5 + _BESIDE_WEIGHTS
+    if in_memory:
+        needed += 3 * prepared.weights_bytes  # as they are given, as they are saved, and packed
+    left = memory_left(Path("/"))
+    if left is None or needed <= left:
+        return ""
+    return f"that takes about {needed / 1e6:.0f} MB, and {left / 1e6:.0f} MB are left"

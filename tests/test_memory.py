@@ -1,0 +1,202 @@
+"""How much memory the first start of a model takes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from deepsched import Engine
+from deepsched.errors import InvalidModelError, ModelError
+from deepsched.models import room
+from deepsched.models.large_weights import SMALLEST, split
+from deepsched.models.prepare import prepare_model
+from tests.support import models
+from tests.support.cgroups import limits
+from tests.support.contexts import two_sessions
+from tests.support.plain_onnxruntime import assert_equals_plain
+
+PLAIN = """
+import sys
+import numpy as np
+import onnxruntime
+session = onnxruntime.InferenceSession(sys.argv[1])
+session.run(None, {"x": np.zeros((1, 1024), np.float32)})
+print(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
+"""
+
+OURS = """
+import sys
+from deepsched import compile_model
+with compile_model(sys.argv[1], cache_dir=sys.argv[2] or None) as engine:
+    engine.run(engine.generate_random_inputs())
+    print(engine.compiled.was_cached)
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """48 MB of weights and an open batch: the paths of the model with its weights inside, and
+    with them in a file of their own."""
+    folder = tmp_path_factory.mktemp("large")
+    model = models.mlp(width=1024, layers=12)
+    onnx.save(model, folder / "inside.onnx")
+    onnx.save(model, folder / "outside.onnx", save_as_external_data=True, location="weights")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain_peak(large):
+    """Peak memory of plain onnxruntime, in bytes, by the model's path."""
+
+    @functools.cache
+    def peak(model):
+        ran = subprocess.run([sys.executable, "-c", PLAIN, model], capture_output=True, check=True)
+        return int(ran.stdout) * 1024
+
+    return peak
+
+
+@pytest.mark.parametrize("weights", ["inside", "outside"])
+@pytest.mark.parametrize("cache", ["with a cache", "without"])
+def test_a_first_start_lives_in_a_quarter_more_than_onnxruntimes_peak(
+    large, plain_peak, tmp_path, weights, cache
+):
+    model = large / f"{weights}.onnx"
+    cache_dir = tmp_path / "cache" if cache == "with a cache" else ""
+    with limits(memory=plain_peak(model) * 5 // 4) as group:
+        for start in range(2 if cache_dir and weights == "inside" else 1):
+            ran = group.run([sys.executable, "-c", OURS, model, cache_dir])
+            assert ran.stdout == f"{start == 1}\n", ran.stderr
+
+
+@pytest.mark.parametrize("weights", ["inside", "outside"])
+def test_where_compiling_has_no_room_the_model_is_opened_as_onnxruntime_would(
+    large, tmp_path, weights, monkeypatch, caplog
+):
+    monkeypatch.setattr(room, "memory_left", lambda root: 100_000_000)
+    with Engine(large / f"{weights}.onnx", cache_dir=tmp_path) as engine:
+        assert_equals_plain(engine, str(large / f"{weights}.onnx"))
+        assert engine.compiled.folder is None and "100 MB are left" in engine.compiled.why_not
+    (message,) = caplog.messages
+    assert "is not compiled" in message
+
+
+def test_memory_that_is_left_is_that_of_the_nearest_limit():
+    code = """
+    from pathlib import Path
+    from deepsched.machine.cgroup import memory_left
+    left = [memory_left(Path("/"))]
+    kept = bytearray(b"x" * (32 << 20))
+    print(*left, memory_left(Path("/")))
+    """
+    with limits(memory=200 << 20) as group:
+        ran = group.run([sys.executable, "-c", textwrap.dedent(code)])
+    before, after = map(int, ran.stdout.split())
+    assert 150 << 20 < before < 200 << 20
+    assert 30 << 20 < before - after < 70 << 20
+
+
+# --- Weights beside the graph -----------------------------------------------------------------
+
+
+@st.composite
+def any_model(draw):
+    """A model with initializers of any size, inputs that are initializers, and all in any order."""
+    sizes = draw(st.lists(st.sampled_from([1, 7, SMALLEST // 4, SMALLEST // 4 + 1, 9999])))
+    weights = [
+        numpy_helper.from_array(np.arange(size, dtype=np.float32), f"w{index}")
+        for index, size in enumerate(sizes)
+    ]
+    if weights and draw(st.booleans()):  # typed data, which is no raw data
+        values = numpy_helper.to_array(weights[0]).tolist()
+        weights[0] = helper.make_tensor("w0", TensorProto.FLOAT, [len(values)], values)
+    return models.make(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        [models.tensor("x", ["n"])],
+        [models.tensor("y", ["n"])],
+        weights,
+    )
+
+
+@settings(deadline=None, max_examples=50)
+@given(any_model(), st.booleans())
+def test_a_model_is_the_same_when_its_weights_are_put_back(tmp_path_factory, model, in_pieces):
+    whole = model.SerializeToString(deterministic=True)
+    given_bytes = whole
+    if in_pieces:  # which protobuf merges
+        rest = onnx.ModelProto()
+        rest.graph.initializer.extend(model.graph.initializer)
+        graph = onnx.ModelProto()
+        graph.CopyFrom(model)
+        del graph.graph.initializer[:]
+        given_bytes = graph.SerializeToString() + rest.SerializeToString()
+    path = tmp_path_factory.mktemp("model") / "model.onnx"
+    path.write_bytes(given_bytes)
+    for source in (given_bytes, str(path)):
+        graph, weights = split(source)
+        large = [it for it in model.graph.initializer if len(it.raw_data) >= SMALLEST]
+        assert len(weights.places) == len(large)
+        assert weights.put_back(graph) == whole
+        file = path.with_name("weights")
+        offsets = weights.write(file)
+        for place, offset in zip(weights.places, offsets, strict=True):
+            content = file.read_bytes()[offset : offset + place.num_bytes]
+            assert content == model.graph.initializer[place.initializer].raw_data
+        file.unlink()
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=40), st.integers(0, 2**16), st.integers(0, 2**16))
+def test_damaged_models_raise_an_error_that_says_so(junk, cut, at):
+    whole = models.gemm().SerializeToString()
+    damaged = whole[: at % len(whole)] + junk + whole[at % len(whole) + cut % len(whole) :]
+    with contextlib.suppress(ModelError):
+        prepare_model(damaged, 1, None)
+
+
+def test_a_model_replaced_while_it_is_prepared_keeps_its_own_weights(tmp_path):
+    path = models.save(models.gemm(0), tmp_path)
+    prepared = prepare_model(path, 1, None)
+    onnx.save(models.gemm(1), tmp_path / "other")
+    os.replace(tmp_path / "other", path)
+    found, expected = onnx.load_from_string(prepared.source), models.gemm(0)
+    assert found.graph.initializer == expected.graph.initializer
+
+
+def test_a_model_written_to_while_it_is_prepared_is_not_used(tmp_path):
+    path = models.save(models.gemm(0), tmp_path)
+    prepared = prepare_model(path, 1, None)
+    with open(path, "r+b") as file:
+        file.write(file.read())
+        file.truncate(1000)
+    with pytest.raises(InvalidModelError, match="written to"):
+        prepared.source  # noqa: B018
+
+
+@pytest.mark.parametrize("given", ["path", "bytes", "proto"])
+@pytest.mark.parametrize("batch_size", [None, 1, 3])
+def test_outputs_are_onnxruntimes_however_the_weights_reach_it(tmp_path, given, batch_size):
+    model = models.gemm()
+    source = {
+        "path": models.save(model, tmp_path),
+        "bytes": model.SerializeToString(),
+        "proto": model,
+    }[given]
+    for cache_dir in (None, tmp_path / "cache"):
+        with Engine(source, batch_size, cache_dir=cache_dir) as engine:
+            assert_equals_plain(engine, model)
+        with two_sessions() as context:
+            engine = Engine(source, batch_size, context=context, cache_dir=cache_dir)
+            assert engine.compiled.is_shared
+            assert_equals_plain(engine, model)
