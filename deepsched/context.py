@@ -8,13 +8,14 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any
 
 from deepsched.checks import check_integer
-from deepsched.errors import ForkError
+from deepsched.errors import ClosedError, CopyError, ForkError
 from deepsched.formatting import counted
 from deepsched.machine.partition import PartitionWarning, Stream
 from deepsched.machine.topology import Topology
+from deepsched.recipe import Uncopied, recipe_of, remake
 from deepsched.scheduler import Scheduler
 from deepsched.scheduling.layout import Layout, lay_out, log_warnings
 from deepsched.scheduling.stats import Stats
@@ -31,10 +32,11 @@ def open_contexts() -> list[Context]:
     return [it for it in list(_open_contexts) if not it._shared.dispatcher.is_forked]
 
 
-class Context:
+class Context(Uncopied):
     """The streams that one or several engines share.
 
-    Engines of one context take turns on the same streams instead of fighting over cores.
+    Engines of one context take turns on the same streams instead of fighting over cores. Pickled,
+    it is the call that made it; engines that are pickled together share one where they arrive.
 
     Args:
         num_cores: number of physical cores to use; None for all that this process may use: what
@@ -65,6 +67,9 @@ class Context:
         [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11), (12, 13, 14, 15)]
     """
 
+    _recipe: dict[str, Any] | None = None
+    """None: made by an engine, for itself."""
+
     def __init__(
         self,
         num_cores: int | None = None,
@@ -76,6 +81,7 @@ class Context:
         queue_capacity: int = 1024,
         spin: str = "auto",
     ) -> None:
+        self._recipe = recipe_of(locals())
         named = Scheduler.from_str(Scheduler.default if scheduler is None else scheduler)
         layout = lay_out(num_cores, num_streams, named, pin, topology)
         self._hold(SharedStreams(layout, queue_capacity=queue_capacity, spin=spin))
@@ -199,12 +205,15 @@ class Context:
                 "this context was created before os.fork() and is the parent's; create one here"
             )
 
-    def __reduce__(self) -> NoReturn:
-        # Without this a copy shares the threads with the original, and ends them as it dies.
-        raise TypeError(
-            "a context cannot be copied or pickled: it holds threads of this process. Engines may "
-            "share it; another process creates its own"
-        )
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.is_closed:
+            raise ClosedError("this context is closed; pickle it before")
+        if self._recipe is None:
+            raise CopyError(
+                "this context is an engine's own; pickle the engine, which makes one where it "
+                "arrives"
+            )
+        return remake, (type(self), Context, self._recipe)
 
     def __enter__(self) -> Context:
         return self

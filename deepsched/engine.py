@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +36,7 @@ from deepsched.models.locations import DEFAULT_CACHE, CacheDir
 from deepsched.models.memory_usage import Memory, memory_usage, sizes_at_opening
 from deepsched.models.prepare import ModelLike, Shapes, explain_override
 from deepsched.models.random_inputs import random_inputs
+from deepsched.recipe import Uncopied, recipe_of, remake
 from deepsched.scheduler import Scheduler
 from deepsched.scheduling.determinism import open_with_one_width, warn_of_varying_bits
 from deepsched.scheduling.layout import lay_out, log_warnings
@@ -48,13 +50,15 @@ Shape = tuple[int | str | None, ...]
 Inputs = Sequence[Any] | Mapping[str, Any]
 
 
-class Engine:
+class Engine(Uncopied):
     """A model, compiled for the streams of a context.
 
-    Safe to call from any number of threads at once.
+    Safe to call from any number of threads at once. Pickled, it is the call that made it: where it
+    is unpickled the model is opened anew, with the same options.
 
     Args:
-        model: the path of an ONNX file, its bytes, or an onnx.ModelProto.
+        model: the path of an ONNX file, its bytes, or an onnx.ModelProto. Bytes are held until the
+            engine is closed, to be pickled; a ModelProto as its bytes.
         batch_size: the first dimension of the inputs that have a batch, whatever the model's file
             says. "auto" is 1 where the file leaves it open, and keeps all else; None keeps the
             file's, which is any batch where the file leaves it open. Which inputs have a batch is
@@ -111,6 +115,9 @@ class Engine:
         shrink_memory: bool = False,
         deterministic: bool = False,
     ) -> None:
+        self._recipe = recipe_of(locals())
+        if not isinstance(model, (str, os.PathLike)):
+            model = self._recipe["model"]
         libraries = check_custom_ops(custom_ops)
         self._shrinks = check_flag("shrink_memory", shrink_memory)
         deterministic = check_flag("deterministic", deterministic)
@@ -651,13 +658,13 @@ class Engine:
             self._context.close()
         else:
             self._served.close()
+        self._recipe.clear()  # the model's bytes
 
-    def __reduce__(self) -> NoReturn:
-        # Without this a copy shares the native model with the original, and closes it as it dies.
-        raise TypeError(
-            "an engine cannot be copied or pickled: it holds threads and memory of this process. "
-            "Threads may share it; another process compiles the model itself, from the same cache"
-        )
+    def __reduce__(self) -> tuple[Any, ...]:
+        recipe = self._recipe.copy()  # then look: close() sets the flag first
+        if self.is_closed:
+            raise ClosedError("this engine is closed; pickle it before, or pickle its model's path")
+        return remake, (type(self), Engine, recipe)
 
     def __enter__(self) -> Engine:
         if self.is_closed:

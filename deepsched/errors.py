@@ -83,6 +83,10 @@ class ForkError(DeepschedError, RuntimeError):
     """The engine belongs to the parent process; its threads do not survive os.fork."""
 
 
+class CopyError(DeepschedError, TypeError):
+    """Something that holds threads cannot be copied, or cannot be sent to another process."""
+
+
 # --- The environment -------------------------------------------------------------------------
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import copy
 import gc
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -248,15 +246,6 @@ def test_deadlines_of_futures_that_are_done_are_forgotten(spin):
             future.result(timeout=60)
     resolver = spin._shared.resolver
     assert len(resolver._deadlines) + len(resolver._new_deadlines) < 1500
-
-
-@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, pickle.dumps])
-def test_an_engine_cannot_be_copied_and_stays_open(spin, make):
-    for it in (spin, spin.context):
-        with pytest.raises(TypeError, match="cannot be copied or pickled"):
-            make(it)
-    gc.collect()
-    assert len(spin.run([STEPS, SQUARE])) == 1
 
 
 # --- A long run behind short ones ---------------------------------------------------------------

@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
@@ -98,6 +98,14 @@ class Measurement:
     """The engine's own statistics over the measurement; None for other engines."""
     cpu_seconds_per_item: float | None = None
     """CPU time of the process, the callers' included; None if no request ended."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Measurement):
+            return NotImplemented
+        return all(  # arrays as a whole
+            np.array_equal(getattr(self, one.name), getattr(other, one.name))
+            for one in fields(self)
+        )
 
     @property
     def iterations(self) -> int:

@@ -23,10 +23,10 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, InvalidStateError
-from typing import Any
+from typing import Any, NoReturn
 
 from deepsched.checks import check_timeout
-from deepsched.errors import ForkError
+from deepsched.errors import CopyError, ForkError
 from deepsched.invocation import eventlet
 from deepsched.runtime.inbox import Inbox
 from deepsched.runtime.model import Model
@@ -128,6 +128,12 @@ class RequestFuture(Future[list[Any]]):
             _call_back(fn, self)
         else:
             super().add_done_callback(lambda future: _call_back(fn, future))
+
+    def __reduce__(self) -> NoReturn:
+        raise CopyError(
+            "a future cannot be copied or pickled: its request ends in this process; send what its "
+            "result() returns"
+        )
 
     @property
     def _is_forked(self) -> bool:

@@ -62,6 +62,10 @@ class Topology:
     is_local: bool = field(default=False, compare=False)
     """Whether this is the machine that the process runs on. Not part of comparisons."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Wherever it is unpickled it may be another machine's, or another affinity mask's.
+        return Topology, (self.cores, self.cpu_quota)
+
     @classmethod
     def detect(cls) -> Topology:
         """This machine, limited to the calling thread's affinity mask and cgroup.
