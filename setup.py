@@ -41,15 +41,17 @@ extensions = [
     for source in sources
 ]
 
-setup(
-    ext_modules=cythonize(
-        extensions,
-        nthreads=os.cpu_count() or 1,
-        compiler_directives={
-            "language_level": 3,
-            "cdivision": True,
-            "binding": True,
-            "embedsignature": True,
-        },
+# Cython's workers import this file again where processes are not forked: Python 3.14 and newer.
+if __name__ == "__main__":
+    setup(
+        ext_modules=cythonize(
+            extensions,
+            nthreads=os.cpu_count() or 1,
+            compiler_directives={
+                "language_level": 3,
+                "cdivision": True,
+                "binding": True,
+                "embedsignature": True,
+            },
+        )
     )
-)
