@@ -15,6 +15,7 @@ from libc.stdio cimport fflush
 import importlib.util
 import os
 import re
+import sys
 from pathlib import Path
 
 from deepsched.errors import InferenceError, OrtImportError
@@ -50,6 +51,11 @@ def find_library() -> str:
     """
     spec = importlib.util.find_spec("onnxruntime")
     if spec is None or not spec.submodule_search_locations:
+        if getattr(sys, "frozen", False):
+            raise OrtImportError(
+                "this frozen program lacks the library of onnxruntime: freeze it with the file "
+                "onnxruntime/capi/libonnxruntime.so.* in the same place, relative to its modules"
+            )
         raise OrtImportError(f"deepsched needs onnxruntime's kernels; {INSTALL_HINT}")
     for folder in spec.submodule_search_locations:
         found = sorted(Path(folder, "capi").glob("libonnxruntime.so.*"))
