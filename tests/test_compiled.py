@@ -12,6 +12,7 @@ import resource
 import shutil
 import tempfile
 import threading
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -98,8 +99,24 @@ def quantized(seed=0):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
+def odd_sizes(seed=0):
+    """Weights and what kernels pack them into end off the 64 bytes that vector loads rely on."""
+    rng = np.random.default_rng(seed)
+    sizes = [67, 91, 33, 77]
+    return models.make(
+        [helper.make_node("MatMul", [f"x{i}", f"w{i}"], [f"x{i + 1}"]) for i in range(3)],
+        [models.tensor("x0", ["n", sizes[0]])],
+        [models.tensor("x3", ["n", sizes[3]])],
+        [
+            numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), f"w{i}")
+            for i, shape in enumerate(pairwise(sizes))
+        ],
+    )
+
+
 KINDS = {
     "weights inside": gemm(),
+    "odd sizes": odd_sizes(),
     "IR version 3": gemm(ir_version=3, also_inputs=("w", "b")),
     "overridable": gemm(also_inputs=("w",)),
     "subgraphs": branches(),

@@ -233,7 +233,7 @@ const Base* OrtGetApiBase() { return &base; }
     [
         (None, "cannot load"),
         ("int nothing;", "does not export OrtGetApiBase"),
-        (OLD % "1.5.0", "onnxruntime 1.5.0 .* is too old"),
+        (OLD % "1.31.9", "onnxruntime 1.31.9 .* is too old"),
         (OLD % "1.99.0", "onnxruntime 1.99.0 .* is too old"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 
 from deepsched.doctor.diagnosis import Check, ok, unknown, warn
 from deepsched.doctor.host import NOT_LOCAL, Host
@@ -10,7 +11,16 @@ from deepsched.errors import DeepschedError
 from deepsched.runtime.library import INSTALL_HINT, describe_library
 from deepsched.version import __version__
 
-_PACKAGES = ("numpy", "onnx", "onnxruntime", "ml_dtypes", "psutil", "threadpoolctl")
+_PACKAGES = (
+    "numpy",
+    "blake3",
+    "onnx",
+    "onnxruntime",
+    "ml_dtypes",
+    "psutil",
+    "rich",
+    "threadpoolctl",
+)
 
 
 def installed_packages() -> dict[str, str | None]:
@@ -30,6 +40,30 @@ def installed_packages() -> dict[str, str | None]:
     return packages
 
 
+def too_old(versions: dict[str, str | None]) -> dict[str, str]:
+    """The packages that are older than deepsched asks for, each with what it asks for: where pip's
+    `--no-deps` or a later downgrade has ignored that."""
+    from importlib.metadata import PackageNotFoundError, requires
+
+    try:
+        requirements = requires("deepsched") or []
+    except PackageNotFoundError:  # sources that are not installed, or a frozen program
+        return {}
+    asked = {}
+    for requirement in requirements:
+        match = re.fullmatch(r"([\w-]+)>=([\d.]+)", requirement)  # those of extras end in a marker
+        found = versions.get(match[1]) if match else None
+        if match and found and _numbers(found) < _numbers(match[2]):
+            asked[match[1]] = requirement
+    return asked
+
+
+def _numbers(version: str) -> list[int]:
+    """As far as it is numbers: that of a release candidate counts as the release."""
+    match = re.match(r"\d+(\.\d+)*", version)
+    return [int(number) for number in match[0].split(".")] if match else []
+
+
 def packages(host: Host) -> Check:
     """The versions of Python and of the packages that deepsched uses."""
     name = "packages"
@@ -43,6 +77,14 @@ def packages(host: Host) -> Check:
     found = ", ".join(
         f"{package} {number or 'not installed'}" for package, number in versions.items()
     )
+    if old := too_old(versions):
+        return warn(
+            name,
+            f"older than deepsched asks for: {', '.join(old)}; {found}",
+            "Models may fail, or have weights of their own for each stream.",
+            "pip install " + " ".join(f"'{requirement}'" for requirement in old.values()),
+            versions=versions,
+        )
     meaning = ""
     if versions["ml_dtypes"] is None:
         meaning = "bfloat16, float8 and 4-bit tensors need ml_dtypes: pip install ml_dtypes"

@@ -31,7 +31,6 @@ _SMALLEST_EXTERNAL = 1024
 SAVING = {
     "session.optimized_model_external_initializers_file_name": "weights",
     "session.optimized_model_external_initializers_min_size_in_bytes": str(_SMALLEST_EXTERNAL),
-    # Since 1.21. Older ones ignore it, and each session packs weights for itself.
     "session.save_external_prepacked_constant_initializers": "1",
 }
 """Session config entries with which ONNX Runtime saves the compiled form."""

@@ -5,8 +5,6 @@ cdef struct Library:
     OrtEnv* env
     OrtAllocator* allocator
     OrtMemoryInfo* cpu_memory  # for tensors that borrow a caller's buffer
-    bint has_allocator_stats  # AllocatorGetStats may be called
-    bint has_shape_reference  # GetTensorElementTypeAndShapeDataReference may be called
 
 cdef Library* library() except NULL
 cdef Library* loaded_library() noexcept nogil

@@ -5,11 +5,9 @@ shared: its extension module carries a library of its own.
 """
 
 from deepsched.runtime.ort cimport (
-    ALLOCATOR_DEVICE, ALLOCATOR_STATS_VERSION, LOG_FATAL, MAX_API_VERSION, MEMORY_DEFAULT,
-    MIN_API_VERSION, OrtApiBase, SHAPE_REFERENCE_VERSION,
+    ALLOCATOR_DEVICE, API_VERSION, LOG_FATAL, MEMORY_DEFAULT, MIN_MINOR_VERSION, OrtApiBase,
 )
 from deepsched.runtime.posix cimport pthread_atfork
-from libc.stdint cimport uint32_t
 from libc.stdio cimport fflush
 
 import importlib.util
@@ -36,7 +34,7 @@ cdef extern from "<unistd.h>" nogil:
 
 ctypedef const OrtApiBase* (*GetApiBaseFn)() noexcept nogil
 
-INSTALL_HINT = f"install it with: pip install 'onnxruntime>=1.{MIN_API_VERSION}'"
+INSTALL_HINT = f"install it with: pip install 'onnxruntime>=1.{MIN_MINOR_VERSION}'"
 
 cdef Library _library
 cdef str _path = None
@@ -71,13 +69,6 @@ def describe_library() -> dict[str, str]:
     """The path and the version of the library; loads it if need be."""
     library()
     return {"path": _path, "version": _version}
-
-
-def has_bounded_spinning() -> bool:
-    """Whether `session.intra_op.spin_duration_us` works here: since onnxruntime 1.26, #27916."""
-    library()
-    match = re.match(r"1\.(\d+)\b", _version)
-    return match is not None and int(match[1]) >= 26
 
 
 cdef Library* library() except NULL:
@@ -117,22 +108,19 @@ cdef _load(str path):
     cdef const OrtApiBase* base = get_base()
     version = base.GetVersionString().decode(errors="replace")
     match = re.match(r"1\.(\d+)\b", version)
-    # GetApi prints an error on stderr for a version that it lacks, so ask only for one it has.
-    cdef uint32_t minor = int(match[1]) if match else 0
     cdef const OrtApi* api = NULL
-    if minor >= MIN_API_VERSION:
-        api = base.GetApi(min(minor, <uint32_t>MAX_API_VERSION))
+    # GetApi prints an error on stderr for a version that it lacks, so ask only for one it has.
+    if match and int(match[1]) >= MIN_MINOR_VERSION:
+        api = base.GetApi(API_VERSION)
     if api == NULL:
         raise OrtImportError(
-            f"onnxruntime {version} at {path} is too old: deepsched needs 1.{MIN_API_VERSION} or "
+            f"onnxruntime {version} at {path} is too old: deepsched needs 1.{MIN_MINOR_VERSION} or "
             f"newer; {INSTALL_HINT}"
         )
     if has_telemetry:
         pthread_atfork(NULL, NULL, _on_fork_in_child)
     cdef Library loaded
     loaded.api = api
-    loaded.has_allocator_stats = minor >= ALLOCATOR_STATS_VERSION
-    loaded.has_shape_reference = minor >= SHAPE_REFERENCE_VERSION
     # Errors reach the caller as exceptions, so ORT need not write them to stderr as well.
     _check(api, api.CreateEnv(LOG_FATAL, b"deepsched", &loaded.env))
     _check(api, api.GetAllocatorWithDefaultOptions(&loaded.allocator))

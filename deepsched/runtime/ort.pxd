@@ -2,19 +2,17 @@
 
 The wheel carries no header. OrtApi is an append-only struct of function pointers whose entries
 never move, so this struct names the entries that we use, at their ordinals, and pads the rest.
-20 is the oldest version that the tests have been run with (wheels before 1.19 carry no library). All
-ordinals were compared with the headers of versions 20 to 29. Newer than 20 are 297, 300 and 319, and
-414: `Library.has_allocator_stats` and `Library.has_shape_reference` say if they are there.
+All ordinals were compared with the headers of versions 20 to 29.
 """
 
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint32_t
 
 cdef enum:
-    MIN_API_VERSION = 20
-    MAX_API_VERSION = 29  # the newest whose entries we have checked
-    ALLOCATOR_STATS_VERSION = 23  # of AllocatorGetStats, and of what it returns
-    SHAPE_REFERENCE_VERSION = 24  # of GetTensorElementTypeAndShapeDataReference
+    API_VERSION = 29  # the newest whose entries we have checked
+    # Of the library: 1.31 and older save packed weights at offsets at which kernels crash. A test
+    # compares this with pyproject.toml.
+    MIN_MINOR_VERSION = 32
 
 # Opaque.
 ctypedef void OrtAllocator

@@ -222,12 +222,12 @@ cdef class Session:
 
     def arena_bytes(self) -> int | None:
         """Bytes that its arena has taken from the system: activations, and weights unless they are
-        mapped from a file. None: this onnxruntime does not tell."""
+        mapped from a file. None: it is closed."""
         cdef Library* lib = library()
         cdef OrtAllocator* allocator = NULL
         cdef OrtKeyValuePairs* stats = NULL
         cdef const char* total
-        if not lib.has_allocator_stats or self.handle == NULL:
+        if self.handle == NULL:
             return None
         check(lib.api.CreateAllocator(self.handle, lib.cpu_memory, &allocator))
         try:

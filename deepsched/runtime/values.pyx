@@ -508,7 +508,7 @@ cdef object output_from(OrtValue* value, ValueInfo info, list borrowed):
     cdef int element_type = 0
     cdef void* data = NULL
     cdef _ValueOwner owner
-    if value == NULL or not info.borrows or not loaded_library().has_shape_reference:
+    if value == NULL or not info.borrows:
         return _from_ort(value, borrowed)
     status = api.GetTensorElementTypeAndShapeDataReference(value, &element_type, &dims, &rank)
     if status == NULL:

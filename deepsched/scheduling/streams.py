@@ -18,7 +18,6 @@ from deepsched.machine.shape import cpu_models, describe_shape
 from deepsched.models.compiled import OpenedModel
 from deepsched.models.sources import Source
 from deepsched.runtime.dispatch import Dispatcher
-from deepsched.runtime.library import has_bounded_spinning
 from deepsched.runtime.model import Model
 from deepsched.runtime.policy import PolicyTree
 from deepsched.runtime.session import Session, open_session
@@ -196,11 +195,11 @@ class SharedStreams:
         """What ONNX Runtime's threads do between two runs."""
         if not self._may_spin:
             return {"session.intra_op.allow_spinning": "0"}
-        if self.layout.tree is not None and has_bounded_spinning():
+        if self.layout.tree is not None:
             # The next run may be in a session on a part of the same cores. This long does not hurt
             # it; and a caller that comes again at once finds the threads awake.
             return {"session.intra_op.spin_duration_us": str(_ELASTIC_SPIN_US)}
-        if self.layout.tree is not None or (not self._is_exclusive and self._spin == "auto"):
+        if not self._is_exclusive and self._spin == "auto":
             # The next request may be another engine's, on the same cores but in another session,
             # whose threads must not compete with ours looking for work.
             return {"session.force_spinning_stop": "1"}
