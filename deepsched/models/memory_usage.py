@@ -64,12 +64,12 @@ def memory_usage(
 
 def sizes_at_opening(sessions: Sequence[Session]) -> list[int]:
     """Bytes in ONNX Runtime's arena of each session, before its first run."""
-    sizes = arena_sizes(sessions)
+    sizes = _arena_sizes(sessions)
     reserved = [session.reserved_bytes for session in dict.fromkeys(sessions)]  # for activations
     return [size - aside for size, aside in zip(sizes, reserved, strict=True)]
 
 
-def arena_sizes(sessions: Sequence[Session]) -> list[int]:
+def _arena_sizes(sessions: Sequence[Session]) -> list[int]:
     """Bytes in ONNX Runtime's arena of each session."""
     return [session.arena_bytes() or 0 for session in dict.fromkeys(sessions)]
 
