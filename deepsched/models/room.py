@@ -7,7 +7,7 @@ from pathlib import Path
 from deepsched.machine.cgroup import memory_left
 from deepsched.models.prepare import PreparedModel
 
-_BESIDE_WEIGHTS = 48 * 2**20
+_BESIDE_WEIGHTS = 40 * 2**20
 """The graph, ONNX Runtime's own, and what glibc keeps."""
 
 
