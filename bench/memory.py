@@ -11,6 +11,11 @@ what a process takes that opens the model and runs it once:
 * whether it lives in a cgroup whose limit is GOAL times the first figure of plain onnxruntime.
 
 Where no cgroup can be made, the last is left out.
+
+    python -m bench.memory --shrink [-x out.json]
+
+What one large input leaves behind, what `trim` and `shrink_memory` give back, and what that costs:
+run lengths with and without it, by turns, medians.
 """
 
 from __future__ import annotations
@@ -186,11 +191,81 @@ def rows_of(name: str, weights: str, model: Path) -> list[dict[str, Any]]:
     return rows
 
 
+_SHRINK = """
+import json, re, statistics, sys, time
+import numpy as np
+from deepsched import compile_model
+
+def resident():
+    return int(re.search(r"VmRSS:\\s*(\\d+)", open("/proc/self/status").read())[1]) * 1024
+
+def seconds(picture, shrinks):
+    begin = time.perf_counter()
+    engine.run([picture], shrink_memory=shrinks)
+    return time.perf_counter() - begin
+
+small, large = (np.ones((1, 3, n, n), np.float32) for n in (64, 1024))
+with compile_model(sys.argv[1], batch_size=None, cache_dir=None) as engine:
+    engine.run([small])
+    found = {"before": resident()}
+    engine.run([large])
+    found["after a large input"] = resident()
+    engine.trim()
+    found["after trim"] = resident()
+    engine.run([large], shrink_memory=True)
+    found["after one that shrinks"] = resident()
+    for name, picture in (("small", small), ("large", large)):
+        pairs = [(seconds(picture, False), seconds(picture, True)) for _ in range(21)]
+        # One that shrinks leaves nothing to the next, so that one pays as well.
+        kept = [seconds(picture, False) for _ in range(22)][1:]
+        found[f"{name}: run, kept"] = statistics.median(kept)
+        found[f"{name}: run, shrunk"] = statistics.median(shrunk for _, shrunk in pairs)
+print(json.dumps(found))
+"""
+
+
+def measure_shrinking() -> dict[str, float]:
+    """Bytes resident, and seconds."""
+    rng = np.random.default_rng(0)
+    nodes, weights = [], []
+    for index, channels in enumerate((3, 32, 32)):
+        filters = rng.standard_normal((32, channels, 3, 3), np.float32) / 10
+        weights.append(numpy_helper.from_array(filters, f"w{index}"))
+        value = f"h{index - 1}" if index else "x"
+        nodes.append(
+            helper.make_node("Conv", [value, f"w{index}"], [f"h{index}"], pads=[1, 1, 1, 1])
+        )
+    nodes.append(helper.make_node("GlobalAveragePool", ["h2"], ["y"]))
+    infos = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, "height", "width"]),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 32, 1, 1]),
+    ]
+    graph = helper.make_graph(nodes, "pictures", infos[:1], infos[1:], weights)
+    opsets = [helper.make_opsetid("", 17)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+        args = [sys.executable, "-c", _SHRINK, str(path)]
+        ran = subprocess.run(args, capture_output=True, text=True, check=True)
+    found: dict[str, float] = json.loads(ran.stdout)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("models", nargs="*", type=Path, help="ONNX files, instead of made-up ones")
     parser.add_argument("-x", "--export_path", type=Path, help="write the figures there as JSON")
+    parser.add_argument("--shrink", action="store_true", help="what one large input leaves behind")
     args = parser.parse_args()
+    if args.shrink:
+        found = measure_shrinking()
+        for what, figure in found.items():
+            print(
+                f"{what}: {figure / 1e6 if is_bytes else 1e3 * figure:.2f} {'MB' if is_bytes else 'ms'}"
+            )
+        if args.export_path:
+            args.export_path.write_text(json.dumps(found, indent=2))
+        return
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as made:
         if args.models:

@@ -144,7 +144,7 @@ def test_what_is_prepared_is_what_the_version_says():
         )
     ]
     digest = hashlib.sha256(b"".join(found)).hexdigest()[:16]
-    assert (keys.PREPARATION_VERSION, digest) == (3, "2afe56dda8aec4b6")
+    assert (keys.PREPARATION_VERSION, digest) == (4, "2afe56dda8aec4b6")
 
 
 def test_run_lengths_hold_on_other_cpus_of_the_same_shape(cache_dir, quiet):

@@ -15,6 +15,7 @@ from deepsched.analysis import analyze
 from deepsched.models import compiled
 from deepsched.models.cache import Cache
 from deepsched.models.folders import is_in_memory
+from tests.support.contexts import two_sessions
 from tests.support.models import gemm
 from tests.support.plain_onnxruntime import assert_equals_plain
 
@@ -87,7 +88,8 @@ def test_a_folder_that_is_named_keeps_them(cache_dir, written):
 
 
 def test_they_are_shared_in_memory(cache_dir):
-    with Engine(secret(), None) as engine:
+    with two_sessions() as context:
+        engine = Engine(secret(), None, context=context)
         assert engine.compiled.is_shared and engine.compiled.folder is None
         assert engine.compiled.why_not == ""
         assert_equals_plain(engine, secret())
@@ -103,8 +105,9 @@ def test_where_no_folder_is_in_memory_each_stream_has_its_own(
     monkeypatch.setattr("deepsched.models.locations.SHARED_MEMORY", tmp_path)
     with (
         caplog.at_level(logging.WARNING, "deepsched"),
-        Engine(secret(), None, **cache_dir_option) as engine,
+        two_sessions() as context,
     ):
+        engine = Engine(secret(), None, context=context, **cache_dir_option)
         assert not engine.compiled.is_shared and "is on a disk" in engine.compiled.why_not
         assert_equals_plain(engine, secret())
     (message,) = caplog.messages

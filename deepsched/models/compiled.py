@@ -313,7 +313,7 @@ def _open_in_memory(request: _Request) -> OpenedModel | _Unavailable:
     prepared = request.prepared
     reason = "no folder for temporary files can be written"
     is_on_no_disk = request.path is None  # and stays so
-    for parent in memory_folders() if is_on_no_disk else temporary_places():
+    for parent in memory_folders() if request.path is None else temporary_places(request.path):
         try:
             with stage_in(parent, is_on_no_disk) as entry:
                 if reason := shortage(prepared, is_in_memory(entry.folder.fd)):
@@ -450,6 +450,10 @@ def _open_all(open_for: Callable[[Stream], Session], streams: Sequence[Stream]) 
     """
     keys = _session_keys(streams)
     firsts = dict(zip(reversed(keys), reversed(streams), strict=True))
+    if len(firsts) == 1:
+        # Here, and not in a thread, for which glibc has a heap of its own with room for few large
+        # blocks: packing weights leaves holes in it.
+        return [open_for(streams[0])] * len(streams)
     with (
         thread_errors("a thread that opens the model"),
         ThreadPoolExecutor(min(len(firsts), len(own_cpus()))) as pool,

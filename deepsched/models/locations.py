@@ -109,16 +109,23 @@ def memory_folders() -> list[Path]:
     return list(dict.fromkeys([SHARED_MEMORY, *_temporary_folders()]))
 
 
-def temporary_places() -> list[Path]:
-    """The same folders for what comes from a disk anyway. There the kernel can take back the memory
-    of a file; what is in a file system in memory counts until its last mapping ends."""
+def temporary_places(model: str) -> list[Path]:
+    """The same folders for a model's file: if that is on a disk, those on a disk come first. There
+    the kernel can take back the memory of a file; in memory it counts until its last mapping ends.
+    """
+    if not _is_on_disk(Path(model).parent):
+        return memory_folders()
     on_disk = [path for path in _temporary_folders() if _is_on_disk(path)]
     return list(dict.fromkeys([*on_disk, *memory_folders()]))
 
 
 def _is_on_disk(path: Path) -> bool:
-    with contextlib.suppress(OSError):  # not for us to use
-        return not is_in_memory(open_trusted(path).fd)
+    with contextlib.suppress(OSError):
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            return not is_in_memory(fd)
+        finally:
+            os.close(fd)
     return False
 
 

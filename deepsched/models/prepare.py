@@ -109,8 +109,9 @@ def prepare_model(
     files = external_files(proto)
     paths = external_paths(path, files)
     changed |= path is not None and has_links(path, paths)
+    is_unchanged = not changed and path is not None
     config = {}
-    if paths:
+    if paths and not is_unchanged:
         config["session.model_external_initializers_file_folder_path"] = point_at(proto, paths)
     graph = serialize(proto)
     if files and weights.places:
@@ -126,7 +127,7 @@ def prepare_model(
         weights_bytes=sum(num_bytes),
         largest_bytes=max(num_bytes, default=0),
         varying=varying_operators(proto),
-        is_unchanged=not changed and path is not None,
+        is_unchanged=is_unchanged,
         config=config,
         batch_size=batch_size,
         changed_fixed_sizes=changed_fixed,

@@ -72,9 +72,11 @@ def source_of(prepared: PreparedModel, custom_ops: tuple[str, ...]) -> Iterator[
         files = {LARGE_WEIGHTS: data}
         yield Source(model, prepared.config, False, prepared.path, custom_ops, files)
     else:
+        assert prepared.path is not None
         with contextlib.ExitStack() as stack:
             try:
-                folder = stack.enter_context(temporary_folder(temporary_places()))
+                places = temporary_places(prepared.path)
+                folder = stack.enter_context(temporary_folder(places))
                 source = stack.enter_context(source_in(prepared, folder, custom_ops))
             except OSError:  # no room for a file: then more memory
                 source = _as_it_is(prepared, custom_ops)

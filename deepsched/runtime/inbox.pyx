@@ -21,6 +21,7 @@ import os
 from deepsched.errors import FileLimitError
 
 cdef extern from "<unistd.h>" nogil:
+    ssize_t read(int fd, void* data, size_t num_bytes)
     ssize_t write(int fd, const void* data, size_t num_bytes)
 
 
@@ -103,13 +104,12 @@ cdef class Inbox:
         cdef Node* next
         cdef object owner
         cdef list taken = []
+        cdef char[1024] notifications
         if self.eventfd >= 0:
             # Before the exchange: the poster of a node that we miss finds the list empty, and
-            # notifies again.
-            try:
-                os.read(self.eventfd, 1024)  # what a pipe still holds, the next call reads
-            except BlockingIOError:
-                pass
+            # notifies again. It never blocks, unlike os.read under eventlet. What a pipe still holds,
+            # the next call reads.
+            read(self.eventfd, notifications, sizeof(notifications))
         # seq_cst, for its acquire: what the posters wrote to the requests is visible.
         node = self.newest.exchange(NULL, memory_order_seq_cst)
         while node != NULL:

@@ -1,5 +1,7 @@
 """Giving back what runs have taken: ONNX Runtime's arenas grow, and keep what they have.
 
+README.md, "Giving memory back".
+
 ORT (1.8 and later) shrinks the arena of a session at the end of a run that asks for it, and in no
 other way that its C API has. So this is a run: without inputs, and told to stop before it begins,
 so that no operator runs and no thread is needed. It frees the regions of which nothing is in use,
