@@ -260,9 +260,8 @@ def main() -> None:
     if args.shrink:
         found = measure_shrinking()
         for what, figure in found.items():
-            print(
-                f"{what}: {figure / 1e6 if is_bytes else 1e3 * figure:.2f} {'MB' if is_bytes else 'ms'}"
-            )
+            unit, scale = ("MB", 1e-6) if figure > 1e5 else ("ms", 1e3)
+            print(f"{what}: {figure * scale:.2f} {unit}")
         if args.export_path:
             args.export_path.write_text(json.dumps(found, indent=2))
         return
