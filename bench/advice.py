@@ -3,7 +3,8 @@
     python -m bench.advice [--models squeezenet,encoder] [--callers N | --rate R] [--rounds 7]
 
 For each model the recommended setting and every other (each scheduler, each number of cores, each
-number of streams) take turns under the load; what counts are medians over the rounds. `share` is
+number of streams) take turns under the load; what counts are medians over the rounds in the
+commonest state of the machine, in which all were measured ("mixed" if there is none). `share` is
 what the recommendation reached of the best: 0.95 is the goal. The best of several equal settings is
 the luckiest, so that a share a little below 1 is to be expected. Exits with 1 if more than one
 model misses the goal.
@@ -27,7 +28,8 @@ from bench.elastic import make_encoder
 from deepsched import Context, Engine
 from deepsched.advice import Setting, advise
 from deepsched.advice.choosing import Load
-from deepsched.benchmark import bundled_model, measure
+from deepsched.advice.states import Results, comparable, split
+from deepsched.benchmark import Measurement, bundled_model, measure
 
 LIGHT = (
     "bvlc_alexnet",
@@ -64,10 +66,11 @@ def main() -> None:
             print(f"{name}: {row['recommended']}, {row['share']:.3f} of {row['best']}", flush=True)
     if args.file:
         Path(args.file).write_text(json.dumps(results, indent=2))
-    table = Table("model", "recommended", "the best", "share", "advise took")
+    table = Table("model", "state", "recommended", "the best", "share", "advise took")
     for row in results:
         table.add_row(
             row["model"],
+            row["state"],
             row["recommended"],
             row["best"],
             f"{row['share']:.3f}",
@@ -96,15 +99,21 @@ def _judge(model: str, args: argparse.Namespace) -> dict[str, Any]:
         load = Load(2 * _num_cores(), None)
     else:
         load = Load(args.callers, args.rate)
-    costs: dict[Setting, list[float]] = {setting: [] for setting in settings}
+    results: Results = {setting: (1, []) for setting in settings}
     for number in range(args.rounds):
         # Each round begins elsewhere: none always follows the same one.
         turn = number % len(settings)
         for setting in settings[turn:] + settings[:turn]:
-            costs[setting].append(_cost(model, setting, load, args.seconds))
-    medians = {setting: statistics.median(costs[setting]) for setting in settings}
+            results[setting][1].append(_measure(model, setting, load, args.seconds))
+    states = split(results)
+    compared = comparable(results)
+    medians = {
+        setting: statistics.median(_cost(it, load) for it in compared[setting][1])
+        for setting in settings
+    }
     best = min(medians, key=lambda setting: medians[setting])
     return {
+        "state": next(iter(states), "mixed"),
         "recommended": str(advice.setting),
         "best": str(best),
         "share": medians[best] / medians[advice.setting],
@@ -128,10 +137,9 @@ def _num_cores() -> int:
         return context.num_cores
 
 
-def _cost(model: str, setting: Setting, load: Load, seconds: float) -> float:
-    """What the load wants little of: ms of latency, or seconds for an item."""
+def _measure(model: str, setting: Setting, load: Load, seconds: float) -> Measurement:
     with Engine(model, 1, setting.num_cores, setting.num_streams, setting.scheduler) as engine:
-        measured = measure(
+        return measure(
             engine,
             callers=load.callers,
             rate=load.rate,
@@ -139,6 +147,10 @@ def _cost(model: str, setting: Setting, load: Load, seconds: float) -> float:
             seconds=seconds,
             warmup_seconds=0.1 * seconds,
         )
+
+
+def _cost(measured: Measurement, load: Load) -> float:
+    """What the load wants little of: ms of latency, or seconds for an item."""
     if load.rate is not None:
         return float(np.mean(measured.latencies_ms))
     return measured.percentile(50) if load.callers == 1 else 1 / measured.items_per_sec

@@ -2,7 +2,9 @@
 
     python -m bench.hot_path [--rows identity,mlp] [--rounds 5] [-x out.json] [--plot out.png]
 
-Within a round the forms of a row take turns; what counts is the ratio of medians over the rounds.
+Within a round the forms of a row take turns; what counts is the ratio of medians over the
+measurements of one state of the machine (deepsched/machine/state.py), for each state in which all
+forms were measured.
 """
 
 from __future__ import annotations
@@ -30,6 +32,14 @@ from bench.micro import identity_model
 from bench.peers import NUM_CORES, RawForms, make_mlp, raw_session
 from deepsched import Engine, compile_model
 from deepsched.benchmark import bundled_model, measure
+from deepsched.machine.state import (
+    Conditions,
+    State,
+    StateWatch,
+    by_complete_state,
+    states_of,
+    summarize,
+)
 from deepsched.runtime.session import open_session
 
 Forms = dict[str, Callable[[], float]]
@@ -37,7 +47,7 @@ Forms = dict[str, Callable[[], float]]
 
 @dataclass
 class Row:
-    """One promise. `forms`: what is measured; `ratio`: of their medians."""
+    """One promise. `forms`: what is measured; `ratio`: of their medians in one state."""
 
     name: str
     goal: float
@@ -45,25 +55,32 @@ class Row:
     unit: str
     forms: Forms
     ratio: Callable[[dict[str, float]], float]
-    medians: dict[str, float] = field(default_factory=dict)
-    rounds: list[dict[str, float]] = field(default_factory=list)
+    medians: dict[State, dict[str, float]] = field(default_factory=dict)
+    """Of each state in which all forms were measured, the commonest first."""
+    states: str = ""
 
     def run(self, num_rounds: int) -> None:
         for form in self.forms.values():
             form()  # warm
+        seen: list[Conditions] = []
+        measured: list[tuple[str, float]] = []
         for _ in range(num_rounds):
-            self.rounds.append({name: form() for name, form in self.forms.items()})
+            for name, form in self.forms.items():
+                watch = StateWatch()
+                measured.append((name, form()))
+                seen.append(watch.end())
+        self.states = summarize(states_of(seen))
         self.medians = {
-            name: statistics.median(seen[name] for seen in self.rounds) for name in self.forms
+            state: {form: statistics.median(of) for form, of in figures.items()}
+            for state, figures in by_complete_state(seen, measured).items()
         }
 
-    @property
-    def value(self) -> float:
-        return self.ratio(self.medians)
+    def value(self, state: State) -> float:
+        return self.ratio(self.medians[state])
 
-    @property
-    def is_met(self) -> bool:
-        return self.value >= self.goal if self.higher_is_better else self.value <= self.goal
+    def is_met(self, state: State) -> bool:
+        value = self.value(state)
+        return value >= self.goal if self.higher_is_better else value <= self.goal
 
 
 def ours_over_best(medians: dict[str, float]) -> float:
@@ -408,17 +425,21 @@ GROUPS: dict[str, Callable[[], Any]] = {
 
 def show(rows: list[Row]) -> None:
     table = Table(title=f"The hot path, {NUM_CORES} cores: medians")
-    for column in ("work", "figures", "ratio", "goal", ""):
+    for column in ("work", "state", "figures", "ratio", "goal", ""):
         table.add_column(column, justify="right" if column in ("ratio", "goal") else "left")
     for row in rows:
-        figures = ", ".join(f"{name} {value:,.4g}" for name, value in row.medians.items())
-        table.add_row(
-            row.name,
-            f"{figures} ({row.unit})",
-            f"{row.value:.2f}",
-            f"{'>=' if row.higher_is_better else '<='} {row.goal:.2f}",
-            "met" if row.is_met else "missed",
-        )
+        for state, medians in row.medians.items():
+            figures = ", ".join(f"{name} {value:,.4g}" for name, value in medians.items())
+            table.add_row(
+                row.name,
+                str(state),
+                f"{figures} ({row.unit})",
+                f"{row.value(state):.2f}",
+                f"{'>=' if row.higher_is_better else '<='} {row.goal:.2f}",
+                "met" if row.is_met(state) else "missed",
+            )
+        if not row.medians:
+            table.add_row(row.name, "-", "in no state were all measured", "-", "-", "unknown")
     Console(width=None if sys.stdout.isatty() else 180).print(table)
 
 
@@ -429,8 +450,13 @@ def plot(rows: list[Row], path: str) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(9, 0.5 * len(rows) + 1.5))
-    gains = [row.value / row.goal if row.higher_is_better else row.goal / row.value for row in rows]
-    axes.barh([row.name for row in rows], gains)
+    names, gains = [], []
+    for row in rows:
+        for state in row.medians:
+            value = row.value(state)
+            names.append(f"{row.name}, {state}")
+            gains.append(value / row.goal if row.higher_is_better else row.goal / value)
+    axes.barh(names, gains)
     axes.axvline(1.0, color="black")
     axes.invert_yaxis()
     axes.set_xlabel("figure relative to its goal (more is better; 1: just met)")
@@ -452,7 +478,8 @@ def main() -> None:
             for row in group:
                 row.run(args.rounds)
                 rows.append(row)
-                print(f"{row.name}: {row.value:.2f}", file=sys.stderr, flush=True)
+                values = ", ".join(f"{row.value(it):.2f} ({it})" for it in row.medians)
+                print(f"{row.name}: {values}. {row.states}", file=sys.stderr, flush=True)
     show(rows)
     if args.export_path:
         with open(args.export_path, "w") as file:
@@ -461,12 +488,16 @@ def main() -> None:
                     {
                         "work": row.name,
                         "unit": row.unit,
-                        "medians": row.medians,
-                        "rounds": row.rounds,
-                        "ratio": row.value,
                         "goal": row.goal,
                         "higher_is_better": row.higher_is_better,
-                        "is_met": row.is_met,
+                        "states": {
+                            str(state): {
+                                "medians": medians,
+                                "ratio": row.value(state),
+                                "is_met": row.is_met(state),
+                            }
+                            for state, medians in row.medians.items()
+                        },
                     }
                     for row in rows
                 ],

@@ -5,7 +5,7 @@
 
 Each form answers the same closed-loop load from 1, 2, 4 and 8 Python threads. The forms take turns
 within a round, so that a machine whose speed drifts treats them alike; what is compared are ratios
-of medians over the rounds.
+of medians over the measurements of one state of the machine (deepsched/machine/state.py).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from rich.table import Table
 
 from deepsched import Topology, compile_model
 from deepsched.benchmark import bundled_model, measure
+from deepsched.machine.state import Conditions, StateWatch, by_state, states_of, summarize
 
 NUM_CORES = len(Topology.detect().cores)
 RAW = ("raw: all threads", "raw: 1 thread, shared", "raw: one per stream")
@@ -191,7 +192,7 @@ def compare(
     openvino: bool,
     deepsparse: str | None,
 ) -> dict[str, Any]:
-    """{callers: {form: {"items_per_sec": median, "p50_ms": median, "rounds": [...]}}}."""
+    """{callers: {state: {form: {"items_per_sec": median, "p50_ms": median, "rounds": [...]}}}}."""
     raw = RawForms(model)
     with (
         compile_model(model, scheduler="single_stream") as single,
@@ -212,38 +213,61 @@ def compare(
                 forms[f"DeepSparse {scheduler}"] = peer.measure
         results: dict[str, Any] = {}
         for count in callers:
-            seen: dict[str, list[tuple[float, float]]] = {form: [] for form in forms}
+            conditions: list[Conditions] = []
+            measured: list[tuple[str, float, float]] = []
             for _ in range(rounds):
                 for name, form in forms.items():
-                    seen[name].append(form(inputs, count, seconds))
+                    watch = StateWatch()
+                    measured.append((name, *form(inputs, count, seconds)))
+                    conditions.append(watch.end())
+            print(f"{count} callers: {summarize(states_of(conditions))}", file=sys.stderr)
             results[str(count)] = {
-                form: {
-                    "items_per_sec": statistics.median(rate for rate, _ in pairs),
-                    "p50_ms": statistics.median(p50 for _, p50 in pairs),
-                    "rounds": pairs,
-                }
-                for form, pairs in seen.items()
+                str(state): {name: _medians(of, name) for name in forms if _rounds(of, name)}
+                for state, of in by_state(conditions, measured).items()
             }
     return results
 
 
+def _rounds(measured: list[tuple[str, float, float]], form: str) -> list[tuple[float, float]]:
+    return [(rate, p50) for name, rate, p50 in measured if name == form]
+
+
+def _medians(measured: list[tuple[str, float, float]], form: str) -> dict[str, Any]:
+    pairs = _rounds(measured, form)
+    return {
+        "items_per_sec": statistics.median(rate for rate, _ in pairs),
+        "p50_ms": statistics.median(p50 for _, p50 in pairs),
+        "rounds": pairs,
+    }
+
+
 def show(name: str, results: dict[str, Any], console: Console) -> None:
     table = Table(title=f"{name}, {NUM_CORES} cores: items/sec (p50 ms)")
-    names = list(next(iter(results.values())))
-    for column in ("callers", *names, "multi / best raw", "single p50 / raw p50"):
+    names = list(
+        dict.fromkeys(form for of in results.values() for it in of.values() for form in it)
+    )
+    for column in ("callers", "state", *names, "multi / best raw", "single p50 / raw p50"):
         table.add_column(column, justify="right")
-    for callers, forms in results.items():
-        best = max(forms[form]["items_per_sec"] for form in RAW)
-        table.add_row(
-            callers,
-            *(
-                f"{forms[form]['items_per_sec']:,.0f} ({forms[form]['p50_ms']:.3g})"
-                for form in names
-            ),
-            f"{forms[OURS[1]]['items_per_sec'] / best:.2f}",
-            f"{forms[OURS[0]]['p50_ms'] / forms[RAW[0]]['p50_ms']:.2f}",
-        )
+    for callers, states in results.items():
+        for state, forms in states.items():
+            cells = (_cell(forms.get(form)) for form in names)
+            table.add_row(callers, state, *cells, *_ratios(forms))
     console.print(table)
+
+
+def _cell(figures: dict[str, Any] | None) -> str:
+    return f"{figures['items_per_sec']:,.0f} ({figures['p50_ms']:.3g})" if figures else "-"
+
+
+def _ratios(forms: dict[str, Any]) -> tuple[str, str]:
+    """Where all that they are of was measured in this state."""
+    multi = single = "-"
+    if {OURS[1], *RAW} <= forms.keys():
+        best = max(forms[form]["items_per_sec"] for form in RAW)
+        multi = f"{forms[OURS[1]]['items_per_sec'] / best:.2f}"
+    if {OURS[0], RAW[0]} <= forms.keys():
+        single = f"{forms[OURS[0]]['p50_ms'] / forms[RAW[0]]['p50_ms']:.2f}"
+    return multi, single
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from deepsched.doctor import check_hardware as check_hardware
     from deepsched.engine import Engine as Engine
     from deepsched.engine import MultiModelEngine as MultiModelEngine
+    from deepsched.machine.measured import latency_matrix as latency_matrix
     from deepsched.machine.partition import partition as partition
     from deepsched.machine.topology import Topology as Topology
     from deepsched.scheduler import Scheduler as Scheduler
@@ -30,6 +31,7 @@ _MODULE_OF = {
     "benchmark_model": "deepsched.api",
     "check_hardware": "deepsched.doctor",
     "compile_model": "deepsched.api",
+    "latency_matrix": "deepsched.machine.measured",
     "model_debug_analysis": "deepsched.analysis.deepsparse",
     "partition": "deepsched.machine.partition",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import tempfile
 
@@ -379,6 +380,23 @@ def test_a_model_that_fails_says_so_and_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OptionError, match="seconds must be"):
         analyze(bundled_model(), seconds=0)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("trips", "state"),
+    [([110.0], "110 ns"), ([110.0, 470.0], None)],
+    ids=["stays", "changes during each"],
+)
+def test_figures_of_one_state_of_the_machine_are_told_from_mixed_ones(
+    mlp, monkeypatch, capsys, trips, state
+):
+    turn = itertools.cycle(trips)
+    monkeypatch.setattr(
+        "deepsched.analysis.analyzing.neighbour_trips_ns", lambda cpus: (next(turn),)
+    )
+    assert analyze(mlp, seconds=0.2).state == state
+    assert main(["analyze", mlp, "--seconds", "0.2"]) == 0
+    assert ("distance between the cores changed" in capsys.readouterr().out) == (state is None)
 
 
 def test_without_a_cache_weights_are_known_all_the_same():

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from deepsched.advice.settings import Advice, BatchFigures, Figures, Setting
+from deepsched.advice.settings import Advice, BatchFigures, Figures, Setting, StateAnswer
 from deepsched.machine.shape import cpu_models, describe_shape
 from deepsched.machine.topology import Topology
 from deepsched.models.batch import BatchSize
@@ -69,6 +69,10 @@ class AnswerCache:
                 ),
                 "custom_ops": tuple(advice["custom_ops"]),
                 "scaling_ms": {int(cores): ms for cores, ms in advice["scaling_ms"].items()},
+                "states": tuple(
+                    StateAnswer(**{**it, "setting": Setting(**it["setting"])})
+                    for it in advice["states"]
+                ),
                 "was_remembered": True,
             }
             return Advice(**advice)

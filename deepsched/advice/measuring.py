@@ -31,7 +31,8 @@ from deepsched.advice.planning import (
     plan,
     throughput,
 )
-from deepsched.advice.settings import Advice, BatchFigures, Figures, Setting
+from deepsched.advice.settings import Advice, BatchFigures, Figures, Setting, StateAnswer
+from deepsched.advice.states import Results, comparable, count, split
 from deepsched.benchmark.measurement import Measurement, measure
 from deepsched.benchmark.percentiles import latency_percentile, requests_for
 from deepsched.checks import check_optional_integer
@@ -109,15 +110,17 @@ def advise(
         compares_batches: also measure larger batch sizes; only without callers, rate and
             input_shapes (which contain the batch size).
         remembers: look the answer up in the cache folder, by model, machine, load and versions, and
-            keep it there; not kept if other processes used 10 % of a CPU or more, or there were
-            too few requests to tell.
+            keep it there; not kept if other processes used 10 % of a CPU or more, there were too
+            few requests to tell, or states of the machine have different answers.
         on_progress: called with a description of each measurement before it begins.
 
     Returns:
         The setting with the highest throughput (for one caller the lowest median latency, at a rate
         the lowest mean latency). Of those within 3 % of it (at a rate 5 %), or within the
         uncertainty of the figures (up to 10 %), the simplest: first single_stream on no more cores
-        than help, then elastic, single_stream, multi_stream.
+        than help, then elastic, single_stream, multi_stream. Only measurements of one state of the
+        machine are compared: on virtual machines whose CPUs move, that of the commonest state; the
+        answers of the others are in `states`.
 
     Raises:
         OptionError: both callers and rate are given, a value is out of range, or seconds is too
@@ -163,7 +166,8 @@ def advise(
             custom_ops,
             on_progress,
         )
-    if answers is not None and advice.enough_seconds is None:
+    is_told = advice.enough_seconds is None and not advice.differs_by_state
+    if answers is not None and is_told:
         answers.put(advice, seconds)
     return advice
 
@@ -226,7 +230,9 @@ def _measure_settings(
         candidates = candidates[:1]  # the default: a comparison would not tell
     results = _compare(candidates, open_engine, load, planned, on_progress)
     shares.append(_worst_share(results, "others_share"))
-    figures = [_figures(setting, load, results[setting]) for setting in candidates]
+    of_states = split(results)
+    compared = comparable(results)
+    figures = [_figures(setting, load, compared[setting]) for setting in candidates]
     default = figures[0]
     fewest = min(it.num_requests for it in figures)
     enough_seconds = planned.enough_seconds
@@ -234,12 +240,17 @@ def _measure_settings(
         took = max(seconds, time.monotonic() - began)
         enough_seconds = math.ceil(2 * took * planned.needed / fewest)
     tied: list[Figures]
+    states: list[StateAnswer] = []
     if enough_seconds is not None:
         chosen, tied = default, []
         reason = explain_too_few(planned.needed, scaling, load, enough_seconds)
     else:
         chosen, tied = choose(figures, load, p99_limit_ms)
         reason = explain(chosen, tied, scaling, load, p99_limit_ms)
+        for state, of_state in of_states.items():
+            in_state = [_figures(setting, load, of_state[setting]) for setting in candidates]
+            best = choose(in_state, load, p99_limit_ms)[0].setting
+            states.append(StateAnswer(state, best, count(of_state)))
     batches: tuple[BatchFigures, ...] = ()
     if compares_batches and batch_size and enough_seconds is None:
         contention = ContentionMonitor(cpus)
@@ -270,6 +281,8 @@ def _measure_settings(
         others_share=_worst_known(shares),
         steal_share=_worst_share(results, "steal_share"),
         enough_seconds=enough_seconds,
+        states=tuple(states),
+        num_incomparable=count(results) - sum(count(it) for it in of_states.values()),
     )
 
 
@@ -426,7 +439,6 @@ def _candidates(
     return candidates
 
 
-_Results = dict[Setting, tuple[int, list[Measurement]]]
 """By setting: its number of streams, and its rounds."""
 
 
@@ -436,12 +448,12 @@ def _compare(
     load: Load,
     planned: Plan,
     on_progress: _OnProgress,
-) -> _Results:
+) -> Results:
     """Measures each setting under the load, in turns so that a disturbance affects all of them."""
-    results: _Results = {setting: (0, []) for setting in candidates}
+    results: Results = {setting: (0, []) for setting in candidates}
     for number in range(planned.max_rounds):
         if number >= planned.rounds and planned.needed <= min(
-            sum(it.num_arrived for it in measured) for _, measured in results.values()
+            sum(it.num_arrived for it in measured) for _, measured in comparable(results).values()
         ):
             break
         for setting in candidates:
@@ -504,7 +516,7 @@ def _worst_known(shares: Sequence[float | None]) -> float | None:
     return max(known) if len(known) == len(shares) else None
 
 
-def _worst_share(results: _Results, name: str) -> float | None:
+def _worst_share(results: Results, name: str) -> float | None:
     """A share of `Usage`: of the setting that it hit worst, the median of its rounds; None if it is
     unknown in any. A figure is a median of rounds too: one disturbed round does not move it, two of
     three do, however quiet the other settings' rounds were."""

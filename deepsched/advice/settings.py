@@ -70,6 +70,16 @@ class BatchFigures:
 
 
 @dataclass(frozen=True)
+class StateAnswer:
+    """The setting that is best while the machine is in one state."""
+
+    state: str
+    """The round trip of a cache line between neighbouring cores; near or far, if there were two."""
+    setting: Setting
+    num_measurements: int
+
+
+@dataclass(frozen=True)
 class Advice:
     """The setting that `advise` recommends, and why."""
 
@@ -104,6 +114,22 @@ class Advice:
     enough_seconds: float | None = None
     """If there were too few requests to tell settings apart: seconds for `advise` that suffice.
     `setting` is then the default, and not remembered. Else None."""
+    states: tuple[StateAnswer, ...] = ()
+    """By state of the machine in which every setting was measured, the commonest first: its answer.
+    The first is that of `setting` and `figures`. If answers differ, none is remembered."""
+    num_incomparable: int = 0
+    """Measurements in none of `states`. Without any state, `figures` are of all of these."""
+
+    @property
+    def differs_by_state(self) -> bool:
+        """Whether another setting is best in another state of the machine.
+
+        >>> wide, narrow = Setting("single_stream", None, None), Setting("multi_stream", 2, None)
+        >>> states = StateAnswer("near (111 ns)", wide, 9), StateAnswer("far (472 ns)", narrow, 6)
+        >>> Advice(wide, 1, None, "", "", (), (), {}, "", 0, states=states).differs_by_state
+        True
+        """
+        return len({it.setting for it in self.states}) > 1
 
     @property
     def best_batch_size(self) -> int | None:

@@ -26,6 +26,7 @@ from deepsched.analysis.work import NEED_POSITIONS, bytes_moved, operations
 from deepsched.errors import OptionError
 from deepsched.machine.contention import ContentionMonitor
 from deepsched.machine.partition import most_cores, partition
+from deepsched.machine.state import Conditions, by_complete_state, neighbour_trips_ns
 from deepsched.machine.topology import Topology
 from deepsched.models.batch import AUTO, BatchSize
 from deepsched.models.custom_ops import CustomOps
@@ -118,8 +119,8 @@ def profile_widths(
         seconds: see num_rounds.
         on_progress: see `analyze`.
     """
-    plain: dict[int, list[float]] = {count: [] for count in cores}
-    profiled: dict[int, list[ProfiledRuns]] = {count: [] for count in cores}
+    seen: list[Conditions] = []
+    measured: list[tuple[int, _Round]] = []
     overhead: dict[int, float] = {}
     is_on_disk = isinstance(target.model, (str, os.PathLike))
     with temporary_folder(in_memory=not is_on_disk) as folder:
@@ -131,28 +132,53 @@ def profile_widths(
             target = target._replace(cache_dir=own_cache)
         whole = partition(Topology.detect(), max(cores), 1)
         in_use = {cpu for stream in whole.streams for core in stream.cores for cpu in core.cpus}
+        first_cpus = [core.cpus[0] for stream in whole.streams for core in stream.cores]
         began, contention = time.monotonic(), ContentionMonitor(in_use)
         for number in range(num_rounds):
             if number and time.monotonic() > began + seconds:
                 break
             for count in cores:
                 on_progress(f"{count} core{'s' * (count > 1)} ({number + 1} of {num_rounds})")
-                warns = not plain[cores[0]]
-                plain[count] += time_plain(target, count, budget, warns, contention.sample)
-                profiled[count].append(profile(target, count, budget, contention.sample))
+                before = neighbour_trips_ns(first_cpus)
+                plain = time_plain(target, count, budget, not measured, contention.sample)
+                profiled = profile(target, count, budget, contention.sample)
+                measured.append((count, _Round(plain, profiled)))
+                # others_share is told for all of it.
+                seen.append(Conditions(before, neighbour_trips_ns(first_cpus), None))
                 # The minimum: disturbances only ever add to it.
                 overhead[count] = min(overhead_us(count, own_cache), overhead.get(count, math.inf))
-    fastest = {count: _fastest_runs(rounds) for count, rounds in profiled.items()}
-    every = [it for rounds in profiled.values() for it in rounds]
+    by_state = by_complete_state(seen, measured)
+    state = next(iter(by_state), None)
+    compared = {
+        count: [it for width, it in measured if width == count]
+        if state is None
+        else by_state[state][count]
+        for count in cores
+    }
+    fastest = {
+        count: _fastest_runs([it.profiled for it in rounds]) for count, rounds in compared.items()
+    }
+    every = [it.profiled for _, it in measured]
     keys = dict.fromkeys(key for it in fastest.values() for key in it.microseconds)
     return Analysis(
         batch_size=every[0].batch_size,
         operators=tuple(_operator(key, fastest, overhead, every) for key in keys),
         run_ms={count: float(np.mean(it.run_us)) / 1e3 for count, it in fastest.items()},
-        plain_ms={count: _mean_of_fastest(times) for count, times in plain.items()},
+        plain_ms={
+            count: _mean_of_fastest([ms for it in rounds for ms in it.plain_ms])
+            for count, rounds in compared.items()
+        },
         others_share=contention.others_share(),
         steal_share=contention.steal_share(),
+        state=None if state is None else str(state),
     )
+
+
+class _Round(NamedTuple):
+    """What was measured on some number of cores, once."""
+
+    plain_ms: list[float]
+    profiled: ProfiledRuns
 
 
 class _FastestRuns(NamedTuple):

@@ -138,6 +138,10 @@ class Analysis:
     measurement, between 0 and 1; None if unknown. From 0.1 on the figures are unreliable."""
     steal_share: float | None = None
     """The part of it that the hypervisor stole; None if this machine counts none."""
+    state: str | None = None
+    """The state of the machine that all figures are of: the round trip of a cache line between
+    neighbouring cores; near or far, if there were two. None: in no state was every number of cores
+    measured, so the figures mix states."""
 
     @property
     def most_cores(self) -> int:
@@ -189,6 +193,7 @@ class Analysis:
             "plain_ms": dict(self.plain_ms),
             "run_ms": dict(self.run_ms),
             "slowdown": self.slowdown,
+            "state": self.state,
             "others_share": self.others_share,
             "steal_share": self.steal_share,
             "between_ms": self.between_ms,

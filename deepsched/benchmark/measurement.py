@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
@@ -24,6 +24,7 @@ from deepsched.benchmark.usage import Usage, UsageSnapshot, reset_peak_memory
 from deepsched.checks import check_integer, check_optional_integer
 from deepsched.engine import Engine
 from deepsched.errors import OptionError
+from deepsched.machine.state import Conditions, StateWatch
 from deepsched.scheduling.stats import Counts, Latency, Stats
 
 PERCENTILES = (25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9)
@@ -98,6 +99,9 @@ class Measurement:
     """The engine's own statistics over the measurement; None for other engines."""
     cpu_seconds_per_item: float | None = None
     """CPU time of the process, the callers' included; None if no request ended."""
+    conditions: Conditions | None = None
+    """What was seen of the machine before and after the load, for `machine.state.states_of`; None
+    under a simulated clock."""
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Measurement):
@@ -185,7 +189,13 @@ class Measurement:
             "throttled_seconds": usage.throttled_seconds if usage else None,
             "others_share": usage.others_share if usage else None,
             "steal_share": usage.steal_share if usage else None,
+            "core_trips_before_ns": _rounded(self.conditions.before_ns if self.conditions else ()),
+            "core_trips_after_ns": _rounded(self.conditions.after_ns if self.conditions else ()),
         }
+
+
+def _rounded(trips_ns: Sequence[float]) -> list[int | None]:
+    return [None if math.isnan(trip) else round(trip) for trip in trips_ns]
 
 
 def _finite(value: float) -> float | None:
@@ -299,7 +309,9 @@ def measure(
         callers = num_streams if rate is None else max(16, 4 * num_streams)
     late = seconds if max_late_seconds is None else max_late_seconds
     _check(rate, poisson, seconds, warmup_seconds, late)
-    clock = MonotonicClock() if clock is None else clock
+    watch: StateWatch | None = None
+    if clock is None:  # another clock is a simulation's, which says nothing of this machine
+        clock, watch = MonotonicClock(), StateWatch(_first_cpus(target))
     meter = _Meter(target, clock)
     progress = _Progress(on_progress, seconds, warmup_seconds)
     if rate is None:
@@ -331,6 +343,7 @@ def measure(
         usage=usage,
         stats=stats,
         cpu_seconds_per_item=(usage.cpu_seconds / (num_ended * batch_size) if num_ended else None),
+        conditions=watch.end(usage.others_share) if watch else None,
     )
 
 
@@ -469,6 +482,13 @@ class _Meter:
     def _read(self) -> tuple[UsageSnapshot, Counts | None]:
         counts = None if self._engine is None else self._engine._served.counts()
         return UsageSnapshot.take(self._clock.now_ns(), self._cpus), counts
+
+
+def _first_cpus(target: Any) -> list[int] | None:
+    """One hardware thread of each core that an engine is pinned to; None: of all cores."""
+    if not isinstance(target, Engine) or target.context.pin == "none":
+        return None
+    return [core.cpus[0] for stream in target.streams for core in stream.cores]
 
 
 def _cpus_in_use(engine: Engine) -> set[int] | None:

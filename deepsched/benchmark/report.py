@@ -11,6 +11,7 @@ from deepsched.benchmark.measurement import Measurement
 from deepsched.benchmark.search import RateSearch
 from deepsched.benchmark.sweep import Point, Sweep
 from deepsched.formatting import csv_cell
+from deepsched.machine.state import states_of
 from deepsched.models.prepare import Shapes
 from deepsched.scheduler import Scheduler
 from deepsched.version import __version__
@@ -34,6 +35,12 @@ FIELDS: dict[str, tuple[str, str]] = {
         "for other engines",
     ),
     "interrupted": ("bool", "whether Ctrl-C ended the measurement early"),
+    "state": (
+        "text",
+        "of the machine: the distance of the cores (of several measurements near or far, if there "
+        "were two), and whether others used them; null: it changed meanwhile, or was not seen. "
+        "Figures of different states do not compare",
+    ),
     "callers": ("threads", "calling threads; in an open loop the limit of requests in flight"),
     "items_per_sec": ("items/s", "throughput: iterations * batch_size / seconds_ran"),
     "seconds_ran": (
@@ -98,6 +105,12 @@ FIELDS: dict[str, tuple[str, str]] = {
         "of the worst CPU's time, stolen by the hypervisor; part of others_share; null: this "
         "machine counts none",
     ),
+    "core_trips_before_ns": (
+        "ns",
+        "round trip of a cache line between neighbours among the cores in use, just before the "
+        "warm-up, of up to 16 pairs; null: others kept one busy",
+    ),
+    "core_trips_after_ns": ("ns", "the same just after the load"),
 }
 """JSON field -> (unit, meaning). From `callers` on, fields of `benchmark_result`."""
 
@@ -153,17 +166,44 @@ def report(asked: Asked, setting: EngineSetting, measurement: Measurement) -> di
         "num_streams": setting.num_streams,
         "fraction_of_supported_ops": 1.0 if is_ours else None,
         "interrupted": measurement.is_interrupted,
+        "state": _state_names([measurement])[0],
         "benchmark_result": {"scenario": scenario, **measurement.to_dict()},
     }
+
+
+def report_together(
+    asked: Asked, measured: Sequence[tuple[EngineSetting, Measurement]]
+) -> list[dict[str, Any]]:
+    """Reports of measurements that are to be compared: their states have names in common."""
+    states = _state_names([measurement for _, measurement in measured])
+    return [
+        {**report(asked, *each), "state": state}
+        for each, state in zip(measured, states, strict=True)
+    ]
+
+
+def _state_names(measurements: Sequence[Measurement]) -> list[str | None]:
+    """A measurement whose conditions were not looked at has no name."""
+    seen = [it.conditions for it in measurements if it.conditions is not None]
+    states = iter(states_of(seen))
+    found = [next(states) if it.conditions is not None else None for it in measurements]
+    return [None if state is None else str(state) for state in found]
 
 
 def report_sweep(asked: Asked, sweep: Sweep) -> dict[str, Any]:
     """A report for each combination, with its values as `swept`; `error` if it failed."""
 
+    reports = iter(
+        report_together(
+            asked,
+            [(it.setting, it.measurement) for it in sweep.points if it.setting and it.measurement],
+        )
+    )
+
     def of_point(point: Point) -> dict[str, Any]:
         if point.measurement is None or point.setting is None:
             return {"swept": point.values, "error": str(point.error)}
-        return {"swept": point.values, **report(asked, point.setting, point.measurement)}
+        return {"swept": point.values, **next(reports)}
 
     return {
         "model_path": asked.model_path,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 
 from rich.table import Table
 
@@ -22,7 +23,7 @@ from deepsched.cli.options import (
     finite,
     parse_shapes,
 )
-from deepsched.formatting import rounded
+from deepsched.formatting import counted, rounded
 from deepsched.machine.contention import contention_notes, is_contended
 from deepsched.shortages import thread_errors
 
@@ -65,6 +66,10 @@ other fields of the JSON:
                     the setting that it hit worst, the median of its rounds; from 0.1 on the answer
                     is unreliable and not cached; null if unknown
   steal_share       the same of what the hypervisor stole; null if this machine counts none
+  states            by state of the machine (round trip between its cores) in which every setting
+                    was measured, the commonest first: its best setting, and num_measurements;
+                    setting and figures are of the first. Answers that differ are not cached
+  num_incomparable  measurements in none of these states; without any, figures are of all
 
 exit codes:
   0    done
@@ -153,7 +158,10 @@ def _print(advice: Advice, model: str) -> None:
     console.print(f"\nWhy: {advice.reason} {advice.cost_of_ignoring}")
     for note in contention_notes(advice.others_share, advice.steal_share):
         console.print(f"Note: {note}")
-    if is_contended(advice.others_share) or advice.enough_seconds is not None:
+    for line in _by_state(advice):
+        console.print(line)
+    is_uncertain = is_contended(advice.others_share) or advice.enough_seconds is not None
+    if is_uncertain or advice.differs_by_state:
         console.print("This answer is not cached.")
     if advice.batches:
         _print_batches(console, advice, model)
@@ -182,6 +190,38 @@ def _print(advice: Advice, model: str) -> None:
         console.print(f"~: of fewer than the {requests_for(99)} requests that a p99 takes.")
     how = "cached; --fresh measures again" if advice.was_remembered else "measured"
     console.print(f"({how}; took {advice.seconds:.0f} s)")
+
+
+def _by_state(advice: Advice) -> Iterator[str]:
+    """What the states of the machine have to do with the answer."""
+    answers = [
+        f"{it.state}: {_short(it.setting)} ({counted(it.num_measurements, 'measurement')})"
+        for it in advice.states
+    ]
+    if len(answers) > 1:
+        yield (
+            "The machine was in several states, by the round trip between its cores; the best "
+            f"{'differs' if advice.differs_by_state else 'is the same in each'}: "
+            f"{'; '.join(answers)}."
+        )
+        if advice.differs_by_state:
+            yield (
+                "The host moves the virtual CPUs: choose for the state that lasts. The figures "
+                "below are of the first."
+            )
+    elif answers:
+        alone = "" if advice.num_incomparable else "; no other came"
+        yield f"One state was compared: {advice.states[0].state} between cores{alone}."
+    if advice.num_incomparable and advice.states:
+        yield (
+            f"Left out: {counted(advice.num_incomparable, 'measurement')}, during which the state "
+            "changed, or in whose state not every setting was measured."
+        )
+    elif advice.num_incomparable and advice.enough_seconds is None:
+        yield (
+            "The machine was in no state for long enough to measure every setting in it, so these "
+            "figures mix states: measure again, with more --seconds."
+        )
 
 
 def _short(setting: Setting) -> str:

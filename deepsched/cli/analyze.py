@@ -219,6 +219,11 @@ def _summary(analysis: Analysis) -> str:
         )
     if most > 1:
         sentences.append(_stuck(analysis))
+    if analysis.state is None:
+        sentences.append(
+            "The distance between the cores changed while this was measured, or could not be seen, "
+            "so figures of different numbers of cores may not compare: repeat it."
+        )
     sentences += contention_notes(analysis.others_share, analysis.steal_share)
     return " ".join(sentences)
 

@@ -23,8 +23,16 @@ from deepsched.benchmark import (
     sweep,
 )
 from deepsched.benchmark.engines import EngineSetting
+from deepsched.benchmark.measurement import Measurement
 from deepsched.benchmark.plot import check_plot, plot_sweep
-from deepsched.benchmark.report import SEARCH_FIELDS, report, report_search, report_sweep, write_csv
+from deepsched.benchmark.report import (
+    SEARCH_FIELDS,
+    report,
+    report_search,
+    report_sweep,
+    report_together,
+    write_csv,
+)
 from deepsched.cli.benchmark_text import (
     fields_help,
     print_comparison,
@@ -341,7 +349,7 @@ def _measure(
 
 def _measure_one(args: argparse.Namespace, bar: ProgressBar) -> Result:
     with _open(args) as engine:
-        return _load(args, engine, args.callers, _title(args), bar)
+        return report(_asked(args), *_load(args, engine, args.callers, _title(args), bar))
 
 
 def _search(args: argparse.Namespace, bar: ProgressBar) -> Result:
@@ -394,20 +402,21 @@ def _compare(args: argparse.Namespace, bar: ProgressBar) -> Result:
         _open(args, scheduler=Scheduler.single_stream, num_streams=None) as single,
         _open(args, scheduler=Scheduler.multi_stream) as multi,
     ):
-        reports: list[Result] = []
+        measured: list[tuple[EngineSetting, Measurement]] = []
         loads = (1, 2 * multi.num_streams) if args.callers is None else (args.callers,)
         interrupted = False
         for callers, engine in itertools.product(loads, (single, multi)):
             name = EngineSetting.of(engine).scheduler
             title = f"{name}, {callers} caller{'s' if callers > 1 else ''}"
             try:
-                reports.append(_load(args, engine, callers, title, bar))
+                measured.append(_load(args, engine, callers, title, bar))
             except KeyboardInterrupt:  # in its warm-up
-                if not reports:
+                if not measured:
                     raise
                 interrupted = True
-            if interrupted := interrupted or reports[-1]["interrupted"]:
+            if interrupted := interrupted or measured[-1][1].is_interrupted:
                 break
+    reports = report_together(_asked(args), measured)
     # Scripts that were written for DeepSparse's JSON read one report.
     return {**reports[-1], "measurements": reports, "interrupted": interrupted}
 
@@ -418,11 +427,10 @@ def _load(
     callers: int | None,
     title: str,
     bar: ProgressBar,
-) -> Result:
+) -> tuple[EngineSetting, Measurement]:
     bar.begin(title, args.seconds + args.warmup_time)
     options = {**_load_options(args), "callers": callers}
-    measurement = measure(engine, on_progress=bar.update, **options)
-    return report(_asked(args), EngineSetting.of(engine), measurement)
+    return EngineSetting.of(engine), measure(engine, on_progress=bar.update, **options)
 
 
 @contextmanager

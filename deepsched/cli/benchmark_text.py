@@ -72,6 +72,7 @@ def print_report(report: Report) -> None:
     print(f"Peak Memory (MB): {result['peak_memory_bytes'] / 1e6:.1f}")
     if result["throttled_seconds"]:
         print(f"Throttled by the CPU Quota (sec): {result['throttled_seconds']:.4f}")
+    print(f"State, by the Round Trip between Cores: {report['state'] or 'changed, or not seen'}")
     for note in contention_notes(result["others_share"], result["steal_share"]):
         print(f"Note: {note}")
     if result["dropped"]:
@@ -89,7 +90,7 @@ def print_comparison(result: Report) -> None:
     name = result["model_path"].rsplit("/", 1)[-1]
     table = _table(
         f"{name} on {reports[0]['num_cores']} cores",
-        ("scheduler", "streams", "callers", "requests", "items/sec", "mean ms", *_PERCENTILES),
+        (*_SETTING, "requests", "items/sec", "mean ms", *_PERCENTILES, "state"),
     )
     for report in reports:
         numbers = report["benchmark_result"]
@@ -101,9 +102,11 @@ def print_comparison(result: Report) -> None:
             f"{numbers['items_per_sec']:.1f}",
             rounded(numbers["mean"]),
             *_percentiles(numbers),
+            report["state"] or "?",
         )
     _print(table)
     _explain_marks(reports)
+    _explain_states(reports)
     print("Latency is that of a whole call, time in the queue included.")
     for line in _comparison(reports):
         print(line)
@@ -124,22 +127,34 @@ def _print_contention(reports: Sequence[Report]) -> None:
 
 
 def _comparison(reports: Sequence[Report]) -> Iterator[str]:
-    """The best scheduler for one caller, and for many."""
+    """The best scheduler for one caller, and for many, by figures of one state."""
     lone = [report for report in reports if report["benchmark_result"]["callers"] == 1]
-    if len(lone) > 1:
+    if len(lone) > 1 and not _are_alike(lone):
+        yield f"With 1 caller, {_NO_COMPARISON}"
+    elif len(lone) > 1:
         first = min(lone, key=lambda report: report["benchmark_result"]["median"])
         yield f"With 1 caller, {first['scheduler']} has the lowest latency."
     most = max(report["benchmark_result"]["callers"] for report in reports)
     crowd = [report for report in reports if report["benchmark_result"]["callers"] == most]
-    if most > 1 and len(crowd) > 1:
+    if most > 1 and len(crowd) > 1 and not _are_alike(crowd):
+        yield f"With {most} callers, {_NO_COMPARISON}"
+    elif most > 1 and len(crowd) > 1:
         first = max(crowd, key=lambda report: report["benchmark_result"]["items_per_sec"])
         yield f"With {most} callers, {first['scheduler']} has the highest throughput."
+
+
+_NO_COMPARISON = "the figures are of different states of the machine: measure again to compare."
+
+
+def _are_alike(reports: Sequence[Report]) -> bool:
+    """Whether all are of one state."""
+    return len({report["state"] for report in reports}) == 1 and reports[0]["state"] is not None
 
 
 def print_sweep(result: Report) -> None:
     """Prints a row for each combination."""
     axes = list(result["sweep"])
-    columns = (*axes, "requests", "items/sec", "mean ms", *_PERCENTILES, "CPU ms/item", "peak MB")
+    columns = (*axes, "requests", "items/sec", "mean ms", *_PERCENTILES, *_COSTS, "state")
     table = _table(result["model_path"].rsplit("/", 1)[-1], columns)
     failed = []
     for report in result["measurements"]:
@@ -159,9 +174,11 @@ def print_sweep(result: Report) -> None:
             *_percentiles(numbers),
             "-" if cpu is None else rounded(cpu * 1e3),
             f"{numbers['peak_memory_bytes'] / 1e6:.0f}",
+            report["state"] or "?",
         )
     _print(table)
     _explain_marks(result["measurements"])
+    _explain_states(result["measurements"])
     for line in failed:
         print(line)
     _print_contention(result["measurements"])
@@ -199,6 +216,8 @@ def print_search(result: Report) -> None:
 
 
 # Columns of the tables.
+_SETTING = ("scheduler", "streams", "callers")
+_COSTS = ("CPU ms/item", "peak MB")
 _PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0}
 
 
@@ -208,6 +227,20 @@ def _percentiles(numbers: Report) -> Iterator[str]:
         value = numbers[f"{percent}%"]
         mark = "~" if num_arrived < requests_for(percent) else ""
         yield "dropped" if value is None else mark + rounded(value)
+
+
+def _explain_states(reports: Sequence[Report]) -> None:
+    """What the column "state" says, and what does not compare."""
+    states = [report["state"] for report in reports if "error" not in report]
+    known = dict.fromkeys(state for state in states if state is not None)
+    if len(known) > 1:
+        print(
+            "The machine was in several states, told by the round trip between its cores and by "
+            "what others used of them. Compare only figures of one state; measure again until all "
+            "are of one."
+        )
+    if None in states:
+        print("?: the state changed meanwhile, or was not seen: this compares with nothing.")
 
 
 def _explain_marks(reports: Sequence[Report]) -> None:

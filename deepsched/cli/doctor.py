@@ -34,6 +34,8 @@ checks:
                   and for how long threads were throttled, in s summed over CPUs
   smt             hardware threads per core, and whether this process has all threads of its cores
   core_kinds      whether fast and slow cores are mixed (hybrid CPUs)
+  core_latency    round trip of a cache line between the cores in ns, measured twice, two seconds
+                  apart: whether cores share a cache as the kernel says, and whether that changes
   numa            the NUMA nodes of the cores in use
   numa_balancing  whether the kernel migrates memory between nodes
   memory_nodes    whether memory may be allocated on the nodes of the cores in use
@@ -69,7 +71,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Describes the subcommand and its options."""
     parser.description = (
         "Checks what decides inference speed on this machine: the CPUs, the limits on this "
-        "process, kernel settings, and installed software. Measures and changes nothing."
+        "process, kernel settings, and installed software. Changes nothing; takes a few seconds, "
+        "since it looks twice at the latency between the cores."
     )
     parser.epilog = _EPILOG
     parser.add_argument(
@@ -86,7 +89,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the diagnosis. Returns 1 if some check warns."""
-    diagnosis = check_hardware(args.sysfs)
+    diagnosis = check_hardware(args.sysfs, watch=True)
     if args.json:
         print(to_json(diagnosis.to_dict()))
     else:

@@ -1,6 +1,6 @@
-"""Stream colours for the terminal and for files, distinct to the colour-blind as well.
+"""Colours for the terminal and for files, distinct to the colour-blind as well.
 
-They repeat after seven, so whatever is coloured also shows its stream's number.
+Those of streams repeat after seven, so whatever is coloured also shows its stream's number.
 """
 
 from __future__ import annotations
@@ -27,3 +27,23 @@ def ink_of(use: int | str) -> str:
     if not isinstance(use, int):
         return _OTHERS[use][1]
     return "#ffffff" if fill_of(use) == _DARK else "#000000"
+
+
+# ColorBrewer's YlOrBr in 5 classes: the order shows in grey as well.
+_HEAT = (
+    ("#ffffd4", "#000000"),
+    ("#fed98e", "#000000"),
+    ("#fe9929", "#000000"),
+    ("#d95f0e", "#000000"),
+    ("#993404", "#ffffff"),
+)
+
+
+def heat_of(share: float) -> tuple[str, str]:
+    """Fill and text colour of a figure: 0 for the lowest, 1 for the highest.
+
+    Example:
+        >>> heat_of(0.0), heat_of(1.0)
+        (('#ffffd4', '#000000'), ('#993404', '#ffffff'))
+    """
+    return _HEAT[min(int(share * len(_HEAT)), len(_HEAT) - 1)]

@@ -38,6 +38,13 @@ fields of the JSON:
   streams         index, cpus (OS numbers), and the ids of the caches, nodes and packages they touch
   warnings        drawbacks of these streams: kind, streams (indexes), message, explanation
   forbidden_cpus  OS numbers of the CPUs that are offline or not available to this process
+  measured        with --measure: cpus (one of each core), round_trips_ns (a row and a column for
+                  each of them; null: no figure), memory_latency_ns (of one load), l3_groups (CPUs
+                  that share a last-level cache), same_core (CPUs that are threads of one core),
+                  core_bandwidth and group_bandwidths (bytes read per second by one core, and by all
+                  cores of each group), others_share (what others used of the worst CPU meanwhile),
+                  is_reliable, refused (why no thread could be pinned), findings (kind,
+                  is_disagreement, message, consequence)
 
 exit codes:
   0    done
@@ -47,6 +54,7 @@ exit codes:
 
 examples:
   deepsched topology --num-streams 3
+  deepsched topology --measure --svg machine.svg
   deepsched topology --synthetic 2:1:4:8:2 --svg machine.svg
 """
 
@@ -78,6 +86,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a made-up machine: packages, NUMA nodes per package, L3 caches per node, cores per "
         "L3, hardware threads per core; 2:1:4:8:2 for example",
     )
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="measure latency between the cores and memory bandwidth, and compare with what the "
+        "kernel says; takes seconds, and disturbs what runs on the cores",
+    )
     parser.add_argument("--svg", metavar="FILE.svg", help="write the picture there")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(run=run)
@@ -87,13 +101,20 @@ def run(args: argparse.Namespace) -> None:
     """Prints the machine and its streams."""
     machine = _machine(args)
     topology = machine.topology
+    if args.measure:  # with numpy, which takes longer to import than the rest to run
+        from deepsched.cli.heat_map import draw_piece
+        from deepsched.cli.measured_text import print_measured
+        from deepsched.machine.measured import measure_machine
+
+        measured = measure_machine(topology)
     parts = partition(topology, args.num_cores, args.num_streams, args.threads_per_core)
     diagram = build_diagram(topology, parts, machine.online, machine.offline)
     if args.svg:
         with writing(args.svg, "--svg") as file:
-            file.write(draw_svg(diagram))
+            file.write(draw_svg(diagram, [draw_piece(measured.look)] if args.measure else []))
     if args.json:
-        print(to_json(machine.to_dict(parts)))
+        fields = machine.to_dict(parts)
+        print(to_json({**fields, "measured": measured.to_dict()} if args.measure else fields))
         return
     console = Console()
     _print_diagram(console, diagram)
@@ -102,6 +123,8 @@ def run(args: argparse.Namespace) -> None:
     for title, explanation in diagram.warnings:
         console.print(f"\n{title}", soft_wrap=True)
         console.print(Padding(explanation, (0, 0, 0, 2), expand=False))
+    if args.measure:
+        print_measured(console, measured)
 
 
 def _machine(args: argparse.Namespace) -> Machine:

@@ -28,9 +28,13 @@ class Host:
     """The affinity mask; None if unknown."""
     cpuset: CpuSet | None
     """The CPUs that the cgroup allows; None for all."""
+    watch: bool = False
+    """Whether checks may take seconds, to see what changes."""
 
     @classmethod
-    def read(cls, root: str | os.PathLike[str], affinity: Iterable[int] | None) -> Host:
+    def read(
+        cls, root: str | os.PathLike[str], affinity: Iterable[int] | None, watch: bool = False
+    ) -> Host:
         """Reads the machine whose sys/ and proc/ are below `root`; "/" is this one.
 
         Raises:
@@ -42,7 +46,7 @@ class Host:
             topology, mask = Topology.detect(), own_cpus()
         else:
             topology = Topology.from_sysfs(folder, mask)
-        return cls(folder, topology, online_cores(folder), mask, cgroup.allowed_cpus(folder))
+        return cls(folder, topology, online_cores(folder), mask, cgroup.allowed_cpus(folder), watch)
 
     @property
     def is_local(self) -> bool:

@@ -25,7 +25,7 @@ def smt(host: Host) -> Check:
         "sibling_cpus_left_out": others,
     }
     if threads == 1:
-        hidden = "A virtual machine may hide that two of its CPUs share a core."
+        hidden = "A virtual machine may hide that two of its CPUs share a core; core_latency tells."
         return ok(
             name,
             "off or not present: each CPU is a core",

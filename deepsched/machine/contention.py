@@ -49,6 +49,11 @@ class ContentionMonitor:
         self._threads = read_threads(root)
         self._first = read_cpu_times(root, self._cpus)
 
+    @property
+    def seconds(self) -> float:
+        """Since construction."""
+        return time.monotonic() - self._began
+
     def sample(self) -> None:
         """Notes where this process's threads ran since the last sample.
 
@@ -93,7 +98,7 @@ class ContentionMonitor:
         return min(1.0, max(0.0, stolen / seconds))
 
     def _read(self) -> tuple[Mapping[int, CpuTimes] | None, float]:
-        return read_cpu_times(self._root, self._cpus), time.monotonic() - self._began
+        return read_cpu_times(self._root, self._cpus), self.seconds
 
     def _locate(self) -> None:
         threads = read_threads(self._root)

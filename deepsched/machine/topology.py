@@ -11,7 +11,7 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,22 +67,35 @@ class Topology:
         return Topology, (self.cores, self.cpu_quota)
 
     @classmethod
-    def detect(cls) -> Topology:
+    def detect(cls, measure: bool = False) -> Topology:
         """This machine, limited to the calling thread's affinity mask and cgroup.
 
         Where /sys and /proc do not tell its CPUs, or contradict the mask, as in some sandboxes:
         the CPUs of the mask, each a core of its own. That is logged once.
 
+        Args:
+            measure: ask the cores instead of the kernel which of them share a last-level cache, and
+                which are hardware threads of one core: a virtual machine's kernel repeats what its
+                host has told it. Takes milliseconds for a few cores, three seconds at most; keeps
+                the cores busy meanwhile, so not beside requests. Cores that others kept busy are
+                left where the kernel has them. The host may move virtual CPUs at any time, so this
+                holds for now; `deepsched topology --measure` shows the figures.
+
         Example:
             >>> set(Topology.detect().cpus) <= os.sched_getaffinity(0)
             True
+            >>> Topology.detect(measure=True).cpus == Topology.detect().cpus
+            True
         """
         mask = own_cpus()
+        root = Path("/")
         try:
-            return _read(Path("/"), mask, is_local=True)
+            usable = _usable_cpus(root, mask)
         except TopologyError as error:
             _warn_of_files(str(error))
-            return cls(_unknown_cores(mask), cgroup.cpu_quota(Path("/")), is_local=True)
+            return cls(_unknown_cores(mask), cgroup.cpu_quota(root), is_local=True)
+        cores = _cores(_as_measured(usable) if measure else usable)
+        return cls(cores, cgroup.cpu_quota(root), is_local=True)
 
     @classmethod
     def from_sysfs(
@@ -105,7 +118,7 @@ class Topology:
             deepsched.errors.TopologyError: cannot read a machine from /no/such/machine: no such \
 folder
         """
-        return _read(Path(root), affinity, is_local=False)
+        return cls(_cores(_usable_cpus(Path(root), affinity)), cgroup.cpu_quota(Path(root)))
 
     @classmethod
     def synthetic(
@@ -230,9 +243,32 @@ def _unknown_cores(cpus: CpuSet) -> tuple[Core, ...]:
     return tuple(Core((cpu,), None, None, None, None, 0) for cpu in sorted(cpus))
 
 
-def _read(root: Path, affinity: Iterable[int] | None, is_local: bool) -> Topology:
-    usable = _usable(sysfs.read_cpus(root), affinity, cgroup.allowed_cpus(root))
-    return Topology(_cores(usable), cgroup.cpu_quota(root), is_local)
+def _usable_cpus(root: Path, affinity: Iterable[int] | None) -> list[CpuFacts]:
+    return _usable(sysfs.read_cpus(root), affinity, cgroup.allowed_cpus(root))
+
+
+def _as_measured(cpus: Sequence[CpuFacts]) -> list[CpuFacts]:
+    """The same CPUs, with the cores and the L3 caches that a look at them found."""
+    from deepsched.machine import probe  # with numpy, which nothing else here takes time to import
+
+    cores = _cores(cpus)
+    found = probe.look([core.cpus[0] for core in cores], probe.sharing_l2([it.l2 for it in cores]))
+    members = {core.cpus[0]: frozenset(core.cpus) for core in cores}
+
+    def union(group: Iterable[int]) -> CpuSet:
+        return frozenset().union(*(members[found.cpus[place]] for place in group))
+
+    l3 = {cpu: group for group in map(union, found.sharing) for cpu in group}
+    core = {cpu: group for group in map(union, found.same_core) for cpu in group}
+    measured = []
+    for facts in cpus:
+        # Of a core without a figure the kernel's word is all there is: it stays with the others.
+        mates = (l3[cpu] for cpu in sorted(facts.l3) if cpu in l3)
+        own_l3 = l3.get(facts.cpu) or next(mates, facts.l3)
+        own_core = core.get(facts.cpu, facts.core)
+        l2 = facts.l2 | own_core if facts.l2 else facts.l2
+        measured.append(replace(facts, core=own_core, l2=l2, l3=own_l3))
+    return measured
 
 
 def _cores(cpus: Iterable[CpuFacts]) -> tuple[Core, ...]:

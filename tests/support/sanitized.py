@@ -27,6 +27,7 @@ TESTS = {
         "stress",
         "elastic",
         "trace",
+        "pingpong",
     ),
     "address": ("interruptions", "values", "invocation", "request_options", "dispatch"),
 }

@@ -1,0 +1,9 @@
+class PingPongTable:
+    """The cache lines that two threads play with; Python uses it in tests."""
+
+    def ping(self, num_rounds: int, patience_ns: int) -> int: ...
+    def pong(self, patience_ns: int) -> bool: ...
+
+def round_trip_ns(
+    cpu_a: int, cpu_b: int, num_rounds: int = 1024, patience_ns: int = 20_000_000
+) -> int | None: ...
