@@ -2,8 +2,8 @@
 
     python -m bench.elastic [--models squeezenet,mlp] [--rounds 5] [-x out.json] [--plot out.png]
 
-Within a round the schedulers take turns; what counts are medians over the rounds. `--simulate`
-adds what bench.simulate says of the same loads, from the measured lengths of runs.
+Within a round the schedulers take turns; what is compared are medians over the rounds in which the
+machine was in one state (deepsched/machine/state.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,13 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.peers import NUM_CORES, make_mlp
-from bench.simulate import Machine, poisson, simulate
-from deepsched import Engine, Topology, compile_model, partition
+from deepsched import Engine, compile_model
 from deepsched.benchmark import bundled_model, measure
-from deepsched.scheduling.group_tree import tree_of
+from deepsched.machine.state import Conditions, StateWatch, by_state, states_of, summarize
 
 SCHEDULERS = ("single_stream", "multi_stream", "elastic")
 LOADS = (0.2, 0.4, 0.6, 0.8, 0.9)
+CALLERS = (1, 2, 3, 4, 8, 16)
 
 
 def make_encoder(layers: int = 4, width: int = 256, heads: int = 4, length: int = 128) -> bytes:
@@ -92,6 +92,7 @@ MODELS: dict[str, Callable[[], str | bytes]] = {
     "squeezenet": lambda: bundled_model("squeezenet"),
     "resnet50": lambda: bundled_model("resnet50"),
     "shufflenet": lambda: bundled_model("shufflenet"),
+    "densenet121": lambda: bundled_model("densenet121"),
     "mlp": lambda: make_mlp(1024, 8),
     "encoder": make_encoder,
 }
@@ -100,15 +101,6 @@ MODELS: dict[str, Callable[[], str | bytes]] = {
 def settle() -> None:
     """Lets the threads of the scheduler that ran last fall asleep."""
     time.sleep(0.03)
-
-
-def p50_s(engine: Engine, inputs: list[Any], seconds: float) -> float:
-    times = []
-    end = time.perf_counter() + seconds
-    while (begin := time.perf_counter()) < end:
-        engine.run(inputs)
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times[1:] or times)
 
 
 def open_loop(
@@ -135,27 +127,42 @@ def open_loop(
     return latencies
 
 
-def jumps(engine: Engine, inputs: list[Any], seconds: float) -> dict[str, float]:
-    """1 caller and 16 in turns, a second each: requests/s of each phase, and the slowest (s)."""
-    rates: dict[int, list[float]] = {1: [], 16: []}
-    slowest = 0.0
-    for phase in range(int(seconds)):
-        callers = (1, 16)[phase % 2]
-        result = measure(engine.run, inputs, callers=callers, seconds=1.0, warmup_seconds=0.0)
-        rates[callers].append(result.items_per_sec)
-    slowest = engine.stats().running.max + engine.stats().waiting.max
-    return {
-        "1 caller": statistics.median(rates[1]),
-        "16 callers": statistics.median(rates[16]),
-        "slowest": slowest,
-    }
-
-
 def percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-def run_model(name: str, num_rounds: int, seconds: float, simulated: bool) -> dict[str, Any]:
+class Figures:
+    """What was measured, by the row of the table, with the state that the machine was in."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[str, str, float]] = []
+        self._conditions: list[Conditions] = []
+
+    def add(self, row: str, scheduler: str, value: float, conditions: Conditions) -> None:
+        self._rows.append((row, scheduler, value))
+        self._conditions.append(conditions)
+
+    def summary(self) -> str:
+        """How often each state was seen."""
+        return summarize(states_of(self._conditions))
+
+    def medians(self) -> dict[str, dict[str, dict[str, float]]]:
+        """By state and row: of each scheduler, if all were measured in that state."""
+        found: dict[str, dict[str, dict[str, float]]] = {}
+        for state, rows in by_state(self._conditions, self._rows).items():
+            for row in dict.fromkeys(row for row, _, _ in rows):
+                values = {
+                    scheduler: [value for of, by, value in rows if (of, by) == (row, scheduler)]
+                    for scheduler in SCHEDULERS
+                }
+                if all(values.values()):
+                    found.setdefault(str(state), {})[row] = {
+                        scheduler: statistics.median(of) for scheduler, of in values.items()
+                    }
+        return found
+
+
+def run_model(name: str, num_rounds: int, seconds: float, loads: Sequence[float]) -> dict[str, Any]:
     model = MODELS[name]()
     engines = {
         scheduler: compile_model(
@@ -168,95 +175,53 @@ def run_model(name: str, num_rounds: int, seconds: float, simulated: bool) -> di
         for scheduler in SCHEDULERS
     }
     inputs = engines["elastic"].generate_random_inputs()
-    figures: dict[str, dict[str, list[float]]] = {}
-
-    def note(row: str, scheduler: str, value: float) -> None:
-        figures.setdefault(row, {}).setdefault(scheduler, []).append(value)
-
+    figures = Figures()
+    capacity = 0.0
     for _ in range(num_rounds):
-        for scheduler, engine in engines.items():
-            settle()
-            p50_s(engine, inputs, 0.05)
-            note("p50, 1 caller", scheduler, p50_s(engine, inputs, seconds))
-        for callers in (4, 16):
+        for callers in CALLERS:
             for scheduler, engine in engines.items():
                 settle()
-                rate = measure(
-                    engine.run, inputs, callers=callers, seconds=seconds, warmup_seconds=0.1
-                ).items_per_sec
-                note(f"requests/s, {callers} callers", scheduler, rate)
-    capacity = statistics.median(figures["requests/s, 16 callers"]["multi_stream"])
+                result = measure(
+                    engine.run, inputs, callers=callers, seconds=seconds, warmup_seconds=0.2
+                )
+                assert result.conditions is not None
+                rate = result.items_per_sec
+                capacity = max(capacity, rate)
+                figures.add(f"requests/s, {callers} callers", scheduler, rate, result.conditions)
     for number in range(num_rounds):
-        for load in LOADS:
+        for load in loads:
             for scheduler, engine in engines.items():
                 settle()
                 rate = load * capacity
                 # Enough for a p99 in all rounds together.
                 length = max(2 * seconds, min(200 / rate, 8.0))
+                watch = StateWatch()
                 latencies = open_loop(engine, inputs, rate, length, seed=number)
-                note(f"mean at {load:.0%}", scheduler, statistics.fmean(latencies))
-                note(f"p99 at {load:.0%}", scheduler, percentile(latencies, 0.99))
-    medians = {
-        row: {scheduler: statistics.median(values) for scheduler, values in by.items()}
-        for row, by in figures.items()
+                seen = watch.end()
+                figures.add(f"mean at {load:.0%}", scheduler, statistics.fmean(latencies), seen)
+                figures.add(f"p99 at {load:.0%}", scheduler, percentile(latencies, 0.99), seen)
+    result = {
+        "capacity": capacity,
+        "states": figures.summary(),
+        "medians": figures.medians(),
+        "by_width": engines["elastic"].stats().by_width,
     }
-    result: dict[str, Any] = {"capacity": capacity, "medians": medians}
-    for scheduler, engine in engines.items():
-        result.setdefault("jumps", {})[scheduler] = jumps(engine, inputs, 6)
-    result["by_width"] = engines["elastic"].stats().by_width
-    if simulated:
-        result["simulated"] = simulate_model(medians, capacity)
     for engine in engines.values():
         engine.close()
     return result
 
 
-def simulate_model(medians: dict[str, Any], capacity: float) -> dict[str, Any]:
-    """The same loads in the simulator, from the measured lengths of runs on 1 and on all cores."""
-    run_s = {
-        1: NUM_CORES / capacity,
-        NUM_CORES: medians["p50, 1 caller"]["single_stream"],
-    }
-    machine = Topology.synthetic(packages=1, cores_per_l3=NUM_CORES)
-    results: dict[str, Any] = {}
-    for load in LOADS:
-        for scheduler in SCHEDULERS:
-            streams = 1 if scheduler == "single_stream" else NUM_CORES
-            tree = tree_of(partition(machine, num_streams=streams).streams)
-            lengths = lambda cores: run_s.get(cores, run_s[1])  # noqa: E731
-            if scheduler == "single_stream" and load * capacity * run_s[NUM_CORES] > 0.98:
-                continue  # it does not end
-            found = simulate(
-                Machine(tree, lengths, NUM_CORES),
-                poisson(load * capacity),
-                is_elastic=scheduler == "elastic",
-            )
-            results.setdefault(f"mean at {load:.0%}", {})[scheduler] = found.mean
-            results.setdefault(f"p99 at {load:.0%}", {})[scheduler] = found.p99
-    return results
-
-
 def show(name: str, result: dict[str, Any], console: Console) -> None:
-    table = Table("work", *SCHEDULERS, "elastic against", "goal", title=name)
-    for row, by in result["medians"].items():
-        is_rate = row.startswith("requests/s")
-        if is_rate:
-            ratio, goal = by["elastic"] / by["multi_stream"], "multi_stream >= 0.97"
-        elif row.startswith("p50"):
-            ratio, goal = by["elastic"] / by["single_stream"], "single_stream <= 1.05"
-        else:
-            best = min(by["single_stream"], by["multi_stream"])
-            ratio, goal = by["elastic"] / best, "the better <= 1.05"
-        shown = [f"{by[s]:.0f}" if is_rate else f"{1e3 * by[s]:.2f} ms" for s in SCHEDULERS]
-        table.add_row(row, *shown, f"{ratio:.2f}", goal)
-    for phase in ("1 caller", "16 callers"):
-        by = {scheduler: result["jumps"][scheduler][phase] for scheduler in SCHEDULERS}
-        best = max(by["single_stream"], by["multi_stream"])
-        shown = [f"{by[s]:.0f}" for s in SCHEDULERS]
-        table.add_row(
-            f"load jumps: {phase}", *shown, f"{by['elastic'] / best:.2f}", "the better >= 0.9"
-        )
-    console.print(table)
+    console.print(f"{name}: {result['states']}")
+    for state, medians in result["medians"].items():
+        table = Table("work", *SCHEDULERS, "elastic / best", "goal", title=f"{name}, {state}")
+        for row, by in medians.items():
+            is_rate = row.startswith("requests/s")
+            fixed = [by["single_stream"], by["multi_stream"]]
+            ratio = by["elastic"] / (max(fixed) if is_rate else min(fixed))
+            shown = [f"{by[s]:.0f}" if is_rate else f"{1e3 * by[s]:.2f} ms" for s in SCHEDULERS]
+            table.add_row(row, *shown, f"{ratio:.2f}", ">= 0.97" if is_rate else "<= 1.05")
+        console.print(table)
 
 
 def plot(results: dict[str, Any], path: str) -> None:
@@ -267,22 +232,19 @@ def plot(results: dict[str, Any], path: str) -> None:
 
     figure, all_axes = plt.subplots(1, len(results), figsize=(5 * len(results), 4), squeeze=False)
     for axes, (name, result) in zip(all_axes[0], results.items(), strict=True):
+        # Of the state that was seen most.
+        medians = next(iter(result["medians"].values()))
         for scheduler, colour in zip(
             SCHEDULERS, ("tab:blue", "tab:orange", "tab:green"), strict=True
         ):
-            for source, style in (("medians", "o-"), ("simulated", "--")):
-                by = result.get(source, {})
-                points = [
-                    (load, 1e3 * by[f"mean at {load:.0%}"][scheduler])
-                    for load in LOADS
-                    if scheduler in by.get(f"mean at {load:.0%}", {})
-                ]
-                if points:
-                    label = scheduler if source == "medians" else f"{scheduler}, simulated"
-                    axes.plot(*zip(*points, strict=True), style, color=colour, label=label)
+            points = [
+                (load, 1e3 * medians[f"mean at {load:.0%}"][scheduler])
+                for load in LOADS
+                if f"mean at {load:.0%}" in medians
+            ]
+            axes.plot(*zip(*points, strict=True), "o-", color=colour, label=scheduler)
         limit = max(
-            1e3 * result["medians"][f"mean at {LOADS[-1]:.0%}"][s]
-            for s in ("elastic", "multi_stream")
+            1e3 * medians[f"mean at {LOADS[-1]:.0%}"][s] for s in ("elastic", "multi_stream")
         )
         axes.set(
             title=name,
@@ -300,14 +262,14 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(MODELS), help="of " + ", ".join(MODELS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
-    parser.add_argument("--simulate", action="store_true")
+    parser.add_argument("--closed", action="store_true", help="callers only, no open loop")
     parser.add_argument("-x", "--export_path", help="write the figures there as JSON")
     parser.add_argument("--plot", metavar="FILE", help="latency against load; needs matplotlib")
     args = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 150)
     results = {}
     for name in args.models.split(","):
-        results[name] = run_model(name, args.rounds, args.seconds, args.simulate)
+        results[name] = run_model(name, args.rounds, args.seconds, () if args.closed else LOADS)
         show(name, results[name], console)
     if args.export_path:
         Path(args.export_path).write_text(json.dumps(results, indent=2))

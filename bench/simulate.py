@@ -1,10 +1,12 @@
 """The schedulers on machines that are not at hand: a discrete-event model with the real policy.
 
-    python -m bench.simulate [--synthetic 2:1:4:8] [--serial 0.02] [--scales-to 8]
+    python -m bench.simulate [--synthetic 2:1:4:8] [--serial 0.02] [--scales-to 8] [--shared 0.5]
 
-Requests arrive, take a core group by the policy of each scheduler, run for as long as the speed-up
-curve says, and leave. Nothing else costs time: no wake-ups, no caches. `elastic` decides by the
-function that the runtime uses (deepsched/runtime/policy.pyx).
+Requests arrive, take a core group by the policy of each scheduler, and leave. A run takes as long
+as the speed-up curve says, varied at random; slower beside others, with which it shares memory
+bandwidth; slower still on several cores while the host has put these far apart. Nothing else costs
+time: no wake-ups, no hand-overs. `elastic` decides and learns by the code that the runtime uses
+(deepsched/runtime/estimates.pyx, policy.pyx), and starts from what it would have measured alone.
 """
 
 from __future__ import annotations
@@ -13,9 +15,11 @@ import argparse
 import heapq
 import itertools
 import json
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from rich.console import Console
@@ -23,8 +27,12 @@ from rich.table import Table
 
 from deepsched.machine.partition import partition
 from deepsched.machine.topology import Topology
+from deepsched.runtime.estimates import Learner
 from deepsched.runtime.policy import PolicyTree
 from deepsched.scheduling.group_tree import GroupTree, tree_of
+
+Lengths = Callable[[int, float], float]
+"""The length of a run on so many cores that begins at a time, alone; both in seconds."""
 
 
 class Result(NamedTuple):
@@ -34,101 +42,163 @@ class Result(NamedTuple):
     mean: float
     p50: float
     p99: float
+    trials: float
+    """Share of requests by which elastic tried another width."""
+    ended: list[tuple[float, float, int]]
+    """Of each request, in the order of their ends: when, its latency, and its cores."""
 
 
+@dataclass
 class Machine:
-    """Core groups and what runs on them."""
+    """Core groups, and how long runs take on them."""
 
-    def __init__(self, tree: GroupTree, run_s: Callable[[int], float], useful: int) -> None:
-        """`run_s`: the length of a run on so many cores; more than `useful` are not taken."""
-        self.tree = tree
-        self.policy = PolicyTree(tree.leaves, tree.parents)
-        self.run_s = [run_s(tree.num_cores(group)) for group in range(len(tree.leaves))]
-        self.run_ns = [
-            int(1e9 * seconds) if group < tree.num_leaves or tree.num_cores(group) <= useful else 0
-            for group, seconds in enumerate(self.run_s)
-        ]
-        self.until = [0.0] * tree.num_leaves  # 0: free
-        self.num_free = tree.num_leaves
+    tree: GroupTree
+    run_s: Lengths
+    shared: float = 0.0
+    """A run takes so much longer, as a share, while all other cores are busy."""
+    variation: float = 0.1
+    """Coefficient of variation of run lengths."""
+    seed: int = 1
+    widths: list[int] = field(init=False)
+    num_cores: int = field(init=False)
 
-    def choose(self, now: float, num_waiting: int, num_seen: float) -> int:
-        """The group to take; -1: wait for one that is busy."""
-        busy = [max(1, int(1e9 * (until - now))) if until else 0 for until in self.until]
-        leaf = self.policy.roomiest_leaf(busy)
-        group = self.policy.choose(self.run_ns, busy, leaf, num_waiting, num_seen)
-        low, high = self.tree.leaves[group]
-        return -1 if any(busy[low:high]) else group
+    def __post_init__(self) -> None:
+        self.widths = [self.tree.num_cores(group) for group in range(len(self.tree.leaves))]
+        self.num_cores = self.widths[self.tree.root]
+        self._random = random.Random(self.seed)
+        self._sigma = math.sqrt(math.log(1 + self.variation**2))
 
-    def first_free(self) -> int:
-        return self.until.index(0.0)
+    def length_s(self, group: int, now: float) -> float:
+        """Of one run that begins now, alone."""
+        varied = math.exp(self._random.gauss(-(self._sigma**2) / 2, self._sigma))
+        return self.run_s(self.widths[group], now) * varied
 
-    def start(self, group: int, now: float) -> float:
-        low, high = self.tree.leaves[group]
-        end = now + self.run_s[group]
-        self.until[low:high] = [end] * (high - low)
-        self.num_free -= high - low
-        return end
+    def company(self, group: int, num_busy: int) -> float:
+        """The share of the other cores that are busy, if `num_busy` are with the group's."""
+        others = self.num_cores - self.widths[group]
+        return (num_busy - self.widths[group]) / others if others else 0.0
 
-    def leave(self, group: int) -> None:
-        low, high = self.tree.leaves[group]
-        self.until[low:high] = [0.0] * (high - low)
-        self.num_free += high - low
+
+@dataclass
+class Run:
+    """A request on its core group."""
+
+    group: int
+    arrived: float
+    began: float
+    left_s: float
+    """How long it would take still, alone."""
+    company: float
+    speed: float = 1.0
+    is_trial: bool = False
+
+
+class FixedWidth:
+    """Every request takes one stream."""
+
+    def arrive(self, num_in_system: int, now: float) -> None:
+        """A request arrives, and is one of so many."""
+
+    def choose(self, busy: Sequence[Run | None], num_waiting: int, now: float) -> tuple[int, bool]:
+        """A free stream, and that this is no trial. `busy`: by stream, what runs there."""
+        return busy.index(None), False
+
+    def learn(self, run: Run, company: float, now: float) -> None:
+        """A run has ended, beside which a share `company` of the other cores was busy."""
+
+
+class Elastic(FixedWidth):
+    """The runtime's policy."""
+
+    def __init__(self, machine: Machine, believed: Lengths | None = None) -> None:
+        """`believed`: what was measured before, if it is not true any more."""
+        tree = machine.tree
+        lengths = believed or machine.run_s
+        widths = sorted({high - low for low, high in tree.leaves})
+        cores = [machine.num_cores * width // tree.num_leaves for width in widths]
+        self._learner = Learner(
+            PolicyTree(tree.leaves, tree.parents), [1e9 * lengths(it, 0.0) for it in cores]
+        )
+
+    def arrive(self, num_in_system: int, now: float) -> None:
+        self._learner.arrive(num_in_system, _ns(now))
+
+    def choose(self, busy: Sequence[Run | None], num_waiting: int, now: float) -> tuple[int, bool]:
+        busy_ns = [_ns(run.left_s / run.speed) if run else 0 for run in busy]
+        return self._learner.decide(busy_ns, -1, num_waiting, _ns(now))
+
+    def learn(self, run: Run, company: float, now: float) -> None:
+        self._learner.learn(run.group, company, _ns(now - run.began), run.is_trial, _ns(now))
+
+
+def _ns(seconds: float) -> int:
+    return 1 + int(1e9 * seconds)
 
 
 def simulate(
     machine: Machine,
+    policy: FixedWidth,
     arrivals: Iterable[float] | None = None,
     callers: int = 0,
     num_requests: int = 20_000,
-    is_elastic: bool = True,
 ) -> Result:
-    """Open loop at the times of `arrivals`, or `callers` that each ask again when they are served.
-
-    Not elastic: every request takes one leaf.
-    """
-    events: list[tuple[float, int, int, float]] = []  # (when, node or -1, order, arrived)
+    """Open loop at the times of `arrivals`, or `callers` that ask again when they are served."""
     order = itertools.count()
-    if arrivals is None:
-        events = [(0.0, -1, next(order), 0.0) for _ in range(callers)]
-    source = iter(arrivals) if arrivals is not None else iter(())
-    for first in itertools.islice(source, 1):
-        events.append((first, -1, next(order), first))
+    source = iter(arrivals) if arrivals is not None else iter([0.0] * callers)
+    due = [(when, next(order)) for when in itertools.islice(source, 1 if arrivals else callers)]
+    busy: list[Run | None] = [None] * machine.tree.num_leaves
+    running: list[Run] = []
     waiting: deque[float] = deque()
-    running = 0
-    seen = 0.0
-    latencies: list[float] = []
+    ended: list[tuple[float, float, int]] = []
     now = 0.0
-    while events and len(latencies) < num_requests:
-        now, node, _, arrived = heapq.heappop(events)
-        if node < 0:
-            found = min(running + len(waiting), 2 * machine.tree.num_leaves)
-            seen += (found - seen) / (16 if found >= seen else 4)
-            waiting.append(arrived)
-            for due in itertools.islice(source, 1):
-                heapq.heappush(events, (due, -1, next(order), due))
-        else:
-            machine.leave(node)
-            running -= 1
-            latencies.append(now - arrived)
+    num_busy = num_trials = 0
+    while len(ended) < num_requests and (due or running):
+        first = min(running, key=lambda run: run.left_s / run.speed, default=None)
+        end = now + first.left_s / first.speed if first else math.inf
+        before, now = now, min(end, due[0][0] if due else math.inf)
+        for run in running:
+            run.left_s -= (now - before) * run.speed
+        if first and end <= now:
+            low, high = machine.tree.leaves[first.group]
+            busy[low:high] = [None] * (high - low)
+            running.remove(first)
+            company = machine.company(first.group, num_busy)
+            num_busy -= machine.widths[first.group]
+            policy.learn(first, (first.company + company) / 2, now)
+            ended.append((now, now - first.arrived, machine.widths[first.group]))
             if arrivals is None:
-                heapq.heappush(events, (now, -1, next(order), now))
-                continue  # the caller asks again before anybody looks
-        while waiting and machine.num_free:
-            if is_elastic:
-                node = machine.choose(now, len(waiting), seen)
-                if node < 0:
-                    break
-            else:
-                node = machine.first_free()
-            arrived = waiting.popleft()
-            running += 1
-            heapq.heappush(events, (machine.start(node, now), node, next(order), arrived))
-    latencies.sort()
+                heapq.heappush(due, (now, next(order)))
+        else:
+            arrived, _ = heapq.heappop(due)
+            policy.arrive(len(running) + len(waiting) + 1, now)
+            waiting.append(arrived)
+            for when in itertools.islice(source, 1 if arrivals is not None else 0):
+                heapq.heappush(due, (when, next(order)))
+        if due and due[0][0] <= now:
+            continue  # a caller asks again before anybody looks
+        while waiting and num_busy < machine.num_cores:
+            group, is_trial = policy.choose(busy, len(waiting), now)
+            low, high = machine.tree.leaves[group]
+            if any(busy[low:high]):
+                break  # held
+            company = machine.company(group, num_busy + machine.widths[group])
+            run = Run(group, waiting.popleft(), now, machine.length_s(group, now), company)
+            run.is_trial = is_trial
+            num_trials += is_trial
+            busy[low:high] = [run] * (high - low)
+            running.append(run)
+            num_busy += machine.widths[group]
+        for run in running:
+            run.speed = 1 / (1 + machine.shared * machine.company(run.group, num_busy))
+    latencies = sorted(latency for _, latency, _ in ended)
+    count = len(latencies)
     return Result(
-        len(latencies) / now,
-        sum(latencies) / len(latencies),
-        latencies[len(latencies) // 2],
-        latencies[int(0.99 * len(latencies))],
+        count / now,
+        sum(latencies) / count,
+        latencies[count // 2],
+        latencies[int(0.99 * count)],
+        num_trials / count,
+        ended,
     )
 
 
@@ -141,20 +211,28 @@ def poisson(rate: float, seed: int = 0) -> Iterator[float]:
         yield now
 
 
-def amdahl(serial: float, scales_to: int, one_core_s: float) -> Callable[[int], float]:
-    """The length of a run: a serial share, and no gain beyond so many cores."""
+def amdahl(serial: float, scales_to: int, one_core_s: float) -> Lengths:
+    """A serial share, and no gain beyond so many cores."""
 
-    def run_s(cores: int) -> float:
-        used = min(cores, scales_to)
-        return one_core_s * (serial + (1 - serial) / used)
+    def run_s(cores: int, now: float) -> float:
+        return one_core_s * (serial + (1 - serial) / min(cores, scales_to))
+
+    return run_s
+
+
+def in_phases(near: Lengths, far: Lengths, phase_s: float) -> Lengths:
+    """Cores that are near and far in turns, near first."""
+
+    def run_s(cores: int, now: float) -> float:
+        return (near, far)[int(now / phase_s) % 2](cores, now)
 
     return run_s
 
 
 def compare(
     topology: Topology,
-    run_s: Callable[[int], float],
-    useful: int,
+    run_s: Lengths,
+    shared: float,
     loads: Sequence[float],
     num_requests: int,
 ) -> dict[float, dict[str, Result]]:
@@ -162,22 +240,26 @@ def compare(
     num_cores = len(topology.cores)
     counts = [count for count in range(1, num_cores + 1) if num_cores % count == 0]
     trees = {count: tree_of(partition(topology, num_streams=count).streams) for count in counts}
-    capacity = max(count / run_s(num_cores // count) for count in counts)
+
+    def capacity(count: int) -> float:
+        return count / run_s(num_cores // count, 0.0) / (1 + shared * (count > 1))
+
     results: dict[float, dict[str, Result]] = {}
     for load in loads:
-        rate = load * capacity
+        rate = load * max(capacity(count) for count in counts)
         results[load] = {
             f"{count} streams": simulate(
-                Machine(trees[count], run_s, useful),
+                Machine(trees[count], run_s, shared),
+                FixedWidth(),
                 poisson(rate),
                 num_requests=num_requests,
-                is_elastic=False,
             )
             for count in counts
-            if rate < 0.99 * count / run_s(num_cores // count)
+            if rate < 0.99 * capacity(count)
         }
+        machine = Machine(trees[num_cores], run_s, shared)
         results[load]["elastic"] = simulate(
-            Machine(trees[num_cores], run_s, useful), poisson(rate), num_requests=num_requests
+            machine, Elastic(machine), poisson(rate), num_requests=num_requests
         )
     return results
 
@@ -187,6 +269,7 @@ def main() -> None:
     parser.add_argument("--synthetic", default="2:1:4:8", help="see deepsched topology")
     parser.add_argument("--serial", type=float, default=0.02, help="share that does not scale")
     parser.add_argument("--scales-to", type=int, default=8, help="cores")
+    parser.add_argument("--shared", type=float, default=0.0, help="see Machine.shared")
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -194,14 +277,13 @@ def main() -> None:
     topology = Topology.synthetic(packages, nodes, l3s, cores)
     loads = [0.05, *(round(0.1 * step, 1) for step in range(1, 10)), 0.95]
     results = compare(
-        topology, amdahl(args.serial, args.scales_to, 0.01), args.scales_to, loads, args.requests
+        topology, amdahl(args.serial, args.scales_to, 0.01), args.shared, loads, args.requests
     )
     if args.json:
-        print(
-            json.dumps(
-                {load: {k: r._asdict() for k, r in by.items()} for load, by in results.items()}
-            )
-        )
+        shown = {
+            load: {name: result[:-1] for name, result in by.items()} for load, by in results.items()
+        }
+        print(json.dumps(shown))
         return
     table = Table(
         "load", "elastic mean", "best fixed", "ratio", "elastic p99", "best fixed", "ratio"
@@ -209,12 +291,12 @@ def main() -> None:
     for load, by_name in results.items():
         mine = by_name["elastic"]
         row = [f"{load:g}"]
-        for field in ("mean", "p99"):
+        for figure in ("mean", "p99"):
             name, best = min(
-                ((name, getattr(it, field)) for name, it in by_name.items() if name != "elastic"),
+                ((name, getattr(it, figure)) for name, it in by_name.items() if name != "elastic"),
                 key=lambda pair: pair[1],
             )
-            value = getattr(mine, field)
+            value = getattr(mine, figure)
             row += [f"{1e3 * value:.3f} ms", f"{1e3 * best:.3f} ({name})", f"{value / best:.2f}"]
         table.add_row(*row)
     Console().print(table)

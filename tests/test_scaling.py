@@ -83,7 +83,7 @@ def test_what_was_measured_while_this_process_did_other_work_is_not_kept(tmp_pat
     for thread in threads:
         thread.start()
     try:
-        assert measure_once(tmp_path, spin) == [100, 100, 0]
+        assert measure_once(tmp_path, spin) == [100, 100, 98]
     finally:
         is_over.set()
         for thread in threads:
@@ -94,10 +94,10 @@ def test_what_was_measured_while_this_process_did_other_work_is_not_kept(tmp_pat
 @pytest.mark.parametrize(("share", "is_kept"), [(0.09, True), (0.1, False), (None, True)])
 def test_what_is_kept_says_how_busy_others_were(tmp_path, monkeypatch, share, is_kept):
     monkeypatch.setattr(OTHERS_SHARE, lambda self: share)
-    assert measure_once(tmp_path) == [100, 100, 0]
+    assert measure_once(tmp_path) == [100, 100, 98]
     assert [item.others_share for item in kept(tmp_path)] == [share] * is_kept
     if is_kept:
-        assert measure_once(tmp_path, None) == [100, 100, 0]  # None would have failed
+        assert measure_once(tmp_path, None) == [100, 100, 98]  # None would have failed
     else:
         with pytest.raises(TypeError):
             measure_once(tmp_path, None)
@@ -119,3 +119,23 @@ def test_what_was_kept_without_looking_at_others_is_measured_again(tmp_path, mon
     monkeypatch.setattr(Cache, "remember_measurement", write)
     measure_once(tmp_path)
     measure_once(tmp_path, None)
+
+
+def test_what_was_kept_while_the_cores_were_far_apart_is_measured_again_when_near(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(OTHERS_SHARE, lambda self: 0.0)
+
+    def open_at(trips_ns, measure):
+        tree = tree_of(partition(Topology.synthetic(1, 1, 1, 2), num_streams=2).streams)
+        kept_in = Measurements(Cache(tmp_path), "m", "m", 1)
+        return run_lengths(tree, measure, kept_in, "layout", None, trips_ns)
+
+    far = lambda group, seconds: 100  # noqa: E731
+    near = lambda group, seconds: 100 - 40 * (group == 2)  # noqa: E731
+    assert open_at((470.0,), far) == [100, 100, 100]
+    assert open_at((480.0,), None) == [100, 100, 100]  # None would have failed
+    assert open_at((float("nan"),), None) == [100, 100, 100]  # not known
+    assert open_at((), None) == [100, 100, 100]
+    assert open_at((110.0,), near) == [100, 100, 60]
+    assert open_at((110.0,), None) == [100, 100, 60]

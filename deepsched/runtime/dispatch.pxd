@@ -72,7 +72,6 @@ cdef class Dispatcher:
     cdef int help(self, int most) noexcept nogil
     cdef bint others_wait(self) noexcept nogil
     cdef bint pop(self, RequestState** request) noexcept nogil
-    cdef int claim_for(self, ModelState* model, int preferred) noexcept nogil
     cdef void run_on_worker(self, RequestState* request, int group, int leaf) noexcept nogil
     cdef int64_t hold(self, int leaf) noexcept nogil
     cdef void retry(self) noexcept nogil

@@ -7,6 +7,7 @@ cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from deepsched.runtime.completion cimport WAIT_DONE, WaitResult, is_complete, wait_for
+from deepsched.runtime.estimates cimport Decision, learn
 from deepsched.runtime.futex cimport now_ns
 from deepsched.runtime.histogram cimport add_one, record
 from deepsched.runtime.inbox cimport DeferredNotification, Inbox, defer, flush, is_overdue
@@ -49,6 +50,9 @@ cdef uint64_t MAX_WAKE_NS = 100_000
 
 # How long a measurement keeps others off a busy group while it waits for it.
 cdef uint64_t MAX_RESERVED_NS = 5_000_000_000
+
+# When to look again at what another worker was woken for.
+cdef int64_t BRIEFLY_HELD_NS = 1_000_000
 
 # A model that has not run yet counts for this much in the backlog: enough to wake a worker.
 cdef uint64_t UNKNOWN_NS = 1_000_000_000
@@ -139,23 +143,28 @@ cdef class Dispatcher:
 
     cdef bint try_inline(self, RequestState* request) noexcept nogil:
         """Runs `request` here if nobody waits and a group is free."""
-        cdef int cpu, leaf, group
+        cdef int cpu, preferred, leaf, group
+        cdef Decision decision
         # FIFO: nobody overtakes a request that waits. One that is late is for a worker to end.
         if self.backlog.places.load(memory_order_relaxed) or is_late(request):
             return False
         cpu = self.cpu()
-        leaf = self.claim_for(request.model, self.group_of_cpu[cpu] if cpu >= 0 else -1)
-        if leaf < 0:
-            return False
-        group = leaf
+        preferred = self.group_of_cpu[cpu] if cpu >= 0 else -1
         if self.is_elastic:
-            group = self.elastic.choose(leaf, request.model.lengths, 1)
-            if group != leaf:
-                if self.elastic.busy_ns(group, leaf):
-                    # Waiting for the wider group is better, and holding is a worker's job.
-                    self.leave_group(leaf, WAKE_ANY)
-                    return False
-                group = self.elastic.widen(leaf, request.model.lengths, 1)
+            # A longer run is worth a migration that keeps wide groups whole.
+            decision = self.elastic.claim(
+                request.model.estimates, preferred if is_short(request.model) else -1,
+                may_try(request),
+            )
+            group = decision.group
+            if group < 0:
+                return False  # holding it for a group that is busy is a worker's job
+            leaf = self.elastic.tree.low[group]
+            request.is_trial = decision.is_trial
+        else:
+            leaf = group = self.groups.claim(preferred)
+            if leaf < 0:
+                return False
         # relaxed: no other thread knows this request.
         request.stage.store(RUNNING, memory_order_relaxed)
         request.by_worker = False
@@ -178,7 +187,7 @@ cdef class Dispatcher:
         )
         if self.is_elastic:
             self.elastic.record_arrival(
-                request.model.lengths,
+                request.model.estimates,
                 self.backlog.places.load(memory_order_relaxed),  # relaxed: a guess
             )
         if may_inline and self.try_inline(request):
@@ -224,8 +233,9 @@ cdef class Dispatcher:
         cdef uint32_t reason = 0
         cdef bint has_run
         cdef Stage end = DONE
+        cdef double company = 0
         if self.is_elastic:
-            self.elastic.record_start(group, model.lengths)
+            company = self.elastic.record_start(group, model.estimates)
         # seq_cst, both: README, "Stopping a run".
         request.group.store(group, memory_order_seq_cst)
         if request.is_stoppable:
@@ -252,7 +262,12 @@ cdef class Dispatcher:
             add_one(&stats.num_done, 1)
             record_run_length(model, length)
             if self.is_elastic:
-                self.elastic.learn(group, model.lengths, length)
+                # What was beside it at the start and at the end stands for what was between.
+                company = (company + self.elastic.company(group)) / 2
+                learn(
+                    &self.elastic.tree, &self.elastic.demand, model.estimates, group, company,
+                    length, request.is_trial, request.ended_ns,
+                )
         elif end == FAILED:
             add_one(&stats.num_failed, 1)
         elif end == EXPIRED:
@@ -357,20 +372,11 @@ cdef class Dispatcher:
         ):
             producer_group = -1  # too much waits, or nobody would look at the backlog again
         if self.is_elastic and producer_group < 0:
-            group = self.elastic.claim_leaf()
+            group = self.elastic.claim_leaf(self.backlog.places.load(memory_order_relaxed))
         else:
             group = self.groups.claim_other_than(producer_group)
         if group >= 0:
             self.pool.wake(group)
-
-    cdef int claim_for(self, ModelState* model, int preferred) noexcept nogil:
-        """Claims a free stream: `preferred`, or the one with most room around where wider helps."""
-        if self.is_elastic and self.num_groups > self.groups.num_groups and (
-            # relaxed: a guess.
-            model.lengths[self.groups.num_groups].expected_ns.load(memory_order_relaxed)
-        ):
-            return self.elastic.claim_leaf()
-        return self.groups.claim(preferred)
 
     cdef void leave_group(self, int group, WakePolicy policy) noexcept nogil:
         """Releases a group that a caller owned, and wakes a worker if requests wait."""
@@ -514,9 +520,12 @@ cdef class Dispatcher:
         if not self.is_elastic:
             return leaf
         # Those that wait, and the one that has been popped. relaxed: a hint.
-        return self.elastic.widen(
-            leaf, request.model.lengths, self.backlog.places.load(memory_order_relaxed) + 1
+        cdef Decision decision = self.elastic.widen(
+            leaf, request.model.estimates, self.backlog.places.load(memory_order_relaxed) + 1,
+            may_try(request),
         )
+        request.is_trial = decision.is_trial
+        return decision.group
 
     cdef void run_on_worker(self, RequestState* request, int group, int leaf) noexcept nogil:
         """Runs on the worker of `leaf`, which moves to the first core of `group` and back: one of
@@ -538,23 +547,23 @@ cdef class Dispatcher:
         If so, `leaf`, which the caller owns, has been given up. README, "How wide".
         """
         cdef size_t num_waiting = self.backlog.places.load(memory_order_relaxed)  # a guess
-        cdef uint64_t held_ns
+        cdef uint64_t held_ns, own = self.elastic.tree.mask[leaf]
         cdef int group
-        if not num_waiting:
+        if not num_waiting or self.elastic.is_trying():
             return 0
-        group = self.elastic.preferred_group(leaf, num_waiting)
+        group = self.elastic.decide(&self.elastic.latest, leaf, num_waiting, False).group
         held_ns = self.elastic.busy_ns(group, leaf)
-        if not held_ns:
+        if not held_ns and self.elastic.tree.mask[group] & own:
             return 0
         self.groups.release(leaf)
-        if self.elastic.has_room_for(group):  # elsewhere: let the worker there serve it
+        if not held_ns:  # a free group elsewhere: let a worker there serve it
             self.kick(WAKE_ANY)
-            return held_ns
+            return BRIEFLY_HELD_NS
         # Release, then look whether somebody runs who will look at the backlog after that. seq_cst.
         if self.elastic.num_running.load(memory_order_seq_cst) > 0:
             return held_ns
         # If another thread has the leaf by now, it will look at the backlog.
-        return 0 if self.groups.claim_all(self.elastic.tree.mask[leaf]) else held_ns
+        return 0 if self.groups.claim_all(own) else held_ns
 
     cdef void retry(self) noexcept nogil:
         """Wakes a worker for a request that was held for as long as expected."""
@@ -735,6 +744,14 @@ cdef void smooth(atomic[uint64_t]* estimate, uint64_t length) noexcept nogil:
     # A run that was preempted says nothing of the model, so none counts for more than twice the
     # estimate: 1 ms among 5 us would move it to 130 us.
     estimate.store(known - known // 8 + min(length, 2 * known) // 8 + 1, memory_order_relaxed)
+
+
+cdef bint may_try(RequestState* request) noexcept nogil:
+    """Whether the request can afford a width that may be slower: its deadline is not near."""
+    # relaxed: a statistic.
+    return request.deadline_ns == NO_DEADLINE or (
+        now_ns() + 8 * request.model.typical_ns.load(memory_order_relaxed) < request.deadline_ns
+    )
 
 
 cdef bint is_short(ModelState* model) noexcept nogil:

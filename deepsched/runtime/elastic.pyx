@@ -1,12 +1,14 @@
-"""State of the elastic scheduler: what runs where, until when, and how busy it has been.
+"""State of the elastic scheduler: what runs where, and until when.
 
-README.md, "How wide". policy.pyx decides on this state. Everything read here is a hint: whatever it
-says, a group is used only after it has been claimed.
+README.md, "How wide". estimates.pyx decides on this state. Everything read here is a hint: whatever
+it says, a group is used only after it has been claimed.
 """
 
 cimport cython
+from deepsched.runtime.estimates cimport ALONE, CROWD, decide, is_trying, record_demand
 from deepsched.runtime.futex cimport now_ns
-from deepsched.runtime.policy cimport PolicyTree, choose_group, roomiest_leaf
+from deepsched.runtime.groups cimport count_bits
+from deepsched.runtime.policy cimport PolicyTree
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 
@@ -23,48 +25,41 @@ cdef class Elastic:
     def __cinit__(self, PolicyTree tree not None, CoreGroups groups not None):
         self.tree = tree.tree
         self.groups = groups
+        self.demand.born_ns = now_ns()
+        self.demand.rolled_ns.store(self.demand.born_ns, memory_order_relaxed)
 
-    cdef void record_arrival(
-        self, RunLength* lengths, size_t num_waiting
-    ) noexcept nogil:
+    cdef void record_arrival(self, Estimates* estimates, size_t num_waiting) noexcept nogil:
         """A request arrives and finds `num_waiting` others in the backlog."""
-        cdef int group
-        cdef uint32_t seen = self.seen.load(memory_order_relaxed)
-        cdef int32_t running = self.num_running.load(memory_order_relaxed)
-        cdef uint32_t most = 2 * self.tree.num_leaves  # beyond that, more changes nothing
-        cdef uint32_t now = 1024 * <uint32_t>(
-            min(<size_t>max(running, 0) + num_waiting, <size_t>most)
+        cdef int32_t running = max(0, self.num_running.load(memory_order_relaxed))
+        cdef int company, level
+        for company in range(2):
+            for level in range(self.tree.num_levels):
+                self.latest.run_ns[company][level].store(
+                    estimates.run_ns[company][level].load(memory_order_relaxed),
+                    memory_order_relaxed,
+                )
+        record_demand(
+            &self.demand, <uint32_t>(running + num_waiting + 1),
+            <uint64_t>estimates.run_ns[CROWD][0].load(memory_order_relaxed), now_ns(),
         )
-        # Slow up, fast down: a lone caller after a crowd should soon get all cores.
-        seen += (now - seen) // 16 if now >= seen else 0
-        seen -= (seen - now) // 4 if now < seen else 0
-        self.seen.store(seen, memory_order_relaxed)
-        for group in range(self.tree.num_groups):
-            self.latest_run_ns[group].store(
-                lengths[group].expected_ns.load(memory_order_relaxed), memory_order_relaxed
-            )
 
-    cdef int choose(self, int leaf, RunLength* lengths, size_t num_waiting) noexcept nogil:
-        """The group around `leaf`, which the caller owns, for the first of `num_waiting`."""
-        cdef uint64_t run_ns[MAX_GROUPS]
-        cdef int group
-        for group in range(self.tree.num_groups):
-            run_ns[group] = lengths[group].expected_ns.load(memory_order_relaxed)
-        return self.choose_by(leaf, run_ns, num_waiting)
-
-    cdef int choose_by(self, int leaf, uint64_t* run_ns, size_t num_waiting) noexcept nogil:
-        """The group around `leaf`, which the caller owns, for the first of `num_waiting`."""
+    cdef Decision decide(
+        self, Estimates* estimates, int leaf, size_t num_waiting, bint may_try
+    ) noexcept nogil:
+        """The group for the first of `num_waiting`, preferably around `leaf` (-1: anywhere), which
+        counts as free."""
         cdef uint64_t busy[MAX_LEAVES]
-        cdef uint64_t free = self.groups.free_groups() | (<uint64_t>1 << leaf)
+        cdef uint64_t free = self.groups.free_groups()
         cdef uint64_t now = now_ns()
         cdef int other
-        if not run_ns[leaf]:
-            return leaf
-        cdef double waiting = <double>max(num_waiting, <size_t>1)
-        cdef double seen = self.seen.load(memory_order_relaxed) / 1024.0
+        if leaf >= 0:
+            free |= <uint64_t>1 << leaf
         for other in range(self.tree.num_leaves):
             busy[other] = 0 if free >> other & 1 else self.remaining_ns(other, now)
-        return choose_group(&self.tree, run_ns, busy, leaf, waiting, seen)
+        return decide(
+            &self.tree, &self.demand, estimates, busy, leaf,
+            <double>max(num_waiting, <size_t>1), may_try, now,
+        )
 
     cdef uint64_t remaining_ns(self, int leaf, uint64_t now) noexcept nogil:
         cdef uint64_t until = self.until_ns[leaf].load(memory_order_relaxed)
@@ -85,80 +80,76 @@ cdef class Elastic:
                 longest = max(longest, self.remaining_ns(other, now))
         return longest
 
-    cdef int preferred_group(self, int leaf, size_t num_waiting) noexcept nogil:
-        """Group to run the first of `num_waiting` on; if it is busy, the request should wait for
-        one as wide. The caller owns the leaf."""
-        cdef uint64_t run_ns[MAX_GROUPS]
-        cdef int group
-        for group in range(self.tree.num_groups):
-            run_ns[group] = self.latest_run_ns[group].load(memory_order_relaxed)
-        return self.choose_by(leaf, run_ns, num_waiting)
+    cdef bint is_trying(self) noexcept nogil:
+        """Whether a trial wants what waits to run at once."""
+        return is_trying(&self.demand, now_ns())
 
-    cdef bint has_room_for(self, int group) noexcept nogil:
-        """Whether some group that wide is free."""
+    cdef int claim_leaf(self, size_t num_waiting) noexcept nogil:
+        """The free leaf from which to serve what waits, now the caller's; -1: none is free."""
+        cdef Decision decision
+        cdef int leaf
+        if not self.groups.free_groups():
+            return -1
+        decision = self.decide(&self.latest, -1, num_waiting, False)
+        # Where it is busy and what waits is to be held, that is for the leaf's worker to find out.
+        leaf = self.tree.low[decision.group]
+        return leaf if self.groups.claim_all(self.tree.mask[leaf]) else self.groups.claim(-1)
+
+    cdef Decision claim(
+        self, Estimates* estimates, int preferred, bint may_try
+    ) noexcept nogil:
+        """Claims the group for a request that arrives while nobody waits; group -1: none is free,
+        or the request had better wait.
+
+        `preferred`: the leaf that the caller is on; -1: any.
+        """
+        cdef Decision decision
         cdef uint64_t free = self.groups.free_groups()
-        cdef int other, width = self.tree.high[group] - self.tree.low[group]
-        for other in range(self.tree.num_groups - 1, -1, -1):
-            if self.tree.high[other] - self.tree.low[other] < width:
-                return False
-            if free & self.tree.mask[other] == self.tree.mask[other]:
-                return True
-        return False
+        if preferred >= 0 and not free >> preferred & 1:
+            preferred = -1
+        decision.group = -1
+        decision.is_trial = False
+        if free:
+            decision = self.decide(estimates, preferred, 1, may_try)
+            if not self.groups.claim_all(self.tree.mask[decision.group]):
+                decision.group = -1
+                decision.is_trial = False
+        return decision
 
-    cdef int claim_leaf(self) noexcept nogil:
-        """The free leaf with the most room around it, now the caller's; -1: none is free."""
-        cdef int leaf
-        while True:
-            leaf = roomiest_leaf(&self.tree, self.groups.free_groups())
-            if leaf < 0 or self.groups.claim_all(self.tree.mask[leaf]):
-                return leaf
-
-    cdef int widen(self, int leaf, RunLength* lengths, size_t num_waiting) noexcept nogil:
-        """Claims the chosen group around `leaf`, which the caller owns; returns it, or the leaf."""
-        cdef int group = self.choose(leaf, lengths, num_waiting)
-        if group != leaf and self.groups.claim_all(
-            self.tree.mask[group] & ~self.tree.mask[leaf]
+    cdef Decision widen(
+        self, int leaf, Estimates* estimates, size_t num_waiting, bint may_try
+    ) noexcept nogil:
+        """Claims the chosen group around `leaf`, which the caller owns; else it is the leaf."""
+        cdef Decision decision = self.decide(estimates, leaf, num_waiting, may_try)
+        cdef uint64_t rest = self.tree.mask[decision.group] & ~self.tree.mask[leaf]
+        if decision.group == leaf:
+            return decision
+        if not self.tree.mask[decision.group] & self.tree.mask[leaf] or (
+            not self.groups.claim_all(rest)
         ):
-            return group
-        return leaf
+            decision.group = leaf
+            decision.is_trial = False
+        return decision
 
-    cdef void record_start(self, int group, RunLength* lengths) noexcept nogil:
-        """The caller, who owns `group`, runs a request there."""
-        cdef uint64_t expected_ns = lengths[group].expected_ns.load(memory_order_relaxed)
+    cdef double company(self, int group) noexcept nogil:
+        """The share of the leaves outside of `group` that are taken."""
+        cdef int others = self.tree.num_leaves - (self.tree.high[group] - self.tree.low[group])
+        cdef uint64_t free = self.groups.free_groups() & ~self.tree.mask[group]
+        return <double>(others - count_bits(free)) / others if others else 0.0
+
+    cdef double record_start(self, int group, Estimates* estimates) noexcept nogil:
+        """The caller, who owns `group`, runs a request there. Returns the company it has."""
+        cdef int leaf, level = self.tree.level_of[group]
+        cdef double company = self.company(group)
+        cdef double alone = estimates.run_ns[ALONE][level].load(memory_order_relaxed)
+        cdef double crowd = estimates.run_ns[CROWD][level].load(memory_order_relaxed)
+        cdef uint64_t expected_ns = <uint64_t>(alone + company * (crowd - alone))
         cdef uint64_t until = now_ns() + expected_ns if expected_ns else 0
-        cdef int leaf
         for leaf in range(self.tree.low[group], self.tree.high[group]):
             self.until_ns[leaf].store(until, memory_order_relaxed)
         # seq_cst: README, "How wide".
         self.num_running.fetch_add(1, memory_order_seq_cst)
-
-    cdef void learn(self, int group, RunLength* lengths, uint64_t length_ns) noexcept nogil:
-        """Takes in that a run on `group` took `length_ns`. A lost update does no harm.
-
-        README, "How wide": under load, wide runs may suffer more than narrow ones.
-        """
-        cdef uint64_t known = lengths[group].expected_ns.load(memory_order_relaxed)
-        cdef uint64_t target, length
-        cdef int other, level = self.tree.level_of[group]
-        if not known:
-            return
-        # None counts for more than twice the estimate: it may have been preempted.
-        known = known - known // 8 + min(length_ns, 2 * known) // 8 + 1
-        for other in range(self.tree.num_groups):
-            if self.tree.level_of[other] == level:
-                if lengths[other].expected_ns.load(memory_order_relaxed):
-                    lengths[other].expected_ns.store(known, memory_order_relaxed)
-            elif level == 0:
-                # While only narrow runs happen, nothing corrects a bad estimate of the wide ones:
-                # it decays towards what they gain when nothing else runs.
-                length = lengths[other].expected_ns.load(memory_order_relaxed)
-                if length:
-                    target = <uint64_t>(
-                        <double>known * lengths[other].alone_ns / lengths[group].alone_ns
-                    )
-                    lengths[other].expected_ns.store(
-                        length - length // 16 + target // 16 + 1, memory_order_relaxed
-                    )
+        return company
 
     cdef void record_end(self, int group, int leaf) noexcept nogil:
         """The run is over: releases the group but for `leaf`, which stays the caller's."""

@@ -2,6 +2,16 @@ from libc.stdint cimport uint64_t
 from libcpp.atomic cimport atomic
 
 
+cdef extern from * nogil:
+    """
+    static inline int deepsched_lowest_bit(unsigned long long bits) { return __builtin_ctzll(bits); }
+    static inline int deepsched_count_bits(unsigned long long bits) {
+        return __builtin_popcountll(bits);
+    }
+    """
+    int count_bits "deepsched_count_bits"(unsigned long long bits) noexcept
+    int lowest_bit "deepsched_lowest_bit"(unsigned long long bits) noexcept
+
 cdef struct FreeWord:
     atomic[uint64_t] bits
     char _pad[56]  # one cache line a word: far groups do not share one

@@ -9,16 +9,6 @@ from deepsched.runtime.posix cimport aligned_alloc
 from libc.stdlib cimport free
 from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 
-cdef extern from * nogil:
-    """
-    static inline int deepsched_lowest_bit(unsigned long long bits) { return __builtin_ctzll(bits); }
-    static inline int deepsched_count_bits(unsigned long long bits) {
-        return __builtin_popcountll(bits);
-    }
-    """
-    int count_bits "deepsched_count_bits"(unsigned long long bits) noexcept
-    int lowest_bit "deepsched_lowest_bit"(unsigned long long bits) noexcept
-
 
 @cython.final
 cdef class CoreGroups:

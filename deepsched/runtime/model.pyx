@@ -6,7 +6,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from deepsched.runtime.dispatch cimport (
     ACCEPTED, CLOSED, FULL, WAKE_ANY, Dispatcher, Submitted, is_short,
 )
-from deepsched.runtime.elastic cimport RunLength
+from deepsched.runtime.estimates cimport Estimates, believe
 from deepsched.runtime.futex cimport WAKE_ALL, futex_wait, now_ns
 from deepsched.runtime.inbox cimport Inbox
 from deepsched.runtime.known_short cimport (
@@ -58,10 +58,10 @@ cdef class Model:
         self.state.stats = <GroupStats*>calloc(len(sessions), sizeof(GroupStats))
         self.state.input_names = <const char**>calloc(len(self.all_inputs) + 1, sizeof(char*))
         self.state.output_names = <const char**>calloc(len(self.outputs) + 1, sizeof(char*))
-        self.state.lengths = <RunLength*>calloc(len(sessions), sizeof(RunLength))
+        self.state.estimates = <Estimates*>calloc(1, sizeof(Estimates))
         self.state.short_classes = <InputClass*>calloc(NUM_CLASSES, sizeof(InputClass))
         if (
-            self.state.short_classes == NULL or self.state.lengths == NULL
+            self.state.short_classes == NULL or self.state.estimates == NULL
             or self.state.sessions == NULL or self.state.teams == NULL or self.state.stats == NULL
             or self.state.input_names == NULL or self.state.output_names == NULL
         ):
@@ -78,7 +78,7 @@ cdef class Model:
         free(self.state.sessions)
         free(self.state.teams)
         free(self.state.stats)
-        free(self.state.lengths)
+        free(self.state.estimates)
         free(self.state.short_classes)
         free(self.state.input_names)
         free(self.state.output_names)
@@ -311,11 +311,11 @@ cdef class Model:
         return self.dispatcher.measure(group, self.prepare(inputs, None, 0, True), seconds)
 
     def set_run_ns(self, list run_ns) -> None:
-        """Sets the run length by core group when nothing else runs, in ns; 0 for groups that are too
-        wide to be of use. To be called before anybody else uses this model."""
+        """Sets what the elastic policy is to believe until runs tell: the run length by core group
+        when nothing else runs, in ns; 0: unknown. Groups of one width share it."""
+        cdef Dispatcher dispatcher = self.dispatcher
         for group, ns in enumerate(run_ns):
-            self.state.lengths[group].alone_ns = ns
-            self.state.lengths[group].expected_ns.store(ns, memory_order_relaxed)
+            believe(self.state.estimates, dispatcher.elastic.tree.level_of[group], ns, now_ns())
 
     # --- Its end ------------------------------------------------------------------------------
 

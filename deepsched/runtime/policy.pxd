@@ -13,17 +13,36 @@ cdef struct Tree:
     int high[MAX_GROUPS]  # after the last
     int parent[MAX_GROUPS]  # -1: the root
     uint64_t mask[MAX_GROUPS]  # of its leaves
+    bint straddles[MAX_GROUPS]  # it spans NUMA nodes
     # Level k: the groups that a machine without anything wider than width k would be cut into.
     int num_levels
+    int width[MAX_LEVELS]  # in leaves
     int level_of[MAX_GROUPS]
     int level_start[MAX_LEVELS + 1]
     int level_groups[MAX_LEVELS * MAX_LEAVES]
 
+cdef struct Lengths:
+    # How long a model's runs take, by level, ns; 0: unknown.
+    double alone[MAX_LEVELS]  # while the other leaves idle
+    double crowd[MAX_LEVELS]  # while all of them run
+
+cdef struct Load:
+    double offered  # leaves that would be busy if each request took one, in company
+    double population  # the most requests in the system at once, lately
+
+cdef struct Plan:
+    int level  # whose groups would serve this load best if all requests took them
+    uint64_t usable  # a bit for each level that is worth its width
+    double price  # what a leaf's time is worth: ns of latency for each ns
+    double company[MAX_LEVELS]  # share of the other leaves that will be busy beside such a run
+    double spare  # share of its capacity that the machine has left, at least MIN_SPARE
+
 cdef class PolicyTree:
     cdef Tree tree
 
-cdef int roomiest_leaf(const Tree* tree, uint64_t free) noexcept nogil
+cdef Plan make_plan(const Tree* tree, const Lengths* lengths, const Load* load) noexcept nogil
+cdef double length_at(const Lengths* lengths, int level, double company) noexcept nogil
 cdef int choose_group(
-    const Tree* tree, const uint64_t* run_ns, const uint64_t* busy_ns, int leaf,
-    double num_waiting, double num_seen,
+    const Tree* tree, const Lengths* lengths, const Plan* plan, const uint64_t* busy_ns, int leaf,
+    double num_waiting,
 ) noexcept nogil

@@ -1,15 +1,14 @@
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 class PolicyTree:
     """The tree of core groups as the policy uses it."""
 
-    def __init__(self, leaves: Sequence[tuple[int, int]], parents: Sequence[int]) -> None: ...
-    def roomiest_leaf(self, busy_ns: Sequence[int]) -> int: ...
-    def choose(
+    def __init__(
         self,
-        run_ns: Sequence[int],
-        busy_ns: Sequence[int],
-        leaf: int,
-        num_waiting: int,
-        num_seen: float = 0.0,
-    ) -> int: ...
+        leaves: Sequence[tuple[int, int]],
+        parents: Sequence[int],
+        straddling: Collection[int] = (),
+    ) -> None: ...
+    @property
+    def num_levels(self) -> int: ...
+    def level_of(self, group: int) -> int: ...

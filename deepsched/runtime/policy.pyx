@@ -1,88 +1,163 @@
-"""The elastic policy: which width of core group a request takes, a pure function of a small state.
+"""The elastic policy: which width of core group a request takes. Pure functions of a small state.
 
 README.md, "How wide". The simulator (bench/simulate.py) decides by the same code.
 """
 
 cimport cython
+from libc.math cimport pow, sqrt
 from libc.stdint cimport uint64_t
 from libc.string cimport memset
-from libcpp.algorithm cimport pop_heap, push_heap
+
+# A wider group that shortens a run by less than this is not used: its cores serve others better,
+# and measurements hardly resolve less.
+cdef double MIN_GAIN = 0.05
+
+# Below this, the price of a leaf's time would follow the noise of the estimated load.
+cdef double MIN_SPARE = 0.05
 
 
-cdef int roomiest_leaf(const Tree* tree, uint64_t free) noexcept nogil:
-    """The free leaf with the widest free group around it; -1: none is free."""
-    cdef int group
-    for group in range(tree.num_groups - 1, -1, -1):  # the widest first
-        if free & tree.mask[group] == tree.mask[group]:
-            return tree.low[group]
-    return -1
+cdef int room_around(const Tree* tree, const uint64_t* busy_ns, int group) noexcept nogil:
+    """Leaves in the widest free group around `group`, which is free."""
+    cdef int leaf, above = tree.parent[group]
+    while above >= 0:
+        for leaf in range(tree.low[above], tree.high[above]):
+            if busy_ns[leaf]:
+                return tree.high[group] - tree.low[group]
+        group = above
+        above = tree.parent[group]
+    return tree.high[group] - tree.low[group]
+
+
+cdef double length_at(const Lengths* lengths, int level, double company) noexcept nogil:
+    """How long a run takes while a share `company` of the other leaves is busy, ns."""
+    return lengths.alone[level] + company * (lengths.crowd[level] - lengths.alone[level])
+
+
+cdef Plan make_plan(const Tree* tree, const Lengths* lengths, const Load* load) noexcept nogil:
+    """What serves `load` best, and what a leaf's time is worth meanwhile. README, "How wide".
+
+    A level's mean latency is estimated twice, and the lower one holds. *Open*: requests arrive at
+    random, whatever becomes of them; M/D/c's wait by Sakasegawa's approximation. *Closed*: there
+    are no more than `population`, each of which arrives when one ends.
+    """
+    cdef Plan plan
+    cdef double run_ns[MAX_LEVELS]
+    cdef double latency, least = -1, shortest = 0, count, rate, used, longer, saved, low = 0, high = -1
+    cdef int level
+    plan.level = 0
+    plan.usable = 1
+    plan.price = 0
+    plan.spare = MIN_SPARE
+    for level in range(tree.num_levels):
+        plan.company[level] = 0
+        if not lengths.alone[level]:
+            continue
+        count = <double>tree.num_leaves / tree.width[level]
+        if count > 1:
+            plan.company[level] = min(
+                1.0,
+                (load.population - 1) / (count - 1),
+                load.offered * lengths.crowd[level] / lengths.crowd[0] / count,
+            )
+        run_ns[level] = length_at(lengths, level, plan.company[level])
+        if level and run_ns[level] > (1 - MIN_GAIN) * shortest:
+            continue
+        shortest = run_ns[level]
+        plan.usable |= <uint64_t>1 << level
+        rate = count / run_ns[level]
+        used = load.offered / lengths.crowd[0] / rate
+        plan.spare = max(plan.spare, 1 - used)
+        latency = max(run_ns[level], load.population / rate)
+        if used < 1:
+            latency = min(
+                latency,
+                run_ns[level]
+                + run_ns[level] / (2 * count) * pow(used, sqrt(2 * (count + 1)) - 1) / (1 - used),
+            )
+        if least < 0 or latency < least:
+            plan.level, least = level, latency
+    # The price at which a request that finds an empty machine takes that level as well: between
+    # what makes the narrower ones better, and the wider ones.
+    for level in range(tree.num_levels):
+        if not plan.usable >> level & 1 or level == plan.level:
+            continue
+        longer = run_ns[level] - run_ns[plan.level]
+        saved = tree.width[plan.level] * run_ns[plan.level] - tree.width[level] * run_ns[level]
+        if level < plan.level and longer > 0 and saved > 0:
+            high = longer / saved if high < 0 else min(high, longer / saved)
+        elif level > plan.level and longer < 0 and saved < 0:
+            low = max(low, longer / saved)
+    if high < 0:
+        plan.price = 2 * low
+    elif low == 0:
+        plan.price = high / 4
+    else:
+        plan.price = sqrt(low * high) if high > low else low
+    return plan
 
 
 cdef int choose_group(
-    const Tree* tree, const uint64_t* run_ns, const uint64_t* busy_ns, int leaf,
-    double num_waiting, double num_seen,
+    const Tree* tree, const Lengths* lengths, const Plan* plan, const uint64_t* busy_ns, int leaf,
+    double num_waiting,
 ) noexcept nogil:
-    """The group around the free `leaf` whose width minimises total latency.
+    """The group for the first of those that wait. If it is busy, waiting for it is better than
+    any other.
 
-    Were those that wait, and those that they announce, all to take groups of that width, one after
-    another, each the first to become free. If the group that it returns is busy, the request had
-    better wait for it.
+    What counts is when the request ends, and the leaf time that it takes, idle time of leaves that
+    are kept free included, at the price of the plan and of those that wait behind it. Of equally
+    good groups: the one around `leaf`, else the one with the least room around it, so that narrow
+    runs gather and leave wide groups whole.
 
     Args:
-        run_ns: by group, how long a run takes there; 0: too wide to be of use.
         busy_ns: by leaf, for how long it will be taken; 0: free.
+        leaf: that the caller owns; -1: none.
         num_waiting: at least 1.
-        num_seen: how many others requests found on their arrival lately, on average.
     """
-    # A queue announces more than itself: README, "How wide". The last may be a part of a request:
-    # what is expected counts by its likelihood.
-    cdef double num_requests = num_waiting * num_waiting + num_seen
-    cdef int group = leaf, best = leaf
-    cdef double total, least = 0
-    cdef bint is_backlog = num_requests > 4 * tree.num_leaves
-    while group >= 0 and run_ns[group]:
-        if is_backlog:
-            # Throughput counts. The narrowest groups have the highest, but for models that do not
-            # fit the caches twice; 5 % is below what the measurement resolves.
-            total = <double>run_ns[group] * (tree.high[group] - tree.low[group])
-            if group != leaf:
-                total *= 1.05
-        else:
-            total = _total_latency(
-                tree, tree.level_of[group], <double>run_ns[group], busy_ns, num_requests
+    cdef double price = plan.price + (num_waiting - 1) / tree.num_leaves / plan.spare
+    cdef double cost, least = -1, wait_cost, longest, idle, company, run_ns
+    cdef int level, index, group, other, room, least_room, found, best = max(leaf, 0), num_busy = 0
+    for other in range(tree.num_leaves):
+        num_busy += busy_ns[other] != 0
+    for level in range(tree.num_levels):
+        if not plan.usable >> level & 1:
+            continue
+        wait_cost = least_room = 0
+        found = -1
+        for index in range(tree.level_start[level], tree.level_start[level + 1]):
+            group = tree.level_groups[index]
+            if tree.level_of[group] != level:
+                continue  # an odd one out, narrower
+            # DeepSparse's meaning of a stream: it stays within a node while others could use it.
+            if tree.straddles[group] and num_waiting > 1:
+                continue
+            longest = 0
+            for other in range(tree.low[group], tree.high[group]):
+                longest = max(longest, <double>busy_ns[other])
+            idle = 0
+            if longest:
+                for other in range(tree.low[group], tree.high[group]):
+                    if not busy_ns[other]:
+                        idle += longest
+            cost = longest + price * idle
+            if found >= 0 and cost > wait_cost:
+                continue
+            room = 0
+            if not longest and not tree.low[group] <= leaf < tree.high[group]:
+                room = room_around(tree, busy_ns, group)
+            if found < 0 or cost < wait_cost or room < least_room:
+                found, wait_cost, least_room = group, cost, room
+        if found < 0:
+            continue
+        company = plan.company[level]
+        if tree.width[level] < tree.num_leaves:
+            company = max(
+                company, min(1.0, <double>num_busy / (tree.num_leaves - tree.width[level]))
             )
-        # Ties go to the wider group: its run is over sooner.
-        if group == leaf or total <= least:
-            best, least = group, total
-        group = tree.parent[group]
+        run_ns = length_at(lengths, level, company)
+        cost = wait_cost + run_ns + price * run_ns * tree.width[level]
+        if least < 0 or cost < least:
+            best, least = found, cost
     return best
-
-
-cdef double _total_latency(
-    const Tree* tree, int level, double run_ns, const uint64_t* busy_ns, double num_requests
-) noexcept nogil:
-    # A heap of the times at which each group of the level will be free, negated: the library's
-    # heaps keep the largest on top.
-    cdef double heap[MAX_LEAVES]
-    cdef int index, leaf, group, num_heap = 0
-    cdef double free_at, end, total = 0
-    cdef uint64_t latest
-    for index in range(tree.level_start[level], tree.level_start[level + 1]):
-        group = tree.level_groups[index]
-        latest = 0
-        for leaf in range(tree.low[group], tree.high[group]):
-            latest = max(latest, busy_ns[leaf])
-        heap[num_heap] = -<double>latest
-        num_heap += 1
-        push_heap(&heap[0], &heap[num_heap])
-    while num_requests > 0:
-        pop_heap(&heap[0], &heap[num_heap])
-        end = run_ns - heap[num_heap - 1]
-        total += end * min(1.0, num_requests)
-        heap[num_heap - 1] = -end
-        push_heap(&heap[0], &heap[num_heap])
-        num_requests -= 1
-    return total
 
 
 @cython.final
@@ -93,14 +168,14 @@ cdef class PolicyTree:
         leaves: of each group, its first leaf and the one after its last: the leaves themselves
             first, wider ones later, the root last (deepsched.scheduling.group_tree.tree_of).
         parents: of each group, the group that it is merged into; -1 for the root.
+        straddling: the groups that span NUMA nodes.
 
     >>> tree = PolicyTree([(0, 1), (1, 2), (0, 2)], [2, 2, -1])
-    >>> run_ns = [5_100_000, 5_100_000, 2_900_000]
-    >>> tree.choose(run_ns, [0, 0], 0, 1), tree.choose(run_ns, [0, 0], 0, 4)
-    (2, 0)
+    >>> tree.num_levels, tree.level_of(2)
+    (2, 1)
     """
 
-    def __cinit__(self, leaves, parents):
+    def __cinit__(self, leaves, parents, straddling=()):
         cdef int group, level
         memset(&self.tree, 0, sizeof(Tree))
         num_leaves = sum(high - low == 1 for low, high in leaves)
@@ -113,10 +188,12 @@ cdef class PolicyTree:
             self.tree.high[group] = high
             self.tree.parent[group] = parents[group]
             self.tree.mask[group] = sum(1 << leaf for leaf in range(low, high))
+            self.tree.straddles[group] = group in straddling
         widths = sorted({high - low for low, high in leaves})
         self.tree.num_levels = len(widths)
         filled = 0
         for level, width in enumerate(widths):
+            self.tree.width[level] = width
             self.tree.level_start[level] = filled
             for group, (low, high) in enumerate(leaves):
                 if high - low == width:
@@ -129,17 +206,11 @@ cdef class PolicyTree:
                     filled += 1
         self.tree.level_start[len(widths)] = filled
 
-    def roomiest_leaf(self, busy_ns) -> int:
-        """See roomiest_leaf above; `busy_ns` by leaf, 0 for free."""
-        free = sum(1 << leaf for leaf, busy in enumerate(busy_ns) if not busy)
-        return roomiest_leaf(&self.tree, free)
+    @property
+    def num_levels(self) -> int:
+        """How many widths there are."""
+        return self.tree.num_levels
 
-    def choose(self, run_ns, busy_ns, int leaf, int num_waiting, double num_seen=0.0) -> int:
-        """See choose_group above."""
-        cdef uint64_t runs[MAX_GROUPS]
-        cdef uint64_t busy[MAX_LEAVES]
-        for group in range(self.tree.num_groups):
-            runs[group] = run_ns[group]
-        for index in range(self.tree.num_leaves):
-            busy[index] = busy_ns[index]
-        return choose_group(&self.tree, runs, busy, leaf, num_waiting, num_seen)
+    def level_of(self, int group) -> int:
+        """The level of a group, from 0 for the narrowest."""
+        return self.tree.level_of[group]

@@ -6,7 +6,7 @@ may hand it over by `wake`, after which the worker owns it.
 
 cimport cython
 from deepsched.runtime.futex cimport futex_wait, futex_wake, now_ns, pause
-from deepsched.runtime.posix cimport CpuMask, pthread_atfork, pthread_join, start_thread
+from deepsched.runtime.posix cimport CpuMask, pthread_atfork, pthread_join, start_thread_anyway
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libcpp.atomic cimport (
@@ -135,7 +135,7 @@ cdef class WorkerPool:
             worker.retry = retry
             worker.server = server
             name = thread_name(f"{prefix}-s{group}")
-            error = start_thread(&worker.thread, name, &masks[group], _worker_main, worker)
+            error = start_thread_anyway(&worker.thread, name, &masks[group], _worker_main, worker)
             if error:
                 self.stop()
                 raise ThreadError(

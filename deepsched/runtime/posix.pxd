@@ -36,9 +36,6 @@ cdef extern from * nogil:
             sigfillset(&all);
             pthread_sigmask(SIG_SETMASK, &all, &before);
             error = pthread_create(thread, &attributes, body, argument);
-            if (error == EINVAL) { /* the CPU was taken away: README.md, "CPUs that go" */
-                error = pthread_create(thread, nullptr, body, argument);
-            }
             pthread_sigmask(SIG_SETMASK, &before, nullptr);
             if (!error) pthread_setname_np(*thread, name);
         }
@@ -51,6 +48,16 @@ cdef extern from * nogil:
         int error = pthread_create(thread, nullptr, body, argument);
         if (!error) pthread_setname_np(*thread, name);
         return error;
+    }
+    /* As deepsched_start_thread, but unpinned where the CPU was taken away (EINVAL): README.md,
+       "CPUs that go". */
+    static inline int deepsched_start_thread_anyway(pthread_t* thread, const char* name,
+                                                    const deepsched_cpu_mask* mask,
+                                                    void* (*body)(void*), void* argument) {
+        static const deepsched_cpu_mask anywhere = {};
+        int error = deepsched_start_thread(thread, name, mask, body, argument);
+        return error == EINVAL ? deepsched_start_thread(thread, name, &anywhere, body, argument)
+                               : error;
     }
     /* A thread's mask. Both return 0 or an errno. */
     static inline int deepsched_get_mask(pthread_t thread, deepsched_cpu_mask* mask) {
@@ -81,6 +88,10 @@ cdef extern from * nogil:
     ) noexcept
     int start_signalled_thread "deepsched_start_signalled_thread"(
         pthread_t* thread, const char* name, void* (*body)(void*) noexcept, void* argument
+    ) noexcept
+    int start_thread_anyway "deepsched_start_thread_anyway"(
+        pthread_t* thread, const char* name, const CpuMask* mask,
+        void* (*body)(void*) noexcept nogil, void* argument,
     ) noexcept
     int get_mask "deepsched_get_mask"(pthread_t thread, CpuMask* mask) noexcept
     int set_mask "deepsched_set_mask"(pthread_t thread, const CpuMask* mask) noexcept

@@ -1,5 +1,5 @@
 from deepsched.runtime.completion cimport Completion
-from deepsched.runtime.elastic cimport RunLength
+from deepsched.runtime.estimates cimport Estimates
 from deepsched.runtime.inbox cimport Inbox, Node
 from deepsched.runtime.known_short cimport InputClass
 from deepsched.runtime.ort cimport OrtSession, OrtStatus, OrtValue
@@ -24,7 +24,7 @@ cdef struct ModelState:
     # What threads without the GIL see of a model. `closing` is set once.
     OrtSession** sessions  # by core group
     ThreadTeam** teams  # theirs
-    RunLength* lengths  # by core group; of elastic contexts
+    Estimates* estimates  # of its run lengths; of elastic contexts
     GroupStats* stats  # by core group
     UnrunStats unrun
     const char** input_names
@@ -61,6 +61,7 @@ cdef struct RequestState:
     bint is_stoppable  # another thread may want to stop it
     bint by_worker
     bint is_producer  # see Model.start
+    bint is_trial  # its width is being tried
     bint is_refused  # not begun, though its deadline had not passed
     bint shrinks  # its end gives back the memory that it took
     uint64_t deadline_ns  # NO_DEADLINE: none

@@ -11,7 +11,7 @@ from deepsched.runtime.ort cimport (
 )
 from deepsched.runtime.pins cimport one_cpu
 from deepsched.runtime.pool cimport fork_generation, thread_name
-from deepsched.runtime.posix cimport CpuMask, pthread_join, start_thread
+from deepsched.runtime.posix cimport CpuMask, pthread_join, start_thread_anyway
 from deepsched.runtime.values cimport ValueInfo, describe_value
 from libc.stdio cimport snprintf
 from libc.errno cimport ENOMEM
@@ -78,7 +78,7 @@ cdef int _start_team(ThreadTeam* team, int num_threads) noexcept nogil:
         mask.num_bytes = 0
         if team.cpus != NULL:
             one_cpu(&mask, team.cpus[team.num_started + 1])
-        error = start_thread(&op_thread.thread, name, &mask, _op_thread_main, op_thread)
+        error = start_thread_anyway(&op_thread.thread, name, &mask, _op_thread_main, op_thread)
         if error:
             free(op_thread)
             return error

@@ -33,6 +33,15 @@ class GroupTree(NamedTuple):
         """The group of all cores."""
         return len(self.leaves) - 1
 
+    @property
+    def straddling(self) -> tuple[int, ...]:
+        """The groups that span NUMA nodes."""
+        return tuple(
+            group
+            for group, (low, high) in enumerate(self.leaves)
+            if len({core.numa_node for it in self.streams[low:high] for core in it.cores}) > 1
+        )
+
     def around(self, group: int) -> Iterator[int]:
         """The group itself, and those that contain it, up to the root."""
         while group >= 0:

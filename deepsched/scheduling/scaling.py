@@ -1,22 +1,25 @@
-"""How runs get shorter with more cores: which widths to measure, and which of them help."""
+"""How runs get shorter with more cores: which widths to measure, and what they take."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from deepsched.machine.contention import ContentionMonitor, is_contended
+from deepsched.machine.latency import GAP
 from deepsched.models.measurements import Measurements
 from deepsched.scheduling.group_tree import GroupTree
 
-# A wider group that shortens a run by less than this is not used: its cores serve others better.
+# More cores that shorten a run by less than this are of no use: they serve others better.
 _MIN_GAIN = 0.05
 
 _SECONDS = 0.05
 """Time to measure one width, after a run that fills the arena."""
 
 _KIND = "run lengths"
-"""Kind of the cache's measurement; its value is ns by number of cores."""
+"""Kind of the cache's measurement; its value is ns by number of cores, and how far apart these
+were."""
 
 
 def widths(most: int) -> list[int]:
@@ -44,8 +47,9 @@ def run_lengths(
     measurements: Measurements | None,
     layout: object,
     cpus: Collection[int] | None,
+    trips_ns: Sequence[float] = (),
 ) -> list[int]:
-    """Run length on each group of the tree, in ns; 0 for groups that are too wide to be of use.
+    """Run length on each group of the tree while nothing else runs, in ns.
 
     Args:
         measure: called with a group and the seconds to measure for; returns the run length in ns.
@@ -53,13 +57,30 @@ def run_lengths(
             each time.
         layout: what the result depends on besides the model, as JSON.
         cpus: the CPUs that runs use; None for all that this process may use.
+        trips_ns: how far apart these are now (deepsched.machine.state.neighbour_trips_ns). What was
+            kept while they were nearer or farther is measured again.
     """
-    by_width = None if measurements is None else _by_width(measurements.read(_KIND, layout))
-    if by_width is None:
+    kept = None if measurements is None else _kept(measurements.read(_KIND, layout))
+    if kept is not None and not _has_moved(kept[1], trips_ns):
+        by_width = kept[0]
+    else:
         by_width, others_share = _measure_widths(tree, measure, cpus)
         if measurements is not None:
-            measurements.write(_KIND, layout, by_width, others_share)
-    return useful(tree, by_width)
+            # JSON has no NaN, which stands for a core that others kept busy.
+            trips = [None if math.isnan(trip) else trip for trip in trips_ns]
+            measurements.write(_KIND, layout, {"ns": by_width, "trips_ns": trips}, others_share)
+    return [by_width[tree.num_cores(group)] for group in range(len(tree.leaves))]
+
+
+def _has_moved(before: Sequence[float | None], now: Sequence[float]) -> bool:
+    """Whether the host has put cores nearer together or farther apart; False where that is not
+    known."""
+    return any(
+        trip is not None
+        and trip * seen > 0  # no NaN
+        and not 1 / GAP < trip / seen < GAP
+        for trip, seen in zip(before, now, strict=False)
+    )
 
 
 def _measure_widths(
@@ -89,29 +110,11 @@ def _measure_widths(
     return by_width, max(by_processes or 0.0, min(1.0, by_threads))
 
 
-def useful(tree: GroupTree, by_width: dict[int, int]) -> list[int]:
-    """`by_width` by group; 0 for a group that gains too little over the groups merged into it, and
-    for all that contain it.
-
-    >>> from deepsched import Topology, partition
-    >>> from deepsched.scheduling.group_tree import tree_of
-    >>> tree = tree_of(partition(Topology.synthetic(1, 1, 1, 4), num_streams=4).streams)
-    >>> useful(tree, {1: 100, 2: 60, 4: 58})
-    [100, 100, 100, 100, 60, 60, 0]
-    """
-    lengths = [by_width[tree.num_cores(group)] for group in range(len(tree.leaves))]
-    for group, parent in enumerate(tree.parents):  # narrower groups come first
-        if parent >= 0 and (
-            lengths[group] == 0 or lengths[parent] > (1 - _MIN_GAIN) * lengths[group]
-        ):
-            lengths[parent] = 0
-    return lengths
-
-
-def _by_width(kept: object) -> dict[int, int] | None:
-    """A measurement as it was kept, JSON; None if it is none."""
+def _kept(found: object) -> tuple[dict[int, int], list[float | None]] | None:
+    """A measurement as it was kept, JSON: ns by width, and trips; None if it is none."""
     try:
-        found = {int(width): int(ns) for width, ns in kept.items()}  # type: ignore[attr-defined]
-    except (AttributeError, TypeError, ValueError):
+        by_width = {int(width): int(ns) for width, ns in found["ns"].items()}  # type: ignore[index]
+        trips = [None if it is None else float(it) for it in found["trips_ns"]]  # type: ignore[index]
+    except (AttributeError, KeyError, TypeError, ValueError):
         return None
-    return found if found and min(found.values()) > 0 else None
+    return (by_width, trips) if by_width and min(by_width.values()) > 0 else None

@@ -15,6 +15,7 @@ from deepsched.errors import ClosedError, OptionError
 from deepsched.invocation.futures import FutureResolver
 from deepsched.machine.partition import Stream
 from deepsched.machine.shape import cpu_models, describe_shape
+from deepsched.machine.state import neighbour_trips_ns
 from deepsched.models.compiled import OpenedModel
 from deepsched.models.sources import Source
 from deepsched.runtime.dispatch import Dispatcher
@@ -81,7 +82,7 @@ class SharedStreams:
             queue_capacity=queue_capacity,
             spin_ns=_SPIN_NS[spin] if self._may_spin else 0,
             thread_prefix=self.name,
-            tree=None if tree is None else PolicyTree(tree.leaves, tree.parents),
+            tree=None if tree is None else PolicyTree(tree.leaves, tree.parents, tree.straddling),
         )
         self.resolver = FutureResolver(f"{self.name}-futures")
         self.registry = ModelRegistry(self.new_counts)
@@ -129,7 +130,8 @@ class SharedStreams:
         )
 
     def measure_scaling(self, served: ServedModel, inputs: list[Any]) -> None:
-        """Tells the elastic policy how long the model's runs take on groups of each width.
+        """Tells the elastic policy how long the model's runs take on groups of each width: what it
+        starts from, and corrects in service.
 
         Before anybody else uses the model. Does nothing where runs have one width.
         """
@@ -152,6 +154,7 @@ class SharedStreams:
             served.opened.measurements,
             conditions,
             None if layout.pin == "none" else {cpu for core in cores for cpu in core.cpus},
+            () if layout.pin == "none" else neighbour_trips_ns([core.cpus[0] for core in cores]),
         )
         model.set_run_ns(lengths)
 

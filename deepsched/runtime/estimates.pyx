@@ -1,0 +1,334 @@
+"""What the elastic policy believes: run lengths with an age, and the load. Nothing is believed for
+ever: README.md, "How wide".
+
+All atomics here are relaxed: each is an estimate by itself, nothing is read through it, and an
+update that is lost to another thread does no harm. Time comes from the caller, so the simulator
+(bench/simulate.py) learns by the same code.
+"""
+
+cimport cython
+from deepsched.runtime.policy cimport choose_group, length_at, make_plan
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libcpp.atomic cimport memory_order_relaxed
+
+# By what share of its error a run moves an estimate: more, the older that is. What nobody has
+# looked at for OLD_NS says little; and beside thousands of runs a second, single ones are noise.
+cdef double LEAST_GAIN = 1 / 64.0
+cdef double MOST_GAIN = 1 / 2.0
+cdef double OLD_NS = 1_000_000_000
+
+# A width is tried again when its estimate is so old, in time and in runs.
+cdef double TRIAL_AGE_NS = 250_000_000
+cdef double TRIAL_AGE_RUNS = 16
+
+# Of the time that runs take, trials may lose this share. One that costs something counts for more
+# than a whole run, so that trials are rarer than the slowest 1 % of requests.
+cdef double TRIAL_SHARE = 0.01
+cdef double COSTLY_TRIAL = 1.25
+cdef double MOST_CREDIT = 4  # runs
+
+# The load is averaged over so many runs, and at least over this time.
+cdef double WINDOW_RUNS = 8
+cdef double WINDOW_NS = 2_000_000
+
+# Arrivals over which the most requests in the system are kept; a power of two.
+cdef uint32_t NUM_REMEMBERED = 8
+
+
+# --- Run lengths ------------------------------------------------------------------------------
+
+
+cdef void believe(Estimates* estimates, int level, double run_ns, uint64_t now) noexcept nogil:
+    """A length that was measured before anything was served: counts until runs tell. 0: unknown."""
+    cdef int company
+    for company in range(2):
+        estimates.run_ns[company][level].store(run_ns, memory_order_relaxed)
+        estimates.learned_ns[company][level].store(now if run_ns else 0, memory_order_relaxed)
+
+
+cdef void read_lengths(const Tree* tree, Estimates* estimates, Lengths* lengths) noexcept nogil:
+    cdef int level
+    for level in range(tree.num_levels):
+        lengths.alone[level] = estimates.run_ns[ALONE][level].load(memory_order_relaxed)
+        lengths.crowd[level] = estimates.run_ns[CROWD][level].load(memory_order_relaxed)
+
+
+cdef void follow(
+    Estimates* estimates, int level, double company, double length_ns, uint64_t now
+) noexcept nogil:
+    """Moves both lengths of a level towards what a run in this company told."""
+    cdef double alone = estimates.run_ns[ALONE][level].load(memory_order_relaxed)
+    cdef double crowd = estimates.run_ns[CROWD][level].load(memory_order_relaxed)
+    cdef int kind = CROWD if company >= 0.5 else ALONE
+    cdef double age = now - estimates.learned_ns[kind][level].load(memory_order_relaxed)
+    cdef double gain, error, expected = alone + company * (crowd - alone)
+    estimates.learned_ns[kind][level].store(now, memory_order_relaxed)
+    if not alone:
+        estimates.run_ns[ALONE][level].store(length_ns, memory_order_relaxed)
+        estimates.run_ns[CROWD][level].store(length_ns, memory_order_relaxed)
+        return
+    # A run may take too long by accident, being preempted, but hardly too short: none counts for
+    # more than twice what was expected, and one that ends early is believed the more.
+    error = min(length_ns, 2 * expected) - expected
+    gain = max(LEAST_GAIN, min(MOST_GAIN if error > 0 else 1.0, age / OLD_NS))
+    # Each by its share in the expectation, so that together they make up `gain` of the error.
+    gain *= error / ((1 - company) * (1 - company) + company * company)
+    estimates.run_ns[ALONE][level].store(
+        max(1.0, alone + gain * (1 - company)), memory_order_relaxed
+    )
+    estimates.run_ns[CROWD][level].store(max(1.0, crowd + gain * company), memory_order_relaxed)
+
+
+cdef void learn(
+    const Tree* tree, Demand* demand, Estimates* estimates, int group, double company,
+    uint64_t length_ns, bint is_trial, uint64_t now,
+) noexcept nogil:
+    """A run on `group`, beside which a share `company` of the other leaves was busy, has ended."""
+    cdef int level = tree.level_of[group]
+    cdef Lengths lengths
+    cdef Load load
+    cdef Plan plan
+    cdef double best_ns, lost_ns
+    cdef int64_t credit_ns = estimates.credit_ns.load(memory_order_relaxed)
+    follow(estimates, level, company, <double>length_ns, now)
+    credit_ns = min(
+        credit_ns + <int64_t>(TRIAL_SHARE * length_ns), <int64_t>(MOST_CREDIT * length_ns)
+    )
+    if is_trial:
+        read_lengths(tree, estimates, &lengths)
+        load = read_load(demand)
+        plan = make_plan(tree, &lengths, &load)
+        best_ns = length_at(&lengths, plan.level, plan.company[plan.level])
+        lost_ns = <double>length_ns - best_ns + plan.price * (
+            <double>length_ns * tree.width[level] - best_ns * tree.width[plan.level]
+        )
+        if lost_ns > 0.05 * best_ns:
+            credit_ns -= <int64_t>max(COSTLY_TRIAL * best_ns, min(lost_ns, 4 * best_ns))
+        elif lost_ns > 0:
+            credit_ns -= <int64_t>lost_ns
+    estimates.credit_ns.store(credit_ns, memory_order_relaxed)
+
+
+# --- Load -------------------------------------------------------------------------------------
+
+
+cdef void record_demand(
+    Demand* demand, uint32_t num_in_system, uint64_t run_ns, uint64_t now
+) noexcept nogil:
+    """A request arrives, of a model whose runs take `run_ns` on a leaf in a crowd, and is one of
+    `num_in_system`."""
+    cdef uint64_t rolled_ns = demand.rolled_ns.load(memory_order_relaxed)
+    cdef double passed_ns, window_ns, gain, offered
+    cdef uint32_t most = max(num_in_system, demand.most.load(memory_order_relaxed))
+    if demand.num_arrived.fetch_add(1, memory_order_relaxed) % NUM_REMEMBERED == 0:
+        demand.most_before.store(demand.most.load(memory_order_relaxed), memory_order_relaxed)
+        most = num_in_system
+    demand.most.store(most, memory_order_relaxed)
+    demand.arrived_ns.fetch_add(run_ns, memory_order_relaxed)
+    passed_ns = <double>now - <double>rolled_ns
+    window_ns = max(WINDOW_NS, WINDOW_RUNS * run_ns)
+    if passed_ns < window_ns / 8 or not demand.rolled_ns.compare_exchange_strong(
+        rolled_ns, now, memory_order_relaxed
+    ):
+        return
+    # All that is known at first, then a moving average.
+    gain = max(passed_ns / (passed_ns + window_ns), passed_ns / (<double>now - demand.born_ns))
+    offered = demand.offered.load(memory_order_relaxed)
+    offered += gain * (
+        <double>demand.arrived_ns.exchange(0, memory_order_relaxed) / passed_ns - offered
+    )
+    demand.offered.store(offered, memory_order_relaxed)
+
+
+cdef Load read_load(Demand* demand) noexcept nogil:
+    cdef Load load
+    load.offered = demand.offered.load(memory_order_relaxed)
+    load.population = max(
+        demand.most.load(memory_order_relaxed), demand.most_before.load(memory_order_relaxed)
+    )
+    return load
+
+
+# --- Decisions --------------------------------------------------------------------------------
+
+
+cdef bint is_trying(Demand* demand, uint64_t now) noexcept nogil:
+    """Whether requests are to take the level of a trial: nothing is held meanwhile."""
+    return (
+        demand.trial_left.load(memory_order_relaxed) > 0
+        and now < demand.trial_until_ns.load(memory_order_relaxed)
+    )
+
+
+cdef int group_around(const Tree* tree, int leaf, int level) noexcept nogil:
+    """The widest group around `leaf` that is not above `level`."""
+    cdef int group = leaf
+    while tree.parent[group] >= 0 and tree.level_of[tree.parent[group]] <= level:
+        group = tree.parent[group]
+    return group
+
+
+cdef bint is_busy(const Tree* tree, const uint64_t* busy_ns, int group) noexcept nogil:
+    cdef int leaf
+    for leaf in range(tree.low[group], tree.high[group]):
+        if busy_ns[leaf]:
+            return True
+    return False
+
+
+cdef int first_free(const Tree* tree, const uint64_t* busy_ns) noexcept nogil:
+    """A free leaf; the first, if there is none."""
+    cdef int leaf
+    for leaf in range(tree.num_leaves):
+        if not busy_ns[leaf]:
+            return leaf
+    return 0
+
+
+cdef int due_trial(
+    const Tree* tree, Estimates* estimates, const Lengths* lengths, const Plan* plan, uint64_t now
+) noexcept nogil:
+    """The level beside the plan's whose estimate is too old; -1: none, or none may be tried."""
+    cdef int level, kind, oldest = -1
+    cdef double age, most = max(
+        TRIAL_AGE_NS,
+        TRIAL_AGE_RUNS * length_at(lengths, plan.level, plan.company[plan.level]),
+    )
+    if estimates.credit_ns.load(memory_order_relaxed) < 0:
+        return -1
+    for level in range(max(0, plan.level - 1), min(tree.num_levels, plan.level + 2)):
+        kind = CROWD if plan.company[level] >= 0.5 else ALONE
+        age = <double>now - <double>max(
+            estimates.learned_ns[kind][level].load(memory_order_relaxed),
+            # It may have come to no end, or had other company than meant.
+            estimates.tried_ns[level].load(memory_order_relaxed),
+        )
+        if level != plan.level and age > most:
+            oldest, most = level, age
+    return oldest
+
+
+cdef Decision decide(
+    const Tree* tree, Demand* demand, Estimates* estimates, const uint64_t* busy_ns, int leaf,
+    double num_waiting, bint may_try, uint64_t now,
+) noexcept nogil:
+    """The group for the next request; see choose_group for `leaf`.
+
+    `may_try`: the request may be used to learn about another width.
+    """
+    cdef Decision decision
+    cdef Lengths lengths
+    cdef Load load = read_load(demand)
+    cdef Plan plan
+    cdef int level, group
+    cdef int32_t left = 1
+    decision.group = max(leaf, 0)
+    decision.is_trial = False
+    read_lengths(tree, estimates, &lengths)
+    if not lengths.alone[0]:
+        return decision  # nothing is known: a run on a leaf tells something
+    if may_try and is_trying(demand, now):
+        group = leaf if leaf >= 0 else first_free(tree, busy_ns)
+        group = group_around(tree, group, demand.trial_level.load(memory_order_relaxed))
+        if not is_busy(tree, busy_ns, group):
+            demand.trial_left.fetch_sub(1, memory_order_relaxed)
+            decision.group = group
+            decision.is_trial = True
+            return decision
+    plan = make_plan(tree, &lengths, &load)
+    decision.group = group = choose_group(tree, &lengths, &plan, busy_ns, leaf, num_waiting)
+    if (
+        not may_try
+        or is_busy(tree, busy_ns, group)
+        or tree.level_of[group] != plan.level
+        or not (leaf < 0 or tree.low[group] <= leaf < tree.high[group])
+    ):
+        return decision
+    level = due_trial(tree, estimates, &lengths, &plan, now)
+    if level < 0:
+        return decision
+    group = group_around(tree, leaf if leaf >= 0 else tree.low[group], level)
+    if tree.level_of[group] != level or is_busy(tree, busy_ns, group):
+        return decision
+    # In company, a narrower width is tried by as many requests as keep the same leaves busy,
+    # twice: those of the second turn have full company from start to end.
+    if level < plan.level and plan.company[level] > 0:
+        left = min(
+            <int32_t>load.population, 2 * tree.width[plan.level] // tree.width[level]
+        )
+    demand.trial_level.store(level, memory_order_relaxed)
+    demand.trial_until_ns.store(
+        now + <uint64_t>(4 * max(lengths.crowd[0], lengths.crowd[plan.level])),
+        memory_order_relaxed,
+    )
+    demand.trial_left.store(left - 1, memory_order_relaxed)
+    estimates.tried_ns[level].store(now, memory_order_relaxed)
+    decision.group = group
+    decision.is_trial = True
+    return decision
+
+
+@cython.final
+cdef class Learner:
+    """A policy for one model on machines that are not at hand: for the simulator, and for tests.
+
+    Times are in ns, of whatever clock the caller has.
+
+    >>> from deepsched.runtime.policy import PolicyTree
+    >>> tree = PolicyTree([(0, 1), (1, 2), (0, 2)], [2, 2, -1])
+    >>> learner = Learner(tree, [5_100_000, 2_900_000])
+    >>> learner.arrive(1, 0)
+    >>> learner.decide([0, 0], 0, 1, 0, may_try=False)
+    (2, False)
+    """
+
+    cdef PolicyTree _tree
+    cdef Demand _demand
+    cdef Estimates _estimates
+
+    def __cinit__(self, PolicyTree tree not None, run_ns, long long born_ns=0):
+        cdef int level
+        self._tree = tree
+        self._demand.born_ns = born_ns
+        self._demand.rolled_ns.store(born_ns, memory_order_relaxed)
+        for level, ns in enumerate(run_ns):
+            believe(&self._estimates, level, ns, born_ns)
+
+    def arrive(self, int num_in_system, uint64_t now) -> None:
+        """A request arrives, and is one of so many."""
+        record_demand(
+            &self._demand, num_in_system,
+            <uint64_t>self._estimates.run_ns[CROWD][0].load(memory_order_relaxed), now,
+        )
+
+    def decide(
+        self, busy_ns, int leaf, double num_waiting, uint64_t now, bint may_try=True
+    ) -> tuple[int, bool]:
+        """The group for the next request, which may be busy, and whether that is a trial."""
+        cdef uint64_t busy[64]
+        for index in range(self._tree.tree.num_leaves):
+            busy[index] = busy_ns[index]
+        decision = decide(
+            &self._tree.tree, &self._demand, &self._estimates, busy, leaf, num_waiting, may_try, now
+        )
+        return decision.group, bool(decision.is_trial)
+
+    def learn(
+        self, int group, double company, uint64_t length_ns, bint is_trial, uint64_t now
+    ) -> None:
+        """A run has ended, beside which a share `company` of the other leaves was busy."""
+        learn(
+            &self._tree.tree, &self._demand, &self._estimates, group, company, length_ns, is_trial,
+            now,
+        )
+
+    @property
+    def lengths(self) -> list[tuple[float, float]]:
+        """By level: what a run is believed to take alone, and in a crowd."""
+        return [
+            (
+                self._estimates.run_ns[ALONE][level].load(memory_order_relaxed),
+                self._estimates.run_ns[CROWD][level].load(memory_order_relaxed),
+            )
+            for level in range(self._tree.tree.num_levels)
+        ]
