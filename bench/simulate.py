@@ -113,6 +113,7 @@ class Elastic(FixedWidth):
     def __init__(self, machine: Machine, believed: Lengths | None = None) -> None:
         """`believed`: what was measured before, if it is not true any more."""
         tree = machine.tree
+        self._leaves = tree.leaves
         lengths = believed or machine.run_s
         widths = sorted({high - low for low, high in tree.leaves})
         cores = [machine.num_cores * width // tree.num_leaves for width in widths]
@@ -125,6 +126,12 @@ class Elastic(FixedWidth):
 
     def choose(self, busy: Sequence[Run | None], num_waiting: int, now: float) -> tuple[int, bool]:
         busy_ns = [_ns(run.left_s / run.speed) if run else 0 for run in busy]
+        if not all(busy_ns) and any(busy_ns):  # as the worker of a leaf that is free asks
+            leaf = busy_ns.index(0)
+            group, _ = self._learner.decide(busy_ns, leaf, num_waiting, _ns(now), may_hold=True)
+            low, high = self._leaves[group]
+            if any(busy_ns[low:high]):
+                return group, False
         return self._learner.decide(busy_ns, -1, num_waiting, _ns(now))
 
     def learn(self, run: Run, company: float, now: float) -> None:

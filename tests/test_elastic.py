@@ -240,6 +240,54 @@ def test_trials_of_a_width_that_does_not_pay_stay_rare(slower):
     assert 2 <= widths.count(2) < 0.01 * len(widths)
 
 
+@pytest.mark.parametrize("num_streams", [3, 5, 7])
+def test_a_wrong_belief_ends_where_the_tree_is_odd(num_streams):
+    """Of 7 streams, 4 and 3 are merged: no group of 3 lies around the first one."""
+    tree = tree_of(
+        partition(Topology.synthetic(1, 1, 1, num_streams), num_streams=num_streams).streams
+    )
+    widths = sorted({high - low for low, high in tree.leaves})
+    believed = {width: 10e6 / min(width, widths[-2]) for width in widths}
+    learner = learner_of(tree, list(believed.values()))
+    taken, now = [], 0.0
+    while now < 8:
+        learner.arrive(1, int(1e9 * now) + 1)
+        group, is_trial = learner.decide([0] * num_streams, -1, 1, int(1e9 * now) + 1)
+        low, high = tree.leaves[group]
+        length = 0.01 / (high - low)
+        now += length
+        learner.learn(group, 0.0, int(1e9 * length), is_trial, int(1e9 * now) + 1)
+        taken.append(high - low)
+    assert taken[-50:].count(num_streams) >= 48  # but for trials
+
+
+@pytest.mark.parametrize("callers", [2, 3, 4, 8])
+def test_a_crowd_finds_out_that_wide_groups_serve_more_than_was_believed(callers):
+    """No wide group is ever free by itself, so one request waits for it."""
+    tree = tree_of(partition(TWO_CORES, num_streams=2).streams)
+    machine = Machine(tree, lambda cores, now: {1: 0.010, 2: 0.003}[cores])
+    policy = Elastic(machine, lambda cores, now: {1: 0.010, 2: 0.015}[cores])
+    result = simulate(machine, policy, callers=callers, num_requests=1500)
+    assert {cores for _, _, cores in result.ended[-50:]} == {2}
+
+
+@given(
+    offered=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 2**31 - 1)), max_size=30),
+    lengths=st.tuples(st.floats(0, 1e13), st.floats(0, 1e13)),
+    busy=st.tuples(st.integers(0, 2**62), st.integers(0, 2**62)),
+    num_waiting=st.integers(1, 2**31),
+)
+def test_no_load_and_no_length_makes_a_decision_fail(offered, lengths, busy, num_waiting):
+    learner = Learner(TWO, lengths)
+    now = 0
+    for pause, num_in_system in offered:
+        now += pause
+        learner.arrive(num_in_system, now)
+    for may_try in (True, False):
+        group, _ = learner.decide(list(busy), -1, num_waiting, now, may_try=may_try)
+        assert 0 <= group <= 2
+
+
 def test_a_request_that_may_not_try_is_not_tried_on():
     learner = Learner(TWO, [10e6, 20e6])
     for number in range(50):
@@ -408,6 +456,58 @@ def test_a_request_that_waits_for_a_wider_group_is_not_kept_waiting_for_ever():
         finally:
             running.cancel()
         assert short.stats().by_width == {1: 2}
+
+
+def test_nobody_waits_for_a_run_of_unknown_length():
+    """Of a model that was never measured."""
+    with unpinned(2, "elastic") as context:
+        long = Engine(models.spin(), None, context=context)
+        long._model.set_run_ns([0, 0, 0])
+        short = Engine(models.gather(), None, context=context)
+        scaling(short, 1_000_000)
+        running = run_until_busy(long)
+        try:
+            assert short.submit(item(5)).result(60)[0] == [5]
+        finally:
+            running.cancel()
+
+
+def test_a_model_that_gains_from_width_holds_nobody_of_another_model():
+    with unpinned(2, "elastic") as context:
+        long = Engine(models.spin(), None, context=context)
+        long._model.set_run_ns([10**12] * 3)
+        narrow, wide = (Engine(models.gather(), None, context=context) for _ in range(2))
+        narrow._model.set_run_ns([1_000_000] * 3)
+        wide._model.set_run_ns([10**13, 10**13, 10**12])  # worth waiting for
+        running = run_until_busy(long)
+        waiting = [narrow.submit(item(number % 6)) for number in range(50)]
+        last = wide.submit(item(1))
+        try:
+            for number, future in enumerate(waiting):
+                assert future.result(60)[0] == [number % 6]
+        finally:
+            running.cancel()
+        assert last.result(60)[0] == [1]
+
+
+def test_a_stream_that_spans_nodes_serves_a_crowd_as_well():
+    """Of 2 x 3 cores in 3 streams, the second has cores of both nodes."""
+    topology = Topology.synthetic(2, 1, 1, 3)
+    with Context(topology=topology, num_streams=3, scheduler="elastic", pin="none") as context:
+        long = Engine(models.spin(), None, context=context)
+        short = Engine(models.gather(), None, context=context)
+        running = []
+        for _ in range(3):
+            long._model.set_run_ns([1000] * 5)
+            running.append(run_until_busy(long))
+        running[1].cancel()
+        try:
+            short._model.set_run_ns([1_000_000] * 5)
+            waiting = [short.submit(item(number)) for number in range(3)]
+            assert [future.result(60)[0] for future in waiting] == [[0], [1], [2]]
+        finally:
+            for future in running:
+                future.cancel()
 
 
 @pytest.mark.parametrize("num_streams", [2, 3, 7])

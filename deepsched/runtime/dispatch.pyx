@@ -7,7 +7,8 @@ cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from deepsched.runtime.completion cimport WAIT_DONE, WaitResult, is_complete, wait_for
-from deepsched.runtime.estimates cimport Decision, learn
+from deepsched.runtime.elastic cimport NUM_COUNTERS
+from deepsched.runtime.estimates cimport MAY_HOLD, MAY_NOT_TRY, MAY_TRY, Decision, Trying, learn
 from deepsched.runtime.futex cimport now_ns
 from deepsched.runtime.histogram cimport add_one, record
 from deepsched.runtime.inbox cimport DeferredNotification, Inbox, defer, flush, is_overdue
@@ -272,6 +273,12 @@ cdef class Dispatcher:
             add_one(&stats.num_failed, 1)
         elif end == EXPIRED:
             add_one(&stats.num_expired, 1)
+            if has_run and request.is_trial:
+                # It would have taken longer; a width that ends nothing in time must not look new.
+                learn(
+                    &self.elastic.tree, &self.elastic.demand, model.estimates, group, company,
+                    length + length // 2, True, request.ended_ns,
+                )
             # It would have taken longer. Only upwards, and not the first: a timeout may be of any
             # length. relaxed: a statistic.
             if has_run and 0 < model.needed_ns.load(memory_order_relaxed) < length + length // 2:
@@ -433,11 +440,19 @@ cdef class Dispatcher:
         self.backlog_ns.fetch_add(request.expected_ns, memory_order_relaxed)
         if request.expected_ns >= SHORT_RUN_NS:
             self.num_long.fetch_add(1, memory_order_relaxed)
+        if self.is_elastic:
+            self.elastic.num_queued[request.model.number % NUM_COUNTERS].fetch_add(
+                1, memory_order_relaxed
+            )
 
     cdef void subtract_expected_load(self, RequestState* request) noexcept nogil:
         self.backlog_ns.fetch_sub(request.expected_ns, memory_order_relaxed)
         if request.expected_ns >= SHORT_RUN_NS:
             self.num_long.fetch_sub(1, memory_order_relaxed)
+        if self.is_elastic:
+            self.elastic.num_queued[request.model.number % NUM_COUNTERS].fetch_sub(
+                1, memory_order_relaxed
+            )
 
     cdef int64_t serve(self, int group) noexcept nogil:
         """A worker's turn: owns the stream `group` on entry, has given it up on return.
@@ -549,9 +564,10 @@ cdef class Dispatcher:
         cdef size_t num_waiting = self.backlog.places.load(memory_order_relaxed)  # a guess
         cdef uint64_t held_ns, own = self.elastic.tree.mask[leaf]
         cdef int group
-        if not num_waiting or self.elastic.is_trying():
+        # Of several models, the first in the line may be another than the one that is known here.
+        if not num_waiting or self.elastic.is_mixed(num_waiting):
             return 0
-        group = self.elastic.decide(&self.elastic.latest, leaf, num_waiting, False).group
+        group = self.elastic.decide(&self.elastic.latest, leaf, num_waiting, MAY_HOLD).group
         held_ns = self.elastic.busy_ns(group, leaf)
         if not held_ns and self.elastic.tree.mask[group] & own:
             return 0
@@ -746,12 +762,14 @@ cdef void smooth(atomic[uint64_t]* estimate, uint64_t length) noexcept nogil:
     estimate.store(known - known // 8 + min(length, 2 * known) // 8 + 1, memory_order_relaxed)
 
 
-cdef bint may_try(RequestState* request) noexcept nogil:
+cdef Trying may_try(RequestState* request) noexcept nogil:
     """Whether the request can afford a width that may be slower: its deadline is not near."""
     # relaxed: a statistic.
-    return request.deadline_ns == NO_DEADLINE or (
+    if request.deadline_ns == NO_DEADLINE or (
         now_ns() + 8 * request.model.typical_ns.load(memory_order_relaxed) < request.deadline_ns
-    )
+    ):
+        return MAY_TRY
+    return MAY_NOT_TRY
 
 
 cdef bint is_short(ModelState* model) noexcept nogil:

@@ -1,8 +1,11 @@
-from deepsched.runtime.estimates cimport Decision, Demand, Estimates
+from deepsched.runtime.estimates cimport Decision, Demand, Estimates, Trying
 from deepsched.runtime.groups cimport CoreGroups
 from deepsched.runtime.policy cimport MAX_LEAVES, Tree
-from libc.stdint cimport int32_t, uint64_t
+from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libcpp.atomic cimport atomic
+
+cdef enum:
+    NUM_COUNTERS = 64
 
 cdef class Elastic:
     cdef Tree tree
@@ -12,20 +15,21 @@ cdef class Elastic:
     cdef atomic[int32_t] num_running
     cdef Demand demand
     cdef Estimates latest  # of the model that a request arrived for last: a copy
+    cdef atomic[uint32_t] num_queued[NUM_COUNTERS]  # by model, some of which share one
 
     cdef void record_arrival(self, Estimates* estimates, size_t num_waiting) noexcept nogil
     cdef Decision decide(
-        self, Estimates* estimates, int leaf, size_t num_waiting, bint may_try
+        self, Estimates* estimates, int leaf, size_t num_waiting, Trying trying
     ) noexcept nogil
     cdef uint64_t remaining_ns(self, int leaf, uint64_t now) noexcept nogil
     cdef uint64_t busy_ns(self, int group, int leaf) noexcept nogil
-    cdef bint is_trying(self) noexcept nogil
+    cdef bint is_mixed(self, size_t num_waiting) noexcept nogil
     cdef int claim_leaf(self, size_t num_waiting) noexcept nogil
     cdef Decision claim(
-        self, Estimates* estimates, int preferred, bint may_try
+        self, Estimates* estimates, int preferred, Trying trying
     ) noexcept nogil
     cdef Decision widen(
-        self, int leaf, Estimates* estimates, size_t num_waiting, bint may_try
+        self, int leaf, Estimates* estimates, size_t num_waiting, Trying trying
     ) noexcept nogil
     cdef double record_start(self, int group, Estimates* estimates) noexcept nogil
     cdef double company(self, int group) noexcept nogil

@@ -5,7 +5,9 @@ it says, a group is used only after it has been claimed.
 """
 
 cimport cython
-from deepsched.runtime.estimates cimport ALONE, CROWD, decide, is_trying, record_demand
+from deepsched.runtime.estimates cimport (
+    ALONE, CROWD, MAY_NOT_TRY, Trying, decide, record_demand,
+)
 from deepsched.runtime.futex cimport now_ns
 from deepsched.runtime.groups cimport count_bits
 from deepsched.runtime.policy cimport PolicyTree
@@ -16,6 +18,9 @@ from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 
 # Expected rest of a claim with no known end: its owner is about to begin, or to leave.
 cdef uint64_t BRIEFLY_NS = 10_000
+
+# Expected rest of a measurement: nothing is to wait for it.
+cdef uint64_t MEASURING_NS = 1_000_000_000
 
 
 @cython.final
@@ -32,19 +37,32 @@ cdef class Elastic:
         """A request arrives and finds `num_waiting` others in the backlog."""
         cdef int32_t running = max(0, self.num_running.load(memory_order_relaxed))
         cdef int company, level
-        for company in range(2):
-            for level in range(self.tree.num_levels):
+        for level in range(self.tree.num_levels):
+            for company in range(CROWD, ALONE - 1, -1):  # alone is what says that it is known
                 self.latest.run_ns[company][level].store(
                     estimates.run_ns[company][level].load(memory_order_relaxed),
                     memory_order_relaxed,
                 )
+                self.latest.learned_ns[company][level].store(
+                    estimates.learned_ns[company][level].load(memory_order_relaxed),
+                    memory_order_relaxed,
+                )
+            self.latest.tried_ns[level].store(
+                estimates.tried_ns[level].load(memory_order_relaxed), memory_order_relaxed
+            )
+        self.latest.credit_ns.store(
+            estimates.credit_ns.load(memory_order_relaxed), memory_order_relaxed
+        )
+        self.latest.number.store(
+            estimates.number.load(memory_order_relaxed), memory_order_relaxed
+        )
         record_demand(
             &self.demand, <uint32_t>(running + num_waiting + 1),
             <uint64_t>estimates.run_ns[CROWD][0].load(memory_order_relaxed), now_ns(),
         )
 
     cdef Decision decide(
-        self, Estimates* estimates, int leaf, size_t num_waiting, bint may_try
+        self, Estimates* estimates, int leaf, size_t num_waiting, Trying trying
     ) noexcept nogil:
         """The group for the first of `num_waiting`, preferably around `leaf` (-1: anywhere), which
         counts as free."""
@@ -58,11 +76,13 @@ cdef class Elastic:
             busy[other] = 0 if free >> other & 1 else self.remaining_ns(other, now)
         return decide(
             &self.tree, &self.demand, estimates, busy, leaf,
-            <double>max(num_waiting, <size_t>1), may_try, now,
+            <double>max(num_waiting, <size_t>1), trying, now,
         )
 
     cdef uint64_t remaining_ns(self, int leaf, uint64_t now) noexcept nogil:
         cdef uint64_t until = self.until_ns[leaf].load(memory_order_relaxed)
+        if self.groups.is_reserved(leaf):
+            return MEASURING_NS
         if until == 0:
             return BRIEFLY_NS
         # Overdue: expected to take as long again as it is late already.
@@ -80,9 +100,10 @@ cdef class Elastic:
                 longest = max(longest, self.remaining_ns(other, now))
         return longest
 
-    cdef bint is_trying(self) noexcept nogil:
-        """Whether a trial wants what waits to run at once."""
-        return is_trying(&self.demand, now_ns())
+    cdef bint is_mixed(self, size_t num_waiting) noexcept nogil:
+        """Whether some of what waits belongs to another model than the latest one."""
+        cdef uint32_t number = self.latest.number.load(memory_order_relaxed)
+        return self.num_queued[number % NUM_COUNTERS].load(memory_order_relaxed) < num_waiting
 
     cdef int claim_leaf(self, size_t num_waiting) noexcept nogil:
         """The free leaf from which to serve what waits, now the caller's; -1: none is free."""
@@ -90,13 +111,13 @@ cdef class Elastic:
         cdef int leaf
         if not self.groups.free_groups():
             return -1
-        decision = self.decide(&self.latest, -1, num_waiting, False)
+        decision = self.decide(&self.latest, -1, num_waiting, MAY_NOT_TRY)
         # Where it is busy and what waits is to be held, that is for the leaf's worker to find out.
         leaf = self.tree.low[decision.group]
         return leaf if self.groups.claim_all(self.tree.mask[leaf]) else self.groups.claim(-1)
 
     cdef Decision claim(
-        self, Estimates* estimates, int preferred, bint may_try
+        self, Estimates* estimates, int preferred, Trying trying
     ) noexcept nogil:
         """Claims the group for a request that arrives while nobody waits; group -1: none is free,
         or the request had better wait.
@@ -110,17 +131,17 @@ cdef class Elastic:
         decision.group = -1
         decision.is_trial = False
         if free:
-            decision = self.decide(estimates, preferred, 1, may_try)
+            decision = self.decide(estimates, preferred, 1, trying)
             if not self.groups.claim_all(self.tree.mask[decision.group]):
                 decision.group = -1
                 decision.is_trial = False
         return decision
 
     cdef Decision widen(
-        self, int leaf, Estimates* estimates, size_t num_waiting, bint may_try
+        self, int leaf, Estimates* estimates, size_t num_waiting, Trying trying
     ) noexcept nogil:
         """Claims the chosen group around `leaf`, which the caller owns; else it is the leaf."""
-        cdef Decision decision = self.decide(estimates, leaf, num_waiting, may_try)
+        cdef Decision decision = self.decide(estimates, leaf, num_waiting, trying)
         cdef uint64_t rest = self.tree.mask[decision.group] & ~self.tree.mask[leaf]
         if decision.group == leaf:
             return decision
@@ -144,7 +165,7 @@ cdef class Elastic:
         cdef double alone = estimates.run_ns[ALONE][level].load(memory_order_relaxed)
         cdef double crowd = estimates.run_ns[CROWD][level].load(memory_order_relaxed)
         cdef uint64_t expected_ns = <uint64_t>(alone + company * (crowd - alone))
-        cdef uint64_t until = now_ns() + expected_ns if expected_ns else 0
+        cdef uint64_t until = now_ns() + expected_ns
         for leaf in range(self.tree.low[group], self.tree.high[group]):
             self.until_ns[leaf].store(until, memory_order_relaxed)
         # seq_cst: README, "How wide".

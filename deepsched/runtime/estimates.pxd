@@ -6,8 +6,14 @@ cdef enum:  # company
     ALONE = 0
     CROWD = 1
 
+cdef enum Trying:
+    MAY_NOT_TRY
+    MAY_TRY  # the request may be used to learn about another width
+    MAY_HOLD  # it may wait for a wider group, and be used then
+
 cdef struct Estimates:
     # What is believed of one model's runs, by company and level.
+    atomic[uint32_t] number  # the model's
     atomic[double] run_ns[2][MAX_LEVELS]  # 0: unknown
     atomic[uint64_t] learned_ns[2][MAX_LEVELS]  # when a run last told; 0: none did
     atomic[uint64_t] tried_ns[MAX_LEVELS]  # when a trial of it began
@@ -24,6 +30,7 @@ cdef struct Demand:
     atomic[uint32_t] most_before  # and of as many before
     atomic[int32_t] trial_left  # how many more requests take `trial_level`
     atomic[int32_t] trial_level
+    atomic[uint32_t] trial_number  # of the model that it is of
     atomic[uint64_t] trial_until_ns
 
 cdef struct Decision:
@@ -36,10 +43,9 @@ cdef void record_demand(
     Demand* demand, uint32_t num_in_system, uint64_t run_ns, uint64_t now
 ) noexcept nogil
 cdef Load read_load(Demand* demand) noexcept nogil
-cdef bint is_trying(Demand* demand, uint64_t now) noexcept nogil
 cdef Decision decide(
     const Tree* tree, Demand* demand, Estimates* estimates, const uint64_t* busy_ns, int leaf,
-    double num_waiting, bint may_try, uint64_t now,
+    double num_waiting, Trying trying, uint64_t now,
 ) noexcept nogil
 cdef void learn(
     const Tree* tree, Demand* demand, Estimates* estimates, int group, double company,

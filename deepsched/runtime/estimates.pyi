@@ -14,6 +14,7 @@ class Learner:
         num_waiting: float,
         now: int,
         may_try: bool = True,
+        may_hold: bool = False,
     ) -> tuple[int, bool]: ...
     def learn(
         self, group: int, company: float, length_ns: int, is_trial: bool, now: int

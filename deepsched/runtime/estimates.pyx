@@ -26,6 +26,7 @@ cdef double TRIAL_AGE_RUNS = 16
 cdef double TRIAL_SHARE = 0.01
 cdef double COSTLY_TRIAL = 1.25
 cdef double MOST_CREDIT = 4  # runs
+cdef double MOST_CHARGE = 16  # runs; more would be an accident, and end trials for minutes
 
 # The load is averaged over so many runs, and at least over this time.
 cdef double WINDOW_RUNS = 8
@@ -60,7 +61,8 @@ cdef void follow(
     cdef double alone = estimates.run_ns[ALONE][level].load(memory_order_relaxed)
     cdef double crowd = estimates.run_ns[CROWD][level].load(memory_order_relaxed)
     cdef int kind = CROWD if company >= 0.5 else ALONE
-    cdef double age = now - estimates.learned_ns[kind][level].load(memory_order_relaxed)
+    cdef double learned_ns = estimates.learned_ns[kind][level].load(memory_order_relaxed)
+    cdef double age = <double>now - learned_ns  # negative if another thread was quicker to tell
     cdef double gain, error, expected = alone + company * (crowd - alone)
     estimates.learned_ns[kind][level].store(now, memory_order_relaxed)
     if not alone:
@@ -89,24 +91,23 @@ cdef void learn(
     cdef Load load
     cdef Plan plan
     cdef double best_ns, lost_ns
-    cdef int64_t credit_ns = estimates.credit_ns.load(memory_order_relaxed)
     follow(estimates, level, company, <double>length_ns, now)
-    credit_ns = min(
-        credit_ns + <int64_t>(TRIAL_SHARE * length_ns), <int64_t>(MOST_CREDIT * length_ns)
+    # Added and subtracted, not stored: the bound must not lose a charge to another thread.
+    if estimates.credit_ns.load(memory_order_relaxed) < <int64_t>(MOST_CREDIT * length_ns):
+        estimates.credit_ns.fetch_add(<int64_t>(TRIAL_SHARE * length_ns), memory_order_relaxed)
+    if not is_trial:
+        return
+    read_lengths(tree, estimates, &lengths)
+    load = read_load(demand)
+    plan = make_plan(tree, &lengths, &load)
+    best_ns = length_at(&lengths, plan.level, plan.company[plan.level])
+    lost_ns = <double>length_ns - best_ns + plan.price * (
+        <double>length_ns * tree.width[level] - best_ns * tree.width[plan.level]
     )
-    if is_trial:
-        read_lengths(tree, estimates, &lengths)
-        load = read_load(demand)
-        plan = make_plan(tree, &lengths, &load)
-        best_ns = length_at(&lengths, plan.level, plan.company[plan.level])
-        lost_ns = <double>length_ns - best_ns + plan.price * (
-            <double>length_ns * tree.width[level] - best_ns * tree.width[plan.level]
-        )
-        if lost_ns > 0.05 * best_ns:
-            credit_ns -= <int64_t>max(COSTLY_TRIAL * best_ns, min(lost_ns, 4 * best_ns))
-        elif lost_ns > 0:
-            credit_ns -= <int64_t>lost_ns
-    estimates.credit_ns.store(credit_ns, memory_order_relaxed)
+    if lost_ns > 0.05 * best_ns:
+        lost_ns = max(COSTLY_TRIAL * best_ns, min(lost_ns, MOST_CHARGE * best_ns))
+    if lost_ns > 0:
+        estimates.credit_ns.fetch_sub(<int64_t>lost_ns, memory_order_relaxed)
 
 
 # --- Load -------------------------------------------------------------------------------------
@@ -153,7 +154,7 @@ cdef Load read_load(Demand* demand) noexcept nogil:
 
 
 cdef bint is_trying(Demand* demand, uint64_t now) noexcept nogil:
-    """Whether requests are to take the level of a trial: nothing is held meanwhile."""
+    """Whether requests of a model are to take the level of a trial."""
     return (
         demand.trial_left.load(memory_order_relaxed) > 0
         and now < demand.trial_until_ns.load(memory_order_relaxed)
@@ -186,50 +187,80 @@ cdef int first_free(const Tree* tree, const uint64_t* busy_ns) noexcept nogil:
 
 
 cdef int due_trial(
-    const Tree* tree, Estimates* estimates, const Lengths* lengths, const Plan* plan, uint64_t now
+    const Tree* tree, Estimates* estimates, const Lengths* lengths, const Plan* plan,
+    const uint64_t* busy_ns, int group, int leaf, bint may_hold, uint64_t now,
 ) noexcept nogil:
-    """The level beside the plan's whose estimate is too old; -1: none, or none may be tried."""
-    cdef int level, kind, oldest = -1
+    """The group beside `group`, of the plan's level, whose width has the oldest estimate: the one
+    that it is merged into, or the part of it around `leaf`; -1: none is due, or none may be tried.
+    `may_hold`: only the former, where it is busy."""
+    cdef int candidates[2]
+    cdef int at, level, kind, oldest = -1
     cdef double age, most = max(
         TRIAL_AGE_NS,
         TRIAL_AGE_RUNS * length_at(lengths, plan.level, plan.company[plan.level]),
     )
     if estimates.credit_ns.load(memory_order_relaxed) < 0:
         return -1
-    for level in range(max(0, plan.level - 1), min(tree.num_levels, plan.level + 2)):
+    candidates[0] = tree.parent[group]
+    candidates[1] = group_around(tree, leaf, plan.level - 1) if plan.level > 0 else -1
+    for at in range(2):
+        if candidates[at] < 0 or is_busy(tree, busy_ns, candidates[at]) != may_hold:
+            continue
+        if tree.straddles[candidates[at]] and plan.company[plan.level] > 0:
+            continue  # others could use it
+        level = tree.level_of[candidates[at]]
         kind = CROWD if plan.company[level] >= 0.5 else ALONE
         age = <double>now - <double>max(
             estimates.learned_ns[kind][level].load(memory_order_relaxed),
             # It may have come to no end, or had other company than meant.
             estimates.tried_ns[level].load(memory_order_relaxed),
         )
-        if level != plan.level and age > most:
-            oldest, most = level, age
+        if age > most:
+            oldest, most = candidates[at], age
     return oldest
+
+
+cdef void begin_trial(
+    Demand* demand, Estimates* estimates, int level, int32_t num_requests, uint64_t until_ns,
+    uint64_t now,
+) noexcept nogil:
+    demand.trial_number.store(
+        estimates.number.load(memory_order_relaxed), memory_order_relaxed
+    )
+    demand.trial_level.store(level, memory_order_relaxed)
+    demand.trial_until_ns.store(until_ns, memory_order_relaxed)
+    demand.trial_left.store(num_requests, memory_order_relaxed)
+    estimates.tried_ns[level].store(now, memory_order_relaxed)
 
 
 cdef Decision decide(
     const Tree* tree, Demand* demand, Estimates* estimates, const uint64_t* busy_ns, int leaf,
-    double num_waiting, bint may_try, uint64_t now,
+    double num_waiting, Trying trying, uint64_t now,
 ) noexcept nogil:
-    """The group for the next request; see choose_group for `leaf`.
-
-    `may_try`: the request may be used to learn about another width.
-    """
+    """The group for the next request; see choose_group for `leaf`."""
     cdef Decision decision
     cdef Lengths lengths
     cdef Load load = read_load(demand)
     cdef Plan plan
-    cdef int level, group
-    cdef int32_t left = 1
+    cdef int level, group, other
+    cdef int32_t num_requests = 1
+    cdef uint64_t busiest = 0
     decision.group = max(leaf, 0)
     decision.is_trial = False
     read_lengths(tree, estimates, &lengths)
     if not lengths.alone[0]:
         return decision  # nothing is known: a run on a leaf tells something
-    if may_try and is_trying(demand, now):
+    if (
+        trying != MAY_NOT_TRY
+        and is_trying(demand, now)
+        and demand.trial_number.load(memory_order_relaxed)
+        == estimates.number.load(memory_order_relaxed)
+    ):
         group = leaf if leaf >= 0 else first_free(tree, busy_ns)
         group = group_around(tree, group, demand.trial_level.load(memory_order_relaxed))
+        if trying == MAY_HOLD:
+            decision.group = group
+            return decision
         if not is_busy(tree, busy_ns, group):
             demand.trial_left.fetch_sub(1, memory_order_relaxed)
             decision.group = group
@@ -238,31 +269,39 @@ cdef Decision decide(
     plan = make_plan(tree, &lengths, &load)
     decision.group = group = choose_group(tree, &lengths, &plan, busy_ns, leaf, num_waiting)
     if (
-        not may_try
+        trying == MAY_NOT_TRY
         or is_busy(tree, busy_ns, group)
         or tree.level_of[group] != plan.level
         or not (leaf < 0 or tree.low[group] <= leaf < tree.high[group])
     ):
         return decision
-    level = due_trial(tree, estimates, &lengths, &plan, now)
-    if level < 0:
+    group = due_trial(
+        tree, estimates, &lengths, &plan, busy_ns, group, leaf if leaf >= 0 else tree.low[group],
+        trying == MAY_HOLD, now,
+    )
+    if group < 0:
         return decision
-    group = group_around(tree, leaf if leaf >= 0 else tree.low[group], level)
-    if tree.level_of[group] != level or is_busy(tree, busy_ns, group):
+    level = tree.level_of[group]
+    if trying == MAY_HOLD:
+        # In a crowd a wider group is never free by itself. The first request whose width is not
+        # chosen yet waits for one, for as long as the longest run there, and nobody twice.
+        if now < demand.trial_until_ns.load(memory_order_relaxed) + <uint64_t>TRIAL_AGE_NS:
+            return decision
+        for other in range(tree.low[group], tree.high[group]):
+            busiest = max(busiest, busy_ns[other])
+        begin_trial(demand, estimates, level, 1, now + 2 * busiest, now)
+        decision.group = group
         return decision
     # In company, a narrower width is tried by as many requests as keep the same leaves busy,
     # twice: those of the second turn have full company from start to end.
     if level < plan.level and plan.company[level] > 0:
-        left = min(
+        num_requests = min(
             <int32_t>load.population, 2 * tree.width[plan.level] // tree.width[level]
         )
-    demand.trial_level.store(level, memory_order_relaxed)
-    demand.trial_until_ns.store(
-        now + <uint64_t>(4 * max(lengths.crowd[0], lengths.crowd[plan.level])),
-        memory_order_relaxed,
+    begin_trial(
+        demand, estimates, level, num_requests - 1,
+        now + <uint64_t>(4 * max(lengths.crowd[0], lengths.crowd[plan.level])), now,
     )
-    demand.trial_left.store(left - 1, memory_order_relaxed)
-    estimates.tried_ns[level].store(now, memory_order_relaxed)
     decision.group = group
     decision.is_trial = True
     return decision
@@ -302,14 +341,19 @@ cdef class Learner:
         )
 
     def decide(
-        self, busy_ns, int leaf, double num_waiting, uint64_t now, bint may_try=True
+        self, busy_ns, int leaf, double num_waiting, uint64_t now, bint may_try=True,
+        bint may_hold=False,
     ) -> tuple[int, bool]:
-        """The group for the next request, which may be busy, and whether that is a trial."""
+        """The group for the next request, which may be busy, and whether that is a trial.
+
+        `may_hold`: asks only whether it is to wait; where it is not, the group is free.
+        """
         cdef uint64_t busy[64]
+        cdef Trying trying = MAY_HOLD if may_hold else MAY_TRY if may_try else MAY_NOT_TRY
         for index in range(self._tree.tree.num_leaves):
             busy[index] = busy_ns[index]
         decision = decide(
-            &self._tree.tree, &self._demand, &self._estimates, busy, leaf, num_waiting, may_try, now
+            &self._tree.tree, &self._demand, &self._estimates, busy, leaf, num_waiting, trying, now
         )
         return decision.group, bool(decision.is_trial)
 

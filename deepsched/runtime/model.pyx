@@ -66,6 +66,7 @@ cdef class Model:
             or self.state.input_names == NULL or self.state.output_names == NULL
         ):
             raise MemoryError("no memory for a model")
+        self.state.estimates.number.store(self.number, memory_order_relaxed)
         for group, session in enumerate(sessions):
             self.state.sessions[group] = session.handle
             self.state.teams[group] = &session.team

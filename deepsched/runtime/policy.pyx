@@ -56,7 +56,7 @@ cdef Plan make_plan(const Tree* tree, const Lengths* lengths, const Load* load) 
         if count > 1:
             plan.company[level] = min(
                 1.0,
-                (load.population - 1) / (count - 1),
+                max(0.0, load.population - 1) / (count - 1),
                 load.offered * lengths.crowd[level] / lengths.crowd[0] / count,
             )
         run_ns[level] = length_at(lengths, level, plan.company[level])
@@ -128,7 +128,7 @@ cdef int choose_group(
             if tree.level_of[group] != level:
                 continue  # an odd one out, narrower
             # DeepSparse's meaning of a stream: it stays within a node while others could use it.
-            if tree.straddles[group] and num_waiting > 1:
+            if level > 0 and tree.straddles[group] and num_waiting > 1:
                 continue
             longest = 0
             for other in range(tree.low[group], tree.high[group]):

@@ -89,10 +89,11 @@ cdef int _start_team(ThreadTeam* team, int num_threads) noexcept nogil:
 
 cdef void _dismiss_rest(ThreadTeam* team) noexcept nogil:
     """Ends the threads that ORT has not taken."""
-    while team.num_taken < team.num_started:
-        _give_order(team.threads[team.num_taken], DISMISSED)
-        _on_join_thread(team.threads[team.num_taken])
-        team.num_taken += 1
+    cdef int i
+    for i in range(team.num_taken, team.num_started):
+        _give_order(team.threads[i], DISMISSED)
+        _on_join_thread(team.threads[i])
+    team.num_started = team.num_taken  # check_pins looks at all that there are
 
 
 cdef void* _on_create_thread(void* options, ThreadBodyFn body, void* argument) noexcept nogil:
@@ -287,15 +288,16 @@ def open_session(
             session.team.cpus[i] = cpus[i]
     strcpy(session.team.prefix, thread_name(thread_prefix))
     session.reserved_bytes = 0
-    cdef int error
+    cdef int error, num_started
     with nogil:
         error = _start_team(&session.team, num_threads)
+        num_started = session.team.num_started
         if error:
             _dismiss_rest(&session.team)
     if error:
         raise ThreadError(
             error,
-            f"could not start thread {session.team.num_started + 1} of the {num_threads - 1} that "
+            f"could not start thread {num_started + 1} of the {num_threads - 1} that "
             f"work for ONNX Runtime on one stream: {os.strerror(error)}. Fewer cores need fewer "
             "threads (a container limits them by pids.max, a user by RLIMIT_NPROC)",
         )
