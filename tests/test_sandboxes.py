@@ -69,10 +69,9 @@ cd /
 """
 MEDIA = "mount -t tmpfs -o mode=1777 none /media; "
 NOT_KEPT = "the compiled model is not kept for the next start: "
-NOT_SHARED = "each stream has weights of its own, since they cannot be shared: "
 UNKNOWN_CORES = "this machine's cores, caches and NUMA nodes are unknown"
 NO_BOOT_ID = "models and their compiled forms are read in full at each start"
-NO_PROC = f"{NOT_SHARED}[Errno 2] /proc is not mounted"
+NO_PROC = "/proc is not mounted"
 
 
 class Case:
@@ -85,7 +84,7 @@ class Case:
 
 ALWAYS = {
     "read-only, small shm": Case(
-        f"{READ_ONLY} mount -t tmpfs -o size=64k none /dev/shm", NOT_SHARED, HOME="/usr"
+        f"{READ_ONLY} mount -t tmpfs -o size=64k none /dev/shm", NOT_KEPT, HOME="/usr"
     ),
     "no HOME, no passwd entry": Case(f"{MEDIA} cd /media", NOT_KEPT, as_other=True, HOME=None),
     "no proc, no sys": Case("umount -l /sys; umount -l /proc", NO_PROC, UNKNOWN_CORES),
@@ -94,7 +93,7 @@ FIELD = {
     "read-only, large shm": Case(
         f"{READ_ONLY} mount -t tmpfs none /dev/shm", NOT_KEPT, HOME="/usr"
     ),
-    "nothing is writable": Case(READ_ONLY, NOT_SHARED, HOME="/usr", as_other=True),
+    "nothing is writable": Case(READ_ONLY, NOT_KEPT, HOME="/usr", as_other=True),
     "no proc/sys": Case(f"{MEDIA} mount -t tmpfs none /proc/sys", NO_BOOT_ID),
     "no proc": Case("umount -l /proc", NO_PROC),
     "no sys": Case(f"{MEDIA} umount -l /sys"),
@@ -109,12 +108,12 @@ FIELD = {
     "no space": Case(
         f"{READ_ONLY} mount -t tmpfs -o size=4k none /media; "
         "mount -t tmpfs -o size=4k none /dev/shm",
-        NOT_SHARED,
+        NOT_KEPT,
     ),
     "no inodes": Case(
         f"{READ_ONLY} mount -t tmpfs -o nr_inodes=2 none /media; "
         "mount -t tmpfs -o nr_inodes=2 none /dev/shm",
-        NOT_SHARED,
+        NOT_KEPT,
     ),
     "HOME is missing": Case("", NOT_KEPT, as_other=True, HOME="/nonexistent"),
     "HOME is a file": Case("", NOT_KEPT, HOME="/etc/passwd"),
@@ -129,7 +128,7 @@ FIELD = {
     ),
     "no working folder": Case(f"{MEDIA} mkdir /media/gone; cd /media/gone; rmdir /media/gone"),
     "few descriptors": Case(f"{MEDIA} ulimit -n 20"),
-    "no files": Case(f"{MEDIA} ulimit -f 0", NOT_SHARED),
+    "no files": Case(f"{MEDIA} ulimit -f 0", NOT_KEPT),
     "small stacks": Case(f"{MEDIA} ulimit -s 256"),
     "locale C": Case(MEDIA, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0"),
     "umask 777": Case(f"{MEDIA} umask 777"),
@@ -146,10 +145,10 @@ def check_case(case, folder):
         **case.environment,
     )
     assert ran.returncode == 0, ran.stderr
-    told = sorted(json.loads(ran.stdout))
+    told = json.loads(ran.stdout)
     assert len(told) == len(case.warnings), told
-    for warning, expected in zip(told, sorted(case.warnings), strict=True):
-        assert warning.startswith(expected)
+    for expected in case.warnings:
+        assert any(expected in warning for warning in told), told
 
 
 @pytest.mark.parametrize("name", ALWAYS)
