@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pickle
 import shutil
 import subprocess
 import sysconfig
@@ -76,6 +77,14 @@ def test_a_library_is_part_of_the_key(build, tmp_path):
         found.append(engine.compiled.was_cached)
     assert found == [False, False, True, True, False]
     assert len([it for it in Cache(cache_dir).list() if it.kind == "model"]) == 3
+
+
+def test_a_library_is_found_where_an_engine_is_sent(build, monkeypatch):
+    monkeypatch.chdir(build(NO_OPERATORS).parent)
+    with Engine(models.mlp(), custom_ops=["ops.so"]) as engine:
+        pickled = pickle.dumps(engine)
+    monkeypatch.chdir("/")
+    pickle.loads(pickled).close()
 
 
 @pytest.mark.parametrize("options", [{}, {"cache_dir": None}, {"scheduler": "elastic"}])
