@@ -24,8 +24,11 @@ from deepsched.runtime import backlog as backlog  # noqa: E402
 from deepsched.runtime import completion as completion  # noqa: E402
 from deepsched.runtime import elastic as elastic  # noqa: E402
 from deepsched.runtime import element_types as element_types  # noqa: E402
+from deepsched.runtime import estimates as estimates  # noqa: E402
 from deepsched.runtime import groups as groups  # noqa: E402
+from deepsched.runtime import known_short as known_short  # noqa: E402
 from deepsched.runtime import queue as queue  # noqa: E402
+from deepsched.runtime import shrink as shrink  # noqa: E402
 from deepsched.runtime import statistics as statistics  # noqa: E402
 from deepsched.runtime import stopping as stopping  # noqa: E402
 from deepsched.runtime import values as values  # noqa: E402
