@@ -25,7 +25,7 @@ from deepsched.runtime.request cimport (
     withdraw,
 )
 from deepsched.runtime.session cimport ThreadTeam
-from deepsched.runtime.shrink cimport shrink
+from deepsched.runtime.shrink cimport move_out_of_arena, shrink
 from deepsched.runtime.statistics cimport GroupStats
 from deepsched.runtime.stopping cimport NO_DEADLINE
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
@@ -254,6 +254,7 @@ cdef class Dispatcher:
                 # Ordered by end(). No reason: it was the watcher.
                 reason = request.stop_reason.load(memory_order_relaxed) or EXPIRED
         if request.shrinks and has_run:
+            move_out_of_arena(request.outputs, model.num_outputs)
             shrink(model.sessions[group], model.output_names)
         length = request.ended_ns - request.started_ns
         if request.status != NULL or not has_run:

@@ -196,7 +196,8 @@ ctypedef struct OrtApi:
     const char* (*GetKeyValue)(const OrtKeyValuePairs*, const char* key) noexcept nogil  # 297
     void* _before_300[2]
     void (*ReleaseKeyValuePairs)(OrtKeyValuePairs*) noexcept nogil  # 300
-    void* _before_319[18]
+    void* _before_318[17]
+    OrtStatus* (*GetTensorSizeInBytes)(const OrtValue*, size_t* out) noexcept nogil  # 318
     OrtStatus* (*AllocatorGetStats)(
         const OrtAllocator*, OrtKeyValuePairs** out
     ) noexcept nogil  # 319

@@ -9,7 +9,9 @@ under the arena's lock; so other runs of the session may be under way, and keep 
 """
 
 from deepsched.runtime.library cimport check, library, loaded_library
-from deepsched.runtime.ort cimport OrtRunOptions, OrtStatus, OrtValue
+from deepsched.runtime.ort cimport ELEMENT_STRING, OrtApi, OrtRunOptions, OrtStatus, OrtValue
+from libc.stdint cimport int64_t
+from libc.string cimport memcpy
 
 cdef extern from "<malloc.h>" nogil:
     int malloc_trim(size_t pad)
@@ -44,3 +46,46 @@ cdef void shrink(OrtSession* session, const char** output_names) noexcept nogil:
         loaded_library().api.ReleaseValue(output)
     # Blocks of up to 64 MB come from glibc's heap once larger ones were freed: mallopt(3).
     malloc_trim(0)
+
+
+cdef void move_out_of_arena(OrtValue** outputs, size_t num_outputs) noexcept nogil:
+    """Replaces what a run has put out by copies: the smallest output, if it is held, keeps the whole
+    region of the arena that it is in. What is no tensor of numbers stays."""
+    cdef size_t index
+    cdef OrtValue* copy
+    for index in range(num_outputs):
+        copy = _copy(outputs[index]) if outputs[index] != NULL else NULL
+        if copy != NULL:
+            loaded_library().api.ReleaseValue(outputs[index])
+            outputs[index] = copy
+
+
+cdef OrtValue* _copy(OrtValue* value) noexcept nogil:
+    """A copy in memory of its own; NULL: there is none, or it cannot be copied so."""
+    cdef const OrtApi* api = loaded_library().api
+    cdef OrtValue* copy = NULL
+    cdef OrtStatus* status
+    cdef const int64_t* shape = NULL
+    cdef void* source = NULL
+    cdef void* target = NULL
+    cdef size_t rank = 0, num_bytes = 0
+    cdef int element_type = 0
+    status = api.GetTensorElementTypeAndShapeDataReference(value, &element_type, &shape, &rank)
+    if status == NULL and element_type != ELEMENT_STRING:
+        status = api.GetTensorSizeInBytes(value, &num_bytes)
+        if status == NULL:
+            status = api.GetTensorMutableData(value, &source)
+        if status == NULL and num_bytes:
+            status = api.CreateTensorAsOrtValue(
+                loaded_library().allocator, shape, rank, element_type, &copy
+            )
+        if status == NULL and num_bytes:
+            status = api.GetTensorMutableData(copy, &target)
+        if target != NULL:
+            memcpy(target, source, num_bytes)
+    if status != NULL:  # no tensor, or no memory
+        api.ReleaseStatus(status)
+        if copy != NULL:
+            api.ReleaseValue(copy)
+        return NULL
+    return copy
