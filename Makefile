@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: build debug tsan asan quicktest test soak lint docs bench clean
+.PHONY: build debug tsan asan quicktest test numa soak lint docs bench clean
 
 build: $(VENV)
 	$(BIN)/pip install -q -e '.[test]'
@@ -26,6 +26,9 @@ quicktest:
 
 test:
 	$(BIN)/pytest
+
+numa:
+	$(BIN)/python -m tests.support.guest -m bench.numa
 
 soak:
 	$(BIN)/pytest -m soak

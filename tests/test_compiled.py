@@ -7,7 +7,6 @@ import fcntl
 import json
 import logging
 import os
-import random
 import resource
 import shutil
 import tempfile
@@ -30,7 +29,6 @@ from deepsched.models.folders import open_trusted
 from deepsched.models.keys import RawModel
 from deepsched.models.records import read_record, write_record
 from deepsched.models.tag import TAG
-from deepsched.runtime.numa import copy_to_node
 from tests.support import models
 from tests.support.contexts import two_sessions
 from tests.support.models import gemm
@@ -224,29 +222,6 @@ def test_eight_streams_map_the_weights_once(cache_dir):
     assert one.weights_shared >= 4 * 1024 * 1024
     assert eight.weights_shared <= 1.25 * one.weights_shared
     assert eight.weights_private < 0.1 * one.weights_shared
-
-
-def test_each_numa_node_has_a_copy(cache_dir):
-    machine = Topology.synthetic(packages=2, cores_per_l3=4)
-    left_before = set(SHM.glob("deepsched-*"))
-    with Context(topology=machine, num_streams=4, pin="none") as context:
-        for _ in range(2):
-            engine = Engine(gemm(), None, context=context, cache_dir=cache_dir)
-            assert engine.compiled.num_copies == 2
-            for _ in range(8):
-                assert_equals_plain(engine, gemm())
-            assert engine.memory().weights_shared > 256 * 1024
-    assert set(SHM.glob("deepsched-*")) == left_before
-
-
-@pytest.mark.parametrize(("node", "is_there"), [(0, True), (1000, False)])
-def test_a_copy_is_made_whether_or_not_its_node_can_be_chosen(tmp_path, node, is_there):
-    content = random.Random(0).randbytes(300_000)
-    (tmp_path / "source").write_bytes(content)
-    with open(tmp_path / "source", "rb") as source, tempfile.TemporaryFile(dir=SHM) as copy:
-        placed = copy_to_node(source.fileno(), copy.fileno(), node)
-        assert copy.read() == content
-    assert is_there or not placed  # a container may forbid mbind, also for a node that is there
 
 
 def test_without_a_cache_nothing_is_left_on_disk():

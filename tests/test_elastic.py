@@ -71,6 +71,16 @@ def test_neighbours_in_a_cache_are_merged_before_others(topology):
                     assert caches.count(cache) == sum(core.l3 == cache for core in everything)
 
 
+@given(topology=random_topologies(with_quota=False))
+def test_a_group_spans_numa_nodes_only_as_a_whole(topology):
+    streams = partition(topology, num_streams=len(topology.cores)).streams
+    everything = [stream.cores[0].numa_node for stream in streams]
+    for low, high in tree_of(streams).leaves:
+        nodes = everything[low:high]
+        if len(set(nodes)) > 1 and None not in nodes:  # also where no cache is reported
+            assert all(nodes.count(node) == everything.count(node) for node in nodes)
+
+
 # --- The policy -----------------------------------------------------------------------------------
 
 trees = st.integers(1, 64).map(

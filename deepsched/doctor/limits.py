@@ -331,8 +331,8 @@ def shared_memory(host: Host) -> Check:
         return warn(
             name,
             found,
-            "Each NUMA node keeps a copy of a model's weights there; if they do not fit, all nodes "
-            "share one copy, most of them through remote memory.",
+            "Engines keep copies of a model's weights there for the NUMA nodes that read them; "
+            "what does not fit is shared, and read through remote memory.",
             advice,
             **data,
         )

@@ -34,7 +34,7 @@ from deepsched.models.locations import (
     temporary_places,
 )
 from deepsched.models.measurements import Measurements
-from deepsched.models.numa_copies import home_node, numa_copies
+from deepsched.models.numa_copies import nodes_of, numa_copies
 from deepsched.models.prepare import (
     ModelLike,
     PreparedModel,
@@ -58,7 +58,7 @@ class Compiled(NamedTuple):
     """How an engine's sessions were opened; `Engine.compiled`."""
 
     is_shared: bool
-    """Whether all sessions use one copy of the weights (one for each NUMA node)."""
+    """Whether all sessions map one copy of the weights, or those of their NUMA nodes."""
     was_cached: bool
     """Whether it was found in the cache, so that nothing had to be compiled."""
     folder: str | None
@@ -66,7 +66,8 @@ class Compiled(NamedTuple):
     weights_bytes: int
     """Size of one copy; if it is compiled, with the weights as kernels packed them."""
     num_copies: int
-    """Number of copies: one for each NUMA node of the streams, or one for each session."""
+    """Number of copies: one for each session if they are not shared; else 1 on a machine with one
+    NUMA node, and on others one for each node, and for each set of nodes that a stream spans."""
     why_not: str
     """Why it is not shared or not kept in the cache; empty if it is both, or was not to be kept."""
 
@@ -409,16 +410,15 @@ def _interface(session: Session) -> list[tuple[str, object]]:
 def _open_compiled(entry: Entry, request: _Request, was_cached: bool) -> OpenedModel:
     path = request.path
     name = path or str(entry.path)  # not the descriptor's path
-    with numa_copies(entry, request.streams) as copies:
+    with numa_copies(entry, request.streams) as models:
 
         def open_for(stream: Stream) -> Session:
-            model = copies.get(home_node(stream), entry.model)
-            source = Source(str(model), {}, True, name, request.custom_ops)
+            source = Source(str(models[nodes_of(stream)]), {}, True, name, request.custom_ops)
             return request.open_one(source, stream, None)
 
         sessions = _open_all(open_for, request.streams)
         trim_heap()
-        files = [copy.with_name("weights") for copy in copies.values()] or [entry.weights]
+        files = [model.with_name(entry.weights.name) for model in dict.fromkeys(models.values())]
         mapped = [file.stat() for file in files if file.exists()]
     about = entry.about
     return OpenedModel(
@@ -462,9 +462,9 @@ def _open_all(open_for: Callable[[Stream], Session], streams: Sequence[Stream]) 
     return [sessions[key] for key in keys]
 
 
-def _session_keys(streams: Sequence[Stream]) -> list[tuple[str, int]]:
+def _session_keys(streams: Sequence[Stream]) -> list[tuple[str, object]]:
     """What streams that share a session have in common."""
     return [
-        ("node", home_node(stream)) if len(stream.cpus) == 1 else ("stream", stream.index)
+        ("node", nodes_of(stream)) if len(stream.cpus) == 1 else ("stream", stream.index)
         for stream in streams
     ]

@@ -26,5 +26,6 @@ def open_session(
     profile_to: str | None = None,
     custom_ops: tuple[str, ...] = (),
     files: Mapping[str, bytes] | None = None,
+    nodes: Sequence[int] = (),
 ) -> Session: ...
 def trim_heap() -> None: ...

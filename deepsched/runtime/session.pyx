@@ -3,6 +3,7 @@
 cimport cython
 from deepsched.runtime.futex cimport futex_wait, futex_wake
 from deepsched.runtime.library cimport Library, check, library, loaded_library, take_message
+from deepsched.runtime.numa cimport MemoryPolicy, policy_for, set_thread_policy
 from deepsched.runtime.ort cimport (
     CountFn, LOG_FATAL, NameFn, OPTIMIZE_ALL, OPTIMIZE_NOTHING, ORT_INVALID_ARGUMENT, ORT_INVALID_GRAPH,
     ORT_INVALID_PROTOBUF, ORT_NO_SUCHFILE, ORT_NOT_IMPLEMENTED, OrtAllocator, OrtApi,
@@ -244,6 +245,7 @@ cdef class Session:
 def open_session(
     model, *, int num_threads, cpus, str thread_prefix, dict config, str name=None,
     bint is_optimized=False, save_to=None, profile_to=None, tuple custom_ops=(), files=None,
+    nodes=(),
 ) -> Session:
     """Opens `model`, a path (str) or a serialized ModelProto (bytes); the GIL is released.
 
@@ -260,6 +262,8 @@ def open_session(
         custom_ops: paths of libraries of operators. ORT unloads them after the session.
         files: external data that is in memory, bytes by the names that the model has for it. ORT
             copies it.
+        nodes: NUMA nodes for the weights, unless they are mapped from a file; empty for any. What
+            is saved goes there as well, as far as files stay in memory.
 
     Raises:
         OptionError: one of `custom_ops` cannot be loaded, or is no such library.
@@ -279,6 +283,10 @@ def open_session(
     cdef const char* name_start
     cdef char* content_start
     cdef size_t content_size
+    cdef MemoryPolicy policy, policy_before
+    cdef bint has_policy = len(nodes) > 0
+    if has_policy:
+        policy = policy_for(nodes)
     session.generation = fork_generation()
     if cpus is not None:
         session.team.cpus = <int*>malloc(num_threads * sizeof(int))
@@ -333,12 +341,17 @@ def open_session(
                 options, &name_start, &content_start, &content_size, 1
             ))
         with nogil:
+            # ORT's threads have been started, so they do not inherit it: activations lie where
+            # they are first written to. Where the system refuses, weights lie where we run.
+            has_policy = has_policy and set_thread_policy(&policy, &policy_before)
             if is_path:
                 status = api.CreateSession(lib.env, start, options, &session.handle)
             else:
                 status = api.CreateSessionFromArray(
                     lib.env, start, num_bytes, options, &session.handle
                 )
+            if has_policy:
+                set_thread_policy(&policy_before, NULL)
         if status != NULL:
             _raise_for_load(status, model, name)
         if save_to is None:

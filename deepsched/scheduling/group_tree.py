@@ -75,10 +75,13 @@ def tree_of(streams: Sequence[Stream]) -> GroupTree:
     ranges: list[Range] = [(index, index + 1) for index in range(len(streams))]
     for level in ("l3", "numa_node", "package", None):
 
-        def place(group: Range, level: str | None = level) -> int | None:
-            # A stream that straddles two counts as where it begins.
-            found: int | None = getattr(streams[group[0]].cores[0], level) if level else None
-            return found
+        def place(group: Range, level: str | None = level) -> int | Range | None:
+            if level is None:
+                return None
+            # A stream that straddles two counts as where it begins. What the machine does not
+            # report is taken to be shared with nobody.
+            found: int | None = getattr(streams[group[0]].cores[0], level)
+            return group if found is None else found
 
         merged: list[Range] = []
         for _, found in groupby(ranges, place):

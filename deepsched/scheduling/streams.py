@@ -17,6 +17,7 @@ from deepsched.machine.partition import Stream
 from deepsched.machine.shape import cpu_models, describe_shape
 from deepsched.machine.state import neighbour_trips_ns
 from deepsched.models.compiled import OpenedModel
+from deepsched.models.numa_copies import nodes_of
 from deepsched.models.sources import Source
 from deepsched.runtime.dispatch import Dispatcher
 from deepsched.runtime.model import Model
@@ -127,6 +128,7 @@ class SharedStreams:
             profile_to=profile_to,
             custom_ops=source.custom_ops,
             files=source.files,
+            nodes=nodes_of(stream) if len(self.layout.topology.numa_nodes) > 1 else (),
         )
 
     def measure_scaling(self, served: ServedModel, inputs: list[Any]) -> None:

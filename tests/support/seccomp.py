@@ -57,11 +57,15 @@ class _Program(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.POINTER(_Instruction))]
 
 
+def number_of(name):
+    """The number of a system call on this machine."""
+    return NUMBERS[name][("x86_64", "aarch64").index(platform.machine())]
+
+
 def refuse(*names, code=errno.EPERM):
     """From here on these system calls fail in this thread, and in those that it starts. For good:
     call it in a process of its own, before anything else is imported. Raises OSError."""
-    column = ("x86_64", "aarch64").index(platform.machine())
-    numbers = [NUMBERS[name][column] for name in names]
+    numbers = [number_of(name) for name in names]
     body = [_Instruction(_LOAD_WORD, 0, 0, 0)]
     for number in numbers:
         body.append(_Instruction(_JUMP_IF_EQUAL, 0, 1, number))
