@@ -261,7 +261,7 @@ def test_copies_can_be_forbidden(tmp_path, placed, monkeypatch, value, num_copie
     assert serve(tmp_path / "cache", scheduler="elastic").num_copies == num_copies
 
 
-def test_another_value_is_refused(monkeypatch):
+def test_another_value_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("DEEPSCHED_NUMA_COPIES", "no")
     with pytest.raises(OptionError, match="DEEPSCHED_NUMA_COPIES must be 0 .* or 1, got 'no'"):
-        Engine(gemm())
+        Engine(gemm(), cache_dir=tmp_path)
