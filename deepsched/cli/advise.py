@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 
+from rich import box
 from rich.table import Table
 
 from deepsched.advice import Advice, Setting, advise
@@ -167,11 +168,11 @@ def _print(advice: Advice, model: str) -> None:
         _print_batches(console, advice, model)
     scaling = ", ".join(f"{cores}: {rounded(ms)} ms" for cores, ms in advice.scaling_ms.items())
     console.print(f"A lone request, by cores: {scaling}\n")
-    table = Table(title=f"With {advice.load}")
+    table = Table(title=f"With {advice.load}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("setting", overflow="fold")
     columns = ("streams", "requests", "items/s", "mean ms", "p50 ms", "p99 ms", "+-", "answered")
     for name in columns:
-        table.add_column(name, justify="right", overflow="fold")
+        table.add_column(name, justify="right", no_wrap=True)
     for it in advice.figures:
         table.add_row(
             ("> " if it.setting == advice.setting else "  ") + _short(it.setting),

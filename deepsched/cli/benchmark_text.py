@@ -7,6 +7,8 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from rich import box
+from rich.measure import Measurement
 from rich.table import Table
 
 from deepsched.benchmark.percentiles import requests_for
@@ -258,12 +260,15 @@ def _exact(milliseconds: float | None) -> str:
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title)
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in columns:
         table.add_column(column, justify="left" if column == "scheduler" else "right")
     return table
 
 
 def _print(table: Table) -> None:
-    width = None if sys.stdout.isatty() else 120  # into a file: do not truncate at 80 columns
-    Console(width=width).print(table)
+    # As wide as it takes: a narrow terminal breaks its lines, where rich would cut figures off.
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    unbounded = console.options.update(max_width=10_000)
+    needed = Measurement.get(console, unbounded, table).maximum
+    Console(width=max(console.width, needed)).print(table)

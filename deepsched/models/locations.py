@@ -6,6 +6,7 @@ import contextlib
 import enum
 import functools
 import os
+import pwd
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -46,13 +47,23 @@ def default_folder() -> Path:
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG specification: relative paths are invalid and to be ignored.
-    home = Path(base) if os.path.isabs(base) else Path(os.path.expanduser("~"), ".cache")
+    user = os.environ.get("HOME") or os.path.expanduser("~" + _user_name())
+    home = Path(base) if os.path.isabs(base) else Path(user, ".cache")
     if not home.is_absolute():  # no HOME and no passwd entry: "~" would be a folder here
         raise OptionError(
             "this user has no home folder to keep compiled models in; set DEEPSCHED_CACHE_DIR, or "
             "cache_dir=None to keep none"
         )
     return home / "deepsched"
+
+
+def _user_name() -> str:
+    """Of this process's user; empty if nobody knows it. An empty HOME is none, to which
+    `expanduser` would say /."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except (KeyError, OSError):
+        return ""
 
 
 def keeps_in_memory(model: ModelLike, cache_dir: CacheDir) -> bool:
