@@ -168,8 +168,10 @@ class Engine(Uncopied):
             self._served = ServedModel(shared, opened, TracedModel(name, opened.batch_size))
             self._model = self._served.model
             self._arenas = sizes_at_opening(opened.sessions)
-            if shared.layout.scheduler == Scheduler.elastic and not deterministic:
-                self._measure_scaling()  # without, requests take one stream each
+            if deterministic:
+                self._model.keep_narrow()
+            elif shared.layout.scheduler == Scheduler.elastic:
+                self._measure_scaling()
             self._born = time.monotonic()
             shared.serve(self._served)
             if opened.changed_fixed_sizes:

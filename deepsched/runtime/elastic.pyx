@@ -53,6 +53,9 @@ cdef class Elastic:
         self.latest.credit_ns.store(
             estimates.credit_ns.load(memory_order_relaxed), memory_order_relaxed
         )
+        self.latest.stays_narrow.store(
+            estimates.stays_narrow.load(memory_order_relaxed), memory_order_relaxed
+        )
         self.latest.number.store(
             estimates.number.load(memory_order_relaxed), memory_order_relaxed
         )

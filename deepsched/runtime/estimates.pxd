@@ -18,6 +18,7 @@ cdef struct Estimates:
     atomic[uint64_t] learned_ns[2][MAX_LEVELS]  # when a run last told; 0: none did
     atomic[uint64_t] tried_ns[MAX_LEVELS]  # when a trial of it began
     atomic[int64_t] credit_ns  # what trials may still cost
+    atomic[uint32_t] stays_narrow  # each request takes one stream, whatever is believed
 
 cdef struct Demand:
     # What arrives at a context, and the trial that goes on there.

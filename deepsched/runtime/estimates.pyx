@@ -248,6 +248,10 @@ cdef Decision decide(
     decision.group = max(leaf, 0)
     decision.is_trial = False
     read_lengths(tree, estimates, &lengths)
+    if estimates.stays_narrow.load(memory_order_relaxed):
+        if leaf < 0:
+            decision.group = first_free(tree, busy_ns)
+        return decision
     if not lengths.alone[0]:
         return decision  # nothing is known: a run on a leaf tells something
     if (

@@ -318,6 +318,11 @@ cdef class Model:
         for group, ns in enumerate(run_ns):
             believe(self.state.estimates, dispatcher.elastic.tree.level_of[group], ns, now_ns())
 
+    def keep_narrow(self) -> None:
+        """Has each request take one stream, however long its runs are. To be called before anybody
+        else uses this model."""
+        self.state.estimates.stays_narrow.store(1, memory_order_relaxed)
+
     # --- Its end ------------------------------------------------------------------------------
 
     def close(self) -> None:
