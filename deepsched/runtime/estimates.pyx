@@ -245,15 +245,12 @@ cdef Decision decide(
     cdef int level, group, other
     cdef int32_t num_requests = 1
     cdef uint64_t busiest = 0
-    decision.group = max(leaf, 0)
+    decision.group = leaf if leaf >= 0 else first_free(tree, busy_ns)
     decision.is_trial = False
     read_lengths(tree, estimates, &lengths)
-    if estimates.stays_narrow.load(memory_order_relaxed):
-        if leaf < 0:
-            decision.group = first_free(tree, busy_ns)
+    # Where nothing is known, a run on a leaf tells something.
+    if estimates.stays_narrow.load(memory_order_relaxed) or not lengths.alone[0]:
         return decision
-    if not lengths.alone[0]:
-        return decision  # nothing is known: a run on a leaf tells something
     if (
         trying != MAY_NOT_TRY
         and is_trying(demand, now)
