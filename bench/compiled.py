@@ -27,7 +27,7 @@ import onnxruntime
 from rich.console import Console
 from rich.table import Table
 
-from bench.peers import make_mlp
+from bench.models import make_mlp
 from deepsched import Context, Engine, Topology
 from deepsched.benchmark import bundled_model
 from deepsched.models.locations import default_folder

@@ -26,7 +26,8 @@ from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
 
-from bench.peers import NUM_CORES, make_mlp
+from bench.models import make_mlp
+from bench.peers import NUM_CORES
 from deepsched import Engine, compile_model
 from deepsched.benchmark import bundled_model, measure
 from deepsched.machine.state import Conditions, StateWatch, by_state, states_of, summarize

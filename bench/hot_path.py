@@ -29,7 +29,8 @@ from rich.table import Table
 
 from bench.build import native
 from bench.micro import identity_model
-from bench.peers import NUM_CORES, RawForms, make_mlp, raw_session
+from bench.models import make_mlp
+from bench.peers import NUM_CORES, RawForms, raw_session
 from deepsched import Engine, compile_model
 from deepsched.benchmark import bundled_model, measure
 from deepsched.machine.state import (

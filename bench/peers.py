@@ -23,46 +23,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
 import onnxruntime
-from onnx import TensorProto, helper
 from rich.console import Console
 from rich.table import Table
 
+from bench.models import CASES, find
 from deepsched import Topology, compile_model
-from deepsched.benchmark import bundled_model, measure
+from deepsched.benchmark import measure
 from deepsched.machine.state import Conditions, StateWatch, by_state, states_of, summarize
 
 NUM_CORES = len(Topology.detect().cores)
 RAW = ("raw: all threads", "raw: 1 thread, shared", "raw: one per stream")
 OURS = ("deepsched single_stream", "deepsched multi_stream")
-
-
-def make_mlp(width: int = 128, layers: int = 3) -> bytes:
-    """A small multi-layer perceptron, where the runtime is most of the cost."""
-    rng = np.random.default_rng(0)
-    nodes, weights, value = [], [], "x"
-    for layer in range(layers):
-        matrix = rng.standard_normal((width, width)).astype(np.float32) / np.sqrt(width)
-        weights.append(onnx.numpy_helper.from_array(matrix.astype(np.float32), f"w{layer}"))
-        nodes.append(helper.make_node("MatMul", [value, f"w{layer}"], [f"m{layer}"]))
-        value = "y" if layer == layers - 1 else f"h{layer}"
-        nodes.append(helper.make_node("Relu", [f"m{layer}"], [value]))
-    shapes = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, width]) for name in ("x", "y")
-    ]
-    graph = helper.make_graph(nodes, "mlp", shapes[:1], shapes[1:], weights)
-    opsets = [helper.make_opsetid("", 17)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
-
-
-MODELS: dict[str, Callable[[], str | bytes]] = {
-    "resnet50": lambda: bundled_model("resnet50"),
-    "squeezenet": lambda: bundled_model("squeezenet"),
-    "shufflenet": lambda: bundled_model("shufflenet"),
-    "mlp 3x128": make_mlp,
-}
 
 
 def raw_session(model: str | bytes, num_threads: int) -> onnxruntime.InferenceSession:
@@ -79,23 +51,26 @@ class RawForms:
         self.all_threads = raw_session(model, NUM_CORES)
         self.shared = raw_session(model, 1)
         self.per_stream = [raw_session(model, 1) for _ in range(NUM_CORES)]
-        self.name = self.shared.get_inputs()[0].name
+        self.names = [info.name for info in self.shared.get_inputs()]
         self.idle = list(self.per_stream)
 
+    def feed(self, inputs: list[Any]) -> dict[str, Any]:
+        return dict(zip(self.names, inputs, strict=True))
+
     def run_all_threads(self, inputs: list[Any]) -> Any:
-        return self.all_threads.run(None, {self.name: inputs[0]})
+        return self.all_threads.run(None, self.feed(inputs))
 
     def run_shared(self, inputs: list[Any]) -> Any:
-        return self.shared.run(None, {self.name: inputs[0]})
+        return self.shared.run(None, self.feed(inputs))
 
     def run_per_stream(self, inputs: list[Any]) -> Any:
         # The usual pool: whoever finds a session idle takes it; the callers beyond them share.
         try:
             session = self.idle.pop()
         except IndexError:
-            return self.per_stream[0].run(None, {self.name: inputs[0]})
+            return self.per_stream[0].run(None, self.feed(inputs))
         try:
-            return session.run(None, {self.name: inputs[0]})
+            return session.run(None, self.feed(inputs))
         finally:
             self.idle.append(session)
 
@@ -123,7 +98,7 @@ class OpenVino:
         begin = time.perf_counter_ns() + int(seconds / 5 * 1e9)
         end = begin + int(seconds * 1e9)
         while (now := time.perf_counter_ns()) < end:
-            queue.start_async({0: inputs[0]}, userdata=now)
+            queue.start_async(dict(enumerate(inputs)), userdata=now)
         queue.wait_all()
         return _summary(spans, begin, end)
 
@@ -272,7 +247,11 @@ def _ratios(forms: dict[str, Any]) -> tuple[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--models", default=",".join(MODELS), help="comma-separated")
+    parser.add_argument(
+        "--models",
+        default="resnet50,squeezenet,shufflenet,mlp 3x128",
+        help=f"comma-separated, of {', '.join(CASES)}",
+    )
     parser.add_argument("--callers", default="1,2,4,8", help="comma-separated")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=5)
@@ -290,7 +269,7 @@ def main() -> None:
     console = Console(width=None if sys.stdout.isatty() else 160)
     everything = {}
     for name in args.models.split(","):
-        model = MODELS[name]()
+        model = find(name)
         callers = [int(count) for count in args.callers.split(",")]
         everything[name] = compare(
             model, callers, args.seconds, args.rounds, args.openvino, args.deepsparse

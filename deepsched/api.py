@@ -34,6 +34,7 @@ def compile_model(
     custom_ops: CustomOps = (),
     shrink_memory: bool = False,
     deterministic: bool = False,
+    rewrites: str = "fast",
 ) -> Engine:
     """Compiles `model`; see Engine for the parameters and errors.
 
@@ -80,6 +81,7 @@ def compile_model(
         custom_ops=custom_ops,
         shrink_memory=shrink_memory,
         deterministic=deterministic,
+        rewrites=rewrites,
     )
 
 

@@ -36,6 +36,7 @@ from deepsched.models.locations import DEFAULT_CACHE, CacheDir
 from deepsched.models.memory_usage import Memory, memory_usage, sizes_at_opening
 from deepsched.models.prepare import ModelLike, Shapes, explain_override
 from deepsched.models.random_inputs import random_inputs
+from deepsched.models.rewritten import check_rewrites
 from deepsched.recipe import Uncopied, recipe_of, remake
 from deepsched.scheduler import Scheduler
 from deepsched.scheduling.determinism import open_with_one_width, warn_of_varying_bits
@@ -83,6 +84,9 @@ class Engine(Uncopied):
             on as many as the smallest stream has: elastic gives each one stream, and larger
             streams leave cores unused. Where an operator varies from run to run on several cores,
             they run on one.
+        rewrites: how the graph may be changed into what ONNX Runtime runs faster: "fast" keeps
+            float32's accuracy; "exact" keeps every bit of plain onnxruntime's outputs; "none"
+            changes nothing. `compiled.rewrites` tells what was done, and what it gained.
 
     Raises:
         ModelNotFoundError, InvalidModelError, UnsupportedModelError: the model cannot be used.
@@ -114,6 +118,7 @@ class Engine(Uncopied):
         custom_ops: CustomOps = (),
         shrink_memory: bool = False,
         deterministic: bool = False,
+        rewrites: str = "fast",
     ) -> None:
         self._recipe = recipe_of(locals())
         if not isinstance(model, (str, os.PathLike)):
@@ -158,6 +163,8 @@ class Engine(Uncopied):
                     {**shared.compile_options, **options},
                     groups,
                     shared.open_session,
+                    check_rewrites(rewrites),
+                    shared.layout.pin == "core",
                 )
 
             if deterministic:
@@ -685,7 +692,7 @@ class MultiModelEngine(Engine):
     """An engine that shares a context's streams with others: DeepSparse's form of it.
 
     Args:
-        model, batch_size, input_shapes, custom_ops: see Engine.
+        model, batch_size, input_shapes, custom_ops, rewrites: see Engine.
         context: the streams to share.
     """
 
@@ -697,7 +704,13 @@ class MultiModelEngine(Engine):
         input_shapes: Shapes | None = None,
         *,
         custom_ops: CustomOps = (),
+        rewrites: str = "fast",
     ) -> None:
         super().__init__(
-            model, batch_size, input_shapes=input_shapes, context=context, custom_ops=custom_ops
+            model,
+            batch_size,
+            input_shapes=input_shapes,
+            context=context,
+            custom_ops=custom_ops,
+            rewrites=rewrites,
         )

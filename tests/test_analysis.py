@@ -27,6 +27,16 @@ from tests.support import models
 # --- Reading a timeline ---------------------------------------------------------------------------
 
 
+def plain_mlp():
+    """With an activation that no rewrite merges with the product."""
+    return models.mlp(activation="Tanh")
+
+
+@pytest.fixture
+def mlp(tmp_path):
+    return models.save(plain_mlp(), tmp_path)
+
+
 class Clock:
     """Writes a timeline as ONNX Runtime does, from times in ns."""
 
@@ -277,6 +287,22 @@ def test_an_operator_that_is_hardly_longer_than_its_timing_has_no_rates():
     assert (long.speedup, long.useful_cores) == (2.0, 2)
 
 
+def test_types_that_lag_behind_the_best_rates_of_the_model_are_named():
+    def operator(op_type, ms, operations, num_bytes):
+        return Operator(
+            {1: ms}, {1: 0.0}, operations, num_bytes, op_type, op_type, "float", (), (), None, 1
+        )
+
+    fast = operator("Gemm", 5.0, 500_000_000, 1_000_000)  # 100 GFLOP/s
+    streaming = operator("Add", 1.0, None, 50_000_000)  # 50 GB/s
+    slow = operator("LRN", 4.0, None, 10_000_000)
+    little = operator("Erf", 0.2, None, 1_000)
+    unknown = operator("Custom", 3.0, None, None)
+    found = Analysis(1, (fast, streaming, slow, little, unknown), {1: 13.2}, {1: 13.2})
+    assert [it.op_type for it in found.lagging] == ["LRN"]
+    assert found.to_dict()["lagging"] == ["LRN"]
+
+
 def test_what_timing_adds_to_small_operators_is_taken_off():
     """A thousand operators of one number: timed, they take ten times as long."""
     names = [f"t{number}" for number in range(1001)]
@@ -358,7 +384,7 @@ def test_a_model_without_operators_is_analysed(tmp_path, capsys):
 
 
 def test_names_with_brackets_are_printed_as_they_are(tmp_path, capsys):
-    model = models.mlp()
+    model = plain_mlp()
     for number, name in enumerate(("block[/relu]", "attn[query]")):
         model.graph.node[2 * number].name = name
     assert main(["analyze", models.save(model, tmp_path), "--seconds", "0.1", "-q"]) == 0
@@ -400,7 +426,7 @@ def test_figures_of_one_state_of_the_machine_are_told_from_mixed_ones(
 
 
 def test_without_a_cache_weights_are_known_all_the_same():
-    analysis = analyze(models.mlp(), None, cache_dir=None, num_cores=1, seconds=0.02)
+    analysis = analyze(plain_mlp(), None, cache_dir=None, num_cores=1, seconds=0.02)
     assert {it.weight_shape for it in analysis.operators if it.op_type == "MatMul"} == {(64, 64)}
 
 
@@ -409,7 +435,7 @@ def test_without_a_cache_weights_are_known_all_the_same():
 
 def test_debug_analysis_has_deepsparses_keys():
     x = np.zeros((2, 64), np.float32)
-    found = model_debug_analysis(models.mlp(), [x], 2, num_iterations=3, num_warmup_iterations=1)
+    found = model_debug_analysis(plain_mlp(), [x], 2, num_iterations=3, num_warmup_iterations=1)
     assert found["batch_size"] == 2
     assert found["average_total_time"] > 0
     assert found["items_per_second"] > 0
@@ -443,7 +469,7 @@ def test_optimization_level_0_shows_the_operators_of_the_file():
 )
 def test_debug_analysis_refuses_what_makes_no_sense(options):
     with pytest.raises(OptionError, match=next(iter(options))):
-        model_debug_analysis(models.mlp(), [np.zeros((1, 64), np.float32)], **options)
+        model_debug_analysis(plain_mlp(), [np.zeros((1, 64), np.float32)], **options)
 
 
 # --- The command ----------------------------------------------------------------------------------
@@ -459,7 +485,7 @@ def test_the_command_prints_types_and_operators_and_writes_files(mlp, tmp_path, 
     assert "1x64 64x64 > 1x64" in out
     assert len(json.loads(export.read_text())["operators"]) == 6
     rows = list(csv.DictReader(table.read_text().splitlines()))
-    assert {row["op_type"] for row in rows} == {"MatMul", "Relu"}
+    assert {row["op_type"] for row in rows} == {"MatMul", "Tanh"}
     assert {row["weight_shape"] for row in rows if row["op_type"] == "MatMul"} == {"64x64"}
 
 
@@ -467,7 +493,7 @@ def test_the_command_prints_json(mlp, capsys):
     assert main(["analyze", mlp, "--seconds", "0.1", "-q", "--json", "-ncores", "1"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["plain_ms"].keys() == {"1"}
-    assert {it["op_type"] for it in found["types"]} == {"MatMul", "Relu"}
+    assert {it["op_type"] for it in found["types"]} == {"MatMul", "Tanh"}
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,10 @@ from deepsched.models.cache import Cache
 from deepsched.models.keys import RawModel
 from deepsched.models.locations import default_folder
 from deepsched.models.prepare import prepare_model
+from deepsched.models.rewrites.catalog import RULES, rewrite
 from deepsched.models.tag import TAG
 from deepsched.scheduling.streams import SharedStreams
-from tests.support import models
+from tests.support import models, rewrite_patterns
 from tests.support.contexts import two_sessions
 from tests.support.models import gemm
 from tests.support.plain_onnxruntime import assert_equals_plain
@@ -143,8 +144,13 @@ def test_what_is_prepared_is_what_the_version_says():
             (gemm(size=2, ir_version=3, also_inputs=("w", "b")), 1, None),
         )
     ]
+    for make_pattern in rewrite_patterns.EXAMPLES:
+        pattern, _ = make_pattern()
+        model = pattern.model()
+        config = rewrite(model, RULES).config
+        found += [model.SerializeToString(deterministic=True), str(config).encode()]
     digest = hashlib.sha256(b"".join(found)).hexdigest()[:16]
-    assert (keys.PREPARATION_VERSION, digest) == (4, "2afe56dda8aec4b6")
+    assert (keys.PREPARATION_VERSION, digest) == (5, "4ce7a4c861cd9a60")
 
 
 def test_run_lengths_hold_on_other_cpus_of_the_same_shape(cache_dir, quiet):

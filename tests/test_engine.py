@@ -35,7 +35,9 @@ NUM_CORES = len(Topology.detect().cores)
 def test_bundled_models_equal_onnxruntime_from_eight_threads(name, scheduler):
     path = bundled_model(name)
     num_streams = None if scheduler == "single_stream" else NUM_CORES
-    with compile_model(path, scheduler=scheduler, num_streams=num_streams) as engine:
+    with compile_model(
+        path, scheduler=scheduler, num_streams=num_streams, rewrites="exact"
+    ) as engine:
         inputs = engine.generate_random_inputs()
         expected = reference(path, inputs, len(engine.streams[0].cpus))
         in_threads(8, lambda _: same_bits(engine.run(inputs), expected))

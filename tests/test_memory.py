@@ -88,8 +88,42 @@ def test_where_compiling_has_no_room_the_model_is_opened_as_onnxruntime_would(
     with Engine(large / f"{weights}.onnx", cache_dir=tmp_path) as engine:
         assert_equals_plain(engine, str(large / f"{weights}.onnx"))
         assert engine.compiled.folder is None and "90 MB are left" in engine.compiled.why_not
+        assert engine.compiled.rewrites == ()  # to try one takes memory, too
     (message,) = caplog.messages
     assert "is not compiled" in message
+
+
+def factors_before_convolutions(path):
+    """50 MB of weights, into all of which a rule folds factors."""
+    nodes, weights, value = [], [], "x"
+    rng = np.random.default_rng(0)
+    for number in range(5):
+        matrix = rng.standard_normal((1600, 1600, 1, 1)).astype(np.float32)
+        weights += [numpy_helper.from_array(matrix, f"w{number}")]
+        weights += [numpy_helper.from_array(np.float32([1.5]), f"c{number}")]
+        output = "y" if number == 4 else f"v{number}"
+        nodes += [
+            helper.make_node("Softplus", [value], [f"s{number}"]),
+            helper.make_node("Mul", [f"s{number}", f"c{number}"], [f"m{number}"]),
+            helper.make_node("Conv", [f"m{number}", f"w{number}"], [output]),
+        ]
+        value = output
+    inputs, outputs = (models.tensor(name, ["n", 1600, 2, 2]) for name in "xy")
+    onnx.save(models.make(nodes, [inputs], [outputs], weights), path)
+
+
+def test_where_rewriting_has_no_room_the_model_is_compiled_as_it_is(tmp_path):
+    path = tmp_path / "model.onnx"
+    factors_before_convolutions(path)
+    code = """
+    import sys
+    from deepsched import Engine
+    with Engine(sys.argv[1], num_cores=1, cache_dir=None) as engine:
+        print(engine.compiled.rewrites)
+    """
+    with limits(memory=300 << 20) as group:
+        ran = group.run([sys.executable, "-c", textwrap.dedent(code), path])
+    assert ran.stdout == "()\n", ran.stderr
 
 
 def test_memory_that_is_left_is_that_of_the_nearest_limit():

@@ -51,6 +51,7 @@ from deepsched.models.locations import (
 )
 from deepsched.models.prepare import ModelLike, Shapes, check_shapes
 from deepsched.models.random_inputs import tried_inputs
+from deepsched.models.rewritten import check_rewrites
 from deepsched.scheduling.scaling import useful_cores, widths
 
 _OpenEngine = Callable[[Setting], Engine]
@@ -91,12 +92,13 @@ def advise(
     remembers: bool = True,
     cache_dir: CacheDir = DEFAULT_CACHE,
     custom_ops: CustomOps = (),
+    rewrites: str = "fast",
     on_progress: Callable[[str], None] | None = None,
 ) -> Advice:
     """Measures which setting serves a model best on this machine.
 
     Args:
-        model, batch_size, input_shapes, cache_dir, custom_ops: see Engine.
+        model, batch_size, input_shapes, cache_dir, custom_ops, rewrites: see Engine.
         num_cores: the maximum number of cores; None for all that this process may use.
         callers: the load as a closed loop: this many threads, each of which sends its next request
             when the last one is answered. None, without a rate: two per core, which keep all busy.
@@ -135,6 +137,7 @@ def advise(
     batch_size = check_batch_size(batch_size)
     input_shapes = check_shapes(input_shapes)
     custom_ops = check_custom_ops(custom_ops)
+    check_rewrites(rewrites)
     callers = check_optional_integer("callers", callers, 1)
     _check(callers, rate, p99_limit_ms, seconds)
     on_progress = on_progress or (lambda text: None)
@@ -145,7 +148,7 @@ def advise(
     most = most_cores(Topology.detect(), num_cores)
     num_cores = None if num_cores is None else most
     load = Load(2 * most if is_default_load else callers, rate)
-    question = [batch_size, input_shapes, num_cores, str(load), p99_limit_ms]
+    question = [batch_size, input_shapes, num_cores, str(load), p99_limit_ms, rewrites]
     answers = (
         AnswerCache.open(model, batch_size, custom_ops, cache_dir, question) if remembers else None
     )
@@ -164,6 +167,7 @@ def advise(
             compares_batches,
             compiled_in,
             custom_ops,
+            rewrites,
             on_progress,
         )
     is_told = advice.enough_seconds is None and not advice.differs_by_state
@@ -183,6 +187,7 @@ def _measure_settings(
     compares_batches: bool,
     cache_dir: CacheDir,
     custom_ops: tuple[str, ...],
+    rewrites: str,
     on_progress: _OnProgress,
 ) -> Advice:
     """See `advise`, which has checked the arguments."""
@@ -199,6 +204,7 @@ def _measure_settings(
             input_shapes,
             cache_dir=cache_dir,
             custom_ops=custom_ops,
+            rewrites=rewrites,
         )
 
     openings: list[float] = []
@@ -271,6 +277,7 @@ def _measure_settings(
         batch_size=batch_size,
         input_shapes=input_shapes,
         custom_ops=custom_ops,
+        rewrites=rewrites,
         reason=reason,
         cost_of_ignoring=compare_default(chosen, tied, default, load),
         figures=tuple(sorted(figures, key=lambda it: (not it.keeps_up, load.cost(it)))),

@@ -110,6 +110,8 @@ class Advice:
     counts none."""
     custom_ops: tuple[str, ...] = ()
     """Paths of the libraries that were given to `advise`."""
+    rewrites: str = "fast"
+    """As given to `advise`."""
     was_remembered: bool = False
     enough_seconds: float | None = None
     """If there were too few requests to tell settings apart: seconds for `advise` that suffice.
@@ -157,6 +159,8 @@ class Advice:
         shapes = "" if self.input_shapes is None else f", input_shapes={self.input_shapes!r}"
         if self.custom_ops:
             shapes += f", custom_ops={list(self.custom_ops)!r}"
+        if self.rewrites != "fast":
+            shapes += f', rewrites="{self.rewrites}"'
         found = self.batch_size if batch_size is None else batch_size
         batch = "" if found == AUTO else f"batch_size={found}, "
         is_plain = model.isprintable() and not set(model) & set('"\\')

@@ -57,6 +57,7 @@ def analyze(
     seconds: float = 10.0,
     cache_dir: CacheDir = DEFAULT_CACHE,
     custom_ops: CustomOps = (),
+    rewrites: str = "fast",
     on_progress: Callable[[str], None] | None = None,
 ) -> Analysis:
     """Profiles a model: the time of each operator on 1, 2, 4, ... cores and on all.
@@ -65,7 +66,7 @@ def analyze(
     Profiling makes it slower; see Analysis.
 
     Args:
-        model, batch_size, input_shapes, cache_dir, custom_ops: see Engine.
+        model, batch_size, input_shapes, cache_dir, custom_ops, rewrites: see Engine.
         inputs: the inputs to run, as `Engine.run` takes them; None for random ones.
         num_cores: the maximum number of cores; None for all that this process may use.
         seconds: approximate duration. Opening the model, four times at least, comes on top.
@@ -91,7 +92,7 @@ def analyze(
     each = seconds / 2 / _NUM_ROUNDS / len(cores)
     return profile_widths(
         ProfilingTarget(
-            model, batch_size, input_shapes, inputs, cache_dir, True, tuple(custom_ops)
+            model, batch_size, input_shapes, inputs, cache_dir, True, tuple(custom_ops), rewrites
         ),
         cores,
         RunBudget(2, _MIN_RUNS, _MAX_RUNS, each),
@@ -171,6 +172,7 @@ def profile_widths(
         others_share=contention.others_share(),
         steal_share=contention.steal_share(),
         state=None if state is None else str(state),
+        rewrites=every[0].rewrites,
     )
 
 

@@ -76,7 +76,13 @@ def model_debug_analysis(
     cores = len(streams[0].cores)
     analysis = profile_widths(
         ProfilingTarget(
-            model, batch_size, input_shapes, inp, DEFAULT_CACHE, optimization_level == 1
+            model,
+            batch_size,
+            input_shapes,
+            inp,
+            DEFAULT_CACHE,
+            optimizes=optimization_level == 1,
+            rewrites="fast" if optimization_level == 1 else "none",
         ),
         sorted({1, cores}),
         RunBudget(num_warmup_iterations, num_iterations, num_iterations, 0.0),

@@ -8,7 +8,11 @@ from functools import cached_property
 from typing import Any
 
 from deepsched.analysis.reading import Shape
+from deepsched.models.rewrites.tried import Tried
 from deepsched.scheduling.scaling import useful_cores
+
+_MATTERS = 0.03
+_LAGS = 2.0
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,14 @@ class Timings:
         """`bytes_moved` per second in 1e9, on this many cores; None if unknown, and unless
         `is_told`."""
         return self._rate(self.bytes_moved, cores)
+
+    def least_ms(self, gflops: float, gigabytes_per_second: float) -> float:
+        """What its work takes at these rates, whichever is the longer; 0 if none is known."""
+        times = (
+            (self.operations, gflops),
+            (self.bytes_moved, gigabytes_per_second),
+        )
+        return max((count / rate / 1e6 for count, rate in times if count and rate), default=0.0)
 
     def _rate(self, count: int | None, cores: int) -> float | None:
         return None if count is None or not self.is_told else count / self.ms[cores] / 1e6
@@ -142,6 +154,8 @@ class Analysis:
     """The state of the machine that all figures are of: the round trip of a cache line between
     neighbouring cores; near or far, if there were two. None: in no state was every number of cores
     measured, so the figures mix states."""
+    rewrites: tuple[Tried, ...] = ()
+    """The rules that fit the model, as in `Engine.compiled`."""
 
     @property
     def most_cores(self) -> int:
@@ -186,6 +200,21 @@ class Analysis:
         """Types that stop scaling below `most_cores`, the slowest first."""
         return [it for it in self.types if (it.useful_cores or self.most_cores) < self.most_cores]
 
+    @property
+    def lagging(self) -> list[OperatorType]:
+        """Types that no rewrite helped and that take more than their share, the slowest first: at
+        least 3 % of a request, and twice as long as their work would take at the best rates of
+        arithmetic and of memory that were seen in this model."""
+        most = self.most_cores
+        gflops = max((it.gflops(most) or 0.0 for it in self.types), default=0.0)
+        bandwidth = max((it.gigabytes_per_second(most) or 0.0 for it in self.types), default=0.0)
+        return [
+            it
+            for it in self.types
+            if self.share(it) >= _MATTERS and it.is_told
+            if it.ms[most] > _LAGS * it.least_ms(gflops, bandwidth) > 0
+        ]
+
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON; times in ms, by cores."""
         return {
@@ -198,6 +227,8 @@ class Analysis:
             "steal_share": self.steal_share,
             "between_ms": self.between_ms,
             "types": [{**it.to_dict(), "share": self.share(it)} for it in self.types],
+            "rewrites": [it._asdict() for it in self.rewrites],
+            "lagging": [it.op_type for it in self.lagging],
             "operators": [{**it.to_dict(), "share": self.share(it)} for it in self.operators],
         }
 

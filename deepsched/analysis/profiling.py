@@ -18,6 +18,7 @@ from deepsched.models.custom_ops import CustomOps
 from deepsched.models.locations import CacheDir, temporary_folder
 from deepsched.models.prepare import ModelLike, Shapes
 from deepsched.models.random_inputs import tried_inputs
+from deepsched.models.rewrites.tried import Tried
 from deepsched.scheduler import Scheduler
 from deepsched.scheduling.layout import lay_out
 from deepsched.scheduling.streams import Inspection, SharedStreams
@@ -38,7 +39,8 @@ class ProfilingTarget(NamedTuple):
     optimizes: bool
     """Whether ONNX Runtime may fuse and replace operators, as it does for engines."""
     custom_ops: CustomOps = ()
-    """As Engine takes them."""
+    rewrites: str = "none"
+    """These as Engine takes them."""
 
 
 class RunBudget(NamedTuple):
@@ -78,6 +80,7 @@ class ProfiledRuns(NamedTuple):
     constants: dict[OperatorKey, NodeConstants]
     """Constants of the graph that ran; empty if it has no file."""
     batch_size: int | None
+    rewrites: tuple[Tried, ...]
 
 
 def profile(
@@ -107,7 +110,7 @@ def profile(
             f"{num_before + 1} runs have more operator calls than the million that ONNX Runtime's "
             "profiler keeps (each pass of a loop counts); analyse the model with smaller inputs"
         )
-    return ProfiledRuns(found, constants, engine.batch_size)
+    return ProfiledRuns(found, constants, engine.batch_size, engine.compiled.rewrites)
 
 
 @contextmanager
@@ -139,6 +142,7 @@ def _open(target: ProfilingTarget, num_cores: int, profile_to: str | None) -> It
             context=context,
             cache_dir=target.cache_dir,
             custom_ops=target.custom_ops,
+            rewrites=target.rewrites,
         ) as engine,
     ):
         yield engine

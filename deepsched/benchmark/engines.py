@@ -75,6 +75,7 @@ class EngineOptions(TypedDict, total=False):
     input_shapes: Shapes | None
     pin: str
     custom_ops: CustomOps
+    rewrites: str
 
 
 class OpenedEngine(Protocol):
@@ -140,6 +141,7 @@ def open_engine(
     input_shapes: Shapes | None = None,
     pin: str = "auto",
     custom_ops: CustomOps = (),
+    rewrites: str = "fast",
 ) -> OpenedEngine:
     """Opens a model in one of the engines, all configured for the same cores and streams.
 
@@ -149,7 +151,7 @@ def open_engine(
         model_path: an ONNX file.
         batch_size, num_cores, num_streams, scheduler, input_shapes: see Engine. Other engines get
             the numbers of cores and streams that deepsched would use.
-        pin: see Context; deepsched only.
+        pin, rewrites: see Context and Engine; deepsched only.
         custom_ops: see Engine; deepsched and onnxruntime only.
 
     Raises:
@@ -174,6 +176,7 @@ def open_engine(
             input_shapes,
             pin=pin,
             custom_ops=custom_ops,
+            rewrites=rewrites,
         )
     make = _BUILT_IN.get(name)
     if make is None and ":" not in name:

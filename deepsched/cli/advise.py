@@ -19,6 +19,7 @@ from deepsched.cli.options import (
     add_model,
     add_num_cores,
     add_option,
+    add_rewrites,
     add_seconds,
     add_sizes,
     finite,
@@ -51,6 +52,7 @@ other fields of the JSON:
   batch_size        as given, in items; "auto" if none was
   input_shapes      as given
   custom_ops        paths of the libraries that were given
+  rewrites          as given
   best_batch_size   the smallest of `batches` within 3 % of the highest throughput; null if none
                     were compared, as with --callers, --rate or --input-shapes
   batches           items_per_sec, p50_ms and num_requests by batch_size, with the recommended
@@ -97,6 +99,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_sizes(parser)
     add_custom_ops(parser)
+    add_rewrites(parser)
     add_num_cores(parser)
     load = parser.add_mutually_exclusive_group()
     load.add_argument(
@@ -143,6 +146,7 @@ def run(args: argparse.Namespace) -> None:
             p99_limit_ms=args.p99_limit,
             seconds=args.seconds,
             custom_ops=args.custom_ops,
+            rewrites=args.rewrites,
             remembers=not args.fresh,
             on_progress=lambda text: status.update(f"measuring {text}"),
         )

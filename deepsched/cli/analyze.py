@@ -21,6 +21,7 @@ from deepsched.cli.options import (
     add_model,
     add_num_cores,
     add_output,
+    add_rewrites,
     add_seconds,
     add_sizes,
     parse_shapes,
@@ -52,7 +53,9 @@ fields:
 
 JSON: times are in ms by number of cores; `operations`, `bytes_moved` and `calls` are per request.
 `plain_ms` is a request without profiling, from the call to the answer; `run_ms` a profiled run;
-`slowdown` their ratio on the most cores; `timing_ms` the overhead subtracted; `is_told` whether
+`slowdown` their ratio on the most cores; `rewrites` how rules fared that fit the graph; `lagging`
+types that no rule helped and that take over 3 % of the time, and twice as long as at the best
+rates of arithmetic and memory seen; `timing_ms` the overhead subtracted; `is_told` whether
 what remains is longer than that.
 
 exit codes:
@@ -79,6 +82,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_sizes(parser)
     add_custom_ops(parser)
+    add_rewrites(parser)
     add_num_cores(parser)
     add_seconds(parser, 10.0, "how long to measure, approximately")
     parser.add_argument(
@@ -110,6 +114,7 @@ def run(args: argparse.Namespace) -> None:
                 num_cores=args.num_cores,
                 seconds=args.seconds,
                 custom_ops=args.custom_ops,
+                rewrites=args.rewrites,
                 on_progress=lambda text: status.update(f"measuring on {text}"),
             )
         if args.json:
@@ -219,6 +224,15 @@ def _summary(analysis: Analysis) -> str:
         )
     if most > 1:
         sentences.append(_stuck(analysis))
+    if kept := [it for it in analysis.rewrites if it.is_kept]:
+        named = ", ".join(f"{it.rule} ({counted(it.num_places, 'place')})" for it in kept)
+        sentences.append(f"Rewrites of the graph: {named}.")
+    if lagging := analysis.lagging:
+        named = ", ".join(f"{it.op_type} ({analysis.share(it):.0%})" for it in lagging)
+        sentences.append(
+            "No rewrite helps these, which take more than twice as long as their arithmetic and "
+            f"memory traffic would at the best rates of this model: {named}."
+        )
     if analysis.state is None:
         sentences.append(
             "The distance between the cores changed while this was measured, or could not be seen, "

@@ -50,6 +50,7 @@ from deepsched.cli.options import (
     add_num_streams,
     add_option,
     add_output,
+    add_rewrites,
     add_seconds,
     add_sizes,
     finite,
@@ -141,6 +142,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def _add_engine_options(group: argparse._ActionsContainer) -> None:
     add_sizes(group)
     add_custom_ops(group)
+    add_rewrites(group)
     add_num_cores(group)
     add_num_streams(
         group,
@@ -490,6 +492,7 @@ def _engine_options(args: argparse.Namespace) -> dict[str, Any]:
         "scheduler": _scheduler(args),
         "input_shapes": parse_shapes(args.input_shapes),
         "custom_ops": args.custom_ops,
+        "rewrites": args.rewrites,
         "pin": "core" if args.thread_pinning == "numa" else args.thread_pinning,
     }
 

@@ -13,6 +13,7 @@ from deepsched.errors import OptionError
 from deepsched.machine.partition import most_cores
 from deepsched.machine.topology import Topology
 from deepsched.models.batch import AUTO, BatchSize
+from deepsched.models.rewritten import REWRITES
 
 
 def add_option(
@@ -82,6 +83,18 @@ def add_custom_ops(group: argparse._ActionsContainer) -> None:
         default=[],
         metavar="FILE.so",
         help="a library of operators that the model needs; may be given several times",
+    )
+
+
+def add_rewrites(group: argparse._ActionsContainer) -> None:
+    """--rewrites."""
+    add_option(
+        group,
+        "--rewrites",
+        choices=REWRITES,
+        default="fast",
+        help="how the graph may be changed into what onnxruntime runs faster: fast keeps float32's "
+        "accuracy, exact every bit, none changes nothing (default fast)",
     )
 
 

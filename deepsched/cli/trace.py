@@ -16,6 +16,7 @@ from deepsched.cli.options import (
     add_num_streams,
     add_option,
     add_output,
+    add_rewrites,
     add_seconds,
     add_sizes,
     parse_shapes,
@@ -82,6 +83,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add_sizes(engine)
     add_custom_ops(engine)
+    add_rewrites(engine)
     add_num_cores(engine)
     add_num_streams(
         engine,
@@ -174,6 +176,7 @@ def _open(args: argparse.Namespace, scheduler: Scheduler) -> Engine:
         scheduler,
         parse_shapes(args.input_shapes),
         custom_ops=args.custom_ops,
+        rewrites=args.rewrites,
     )
 
 

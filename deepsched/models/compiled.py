@@ -43,6 +43,8 @@ from deepsched.models.prepare import (
     prepare_model,
 )
 from deepsched.models.repeatability import Varying
+from deepsched.models.rewrites.tried import Tried
+from deepsched.models.rewritten import rewrite_model
 from deepsched.models.room import shortage
 from deepsched.models.sources import Source, source_in, source_of
 from deepsched.runtime.session import Session, trim_heap
@@ -70,6 +72,8 @@ class Compiled(NamedTuple):
     NUMA node, and on others one for each node, and for each set of nodes that a stream spans."""
     why_not: str
     """Why it is not shared or not kept in the cache; empty if it is both, or was not to be kept."""
+    rewrites: tuple[Tried, ...] = ()
+    """How each rule fared that fits the model; see Engine's `rewrites`."""
 
 
 class OpenedModel(NamedTuple):
@@ -112,6 +116,8 @@ class _Request:
     options: Mapping[str, object]
     streams: Sequence[Stream]
     open_one: OpenOne
+    rewrites: str
+    is_pinned: bool
 
     @property
     def path(self) -> str | None:
@@ -126,10 +132,25 @@ class _Request:
         """Parsed only if it is not in the cache. Raises ModelError, OptionError."""
         return prepare_model(self.model, self.batch_size, self.input_shapes)
 
+    @cached_property
+    def rewritten(self) -> tuple[PreparedModel, tuple[Tried, ...]]:
+        """The model to be compiled, and the rewrites that were tried."""
+        if shortage(self.prepared, in_memory=False, is_rewritten=True):
+            return self.prepared, ()
+
+        def open_prepared(form: PreparedModel, stream: Stream) -> Session:
+            with source_of(form, self.custom_ops) as source:
+                return self.open_one(source, stream, None)
+
+        return rewrite_model(
+            self.prepared, self.rewrites, open_prepared, self.streams, self.is_pinned
+        )
+
     def read(self, cache: Cache) -> RawModel | None:
         """See RawModel.of."""
+        options = {**self.options, "rewrites": self.rewrites}
         return RawModel.of(
-            self.model, self.batch_size, self.input_shapes, self.options, cache, self.custom_ops
+            self.model, self.batch_size, self.input_shapes, options, cache, self.custom_ops
         )
 
 
@@ -156,6 +177,8 @@ def open_model(
     options: Mapping[str, object],
     streams: Sequence[Stream],
     open_one: OpenOne,
+    rewrites: str,
+    is_pinned: bool,
 ) -> OpenedModel:
     """Opens a model's sessions: from the cache, else from memory, else each with its own weights.
 
@@ -165,6 +188,8 @@ def open_model(
         cache_dir: see Engine.
         options: what else decides how `open_one` compiles a model, JSON; part of the cache's key.
         streams, open_one: a session for each stream is opened by `open_one`.
+        rewrites: see Engine.
+        is_pinned: whether the sessions' threads are.
 
     Raises:
         ModelError: see prepare_model, and what ONNX Runtime says of the model.
@@ -174,7 +199,16 @@ def open_model(
     """
     sweep_once()
     request = _Request(
-        model, batch_size, input_shapes, custom_ops, cache_dir, options, streams, open_one
+        model,
+        batch_size,
+        input_shapes,
+        custom_ops,
+        cache_dir,
+        options,
+        streams,
+        open_one,
+        rewrites,
+        is_pinned,
     )
     opened = None
     try:
@@ -248,7 +282,7 @@ def _open_with(cache: Cache, request: _Request) -> OpenedModel | _Unavailable:
         with cache.stage() as staged:
             if reason := shortage(prepared, is_in_memory(staged.folder.fd)):
                 return _no_room(reason)
-            opened = _compile(prepared, staged, request)
+            opened = _compile(staged, request)
             if _snapshot(request, prepared, cache) != snapshot:
                 raise _FilesChanged
             if entry is not None:
@@ -296,7 +330,7 @@ def _measurements(cache: Cache, entry: Entry) -> Measurements:
     return Measurements(cache, entry.key, entry.about["model"], entry.about["batch_size"])
 
 
-def _measurements_of_bytes(request: _Request, prepared: PreparedModel) -> Measurements | None:
+def _measurements_of_bytes(request: _Request) -> Measurements | None:
     """Figures under a hash, which the default cache keeps though the model is none of its own."""
     cache = None
     if keeps_in_memory(request.model, request.cache_dir):
@@ -304,7 +338,8 @@ def _measurements_of_bytes(request: _Request, prepared: PreparedModel) -> Measur
             cache = open_cache(request.cache_dir)
     if cache is None:
         return None
-    return Measurements(cache, key_of_bytes(prepared), prepared.name, prepared.batch_size)
+    rewritten, _ = request.rewritten
+    return Measurements(cache, key_of_bytes(rewritten), rewritten.name, rewritten.batch_size)
 
 
 def _open_in_memory(request: _Request) -> OpenedModel | _Unavailable:
@@ -319,7 +354,7 @@ def _open_in_memory(request: _Request) -> OpenedModel | _Unavailable:
             with stage_in(parent, is_on_no_disk) as entry:
                 if reason := shortage(prepared, is_in_memory(entry.folder.fd)):
                     return _no_room(reason)
-                opened = _compile(prepared, entry, request)
+                opened = _compile(entry, request)
         except ThreadError:
             raise
         except (OSError, ModelError) as error:
@@ -328,7 +363,7 @@ def _open_in_memory(request: _Request) -> OpenedModel | _Unavailable:
         return opened._replace(
             compiled=opened.compiled._replace(folder=None),
             entry=None,
-            measurements=_measurements_of_bytes(request, prepared),
+            measurements=_measurements_of_bytes(request),
         )
     return _Unavailable(
         reason, "each stream has weights of its own, since they cannot be shared: %s"
@@ -343,7 +378,8 @@ def _open_unshared(request: _Request) -> OpenedModel:
     """
     prepared = request.prepared
     try:
-        with source_of(prepared, request.custom_ops) as source:
+        rewritten, tried = request.rewritten
+        with source_of(rewritten, request.custom_ops) as source:
             sessions = _open_all(
                 lambda stream: request.open_one(source, stream, None), request.streams
             )
@@ -361,21 +397,23 @@ def _open_unshared(request: _Request) -> OpenedModel:
             weights_bytes=prepared.weights_bytes,
             num_copies=request.num_sessions,
             why_not="",
+            rewrites=tried,
         ),
         prepared.path,
         prepared.batch_size,
         prepared.changed_fixed_sizes,
         None,
         frozenset(),
-        prepared.varying,
+        rewritten.varying,
     )
 
 
 # --- Compiling and opening --------------------------------------------------------------------
 
 
-def _compile(prepared: PreparedModel, entry: Entry, request: _Request) -> OpenedModel:
+def _compile(entry: Entry, request: _Request) -> OpenedModel:
     """Writes the compiled form into `entry`, seals it, and opens the sessions from there."""
+    prepared, tried = request.rewritten
     widest = max(request.streams, key=lambda stream: len(stream.cpus))
     with source_in(prepared, entry.folder, request.custom_ops) as source:
         source = source._replace(config={**source.config, **SAVING})
@@ -388,6 +426,7 @@ def _compile(prepared: PreparedModel, entry: Entry, request: _Request) -> Opened
         "batch_size": prepared.batch_size,
         "changed_fixed_sizes": prepared.changed_fixed_sizes,
         "varying": prepared.varying,
+        "rewrites": tried,
     }
     with thread_errors("a thread that opens the model"), ThreadPoolExecutor(1) as pool:
         sealing = pool.submit(entry.seal)
@@ -430,6 +469,7 @@ def _open_compiled(entry: Entry, request: _Request, was_cached: bool) -> OpenedM
             weights_bytes=mapped[0].st_size if mapped else 0,
             num_copies=len(mapped),
             why_not="",
+            rewrites=tuple(Tried.from_json(it) for it in about["rewrites"]),
         ),
         path,
         about["batch_size"],

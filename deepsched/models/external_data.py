@@ -13,6 +13,10 @@ from deepsched.models.folders import working_folder
 if TYPE_CHECKING:
     import onnx
 
+FOLDER = "session.model_external_initializers_file_folder_path"
+"""The session config entry for the folder of external data, of a model that is opened from
+bytes."""
+
 
 def external_files(proto: onnx.ModelProto) -> tuple[str, ...]:
     """The names by which the model refers to its external data, sorted."""

@@ -20,10 +20,10 @@ from deepsched.models.external_data import external_paths
 from deepsched.models.prepare import ModelLike, PreparedModel, Shapes, serialize
 from deepsched.runtime.library import describe_library
 
-PREPARATION_VERSION = 4
-"""To be raised with every change of `prepare` or `compiled` that changes what is compiled. Not the
-package's version: most releases change nothing of that and would compile every model again, while
-a change in a working tree would not be noticed."""
+PREPARATION_VERSION = 5
+"""To be raised with every change of `prepare`, `compiled` or `rewrites` that changes what is
+compiled. Not the package's version: most releases change nothing of that and would compile every
+model again, while a change in a working tree would not be noticed."""
 
 # Smaller initializers stay in the graph's file: ONNX Runtime looks at their values.
 _SMALLEST_EXTERNAL = 1024

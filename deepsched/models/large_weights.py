@@ -67,6 +67,10 @@ class LargeWeights:
         """The bytes of the whole model, if it was given as bytes; `places` are offsets in it."""
         return self._origin.data
 
+    def read(self, place: Place) -> bytes:
+        """The bytes of one of them; raises InvalidModelError, see write."""
+        return self._origin.read(place.offset, place.num_bytes)
+
     def write(self, path: Path) -> list[int]:
         """Writes them to a new file, aligned; returns their offsets there.
 
@@ -105,7 +109,7 @@ class LargeWeights:
         proto = onnx.load_from_string(graph)
         for place in self.places:
             tensor = proto.graph.initializer[place.initializer]
-            tensor.raw_data = self._origin.read(place.offset, place.num_bytes)
+            tensor.raw_data = self.read(place)
         self._origin.check_unchanged()
         return bytes(proto.SerializeToString(deterministic=True))
 

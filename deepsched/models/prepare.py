@@ -18,7 +18,13 @@ from deepsched.errors import (
     UnsupportedModelError,
 )
 from deepsched.models.batch import BatchSize, Sizes, check_batch_size, settle_batch
-from deepsched.models.external_data import external_files, external_paths, has_links, point_at
+from deepsched.models.external_data import (
+    FOLDER,
+    external_files,
+    external_paths,
+    has_links,
+    point_at,
+)
 from deepsched.models.folders import working_folder
 from deepsched.models.large_weights import LargeWeights, split
 from deepsched.models.repeatability import Varying, varying_operators
@@ -110,9 +116,7 @@ def prepare_model(
     paths = external_paths(path, files)
     changed |= path is not None and has_links(path, paths)
     is_unchanged = not changed and path is not None
-    config = {}
-    if paths and not is_unchanged:
-        config["session.model_external_initializers_file_folder_path"] = point_at(proto, paths)
+    config = {FOLDER: point_at(proto, paths)} if paths and not is_unchanged else {}
     graph = serialize(proto)
     if files and weights.places:
         # ONNX Runtime looks up all external data in one folder.

@@ -10,9 +10,17 @@ from deepsched.models.prepare import PreparedModel
 _BESIDE_WEIGHTS = 40 * 2**20
 """The graph, ONNX Runtime's own, and what glibc keeps."""
 
+_FORMS = 6
+"""Copies of the weights that a rule may take which folds factors into all of them: measured, with
+what ONNX Runtime takes to open that."""
 
-def shortage(prepared: PreparedModel, in_memory: bool) -> str:
-    """Why it should not be compiled; empty if there is room. `in_memory`: its files are, too.
+
+def shortage(prepared: PreparedModel, in_memory: bool, is_rewritten: bool = False) -> str:
+    """Why it should not be compiled; empty if there is room.
+
+    Args:
+        in_memory: its files are, too.
+        is_rewritten: rules may fold factors into weights, which are then held beside the others.
 
     Compiling takes as much as opening the model and, as ONNX Runtime saves one initializer after
     the other, a copy of the largest. Where there is room for the one, but not for the other, every
@@ -21,6 +29,8 @@ def shortage(prepared: PreparedModel, in_memory: bool) -> str:
     needed = prepared.weights_bytes + prepared.largest_bytes * 6 // 5 + _BESIDE_WEIGHTS
     if in_memory:
         needed += 3 * prepared.weights_bytes  # as they are given, as they are saved, and packed
+    if is_rewritten:
+        needed += _FORMS * prepared.weights_bytes
     left = memory_left(Path("/"))
     if left is None or needed <= left:
         return ""

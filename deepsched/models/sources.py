@@ -9,11 +9,10 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from deepsched.models.entry import LARGE_WEIGHTS
+from deepsched.models.external_data import FOLDER
 from deepsched.models.folders import Folder
 from deepsched.models.locations import temporary_folder, temporary_places
 from deepsched.models.prepare import PreparedModel
-
-_FOLDER_OF_EXTERNAL_DATA = "session.model_external_initializers_file_folder_path"
 
 
 class Source(NamedTuple):
@@ -49,7 +48,7 @@ def source_in(
     try:
         offsets = prepared.weights.write(folder.inside(LARGE_WEIGHTS))
         model = prepared.weights.refer_to(prepared.graph, LARGE_WEIGHTS, offsets)
-        config = {**prepared.config, _FOLDER_OF_EXTERNAL_DATA: str(folder.inside("."))}
+        config = {**prepared.config, FOLDER: str(folder.inside("."))}
         yield Source(model, config, False, prepared.path, custom_ops)
     finally:
         with contextlib.suppress(OSError):

@@ -28,8 +28,8 @@ def identity(shape=("n",), dtype=TensorProto.FLOAT, opset=17, ir_version=8):
     )
 
 
-def mlp(width=64, layers=3, batch="batch"):
-    """x -> Gemm, Relu, ... -> y; weights from a fixed seed."""
+def mlp(width=64, layers=3, batch="batch", activation="Relu"):
+    """x -> MatMul, activation, ... -> y; weights from a fixed seed."""
     rng = np.random.default_rng(1)
     nodes, weights, previous = [], [], "x"
     for layer in range(layers):
@@ -37,7 +37,7 @@ def mlp(width=64, layers=3, batch="batch"):
         weights.append(onnx.numpy_helper.from_array(matrix, f"w{layer}"))
         output = "y" if layer == layers - 1 else f"h{layer}"
         nodes.append(helper.make_node("MatMul", [previous, f"w{layer}"], [f"m{layer}"]))
-        nodes.append(helper.make_node("Relu", [f"m{layer}"], [output]))
+        nodes.append(helper.make_node(activation, [f"m{layer}"], [output]))
         previous = output
     return make(nodes, [tensor("x", [batch, width])], [tensor("y", [batch, width])], weights)
 
