@@ -12,7 +12,6 @@ from deepsched import context as context_module
 from tests.support import models
 from tests.support.contexts import unpinned
 
-
 # How long one example takes says more of what else runs here than of the code.
 hypothesis.settings.register_profile("deepsched", deadline=None)
 hypothesis.settings.load_profile("deepsched")
