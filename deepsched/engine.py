@@ -36,7 +36,7 @@ from deepsched.models.locations import DEFAULT_CACHE, CacheDir
 from deepsched.models.memory_usage import Memory, memory_usage, sizes_at_opening
 from deepsched.models.prepare import ModelLike, Shapes, explain_override
 from deepsched.models.random_inputs import random_inputs
-from deepsched.models.rewritten import check_rewrites
+from deepsched.models.rewrites.option import check_rewrites
 from deepsched.recipe import Uncopied, recipe_of, remake
 from deepsched.scheduler import Scheduler
 from deepsched.scheduling.determinism import open_with_one_width, warn_of_varying_bits

@@ -51,7 +51,7 @@ from deepsched.models.locations import (
 )
 from deepsched.models.prepare import ModelLike, Shapes, check_shapes
 from deepsched.models.random_inputs import tried_inputs
-from deepsched.models.rewritten import check_rewrites
+from deepsched.models.rewrites.option import check_rewrites
 from deepsched.scheduling.scaling import useful_cores, widths
 
 _OpenEngine = Callable[[Setting], Engine]

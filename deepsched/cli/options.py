@@ -13,7 +13,7 @@ from deepsched.errors import OptionError
 from deepsched.machine.partition import most_cores
 from deepsched.machine.topology import Topology
 from deepsched.models.batch import AUTO, BatchSize
-from deepsched.models.rewritten import REWRITES
+from deepsched.models.rewrites.option import REWRITES
 
 
 def add_option(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from deepsched.errors import OptionError
 from deepsched.machine.partition import Stream
 from deepsched.models.external_data import FOLDER, external_paths, point_at
 from deepsched.models.prepare import PreparedModel, serialize
@@ -19,16 +18,8 @@ if TYPE_CHECKING:
 
     from deepsched.models.rewrites.graph import ReadTensor
 
-REWRITES = ("fast", "exact", "none")
 
 OpenPrepared = Callable[[PreparedModel, Stream], Session]
-
-
-def check_rewrites(rewrites: str) -> str:
-    """Returns it; raises OptionError."""
-    if not isinstance(rewrites, str) or rewrites not in REWRITES:
-        raise OptionError(f"rewrites must be 'fast', 'exact' or 'none', got {rewrites!r}")
-    return rewrites
 
 
 def rewrite_model(

@@ -18,17 +18,22 @@ if _find_spec("deepsched.runtime.dispatch") is None:
         "install the clone with pip install -e ."
     )
 
-# Tools that freeze programs read the import statements of Python files, not those of compiled ones.
-# These modules stand in no other statement.
-from deepsched.runtime import backlog as backlog  # noqa: E402
-from deepsched.runtime import completion as completion  # noqa: E402
-from deepsched.runtime import elastic as elastic  # noqa: E402
-from deepsched.runtime import element_types as element_types  # noqa: E402
-from deepsched.runtime import estimates as estimates  # noqa: E402
-from deepsched.runtime import groups as groups  # noqa: E402
-from deepsched.runtime import known_short as known_short  # noqa: E402
-from deepsched.runtime import queue as queue  # noqa: E402
-from deepsched.runtime import shrink as shrink  # noqa: E402
-from deepsched.runtime import statistics as statistics  # noqa: E402
-from deepsched.runtime import stopping as stopping  # noqa: E402
-from deepsched.runtime import values as values  # noqa: E402
+
+def _what_freezers_read() -> None:
+    """Never called. Tools that freeze programs read the import statements of Python files, not of
+    compiled ones, and these modules stand in no other. At the top they would load numpy into every
+    command."""
+    from deepsched.runtime import (  # noqa: F401
+        backlog,
+        completion,
+        elastic,
+        element_types,
+        estimates,
+        groups,
+        known_short,
+        queue,
+        shrink,
+        statistics,
+        stopping,
+        values,
+    )
