@@ -241,10 +241,10 @@ def test_a_killed_process_leaves_nothing_for_long(cache_dir, temporary, what, sw
     process = start_python(in_temporary + code)
     try:
         assert process.stdout.readline() == "there\n"
-        there = sorted(left(cache_dir, temporary))
-        assert there
+        there = set(left(cache_dir, temporary))
         run_python(in_temporary + sweep)
-        assert sorted(left(cache_dir, temporary)) == there  # it lives
+        # It lives. What it has done with already, and not yet removed, may go.
+        assert left(cache_dir, temporary) and set(left(cache_dir, temporary)) <= there
     finally:
         process.kill()
         finish(process)
