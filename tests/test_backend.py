@@ -16,6 +16,7 @@ import deepsched.backend
 from tests.support import models
 
 
+@pytest.mark.field
 @pytest.mark.timeout(300)
 def test_onnxs_backend_tests_pass_where_plain_onnxruntime_passes():
     done = subprocess.run(
