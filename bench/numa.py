@@ -160,10 +160,13 @@ def elastic(report: Report, model: bytes) -> None:
             model,
             1,
             None,
+            (),
             DEFAULT_CACHE,
             streams.compile_options,
             layout.groups,
             streams.open_session,
+            "none",
+            True,
         )
         served = ServedModel(streams, opened, TracedModel("placed", 1))
         streams.serve(served)
