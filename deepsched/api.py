@@ -63,6 +63,7 @@ def compile_model(
             seconds=8,
             cache_dir=cache_dir,
             custom_ops=custom_ops,
+            rewrites=rewrites,
             compares_batches=False,
             on_progress=_tell_once(),
         ).setting

@@ -35,9 +35,6 @@ from posix.unistd cimport usleep
 
 from deepsched.errors import ForkError, InferenceError, StreamConfigError
 
-cdef extern from *:
-    int num_bits "__builtin_popcountll"(unsigned long long) noexcept nogil
-
 # A run this short is not pinned if its caller is on the group's first CPU already. Setting
 # the affinity and putting it back costs 1.6 us, about as much as the run; the kernel hardly moves a
 # thread within microseconds, and ORT hardly uses its other threads.
@@ -603,7 +600,9 @@ cdef class Dispatcher:
     cdef int num_streams_of(self, RequestState* request) noexcept nogil:
         """How many streams a run that has ended had, together."""
         cdef int group = request.group.load(memory_order_relaxed)  # relaxed: it has ended
-        return num_bits(self.elastic.tree.mask[group]) if self.is_elastic else 1
+        if not self.is_elastic:
+            return 1
+        return self.elastic.tree.high[group] - self.elastic.tree.low[group]
 
     cdef void stop_running(self, RequestState* request, Stage reason) noexcept nogil:
         """Asks a request that has begun, or is about to, to stop. The caller keeps it alive."""

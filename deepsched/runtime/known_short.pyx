@@ -1,8 +1,8 @@
 """Which inputs are known to run for a short time: those that the main thread may run itself.
 
-README.md, "A request's life": who runs inline. What a run takes is foretold by no other run's length but that of one
-with the same shapes, and with numbers no larger where an input is so small that it may say how much
-there is to do: a loop's count, a length, a size, a scale.
+README.md, "A request's life". Only a run with the same shapes tells how long this one takes; and
+where an input is so small that it may say how much there is to do (a loop's count, a length, a
+size, a scale), only one whose numbers were at least as large.
 """
 
 cimport cython
@@ -16,8 +16,8 @@ cnp.import_array()
 cdef extern from *:
     int num_leading_zeros "__builtin_clzll"(unsigned long long) noexcept nogil
 
-# A signal is to be heard within 0.2 s. Numbers of one magnitude differ by up to a factor of two, and
-# a run that had several streams may have one the next time.
+# A signal is to be heard within 0.2 s. Numbers of one magnitude differ by up to a factor of two,
+# and a run that had several streams may have one the next time.
 cdef uint64_t SHORT_NS = 50_000_000
 cdef uint64_t SHORT_ON_ONE_STREAM_NS = 200_000_000
 
@@ -120,6 +120,6 @@ cdef void learn_length(
         length_ns < SHORT_NS and length_ns * num_streams < SHORT_ON_ONE_STREAM_NS
     )
     if key and is_known_short(classes, key) != is_short:
-        # Of two that learn at once, one counts. What is known of another class goes: its next run in
-        # the main thread is left to a worker once more.
+        # Of two that learn at once, one counts. What is known of another class goes: its next run
+        # in the main thread is left to a worker once more.
         place.key.store(key if is_short else 0, memory_order_relaxed)

@@ -17,7 +17,7 @@ cdef struct ThreadTeam:
     char prefix[16]
     OpThread** threads  # without the caller of Run
     int num_started
-    int num_taken  # by ORT, or dismissed
+    int num_taken  # by ORT; the others end once the session is there
 
 cdef class Session:
     cdef OrtSession* handle
