@@ -128,16 +128,23 @@ cdef class Elastic:
         `preferred`: the leaf that the caller is on; -1: any.
         """
         cdef Decision decision
-        cdef uint64_t free = self.groups.free_groups()
-        if preferred >= 0 and not free >> preferred & 1:
-            preferred = -1
+        cdef uint64_t free
+        cdef int attempt
+        for attempt in range(2):
+            free = self.groups.free_groups()
+            if not free:
+                break
+            if preferred >= 0 and not free >> preferred & 1:
+                preferred = -1
+            decision = self.decide(estimates, preferred, 1, trying)
+            if self.groups.claim_all(self.tree.mask[decision.group]):
+                return decision
+            if self.tree.mask[decision.group] & ~free:
+                break  # it had better wait
+            # Another caller was faster. There may be room elsewhere, and a queued request would
+            # make all that come after it wait, too.
         decision.group = -1
         decision.is_trial = False
-        if free:
-            decision = self.decide(estimates, preferred, 1, trying)
-            if not self.groups.claim_all(self.tree.mask[decision.group]):
-                decision.group = -1
-                decision.is_trial = False
         return decision
 
     cdef Decision widen(

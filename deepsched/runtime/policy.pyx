@@ -16,15 +16,10 @@ cdef double MIN_GAIN = 0.05
 cdef double MIN_SPARE = 0.05
 
 
-cdef int room_around(const Tree* tree, const uint64_t* busy_ns, int group) noexcept nogil:
-    """Leaves in the widest free group around `group`, which is free."""
-    cdef int leaf, above = tree.parent[group]
-    while above >= 0:
-        for leaf in range(tree.low[above], tree.high[above]):
-            if busy_ns[leaf]:
-                return tree.high[group] - tree.low[group]
-        group = above
-        above = tree.parent[group]
+cdef int room_around(const Tree* tree, uint64_t busy, int group) noexcept nogil:
+    """Leaves in the widest free group around `group`, which is free. `busy`: a bit for each leaf."""
+    while tree.parent[group] >= 0 and not tree.mask[tree.parent[group]] & busy:
+        group = tree.parent[group]
     return tree.high[group] - tree.low[group]
 
 
@@ -42,7 +37,8 @@ cdef Plan make_plan(const Tree* tree, const Lengths* lengths, const Load* load) 
     """
     cdef Plan plan
     cdef double run_ns[MAX_LEVELS]
-    cdef double latency, least = -1, shortest = 0, count, rate, used, longer, saved, low = 0, high = -1
+    cdef double latency, least = -1, shortest = 0, count, rate, used
+    cdef double longer, saved, low = 0, high = -1
     cdef int level
     plan.level = 0
     plan.usable = 1
@@ -116,8 +112,11 @@ cdef int choose_group(
     cdef double price = plan.price + (num_waiting - 1) / tree.num_leaves / plan.spare
     cdef double cost, least = -1, wait_cost, longest, idle, company, run_ns
     cdef int level, index, group, other, room, least_room, found, best = max(leaf, 0), num_busy = 0
+    cdef uint64_t busy = 0
     for other in range(tree.num_leaves):
-        num_busy += busy_ns[other] != 0
+        if busy_ns[other]:
+            busy |= <uint64_t>1 << other
+            num_busy += 1
     for level in range(tree.num_levels):
         if not plan.usable >> level & 1:
             continue
@@ -130,20 +129,17 @@ cdef int choose_group(
             # DeepSparse's meaning of a stream: it stays within a node while others could use it.
             if level > 0 and tree.straddles[group] and num_waiting > 1:
                 continue
-            longest = 0
-            for other in range(tree.low[group], tree.high[group]):
-                longest = max(longest, <double>busy_ns[other])
-            idle = 0
-            if longest:
+            cost = room = 0
+            if busy & tree.mask[group]:
+                longest = idle = 0
                 for other in range(tree.low[group], tree.high[group]):
-                    if not busy_ns[other]:
-                        idle += longest
-            cost = longest + price * idle
+                    longest = max(longest, <double>busy_ns[other])
+                    idle += busy_ns[other] == 0
+                cost = longest + price * idle * longest
+            elif not tree.low[group] <= leaf < tree.high[group]:
+                room = room_around(tree, busy, group)
             if found >= 0 and cost > wait_cost:
                 continue
-            room = 0
-            if not longest and not tree.low[group] <= leaf < tree.high[group]:
-                room = room_around(tree, busy_ns, group)
             if found < 0 or cost < wait_cost or room < least_room:
                 found, wait_cost, least_room = group, cost, room
         if found < 0:

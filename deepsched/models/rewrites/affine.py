@@ -123,7 +123,7 @@ def _fold_into_next(graph: Graph, chain: _Chain) -> bool:
     parameters = graph.float_constants(filter(None, conv.input[1:]))
     if parameters is None or attribute(conv, "group", 1) != 1:
         return False
-    if is_padded and chain.shift.any():
+    if is_padded and chain.shift.any() or not graph.has_room_for(parameters[0].nbytes):
         return False
     weights = parameters[0].astype(np.float64)
     if weights.ndim != 4 or weights.shape[1] != len(chain.scale):

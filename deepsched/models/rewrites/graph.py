@@ -38,6 +38,14 @@ class ValueType(NamedTuple):
     """None for open sizes."""
 
 
+_MOST_ADDED = 16 * 2**20
+"""Bytes of constants that rules may add. They are a part of the graph, which is held several times
+while it is compiled, unlike large weights (models/large_weights.py)."""
+
+_LARGE = 2**16
+"""Constants of more bytes are read anew each time, and not held."""
+
+
 class Graph:
     """Values are named as in the model; the empty name is an optional input that is missing.
 
@@ -67,6 +75,7 @@ class Graph:
         }
         self._constants: dict[str, np.ndarray[Any, Any] | None] = {}
         self._num_new = 0
+        self._added_bytes = 0
 
     @cached_property
     def _types(self) -> dict[str, ValueType]:
@@ -132,9 +141,12 @@ class Graph:
 
     def constant(self, name: str) -> np.ndarray[Any, Any] | None:
         """The value, if it is the same in every run and cheap to compute; else None."""
-        if name not in self._constants:
-            self._constants[name] = self._read_constant(name)
-        return self._constants[name]
+        if name in self._constants:
+            return self._constants[name]
+        value = self._read_constant(name)
+        if value is None or value.nbytes <= _LARGE:
+            self._constants[name] = value
+        return value
 
     def float_constant(self, name: str) -> np.ndarray[Any, Any] | None:
         """As `constant`, for float32 only."""
@@ -209,9 +221,14 @@ class Graph:
         for node in new:
             self._enter(node, place)
 
+    def has_room_for(self, num_bytes: int) -> bool:
+        """Whether a rule may add constants of so many bytes."""
+        return self._added_bytes + num_bytes <= _MOST_ADDED
+
     def add_constant(self, value: np.ndarray[Any, Any]) -> str:
-        """A new initializer; its name."""
+        """A new initializer; its name. Ask `has_room_for` before large ones."""
         name = self.new_name()
+        self._added_bytes += value.nbytes
         tensor = self.model.graph.initializer.add()
         tensor.CopyFrom(numpy_helper.from_array(value, name))
         self._initializers[name] = tensor
