@@ -21,6 +21,7 @@ from deepsched.errors import InvalidModelError, ModelError
 from deepsched.models import room
 from deepsched.models.large_weights import SMALLEST, split
 from deepsched.models.prepare import prepare_model
+from deepsched.models.rewrites.catalog import RULES, rewrite
 from tests.support import models
 from tests.support.cgroups import limits
 from tests.support.contexts import two_sessions
@@ -110,6 +111,16 @@ def factors_before_convolutions(path):
         value = output
     inputs, outputs = (models.tensor(name, ["n", 1600, 2, 2]) for name in "xy")
     onnx.save(models.make(nodes, [inputs], [outputs], weights), path)
+
+
+def test_rules_have_few_of_the_weights_copied(tmp_path):
+    """Each of the five convolutions has 10 MB of them."""
+    path = tmp_path / "model.onnx"
+    factors_before_convolutions(path)
+    model = onnx.load(path)
+    before = model.ByteSize()
+    assert rewrite(model, RULES).counts == {"affine": 1}
+    assert model.ByteSize() - before < 16 * 2**20
 
 
 def test_where_rewriting_has_no_room_the_model_is_compiled_as_it_is(tmp_path):

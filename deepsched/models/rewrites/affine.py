@@ -87,8 +87,9 @@ def _fold(graph: Graph, chain: _Chain) -> bool:
     largest = np.abs([chain.scale, chain.shift]).max()
     if not largest < np.finfo(np.float32).max:  # NaN neither
         return False
-    if graph.inner(chain.x, "Conv") is not None:
-        if chain.is_of_channels:
+    if (conv := graph.inner(chain.x, "Conv")) is not None:
+        # ONNX Runtime folds the normalization into it.
+        if chain.is_of_channels or not graph.may_copy(conv.input[1]):
             return False
     elif _fold_into_next(graph, chain):
         return True
@@ -123,10 +124,12 @@ def _fold_into_next(graph: Graph, chain: _Chain) -> bool:
     parameters = graph.float_constants(filter(None, conv.input[1:]))
     if parameters is None or attribute(conv, "group", 1) != 1:
         return False
-    if is_padded and chain.shift.any() or not graph.has_room_for(parameters[0].nbytes):
+    if is_padded and chain.shift.any():
         return False
     weights = parameters[0].astype(np.float64)
     if weights.ndim != 4 or weights.shape[1] != len(chain.scale):
+        return False
+    if not graph.may_copy(conv.input[1]):
         return False
     bias = parameters[1] if len(parameters) > 1 else np.zeros(len(weights))
     bias = bias + np.einsum("oihw,i->o", weights, chain.shift)

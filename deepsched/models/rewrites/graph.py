@@ -38,9 +38,10 @@ class ValueType(NamedTuple):
     """None for open sizes."""
 
 
-_MOST_ADDED = 16 * 2**20
-"""Bytes of constants that rules may add. They are a part of the graph, which is held several times
-while it is compiled, unlike large weights (models/large_weights.py)."""
+_MOST_COPIED = 16 * 2**20
+"""Bytes of weights that rules may have copied. A constant that is added is a part of the graph,
+which is held several times while it is compiled, unlike large weights (models/large_weights.py);
+and what ONNX Runtime folds itself it holds beside the original."""
 
 _LARGE = 2**16
 """Constants of more bytes are read anew each time, and not held."""
@@ -75,7 +76,7 @@ class Graph:
         }
         self._constants: dict[str, np.ndarray[Any, Any] | None] = {}
         self._num_new = 0
-        self._added_bytes = 0
+        self._copied_bytes = 0
 
     @cached_property
     def _types(self) -> dict[str, ValueType]:
@@ -221,14 +222,20 @@ class Graph:
         for node in new:
             self._enter(node, place)
 
-    def has_room_for(self, num_bytes: int) -> bool:
-        """Whether a rule may add constants of so many bytes."""
-        return self._added_bytes + num_bytes <= _MOST_ADDED
+    def may_copy(self, name: str) -> bool:
+        """Whether a rule may have this float32 constant copied; counts it, if so."""
+        shape = self.shape(name)
+        if shape is None or None in shape:
+            return False
+        num_bytes = 4 * math.prod(shape)  # type: ignore[arg-type]
+        if self._copied_bytes + num_bytes > _MOST_COPIED:
+            return False
+        self._copied_bytes += num_bytes
+        return True
 
     def add_constant(self, value: np.ndarray[Any, Any]) -> str:
-        """A new initializer; its name. Ask `has_room_for` before large ones."""
+        """A new initializer; its name. Ask `may_copy` before one of the size of weights."""
         name = self.new_name()
-        self._added_bytes += value.nbytes
         tensor = self.model.graph.initializer.add()
         tensor.CopyFrom(numpy_helper.from_array(value, name))
         self._initializers[name] = tensor
