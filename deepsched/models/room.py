@@ -6,13 +6,13 @@ from pathlib import Path
 
 from deepsched.machine.cgroup import memory_left
 from deepsched.models.prepare import PreparedModel
+from deepsched.models.rewrites.option import MOST_COPIED
 
 _BESIDE_WEIGHTS = 40 * 2**20
 """The graph, ONNX Runtime's own, and what glibc keeps."""
 
-_FORMS = 6
-"""Copies of the weights that a rule may take which folds factors into all of them: measured, with
-what ONNX Runtime takes to open that."""
+_REWRITING = 6 * MOST_COPIED
+"""What trying rules may take: measured, with what ONNX Runtime takes to open what they add."""
 
 
 def shortage(prepared: PreparedModel, in_memory: bool, is_rewritten: bool = False) -> str:
@@ -20,7 +20,7 @@ def shortage(prepared: PreparedModel, in_memory: bool, is_rewritten: bool = Fals
 
     Args:
         in_memory: its files are, too.
-        is_rewritten: rules may fold factors into weights, which are then held beside the others.
+        is_rewritten: rules are tried, and may fold factors into weights.
 
     Compiling takes as much as opening the model and, as ONNX Runtime saves one initializer after
     the other, a copy of the largest. Where there is room for the one, but not for the other, every
@@ -30,7 +30,7 @@ def shortage(prepared: PreparedModel, in_memory: bool, is_rewritten: bool = Fals
     if in_memory:
         needed += 3 * prepared.weights_bytes  # as they are given, as they are saved, and packed
     if is_rewritten:
-        needed += _FORMS * prepared.weights_bytes
+        needed += min(_REWRITING, 6 * prepared.weights_bytes)
     left = memory_left(Path("/"))
     if left is None or needed <= left:
         return ""

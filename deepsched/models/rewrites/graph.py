@@ -17,6 +17,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from deepsched.models.rewrites.option import MOST_COPIED
+
 FLOAT = onnx.TensorProto.FLOAT
 
 # A larger tensor is no parameter of a shape, and shape inference can do without its values.
@@ -37,11 +39,6 @@ class ValueType(NamedTuple):
     shape: tuple[int | None, ...]
     """None for open sizes."""
 
-
-_MOST_COPIED = 16 * 2**20
-"""Bytes of weights that rules may have copied. A constant that is added is a part of the graph,
-which is held several times while it is compiled, unlike large weights (models/large_weights.py);
-and what ONNX Runtime folds itself it holds beside the original."""
 
 _LARGE = 2**16
 """Constants of more bytes are read anew each time, and not held."""
@@ -228,7 +225,7 @@ class Graph:
         if shape is None or None in shape:
             return False
         num_bytes = 4 * math.prod(shape)  # type: ignore[arg-type]
-        if self._copied_bytes + num_bytes > _MOST_COPIED:
+        if self._copied_bytes + num_bytes > MOST_COPIED:
             return False
         self._copied_bytes += num_bytes
         return True
