@@ -28,6 +28,8 @@ from deepsched.models.cache import Cache
 from deepsched.models.locations import default_folder
 from tests.support import models
 
+pytestmark = pytest.mark.field  # it measures, for the better part of a minute
+
 SETTINGS = [
     Setting("single_stream", None, None),
     Setting("single_stream", None, 2),

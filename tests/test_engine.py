@@ -30,7 +30,16 @@ LIGHT_MODELS = [
 NUM_CORES = len(Topology.detect().cores)
 
 
-@pytest.mark.parametrize("name", LIGHT_MODELS)
+HEAVY_MODELS = {"bvlc_alexnet", "vgg19", "zfnet512"}  # of hundreds of MB
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.field] if name in HEAVY_MODELS else [])
+        for name in LIGHT_MODELS
+    ],
+)
 @pytest.mark.parametrize("scheduler", ["single_stream", "multi_stream"])
 def test_bundled_models_equal_onnxruntime_from_eight_threads(name, scheduler):
     path = bundled_model(name)

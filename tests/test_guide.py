@@ -32,6 +32,8 @@ from deepsched import Engine, Topology, compile_model
 from tests.support import models
 from tests.support.parsers import PARSERS, parsers_in
 
+pytestmark = pytest.mark.field  # it runs all that the guide and README show
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 
