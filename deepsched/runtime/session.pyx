@@ -344,6 +344,8 @@ def open_session(
             # ORT's threads have been started, so they do not inherit it: activations lie where
             # they are first written to. Where the system refuses, weights lie where we run.
             has_policy = has_policy and set_thread_policy(&policy, &policy_before)
+            if has_policy:
+                malloc_trim(0)  # memory that was used and freed stays on the node where it is
             if is_path:
                 status = api.CreateSession(lib.env, start, options, &session.handle)
             else:
