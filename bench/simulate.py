@@ -56,6 +56,9 @@ class Machine:
     run_s: Lengths
     shared: float = 0.0
     """A run takes so much longer, as a share, while all other cores are busy."""
+    cold: float = 0.0
+    """A run on several streams takes so much longer, as a share, if the last run on any of its
+    cores was on another group: threads have to be woken, and caches hold other parts."""
     variation: float = 0.1
     """Coefficient of variation of run lengths."""
     seed: int = 1
@@ -66,12 +69,16 @@ class Machine:
         self.widths = [self.tree.num_cores(group) for group in range(len(self.tree.leaves))]
         self.num_cores = self.widths[self.tree.root]
         self._random = random.Random(self.seed)
+        self._last_groups = [-1] * self.tree.num_leaves
         self._sigma = math.sqrt(math.log(1 + self.variation**2))
 
     def length_s(self, group: int, now: float) -> float:
         """Of one run that begins now, alone."""
         varied = math.exp(self._random.gauss(-(self._sigma**2) / 2, self._sigma))
-        return self.run_s(self.widths[group], now) * varied
+        low, high = self.tree.leaves[group]
+        is_cold = high - low > 1 and any(last != group for last in self._last_groups[low:high])
+        self._last_groups[low:high] = [group] * (high - low)
+        return self.run_s(self.widths[group], now) * varied * (1 + self.cold * is_cold)
 
     def company(self, group: int, num_busy: int) -> float:
         """The share of the other cores that are busy, if `num_busy` are with the group's."""

@@ -273,12 +273,24 @@ def test_a_wrong_belief_ends_where_the_tree_is_odd(num_streams):
 
 @pytest.mark.parametrize("callers", [2, 3, 4, 8])
 def test_a_crowd_finds_out_that_wide_groups_serve_more_than_was_believed(callers):
-    """No wide group is ever free by itself, so one request waits for it."""
+    """No wide group is ever free by itself, so requests wait for it."""
     tree = tree_of(partition(TWO_CORES, num_streams=2).streams)
     machine = Machine(tree, lambda cores, now: {1: 0.010, 2: 0.003}[cores])
     policy = Elastic(machine, lambda cores, now: {1: 0.010, 2: 0.015}[cores])
     result = simulate(machine, policy, callers=callers, num_requests=1500)
-    assert {cores for _, _, cores in result.ended[-50:]} == {2}
+    assert [cores for _, _, cores in result.ended[-50:]].count(2) >= 46  # but for trials
+
+
+@pytest.mark.parametrize("callers", [2, 3, 8])
+def test_a_crowd_goes_wide_though_wide_runs_are_slow_until_narrow_ones_stop(callers):
+    """As a model's whose weights fill the cache: two narrow runs read all of them, twice."""
+    tree = tree_of(partition(TWO_CORES, num_streams=2).streams)
+    alone, crowd, wide = 1.5e-3, 1.95e-3, 0.72e-3
+    machine = Machine(tree, lambda cores, now: {1: alone, 2: wide}[cores], crowd / alone - 1, 0.45)
+    policy = Elastic(machine, lambda cores, now: {1: alone, 2: 1.5 * wide}[cores])
+    result = simulate(machine, policy, callers=callers, num_requests=6000)
+    (began, _, _), (end, _, _) = result.ended[-2000], result.ended[-1]
+    assert 2000 / (end - began) >= 0.97 / wide
 
 
 @given(

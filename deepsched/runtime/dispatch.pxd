@@ -53,7 +53,7 @@ cdef class Dispatcher:
     cdef Submitted submit(
         self, RequestState* request, bint may_inline, int64_t patience_ns
     ) noexcept nogil
-    cdef void run(self, RequestState* request, int group, int leaf) noexcept nogil
+    cdef void run(self, RequestState* request, int group, uint64_t kept) noexcept nogil
     cdef void run_inline(
         self, RequestState* request, int group, int leaf, bint is_there
     ) noexcept nogil
@@ -64,7 +64,7 @@ cdef class Dispatcher:
         self, RequestState* request, int group, uint64_t enough_ns, uint64_t window_ns,
         uint64_t* shortest_ns,
     ) noexcept nogil
-    cdef int widen(self, RequestState* request, int leaf) noexcept nogil
+    cdef int widen(self, RequestState* request, int leaf, uint64_t own) noexcept nogil
     cdef int cpu(self) noexcept nogil
     cdef int here(self) noexcept nogil
     cdef void kick(self, WakePolicy policy) noexcept nogil
@@ -73,7 +73,8 @@ cdef class Dispatcher:
     cdef bint others_wait(self) noexcept nogil
     cdef bint pop(self, RequestState** request) noexcept nogil
     cdef void run_on_worker(self, RequestState* request, int group, int leaf) noexcept nogil
-    cdef int64_t hold(self, int leaf) noexcept nogil
+    cdef int64_t hold(self, int leaf, uint64_t own) noexcept nogil
+    cdef void release_stream(self, int leaf, uint64_t own) noexcept nogil
     cdef void retry(self) noexcept nogil
     cdef void add_expected_load(self, RequestState* request) noexcept nogil
     cdef void subtract_expected_load(self, RequestState* request) noexcept nogil

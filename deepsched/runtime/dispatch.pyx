@@ -220,10 +220,11 @@ cdef class Dispatcher:
         self.kick(policy)
         return ACCEPTED
 
-    cdef void run(self, RequestState* request, int group, int leaf) noexcept nogil:
+    cdef void run(self, RequestState* request, int group, uint64_t kept) noexcept nogil:
         """Runs a request that has begun, on the calling thread, with the session of `group`.
 
-        The caller owns the group, and keeps `leaf` of it. They differ in elastic contexts only.
+        The caller owns the group. In an elastic context it keeps only those of its leaves that are
+        in `kept`.
         """
         cdef ModelState* model = request.model
         cdef GroupStats* stats = &model.stats[group]
@@ -291,7 +292,7 @@ cdef class Dispatcher:
         request.stage.store(end, memory_order_relaxed)
         trace_end(request, end)
         if self.is_elastic:
-            self.elastic.record_end(group, leaf)
+            self.elastic.record_end(group, kept)
 
     cdef void run_inline(
         self, RequestState* request, int group, int leaf, bint is_there
@@ -303,7 +304,7 @@ cdef class Dispatcher:
         """
         cdef CpuMask own
         cdef bint moved = not (is_there and is_short(request.model)) and self.pins.move(&own, group)
-        self.run(request, group, leaf)
+        self.run(request, group, self.elastic.tree.mask[leaf] if self.is_elastic else 0)
         if moved:
             self.pins.put_back(&own)
         self.check_pins(request, group, leaf)
@@ -466,19 +467,24 @@ cdef class Dispatcher:
         cdef bint is_short_run, is_drained
         cdef int mine, wide
         cdef int64_t held_ns
+        # Elastic: the leaves that we have. Those of a wide run are kept while requests wait: were
+        # they released in between, a pusher would wake their workers, and the next run be narrow.
+        cdef uint64_t own = 0
         owed.inbox = NULL
         while True:
+            if self.is_elastic:
+                own = self.elastic.tree.mask[group]
             is_drained = False
             while not is_drained:
-                if self.is_elastic and self.groups.is_reserved(group):
+                if self.is_elastic and self.groups.any_reserved(own):
                     # Left to who measures; that one looks at the backlog after it.
                     flush(&owed)
-                    self.groups.release(group)
+                    self.release_stream(group, own)
                     # It may have given up since, and looked before we released.
                     if self.backlog.has_items():
                         self.kick(WAKE_ANY)
                     return 0
-                held_ns = self.hold(group) if self.is_elastic else 0
+                held_ns = self.hold(group, own) if self.is_elastic else 0
                 if held_ns:
                     flush(&owed)
                     return -held_ns
@@ -487,7 +493,9 @@ cdef class Dispatcher:
                 is_short_run = is_short(request.model)
                 if not is_short_run:
                     flush(&owed)
-                wide = self.widen(request, group)
+                wide = self.widen(request, group, own)
+                if self.is_elastic:
+                    own = self.elastic.tree.mask[wide]
                 if self.backlog.has_items():
                     # A pusher wakes one worker, but may find no group free while we own one that we
                     # then leave: so whoever pops a request and sees more wakes the next.
@@ -498,14 +506,10 @@ cdef class Dispatcher:
                     self.slots.lend(group, &owed)
                     self.run_on_worker(request, wide, group)
                     self.slots.take_back(group, &owed)
-                elif wide != group:
-                    self.groups.release_all(
-                        self.elastic.tree.mask[wide] & ~self.elastic.tree.mask[group]
-                    )
                 is_drained = not self.backlog.has_items()
                 if is_drained:
                     # Before its caller is notified: one that returns at once finds the group free.
-                    self.groups.release(group)
+                    self.release_stream(group, own)
                 inbox = finish(request)  # its caller may free it from here on
                 if inbox != NULL:
                     defer(&owed, inbox)
@@ -517,7 +521,7 @@ cdef class Dispatcher:
                     flush(&owed)
             flush(&owed)  # if others emptied the backlog first
             if not is_drained:
-                self.groups.release(group)
+                self.release_stream(group, own)
             # Release, then look again: README, "No lost wake-up".
             if not self.backlog.has_items():
                 return self.spin_time(typical_ns)
@@ -528,13 +532,20 @@ cdef class Dispatcher:
                 # Else every group has an owner, and each looks at the queue when it leaves.
                 return self.spin_time(typical_ns)
 
-    cdef int widen(self, RequestState* request, int leaf) noexcept nogil:
-        """Claims the group that a popped request runs on, around `leaf`, which the caller owns."""
+    cdef void release_stream(self, int leaf, uint64_t own) noexcept nogil:
+        """A worker gives up its stream `leaf`; in an elastic context all that it has, `own`."""
+        if self.is_elastic:
+            self.groups.release_all(own)
+        else:
+            self.groups.release(leaf)
+
+    cdef int widen(self, RequestState* request, int leaf, uint64_t own) noexcept nogil:
+        """Claims the group that a popped request runs on, around `leaf`; see Elastic.widen."""
         if not self.is_elastic:
             return leaf
         # Those that wait, and the one that has been popped. relaxed: a hint.
         cdef Decision decision = self.elastic.widen(
-            leaf, request.model.estimates, self.backlog.places.load(memory_order_relaxed) + 1,
+            leaf, own, request.model.estimates, self.backlog.places.load(memory_order_relaxed) + 1,
             may_try(request),
         )
         request.is_trial = decision.is_trial
@@ -549,34 +560,34 @@ cdef class Dispatcher:
         )
         if moves:
             self.pins.move_worker(group)
-        self.run(request, group, leaf)
+        self.run(request, group, self.elastic.tree.mask[group] if self.is_elastic else 0)
         if moves:
             self.pins.move_worker(leaf)
         self.check_pins(request, group, leaf)
 
-    cdef int64_t hold(self, int leaf) noexcept nogil:
-        """How long the next request should wait for a group wider than `leaf`, in ns; 0: no wait.
+    cdef int64_t hold(self, int leaf, uint64_t own) noexcept nogil:
+        """How long the next request should wait for another group around `leaf`, in ns; 0: no wait.
 
-        If so, `leaf`, which the caller owns, has been given up. README, "How wide".
+        If so, `own`, the leaves that the caller has, have been given up. README, "How wide".
         """
         cdef size_t num_waiting = self.backlog.places.load(memory_order_relaxed)  # a guess
-        cdef uint64_t held_ns, own = self.elastic.tree.mask[leaf]
+        cdef uint64_t held_ns
         cdef int group
         # Of several models, the first in the line may be another than the one that is known here.
         if not num_waiting or self.elastic.is_mixed(num_waiting):
             return 0
-        group = self.elastic.decide(&self.elastic.latest, leaf, num_waiting, MAY_HOLD).group
-        held_ns = self.elastic.busy_ns(group, leaf)
+        group = self.elastic.decide(&self.elastic.latest, leaf, own, num_waiting, MAY_HOLD).group
+        held_ns = self.elastic.busy_ns(group, own)
         if not held_ns and self.elastic.tree.mask[group] & own:
             return 0
-        self.groups.release(leaf)
+        self.groups.release_all(own)
         if not held_ns:  # a free group elsewhere: let a worker there serve it
             self.kick(WAKE_ANY)
             return BRIEFLY_HELD_NS
         # Release, then look whether somebody runs who will look at the backlog after that. seq_cst.
         if self.elastic.num_running.load(memory_order_seq_cst) > 0:
             return held_ns
-        # If another thread has the leaf by now, it will look at the backlog.
+        # If another thread has a part of it by now, it will look at the backlog.
         return 0 if self.groups.claim_all(own) else held_ns
 
     cdef void retry(self) noexcept nogil:

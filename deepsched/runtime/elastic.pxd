@@ -19,18 +19,18 @@ cdef class Elastic:
 
     cdef void record_arrival(self, Estimates* estimates, size_t num_waiting) noexcept nogil
     cdef Decision decide(
-        self, Estimates* estimates, int leaf, size_t num_waiting, Trying trying
+        self, Estimates* estimates, int leaf, uint64_t own, size_t num_waiting, Trying trying
     ) noexcept nogil
     cdef uint64_t remaining_ns(self, int leaf, uint64_t now) noexcept nogil
-    cdef uint64_t busy_ns(self, int group, int leaf) noexcept nogil
+    cdef uint64_t busy_ns(self, int group, uint64_t own) noexcept nogil
     cdef bint is_mixed(self, size_t num_waiting) noexcept nogil
     cdef int claim_leaf(self, size_t num_waiting) noexcept nogil
     cdef Decision claim(
         self, Estimates* estimates, int preferred, Trying trying
     ) noexcept nogil
     cdef Decision widen(
-        self, int leaf, Estimates* estimates, size_t num_waiting, Trying trying
+        self, int leaf, uint64_t own, Estimates* estimates, size_t num_waiting, Trying trying
     ) noexcept nogil
     cdef double record_start(self, int group, Estimates* estimates) noexcept nogil
     cdef double company(self, int group) noexcept nogil
-    cdef void record_end(self, int group, int leaf) noexcept nogil
+    cdef void record_end(self, int group, uint64_t kept) noexcept nogil

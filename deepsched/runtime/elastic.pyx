@@ -65,16 +65,14 @@ cdef class Elastic:
         )
 
     cdef Decision decide(
-        self, Estimates* estimates, int leaf, size_t num_waiting, Trying trying
+        self, Estimates* estimates, int leaf, uint64_t own, size_t num_waiting, Trying trying
     ) noexcept nogil:
-        """The group for the first of `num_waiting`, preferably around `leaf` (-1: anywhere), which
-        counts as free."""
+        """The group for the first of `num_waiting`, preferably around `leaf` (-1: anywhere). `own`:
+        the leaves that the caller has, which count as free."""
         cdef uint64_t busy[MAX_LEAVES]
-        cdef uint64_t free = self.groups.free_groups()
+        cdef uint64_t free = self.groups.free_groups() | own
         cdef uint64_t now = now_ns()
         cdef int other
-        if leaf >= 0:
-            free |= <uint64_t>1 << leaf
         for other in range(self.tree.num_leaves):
             busy[other] = 0 if free >> other & 1 else self.remaining_ns(other, now)
         return decide(
@@ -84,18 +82,16 @@ cdef class Elastic:
 
     cdef uint64_t remaining_ns(self, int leaf, uint64_t now) noexcept nogil:
         cdef uint64_t until = self.until_ns[leaf].load(memory_order_relaxed)
-        if self.groups.is_reserved(leaf):
+        if self.groups.any_reserved(<uint64_t>1 << leaf):
             return MEASURING_NS
         if until == 0:
             return BRIEFLY_NS
         # Overdue: expected to take as long again as it is late already.
         return max(BRIEFLY_NS, until - now if until > now else now - until)
 
-    cdef uint64_t busy_ns(self, int group, int leaf) noexcept nogil:
-        """How long others are expected to use a part of `group`; 0: all but `leaf` is free."""
-        cdef uint64_t taken = self.tree.mask[group] & ~(
-            self.groups.free_groups() | (<uint64_t>1 << leaf)
-        )
+    cdef uint64_t busy_ns(self, int group, uint64_t own) noexcept nogil:
+        """How long others are expected to use a part of `group`; 0: all but `own` is free."""
+        cdef uint64_t taken = self.tree.mask[group] & ~(self.groups.free_groups() | own)
         cdef uint64_t longest = 0, now = now_ns()
         cdef int other
         for other in range(self.tree.low[group], self.tree.high[group]):
@@ -114,7 +110,7 @@ cdef class Elastic:
         cdef int leaf
         if not self.groups.free_groups():
             return -1
-        decision = self.decide(&self.latest, -1, num_waiting, MAY_NOT_TRY)
+        decision = self.decide(&self.latest, -1, 0, num_waiting, MAY_NOT_TRY)
         # Where it is busy and what waits is to be held, that is for the leaf's worker to find out.
         leaf = self.tree.low[decision.group]
         return leaf if self.groups.claim_all(self.tree.mask[leaf]) else self.groups.claim(-1)
@@ -136,7 +132,7 @@ cdef class Elastic:
                 break
             if preferred >= 0 and not free >> preferred & 1:
                 preferred = -1
-            decision = self.decide(estimates, preferred, 1, trying)
+            decision = self.decide(estimates, preferred, 0, 1, trying)
             if self.groups.claim_all(self.tree.mask[decision.group]):
                 return decision
             if self.tree.mask[decision.group] & ~free:
@@ -148,18 +144,19 @@ cdef class Elastic:
         return decision
 
     cdef Decision widen(
-        self, int leaf, Estimates* estimates, size_t num_waiting, Trying trying
+        self, int leaf, uint64_t own, Estimates* estimates, size_t num_waiting, Trying trying
     ) noexcept nogil:
-        """Claims the chosen group around `leaf`, which the caller owns; else it is the leaf."""
-        cdef Decision decision = self.decide(estimates, leaf, num_waiting, trying)
-        cdef uint64_t rest = self.tree.mask[decision.group] & ~self.tree.mask[leaf]
-        if decision.group == leaf:
-            return decision
+        """Claims the chosen group around `leaf`; if that fails, it is the leaf. The caller owns `own`,
+        `leaf` among them; what the group has no part in is released."""
+        cdef Decision decision = self.decide(estimates, leaf, own, num_waiting, trying)
+        cdef uint64_t rest = self.tree.mask[decision.group] & ~own
         if not self.tree.mask[decision.group] & self.tree.mask[leaf] or (
-            not self.groups.claim_all(rest)
+            rest and not self.groups.claim_all(rest)
         ):
             decision.group = leaf
             decision.is_trial = False
+        if own & ~self.tree.mask[decision.group]:
+            self.groups.release_all(own & ~self.tree.mask[decision.group])
         return decision
 
     cdef double company(self, int group) noexcept nogil:
@@ -182,12 +179,12 @@ cdef class Elastic:
         self.num_running.fetch_add(1, memory_order_seq_cst)
         return company
 
-    cdef void record_end(self, int group, int leaf) noexcept nogil:
-        """The run is over: releases the group but for `leaf`, which stays the caller's."""
+    cdef void record_end(self, int group, uint64_t kept) noexcept nogil:
+        """The run is over: releases the group's leaves but for `kept`, which stay the caller's."""
         cdef int other
         for other in range(self.tree.low[group], self.tree.high[group]):
             self.until_ns[other].store(0, memory_order_relaxed)
         # seq_cst, before the look at the backlog: README, "How wide".
         self.num_running.fetch_sub(1, memory_order_seq_cst)
-        if group != leaf:
-            self.groups.release_all(self.tree.mask[group] & ~self.tree.mask[leaf])
+        if self.tree.mask[group] & ~kept:
+            self.groups.release_all(self.tree.mask[group] & ~kept)

@@ -28,6 +28,17 @@ cdef double COSTLY_TRIAL = 1.25
 cdef double MOST_CREDIT = 4  # runs
 cdef double MOST_CHARGE = 16  # runs; more would be an accident, and end trials for minutes
 
+# A wide group whose cores have served narrow runs has its threads asleep and the caches full of what
+# those read: the first runs there tell little. (33 MB of weights on two cores: 1.2 times the length
+# of the tenth, and half as long again once none is narrow.) So it is tried by runs on end, of which
+# the last ones tell, until one shows that the width is no good: where others wait, and it would take
+# less leaf time if it were shorter by WARMTH.
+cdef double WARMTH = 0.2
+cdef int32_t WARMING_RUNS = 12
+cdef int32_t TELLING_RUNS = 4
+cdef double TELLING_GAIN = 1 / 4.0
+cdef double HOPELESS = 0.25  # what it loses, as a share of a run of the plan's width
+
 # The load is averaged over so many runs, and at least over this time.
 cdef double WINDOW_RUNS = 8
 cdef double WINDOW_NS = 2_000_000
@@ -55,7 +66,8 @@ cdef void read_lengths(const Tree* tree, Estimates* estimates, Lengths* lengths)
 
 
 cdef void follow(
-    Estimates* estimates, int level, double company, double length_ns, uint64_t now
+    Estimates* estimates, int level, double company, double length_ns, double least_gain,
+    uint64_t now,
 ) noexcept nogil:
     """Moves both lengths of a level towards what a run in this company told."""
     cdef double alone = estimates.run_ns[ALONE][level].load(memory_order_relaxed)
@@ -72,7 +84,7 @@ cdef void follow(
     # A run may take too long by accident, being preempted, but hardly too short: none counts for
     # more than twice what was expected, and one that ends early is believed the more.
     error = min(length_ns, 2 * expected) - expected
-    gain = max(LEAST_GAIN, min(MOST_GAIN if error > 0 else 1.0, age / OLD_NS))
+    gain = max(least_gain, min(MOST_GAIN if error > 0 else 1.0, age / OLD_NS))
     # Each by its share in the expectation, so that together they make up `gain` of the error.
     gain *= error / ((1 - company) * (1 - company) + company * company)
     estimates.run_ns[ALONE][level].store(
@@ -91,11 +103,12 @@ cdef void learn(
     cdef Load load
     cdef Plan plan
     cdef double best_ns, lost_ns
-    follow(estimates, level, company, <double>length_ns, now)
+    cdef int32_t num_left
     # Added and subtracted, not stored: the bound must not lose a charge to another thread.
     if estimates.credit_ns.load(memory_order_relaxed) < <int64_t>(MOST_CREDIT * length_ns):
         estimates.credit_ns.fetch_add(<int64_t>(TRIAL_SHARE * length_ns), memory_order_relaxed)
     if not is_trial:
+        follow(estimates, level, company, <double>length_ns, LEAST_GAIN, now)
         return
     read_lengths(tree, estimates, &lengths)
     load = read_load(demand)
@@ -104,7 +117,13 @@ cdef void learn(
     lost_ns = <double>length_ns - best_ns + plan.price * (
         <double>length_ns * tree.width[level] - best_ns * tree.width[plan.level]
     )
-    if lost_ns > 0.05 * best_ns:
+    num_left = demand.trial_left.load(memory_order_relaxed) if level > plan.level else 0
+    if num_left >= TELLING_RUNS and lost_ns > HOPELESS * best_ns:
+        demand.trial_left.store(0, memory_order_relaxed)
+        num_left = 0
+    if num_left < TELLING_RUNS:
+        follow(estimates, level, company, <double>length_ns, TELLING_GAIN, now)
+    if lost_ns > 0.05 * best_ns and num_left < TELLING_RUNS:
         lost_ns = max(COSTLY_TRIAL * best_ns, min(lost_ns, MOST_CHARGE * best_ns))
     if lost_ns > 0:
         estimates.credit_ns.fetch_sub(<int64_t>lost_ns, memory_order_relaxed)
@@ -220,6 +239,25 @@ cdef int due_trial(
     return oldest
 
 
+cdef int32_t num_wide_trials(
+    const Tree* tree, const Lengths* lengths, const Plan* plan, int level
+) noexcept nogil:
+    """By how many runs on end a width above the plan's is tried."""
+    cdef double taken_ns = tree.width[level] * length_at(lengths, level, plan.company[level])
+    cdef double least_ns = tree.width[plan.level] * length_at(
+        lengths, plan.level, plan.company[plan.level]
+    )
+    if plan.company[plan.level] > 0 and (1 - WARMTH) * taken_ns < least_ns:
+        return WARMING_RUNS + TELLING_RUNS
+    return 1
+
+
+cdef uint64_t trial_ns(const Lengths* lengths, const Plan* plan) noexcept nogil:
+    """After which time a trial ends, though fewer requests than meant have come to take part."""
+    cdef double run_ns = max(lengths.crowd[0], lengths.crowd[plan.level])
+    return <uint64_t>(2 * (WARMING_RUNS + TELLING_RUNS) * run_ns)
+
+
 cdef void begin_trial(
     Demand* demand, Estimates* estimates, int level, int32_t num_requests, uint64_t until_ns,
     uint64_t now,
@@ -290,18 +328,23 @@ cdef Decision decide(
             return decision
         for other in range(tree.low[group], tree.high[group]):
             busiest = max(busiest, busy_ns[other])
-        begin_trial(demand, estimates, level, 1, now + 2 * busiest, now)
+        begin_trial(
+            demand, estimates, level, num_wide_trials(tree, &lengths, &plan, level),
+            now + 2 * busiest + trial_ns(&lengths, &plan), now,
+        )
         decision.group = group
         return decision
+    if level > plan.level:
+        num_requests = num_wide_trials(tree, &lengths, &plan, level)
     # In company, a narrower width is tried by as many requests as keep the same leaves busy,
     # twice: those of the second turn have full company from start to end.
-    if level < plan.level and plan.company[level] > 0:
+    elif level < plan.level and plan.company[level] > 0:
         num_requests = min(
             <int32_t>load.population, 2 * tree.width[plan.level] // tree.width[level]
         )
     begin_trial(
         demand, estimates, level, num_requests - 1,
-        now + <uint64_t>(4 * max(lengths.crowd[0], lengths.crowd[plan.level])), now,
+        now + trial_ns(&lengths, &plan), now,
     )
     decision.group = group
     decision.is_trial = True

@@ -31,7 +31,7 @@ cdef class CoreGroups:
     cdef bint reserve(self, uint64_t groups) noexcept nogil
     cdef bint claim_reserved(self, uint64_t groups) noexcept nogil
     cdef void unreserve(self) noexcept nogil
-    cdef bint is_reserved(self, int group) noexcept nogil
+    cdef bint any_reserved(self, uint64_t groups) noexcept nogil
     cdef uint64_t allowed(self, int word) noexcept nogil
     cdef void release_all(self, uint64_t groups) noexcept nogil
     cdef void release(self, int group) noexcept nogil

@@ -116,9 +116,9 @@ cdef class CoreGroups:
         """Whoever calls it looks at the queue after that."""
         self.reserved.store(0, memory_order_seq_cst)
 
-    cdef bint is_reserved(self, int group) noexcept nogil:
+    cdef bint any_reserved(self, uint64_t groups) noexcept nogil:
         # relaxed: seen late, one more run is served first.
-        return self.reserved.load(memory_order_relaxed) >> group & 1
+        return self.reserved.load(memory_order_relaxed) & groups != 0
 
     cdef uint64_t allowed(self, int word) noexcept nogil:
         return ~self.reserved.load(memory_order_seq_cst) if word == 0 else ~<uint64_t>0

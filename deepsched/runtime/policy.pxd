@@ -35,6 +35,7 @@ cdef struct Plan:
     uint64_t usable  # a bit for each level that is worth its width
     double price  # what a leaf's time is worth: ns of latency for each ns
     double company[MAX_LEVELS]  # share of the other leaves that will be busy beside such a run
+    bint is_frugal  # `level` takes less leaf time than any narrower
     double spare  # share of its capacity that the machine has left, at least MIN_SPARE
 
 cdef class PolicyTree:

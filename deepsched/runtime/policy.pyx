@@ -83,7 +83,8 @@ cdef Plan make_plan(const Tree* tree, const Lengths* lengths, const Load* load) 
             high = longer / saved if high < 0 else min(high, longer / saved)
         elif level > plan.level and longer < 0 and saved < 0:
             low = max(low, longer / saved)
-    if high < 0:
+    plan.is_frugal = high < 0
+    if plan.is_frugal:
         plan.price = 2 * low
     elif low == 0:
         plan.price = high / 4
@@ -110,7 +111,7 @@ cdef int choose_group(
         num_waiting: at least 1.
     """
     cdef double price = plan.price + (num_waiting - 1) / tree.num_leaves / plan.spare
-    cdef double cost, least = -1, wait_cost, longest, idle, company, run_ns
+    cdef double cost, least = -1, wait_cost, longest, idle, company, run_ns, gathering
     cdef int level, index, group, other, room, least_room, found, best = max(leaf, 0), num_busy = 0
     cdef uint64_t busy = 0
     for other in range(tree.num_leaves):
@@ -122,6 +123,10 @@ cdef int choose_group(
             continue
         wait_cost = least_room = 0
         found = -1
+        # Where the plan's width takes less leaf time than any narrower, leaves that idle until a
+        # group is whole idle once for all that run there then: for what waits, and for what comes
+        # until nothing does.
+        gathering = plan.spare / num_waiting if plan.is_frugal and level == plan.level else 1
         for index in range(tree.level_start[level], tree.level_start[level + 1]):
             group = tree.level_groups[index]
             if tree.level_of[group] != level:
@@ -135,7 +140,7 @@ cdef int choose_group(
                 for other in range(tree.low[group], tree.high[group]):
                     longest = max(longest, <double>busy_ns[other])
                     idle += busy_ns[other] == 0
-                cost = longest + price * idle * longest
+                cost = longest + price * idle * longest * gathering
             elif not tree.low[group] <= leaf < tree.high[group]:
                 room = room_around(tree, busy, group)
             if found >= 0 and cost > wait_cost:
