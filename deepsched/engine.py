@@ -470,8 +470,8 @@ class Engine(Uncopied):
     ) -> Iterator[list[Any]]:
         """Runs a request for each item and yields its outputs, all from one Python thread.
 
-        Backpressure: the next item is taken when a request ends, so neither items nor results pile
-        up. Closing the generator early cancels what is under way.
+        Backpressure: items are taken as requests end, so neither items nor results pile up. Closing
+        the generator early cancels what is under way.
 
         Args:
             iterable: inputs as `run` takes them.

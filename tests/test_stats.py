@@ -44,7 +44,7 @@ def test_percentiles_are_those_of_the_values(values):
     snapshot = (buckets.tobytes(), sum(values), max(values))
     empty = (np.zeros(len(BOUNDS), np.uint64).tobytes(), 0, 0)
     counts = Counts(1)
-    counts.add(([(len(values), 0, 0, 0, 0, empty, snapshot)], (0, 0, 0)))
+    counts.add(([(len(values), 0, 0, 0, 0, empty, snapshot, sum(values), ())], (0, 0, 0)))
     running = counts.summary(1.0, 0, 0, 1).running
     assert running.count == len(values)
     assert running.mean == pytest.approx(np.mean(values) / 1e9)

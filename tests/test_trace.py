@@ -53,7 +53,14 @@ def trace_of(*records, seconds=1.0, streams=STREAMS):
 
 
 def record(submitted, started, ended, stream=0, width=1, **other):
-    values = {"model": "a", "batch_size": 1, "outcome": "done", "by_worker": True, **other}
+    values = {
+        "model": "a",
+        "batch_size": 1,
+        "outcome": "done",
+        "by_worker": True,
+        "num_together": int(started is not None),
+        **other,
+    }
     return RequestRecord(
         **values,
         stream=stream,
@@ -507,6 +514,18 @@ def test_any_trace_can_be_drawn(times, width):
     assert bool(windows([trace])[0].runs()) == bool(runs)
     for line in render([trace], width).splitlines()[1:]:
         assert len(line) <= max(width, 40)
+
+
+def test_requests_that_ran_together_are_one_run():
+    together = [record(k, 10, 30, num_together=3) for k in range(3)]
+    trace = trace_of(*together, record(5, 30, 40), seconds=1e-7)
+    assert trace.batches == {0: [0, 1, 2], 3: [3]}
+    assert busy_cores(trace) == [(10, 1), (40, 0)]
+    slices = [event for event in to_perfetto([trace])["traceEvents"] if event["ph"] == "X"]
+    assert [event["name"] for event in slices] == ["a × 3", "a"]
+    assert slices[0]["args"]["requests"] == [0, 1, 2]
+    assert "[0+2──" in render([trace])
+    assert "requests 0, 1, 2 together" in draw([trace])
 
 
 def test_characters_show_serial_and_side_by_side():

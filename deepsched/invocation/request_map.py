@@ -9,11 +9,17 @@ from typing import Any
 from deepsched.checks import check_optional_integer
 from deepsched.runtime.inbox import Inbox
 from deepsched.runtime.model import Model
+from deepsched.runtime.parts import outputs_of_parts, start_many
 from deepsched.runtime.request import Request
 
 # Work to keep queued for each stream: more than the producing thread is likely to be descheduled.
 _AHEAD_NS = 500_000
 _MAX_AHEAD = 64
+_BATCHES_AHEAD = 8
+
+# Of the requests that may be under way, so many end before as many follow, at once: what waits
+# together can run together.
+_PART = 4
 
 
 class RequestMap:
@@ -41,7 +47,7 @@ class RequestMap:
         self._inbox = Inbox()
         self._limit = self._choose_limit()
         self._sent: deque[Request] = deque()  # not yielded yet, the oldest first
-        self._num_under_way = 0  # not taken from the inbox yet
+        self._num_ahead = 0  # items that these are made of
         self._is_exhausted = False
         self._failure: Exception | None = None  # raised by the iterable, or by an item's inputs
 
@@ -52,71 +58,70 @@ class RequestMap:
         arrived: deque[Request] = deque()
         try:
             while True:
-                while not self._is_exhausted and len(sent) < self._limit:
-                    self._send_from(source)
+                missing = self._limit - self._num_ahead
+                if missing * _PART >= self._limit and not self._is_exhausted:
+                    self._send_from(source, missing)
                 if not sent:
                     break
                 if self._ordered:
                     while not sent[0].tag:
                         self._take()
-                    yield sent.popleft().outputs()
+                    request = sent.popleft()
                 else:
                     if not arrived:
                         arrived.extend(self._take())
                     request = arrived.popleft()
                     sent.remove(request)
+                if request.parts_inputs is None:
+                    self._num_ahead -= 1
                     yield request.outputs()
+                else:
+                    self._num_ahead -= len(request.parts_inputs)
+                    yield from outputs_of_parts(request) or self._one_by_one(request.parts_inputs)
             if self._failure is not None:
                 raise self._failure
         finally:
             for request in sent:
                 self._model.cancel(request)
-            self._model.orphan(self._inbox, self._num_under_way)
+            self._model.orphan(self._inbox, sum(not request.tag for request in sent))
 
     def _choose_limit(self) -> int:
         if self._in_flight is not None:
             return self._in_flight
-        typical_ns = self._model.typical_ns or _AHEAD_NS
-        ahead = min(max(2, _AHEAD_NS // typical_ns), _MAX_AHEAD)
+        most = max(_MAX_AHEAD, _BATCHES_AHEAD * self._model.most_together)
+        ahead = min(max(2, _AHEAD_NS // (self._model.request_ns or _AHEAD_NS)), most)
         return min(self._num_streams * ahead, self._model.dispatcher.backlog.capacity)
 
-    def _send_from(self, source: Iterator[Any]) -> None:
+    def _send_from(self, source: Iterator[Any], most: int) -> None:
         try:
-            item = next(source)
-        except StopIteration:
-            self._is_exhausted = True
-            return
-        except Exception as failure:
-            self._is_exhausted, self._failure = True, failure
-            return
-        self._num_under_way += 1  # before: Ctrl-C may come between a start and what follows it
-        try:
-            inputs = item if type(item) is list else self._in_order(item)
-            request = self._model.start(
-                inputs,
+            num_sent = start_many(
+                self._model,
+                source,
+                self._in_order,
                 self._inbox,
-                False,
-                None,
+                self._sent,
+                most,
                 self._priority,
                 self._check_inputs,
-                True,
-                True,
                 self._shrinks,
             )
-        except Exception as failure:  # StopIteration too, if an input's __array__ raises it
+            self._num_ahead += num_sent
+            self._is_exhausted = num_sent < most
+        except Exception as failure:
             # Raised in its item's place, after the results of those that have been sent.
             self._is_exhausted, self._failure = True, failure
-            self._num_under_way -= 1
-        else:
-            assert request is not None
-            self._sent.append(request)
+
+    def _one_by_one(self, parts: list[list[Any]]) -> Iterator[list[Any]]:
+        """The outputs of items whose common run has failed, for whatever reason."""
+        for inputs in parts:
+            yield self._model.run(inputs, None, self._priority, self._check_inputs, self._shrinks)
+        self._model.note_needless_failure()
 
     def _take(self) -> list[Request]:
         """Ended requests, at least one; serves the backlog itself where that beats waiting."""
         while not (ended := self._inbox.take()):
             if not self._model.help(self._limit // 8 + 1):
                 self._inbox.wait()
-        self._num_under_way -= len(ended)
         for request in ended:
             request.tag = True  # has ended
         self._limit = self._choose_limit()

@@ -1,4 +1,4 @@
-from deepsched.runtime.queue cimport RequestQueue
+from deepsched.runtime.queue cimport Head, RequestQueue, Tag
 from libc.stdint cimport int64_t, uint32_t
 from libcpp.atomic cimport atomic
 
@@ -21,8 +21,10 @@ cdef class Backlog:
     cdef atomic[uint32_t] space
     cdef atomic[uint32_t] space_waiters
 
-    cdef bint try_push(self, void* item, int priority, uint32_t num_own) noexcept nogil
+    cdef bint try_push(self, void* item, int priority, Tag tag, uint32_t num_own) noexcept nogil
     cdef bint try_pop(self, void** item) noexcept nogil
+    cdef bint peek(self, int priority, Head* head) noexcept nogil
+    cdef bint try_pop_at(self, int priority, size_t position, void** item) noexcept nogil
     cdef void give_place_back(self, uint32_t num_own) noexcept nogil
     cdef bint has_items(self) noexcept nogil
     cdef int wait_for_space(self, uint32_t epoch, int64_t patience_ns) noexcept nogil

@@ -6,6 +6,7 @@ README.md, "The backlog". Each class is a lock-free queue; `places` counts what 
 cimport cython
 from deepsched.runtime.futex cimport futex_wait, futex_wake
 from deepsched.runtime.posix cimport sched_yield
+from deepsched.runtime.queue cimport Head, RequestQueue, Tag
 from libc.stdint cimport int64_t, uint32_t, uintptr_t
 from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 
@@ -29,7 +30,7 @@ cdef class Backlog:
         self.normal = RequestQueue(capacity)
         self.background = RequestQueue(capacity)
 
-    cdef bint try_push(self, void* item, int priority, uint32_t num_own) noexcept nogil:
+    cdef bint try_push(self, void* item, int priority, Tag tag, uint32_t num_own) noexcept nogil:
         """Appends `item` to its class; False where the backlog is full. Never blocks.
 
         `num_own`: how many of `space_waiters` are the caller itself, 0 or 1.
@@ -50,11 +51,11 @@ cdef class Backlog:
             if self.max_places.compare_exchange_weak(most, places + 1, memory_order_relaxed):
                 break
         if priority == 0:
-            pushed = self.normal.try_push(item)
+            pushed = self.normal.try_push(item, tag)
         elif priority > 0:
-            pushed = self.urgent.try_push(item)
+            pushed = self.urgent.try_push(item, tag)
         else:
-            pushed = self.background.try_push(item)
+            pushed = self.background.try_push(item, tag)
         if pushed:
             return True
         # A popper that has won the slot's last item has not yet given the slot back. It will, and
@@ -84,6 +85,30 @@ cdef class Backlog:
             return False
         self.give_place_back(0)
         return True
+
+    cdef bint peek(self, int priority, Head* head) noexcept nogil:
+        """What is known of the oldest item of a class; False where it has none, or where a more
+        urgent class has one."""
+        if priority < 1 and self.urgent.has_items():
+            return False
+        if priority > 0:
+            return self.urgent.peek(head)
+        if priority == 0:
+            return self.normal.peek(head)
+        return not self.normal.has_items() and self.background.peek(head)
+
+    cdef bint try_pop_at(self, int priority, size_t position, void** item) noexcept nogil:
+        """Takes the item that `peek` has seen; False if somebody else has."""
+        cdef bint popped
+        if priority > 0:
+            popped = self.urgent.try_pop_at(position, item)
+        elif priority == 0:
+            popped = self.normal.try_pop_at(position, item)
+        else:
+            popped = self.background.try_pop_at(position, item)
+        if popped:
+            self.give_place_back(0)
+        return popped
 
     cdef void give_place_back(self, uint32_t num_own) noexcept nogil:
         self.places.fetch_sub(1, memory_order_seq_cst)
@@ -120,8 +145,10 @@ cdef class Backlog:
 
     def push(self, uintptr_t item, int priority=0) -> bool:
         cdef bint pushed
+        cdef Tag tag
+        tag.key = tag.deadline_ns = 0
         with nogil:
-            pushed = self.try_push(<void*>item, priority, 0)
+            pushed = self.try_push(<void*>item, priority, tag, 0)
         return pushed
 
     def pop(self) -> int | None:

@@ -1,9 +1,14 @@
 from deepsched.runtime.backlog cimport Backlog
+from deepsched.runtime.batch_plan cimport BatchPlan
+from deepsched.runtime.batching cimport Batch
 from deepsched.runtime.elastic cimport Elastic
 from deepsched.runtime.groups cimport CoreGroups
+from deepsched.runtime.inbox cimport DeferredNotification
 from deepsched.runtime.pins cimport Pins
 from deepsched.runtime.pool cimport WorkerPool
-from deepsched.runtime.request cimport ModelState, Request, RequestState, Stage
+from deepsched.runtime.posix cimport CpuMask
+from deepsched.runtime.request cimport Request, RequestState, Stage
+from deepsched.runtime.runner cimport Runner
 from deepsched.runtime.stopping cimport RunSlots
 from deepsched.runtime.tracing cimport Tracer
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -15,11 +20,6 @@ cdef enum WakePolicy:
     WAKE_ANY  # wake any
     SPARE_CALLER  # leave it asleep; the caller is the producer
     SPARE_PRODUCER  # leave it asleep; the caller is another thread, and serves short runs
-
-cdef enum Measuring:
-    MEASURED
-    STILL_BUSY  # the group did not become free within the window
-    OTHERS_MEASURE
 
 cdef enum Submitted:
     SERVED  # ran inline; complete
@@ -35,6 +35,7 @@ cdef class Dispatcher:
     cdef readonly int num_groups  # the streams, and the wider groups of an elastic context
     cdef WorkerPool pool
     cdef RunSlots slots
+    cdef Runner runner
     cdef readonly Pins pins
     cdef int* group_of_cpu
     cdef bint is_pinned
@@ -53,17 +54,13 @@ cdef class Dispatcher:
     cdef Submitted submit(
         self, RequestState* request, bint may_inline, int64_t patience_ns
     ) noexcept nogil
-    cdef void run(self, RequestState* request, int group, uint64_t kept) noexcept nogil
-    cdef void run_inline(
-        self, RequestState* request, int group, int leaf, bint is_there
+    cdef bint move_to(
+        self, CpuMask* own, RequestState* request, int group, bint is_there
     ) noexcept nogil
-    cdef void call_ort(self, RequestState* request, int group) noexcept nogil
+    cdef void move_back(
+        self, CpuMask* own, bint moved, RequestState* request, int group, int leaf
+    ) noexcept nogil
     cdef void check_pins(self, RequestState* request, int group, int leaf) noexcept nogil
-    cdef uint64_t time_run(self, RequestState* request, int group) noexcept nogil
-    cdef Measuring try_measure(
-        self, RequestState* request, int group, uint64_t enough_ns, uint64_t window_ns,
-        uint64_t* shortest_ns,
-    ) noexcept nogil
     cdef int widen(self, RequestState* request, int leaf, uint64_t own) noexcept nogil
     cdef int cpu(self) noexcept nogil
     cdef int here(self) noexcept nogil
@@ -72,7 +69,14 @@ cdef class Dispatcher:
     cdef int help(self, int most) noexcept nogil
     cdef bint others_wait(self) noexcept nogil
     cdef bint pop(self, RequestState** request) noexcept nogil
-    cdef void run_on_worker(self, RequestState* request, int group, int leaf) noexcept nogil
+    cdef int gather(self, Batch* batch, int width, DeferredNotification* owed) noexcept nogil
+    cdef uint32_t fair_share(
+        self, RequestState* first, BatchPlan* plan, int width
+    ) noexcept nogil
+    cdef void run_batch(self, Batch* batch, int group, uint64_t kept) noexcept nogil
+    cdef uint64_t mask_of(self, int group) noexcept nogil
+    cdef void finish_batch(self, Batch* batch, DeferredNotification* owed) noexcept nogil
+    cdef void run_on_worker(self, Batch* batch, int group, int leaf) noexcept nogil
     cdef int64_t hold(self, int leaf, uint64_t own) noexcept nogil
     cdef void release_stream(self, int leaf, uint64_t own) noexcept nogil
     cdef void retry(self) noexcept nogil
@@ -82,9 +86,8 @@ cdef class Dispatcher:
     cdef int64_t spin_time(self, uint64_t typical_ns) noexcept nogil
     cdef uint64_t wake_ns(self) noexcept nogil
     cdef int num_streams_of(self, RequestState* request) noexcept nogil
+    cdef int width_of(self, int group) noexcept nogil
     cdef void stop_running(self, RequestState* request, Stage reason) noexcept nogil
     cdef wait(self, Request request)
     cdef abandon(self, Request request, Stage end)
     cdef reap(self)
-
-cdef bint is_short(ModelState* model) noexcept nogil

@@ -1,7 +1,6 @@
 from deepsched.runtime.backlog import Backlog
 from deepsched.runtime.pins import Pins
 from deepsched.runtime.policy import PolicyTree
-from deepsched.runtime.request import Request
 from deepsched.runtime.tracing import Tracer
 
 class Dispatcher:
@@ -28,5 +27,4 @@ class Dispatcher:
     def pins(self) -> Pins: ...
     @property
     def tracer(self) -> Tracer: ...
-    def measure(self, group: int, request: Request, seconds: float) -> int: ...
     def close(self) -> None: ...

@@ -6,48 +6,39 @@ README.md, "A request's life" and "No lost wake-up", is the argument; this is th
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.ref cimport Py_DECREF, Py_INCREF
+from deepsched.runtime.batch_plan cimport BatchPlan, expected_ns
+from deepsched.runtime.batching cimport (
+    Batch, add_mate, begin_batch, pop_mate, tag_of,
+)
 from deepsched.runtime.completion cimport WAIT_DONE, WaitResult, is_complete, wait_for
 from deepsched.runtime.elastic cimport NUM_COUNTERS
-from deepsched.runtime.estimates cimport MAY_HOLD, MAY_NOT_TRY, MAY_TRY, Decision, Trying, learn
+from deepsched.runtime.estimates cimport MAY_HOLD, MAY_NOT_TRY, MAY_TRY, Decision, Trying
 from deepsched.runtime.futex cimport now_ns
-from deepsched.runtime.histogram cimport add_one, record
-from deepsched.runtime.inbox cimport DeferredNotification, Inbox, defer, flush, is_overdue
-from deepsched.runtime.library cimport loaded_library
+from deepsched.runtime.inbox cimport DeferredNotification, defer, flush, is_overdue
 from deepsched.runtime.policy cimport PolicyTree
 from deepsched.runtime.pins cimport Pins
 from deepsched.runtime.pool cimport fork_generation
 from deepsched.runtime.posix cimport (
     MAX_CPUS, SIGNAL_CHECK_NS, CpuMask, is_main_thread, sched_getcpu,
 )
+from deepsched.runtime.queue cimport Tag
 from deepsched.runtime.request cimport (
-    CANCELLED, DONE, EXPIRED, FAILED, RUNNING, Stage, begin, finish, is_late, leave, release_outputs,
-    trace_end,
-    withdraw,
+    CANCELLED, EXPIRED, NO_DEADLINE, RUNNING, Stage, begin, finish, is_late, leave, withdraw,
 )
+from deepsched.runtime.runner cimport SHORT_RUN_NS, Runner, is_short
 from deepsched.runtime.session cimport ThreadTeam
-from deepsched.runtime.shrink cimport move_out_of_arena, shrink
-from deepsched.runtime.statistics cimport GroupStats
-from deepsched.runtime.stopping cimport NO_DEADLINE
-from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
+from deepsched.runtime.stopping cimport ask_to_stop
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libcpp.atomic cimport atomic, memory_order_relaxed, memory_order_seq_cst
-from posix.unistd cimport usleep
+from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_seq_cst
 
-from deepsched.errors import ForkError, InferenceError, StreamConfigError
-
-# A run this short is not pinned if its caller is on the group's first CPU already. Setting
-# the affinity and putting it back costs 1.6 us, about as much as the run; the kernel hardly moves a
-# thread within microseconds, and ORT hardly uses its other threads.
-cdef uint64_t SHORT_RUN_NS = 30_000
+from deepsched.errors import StreamConfigError
 
 # Queued work above which the worker whose core a producer uses is woken beside it, ns.
 cdef uint64_t SHARE_CORE_NS = 1_000_000
 
 # A wake-up that took longer waited for a core: that is contention, not the cost of waking.
 cdef uint64_t MAX_WAKE_NS = 100_000
-
-# How long a measurement keeps others off a busy group while it waits for it.
-cdef uint64_t MAX_RESERVED_NS = 5_000_000_000
 
 # When to look again at what another worker was woken for.
 cdef int64_t BRIEFLY_HELD_NS = 1_000_000
@@ -87,6 +78,7 @@ cdef class Dispatcher:
         self.pool = WorkerPool(num_streams)
         self.tracer = Tracer()
         self.slots = RunSlots(self.num_groups, thread_prefix)
+        self.runner = Runner(self.slots, self.elastic)
         self.abandoned = []
         self.orphans = []
         self.is_pinned = cpus_by_group[0] is not None
@@ -143,6 +135,8 @@ cdef class Dispatcher:
         """Runs `request` here if nobody waits and a group is free."""
         cdef int cpu, preferred, leaf, group
         cdef Decision decision
+        cdef CpuMask own
+        cdef bint moved
         # FIFO: nobody overtakes a request that waits. One that is late is for a worker to end.
         if self.backlog.places.load(memory_order_relaxed) or is_late(request):
             return False
@@ -166,7 +160,9 @@ cdef class Dispatcher:
         # relaxed: no other thread knows this request.
         request.stage.store(RUNNING, memory_order_relaxed)
         request.by_worker = False
-        self.run_inline(request, group, leaf, cpu == self.pins.first_cpu[group])
+        moved = self.move_to(&own, request, group, cpu == self.pins.first_cpu[group])
+        self.runner.run(request, group, self.mask_of(leaf))
+        self.move_back(&own, moved, request, group, leaf)
         self.leave_group(leaf, WAKE_ANY)
         return True
 
@@ -179,14 +175,20 @@ cdef class Dispatcher:
         """
         cdef int error
         cdef uint32_t epoch
+        cdef BatchPlan* plan
+        cdef Tag tag
         # Read now: once the request is queued, it may be freed.
         cdef WakePolicy policy = (
             SPARE_CALLER if request.is_producer and is_short(request.model) else WAKE_ANY
         )
         if self.is_elastic:
+            plan = request.model.plan.load(memory_order_acquire)  # pairs with set_batching
             self.elastic.record_arrival(
                 request.model.estimates,
-                self.backlog.places.load(memory_order_relaxed),  # relaxed: a guess
+                self.backlog.places.load(memory_order_relaxed),  # relaxed: guesses
+                1 if plan == NULL else (
+                    request.num_parts * plan.request_cost.load(memory_order_relaxed)
+                ),
             )
         if may_inline and self.try_inline(request):
             leave(request.model)
@@ -198,11 +200,13 @@ cdef class Dispatcher:
         # relaxed: a statistic.
         request.expected_ns = request.model.typical_ns.load(memory_order_relaxed) or UNKNOWN_NS
         self.add_expected_load(request)
-        while not self.backlog.try_push(request, request.priority, 0):
+        tag = tag_of(request)
+        request.batch_key = tag.key
+        while not self.backlog.try_push(request, request.priority, tag, 0):
             # README, "Waiting for space". seq_cst: register, then look again.
             epoch = self.backlog.space.load(memory_order_seq_cst)
             self.backlog.space_waiters.fetch_add(1, memory_order_seq_cst)
-            if self.backlog.try_push(request, request.priority, 1):
+            if self.backlog.try_push(request, request.priority, tag, 1):
                 self.backlog.space_waiters.fetch_sub(1, memory_order_relaxed)
                 break
             error = 0
@@ -220,104 +224,23 @@ cdef class Dispatcher:
         self.kick(policy)
         return ACCEPTED
 
-    cdef void run(self, RequestState* request, int group, uint64_t kept) noexcept nogil:
-        """Runs a request that has begun, on the calling thread, with the session of `group`.
-
-        The caller owns the group. In an elastic context it keeps only those of its leaves that are
-        in `kept`.
-        """
-        cdef ModelState* model = request.model
-        cdef GroupStats* stats = &model.stats[group]
-        cdef uint64_t length
-        cdef uint32_t reason = 0
-        cdef bint has_run
-        cdef Stage end = DONE
-        cdef double company = 0
-        if self.is_elastic:
-            company = self.elastic.record_start(group, model.estimates)
-        # seq_cst, both: README, "Stopping a run".
-        request.group.store(group, memory_order_seq_cst)
-        if request.is_stoppable:
-            self.slots.begin(group, <uintptr_t>request, request.deadline_ns)
-            reason = request.stop_reason.load(memory_order_seq_cst)
-        has_run = not reason
-        request.started_ns = now_ns()
-        if not request.submitted_ns:
-            request.submitted_ns = request.started_ns
-        if has_run:
-            self.call_ort(request, group)
-        request.ended_ns = now_ns()
-        if request.is_stoppable:
-            if self.slots.end(group) and not reason:
-                # Ordered by end(). No reason: it was the watcher.
-                reason = request.stop_reason.load(memory_order_relaxed) or EXPIRED
-        if request.shrinks and has_run:
-            move_out_of_arena(request.outputs, model.num_outputs)
-            shrink(model.sessions[group], model.output_names)
-        length = request.ended_ns - request.started_ns
-        if request.status != NULL or not has_run:
-            end = <Stage>reason if reason else FAILED
-        # A run that was stopped too late has its outputs, and is done.
-        if end == DONE:
-            add_one(&stats.num_done, 1)
-            record_run_length(model, length)
-            if self.is_elastic:
-                # What was beside it at the start and at the end stands for what was between.
-                company = (company + self.elastic.company(group)) / 2
-                learn(
-                    &self.elastic.tree, &self.elastic.demand, model.estimates, group, company,
-                    length, request.is_trial, request.ended_ns,
-                )
-        elif end == FAILED:
-            add_one(&stats.num_failed, 1)
-        elif end == EXPIRED:
-            add_one(&stats.num_expired, 1)
-            if has_run and request.is_trial:
-                # It would have taken longer; a width that ends nothing in time must not look new.
-                learn(
-                    &self.elastic.tree, &self.elastic.demand, model.estimates, group, company,
-                    length + length // 2, True, request.ended_ns,
-                )
-            # It would have taken longer. Only upwards, and not the first: a timeout may be of any
-            # length. relaxed: a statistic.
-            if has_run and 0 < model.needed_ns.load(memory_order_relaxed) < length + length // 2:
-                smooth(&model.needed_ns, length + length // 2)
-        else:
-            add_one(&stats.num_cancelled, 1)
-        if not request.by_worker:
-            add_one(&stats.num_inline, 1)
-        record(&stats.waiting, request.started_ns - request.submitted_ns)
-        record(&stats.running, length)
-        # relaxed: published by the completion, or seen by the same thread.
-        request.stage.store(end, memory_order_relaxed)
-        trace_end(request, end)
-        if self.is_elastic:
-            self.elastic.record_end(group, kept)
-
-    cdef void run_inline(
-        self, RequestState* request, int group, int leaf, bint is_there
+    cdef bint move_to(
+        self, CpuMask* own, RequestState* request, int group, bint is_there
     ) noexcept nogil:
-        """Runs on the calling thread, on the group's first core, and puts its affinity back.
+        """Pins the calling thread to the group's first core for a run. False: not needed.
 
         ORT's threads are pinned to the others. Pinned to the whole group instead, the caller shared
         a core with one of them for seconds: half the speed on two cores.
         """
-        cdef CpuMask own
-        cdef bint moved = not (is_there and is_short(request.model)) and self.pins.move(&own, group)
-        self.run(request, group, self.elastic.tree.mask[leaf] if self.is_elastic else 0)
-        if moved:
-            self.pins.put_back(&own)
-        self.check_pins(request, group, leaf)
+        return not (is_there and is_short(request.model)) and self.pins.move(own, group)
 
-    cdef void call_ort(self, RequestState* request, int group) noexcept nogil:
-        """The run itself, with the session of `group`."""
-        cdef ModelState* model = request.model
-        request.status = loaded_library().api.Run(
-            model.sessions[group],
-            self.slots.slots[group].options,  # always: without any, ORT makes some for each run
-            request.input_names, request.inputs, request.num_inputs,
-            model.output_names, model.num_outputs, request.outputs,
-        )
+    cdef void move_back(
+        self, CpuMask* own, bint moved, RequestState* request, int group, int leaf
+    ) noexcept nogil:
+        """After the run: puts the calling thread's affinity back."""
+        if moved:
+            self.pins.put_back(own)
+        self.check_pins(request, group, leaf)
 
     cdef void check_pins(self, RequestState* request, int group, int leaf) noexcept nogil:
         """After a run on `group`: sees now and then whether its threads are where they were pinned.
@@ -332,24 +255,10 @@ cdef class Dispatcher:
             return
         self.pins.check(self.pool.workers[leaf].thread, self.pins.first_cpu[leaf], request.ended_ns)
         team = request.model.teams[group]
+        if request.num_together > 1:
+            team = request.model.plan.load(memory_order_acquire).teams[group]
         for i in range(team.num_started):
             self.pins.check(team.threads[i].thread, team.cpus[i + 1], request.ended_ns)
-
-    cdef uint64_t time_run(self, RequestState* request, int group) noexcept nogil:
-        """Runs `request` on `group`, which the caller owns; returns the time it took, in ns.
-
-        Not counted: it is part of no statistics.
-        """
-        cdef CpuMask own
-        cdef bint moved = self.pins.move(&own, group)
-        cdef uint64_t started_ns = now_ns(), took_ns
-        self.call_ort(request, group)
-        took_ns = now_ns() - started_ns
-        if moved:
-            self.pins.put_back(&own)
-        # relaxed: no other thread knows this request.
-        request.stage.store(FAILED if request.status != NULL else DONE, memory_order_relaxed)
-        return took_ns
 
     cdef int cpu(self) noexcept nogil:
         """The CPU that we run on; -1 without pinning."""
@@ -399,12 +308,16 @@ cdef class Dispatcher:
         """
         cdef RequestState* request = NULL
         cdef int num_served = 0
-        cdef void* inbox
+        cdef DeferredNotification owed
+        cdef Batch batch
+        cdef CpuMask own
+        cdef bint moved
         cdef int cpu = self.cpu()
         cdef int group = self.groups.claim(self.group_of_cpu[cpu] if cpu >= 0 else -1)
         cdef bint is_there
         if group < 0:
             return 0
+        owed.inbox = NULL
         is_there = cpu == self.pins.first_cpu[group]
         # Never another model's long run: the caller only has time for short ones. relaxed: the
         # count may be late, and then one long run is served here.
@@ -413,12 +326,15 @@ cdef class Dispatcher:
             and not self.num_long.load(memory_order_relaxed)
             and self.pop(&request)
         ):
+            begin_batch(&batch, request)
             if begin(request, self.others_wait()):
-                self.run_inline(request, group, group, is_there)
-            inbox = finish(request)
-            if inbox != NULL:
-                (<Inbox>inbox).notify_and_release()
-            num_served += 1
+                num_served += self.gather(&batch, 1, &owed)
+                moved = self.move_to(&own, request, group, is_there)
+                self.run_batch(&batch, group, self.mask_of(group))
+                self.move_back(&own, moved, request, group, group)
+            num_served += batch.num_parts
+            self.finish_batch(&batch, &owed)
+            flush(&owed)
         self.leave_group(group, SPARE_CALLER)
         return num_served
 
@@ -427,6 +343,68 @@ cdef class Dispatcher:
         # relaxed: a hint.
         cdef size_t num_free = self.groups.num_groups - self.groups.num_claimed()
         return self.backlog.places.load(memory_order_relaxed) > num_free
+
+    cdef int gather(self, Batch* batch, int width, DeferredNotification* owed) noexcept nogil:
+        """Pops what waits and may run together with the request that the caller has begun, for a group
+        of `width` streams. README, "Batching". Returns how many it has ended without a run."""
+        cdef RequestState* mate
+        cdef BatchPlan* plan
+        cdef uint32_t most
+        cdef int num_ended = 0
+        cdef Batch ended
+        if not batch.first.batch_key or not self.backlog.has_items():
+            return 0
+        plan = batch.first.model.plan.load(memory_order_acquire)  # pairs with set_batching
+        most = self.fair_share(batch.first, plan, width)
+        while True:
+            mate = pop_mate(self.backlog, batch, plan, most)
+            if mate == NULL:
+                return num_ended
+            self.subtract_expected_load(mate)
+            if begin(mate, self.others_wait()):
+                add_mate(batch, mate)
+            else:
+                begin_batch(&ended, mate)
+                self.finish_batch(&ended, owed)
+                num_ended += 1
+
+    cdef uint32_t fair_share(
+        self, RequestState* first, BatchPlan* plan, int width
+    ) noexcept nogil:
+        """How many items a run of `first` may have, so that the streams that this model's requests
+        use, or are about to, get as many each."""
+        # relaxed: hints.
+        cdef uint32_t num_items = 0, num_streams = 1 + self.runner.num_running(
+            first.model, &num_items
+        )
+        cdef int num_free = self.groups.num_groups - self.groups.num_claimed()
+        # What waits is taken to be as large.
+        num_items += first.num_items * <uint32_t>(
+            1 + self.backlog.places.load(memory_order_relaxed)
+        )
+        # A stream that has yet to wake takes nothing of what is over before that.
+        if num_free > 0 and expected_ns(plan, min(num_items, plan.most)) > self.wake_ns():
+            num_streams += num_free // width
+        return min(plan.most, (num_items + num_streams - 1) // num_streams)
+
+    cdef void run_batch(self, Batch* batch, int group, uint64_t kept) noexcept nogil:
+        """Runs what `gather` has left: one request, several together, or these one by one."""
+        if batch.num_parts == 1:
+            self.runner.run(batch.first, group, kept)
+        elif not self.runner.run_together(batch, group, kept):
+            self.runner.run_each(batch, group, kept)
+
+    cdef void finish_batch(self, Batch* batch, DeferredNotification* owed) noexcept nogil:
+        """Lets their callers have what has ended; these may free it from here on."""
+        cdef RequestState* request = batch.first
+        cdef RequestState* following
+        cdef void* inbox
+        while request != NULL:
+            following = request.next_mate
+            inbox = finish(request)
+            if inbox != NULL:
+                defer(owed, inbox)
+            request = following
 
     cdef bint pop(self, RequestState** request) noexcept nogil:
         if not self.backlog.try_pop(<void**>request):
@@ -462,9 +440,9 @@ cdef class Dispatcher:
         """
         cdef RequestState* request = NULL
         cdef uint64_t typical_ns = 0
-        cdef void* inbox
         cdef DeferredNotification owed
-        cdef bint is_short_run, is_drained
+        cdef Batch batch
+        cdef bint is_short_run, is_drained, has_begun
         cdef int mine, wide
         cdef int64_t held_ns
         # Elastic: the leaves that we have. Those of a wide run are kept while requests wait: were
@@ -472,8 +450,7 @@ cdef class Dispatcher:
         cdef uint64_t own = 0
         owed.inbox = NULL
         while True:
-            if self.is_elastic:
-                own = self.elastic.tree.mask[group]
+            own = self.mask_of(group)
             is_drained = False
             while not is_drained:
                 if self.is_elastic and self.groups.any_reserved(own):
@@ -494,25 +471,26 @@ cdef class Dispatcher:
                 if not is_short_run:
                     flush(&owed)
                 wide = self.widen(request, group, own)
-                if self.is_elastic:
-                    own = self.elastic.tree.mask[wide]
+                own = self.mask_of(wide)
+                has_begun = begin(request, self.others_wait())
+                begin_batch(&batch, request)
+                if has_begun:
+                    self.gather(&batch, self.width_of(wide), &owed)
                 if self.backlog.has_items():
                     # A pusher wakes one worker, but may find no group free while we own one that we
                     # then leave: so whoever pops a request and sees more wakes the next.
                     self.kick(SPARE_PRODUCER if is_short_run else WAKE_ANY)
                 typical_ns = request.model.typical_ns.load(memory_order_relaxed)
-                if begin(request, self.others_wait()):
+                if has_begun:
                     # "Short" is what the model's runs usually are; this one may be long.
                     self.slots.lend(group, &owed)
-                    self.run_on_worker(request, wide, group)
+                    self.run_on_worker(&batch, wide, group)
                     self.slots.take_back(group, &owed)
                 is_drained = not self.backlog.has_items()
                 if is_drained:
                     # Before its caller is notified: one that returns at once finds the group free.
                     self.release_stream(group, own)
-                inbox = finish(request)  # its caller may free it from here on
-                if inbox != NULL:
-                    defer(&owed, inbox)
+                self.finish_batch(&batch, &owed)
                 if (
                     is_drained or not is_short_run or is_overdue(&owed)
                     # relaxed: see start_watcher. Without it, nobody would notify during a run.
@@ -531,6 +509,10 @@ cdef class Dispatcher:
                     self.pool.wake(mine)
                 # Else every group has an owner, and each looks at the queue when it leaves.
                 return self.spin_time(typical_ns)
+
+    cdef uint64_t mask_of(self, int group) noexcept nogil:
+        """The leaves of a group of an elastic context."""
+        return self.elastic.tree.mask[group] if self.is_elastic else 0
 
     cdef void release_stream(self, int leaf, uint64_t own) noexcept nogil:
         """A worker gives up its stream `leaf`; in an elastic context all that it has, `own`."""
@@ -551,7 +533,7 @@ cdef class Dispatcher:
         request.is_trial = decision.is_trial
         return decision.group
 
-    cdef void run_on_worker(self, RequestState* request, int group, int leaf) noexcept nogil:
+    cdef void run_on_worker(self, Batch* batch, int group, int leaf) noexcept nogil:
         """Runs on the worker of `leaf`, which moves to the first core of `group` and back: one of
         ORT's threads is pinned to the worker's own core meanwhile."""
         cdef bint moves = (
@@ -560,10 +542,10 @@ cdef class Dispatcher:
         )
         if moves:
             self.pins.move_worker(group)
-        self.run(request, group, self.elastic.tree.mask[group] if self.is_elastic else 0)
+        self.run_batch(batch, group, self.mask_of(group))
         if moves:
             self.pins.move_worker(leaf)
-        self.check_pins(request, group, leaf)
+        self.check_pins(batch.first, group, leaf)
 
     cdef int64_t hold(self, int leaf, uint64_t own) noexcept nogil:
         """How long the next request should wait for another group around `leaf`, in ns; 0: no wait.
@@ -610,7 +592,9 @@ cdef class Dispatcher:
 
     cdef int num_streams_of(self, RequestState* request) noexcept nogil:
         """How many streams a run that has ended had, together."""
-        cdef int group = request.group.load(memory_order_relaxed)  # relaxed: it has ended
+        return self.width_of(request.group.load(memory_order_relaxed))  # relaxed: it has ended
+
+    cdef int width_of(self, int group) noexcept nogil:
         if not self.is_elastic:
             return 1
         return self.elastic.tree.high[group] - self.elastic.tree.low[group]
@@ -618,79 +602,14 @@ cdef class Dispatcher:
     cdef void stop_running(self, RequestState* request, Stage reason) noexcept nogil:
         """Asks a request that has begun, or is about to, to stop. The caller keeps it alive."""
         cdef int group
-        request.stop_reason.store(reason, memory_order_seq_cst)
+        if not ask_to_stop(request, reason):
+            return
         # seq_cst: README, "Stopping a run". -1: it will see the reason before it runs.
         group = request.group.load(memory_order_seq_cst)
         if group >= 0:
-            self.slots.stop(group, <uintptr_t>request)
+            self.slots.stop(group)
 
     # --- With the GIL -------------------------------------------------------------------------
-
-    def measure(self, int group, Request request not None, double seconds) -> int:
-        """Shortest of several runs of `request` on `group`, in ns; measures for about `seconds`.
-
-        Reserves the group and waits until it is free; requests that wait are served after that.
-
-        Raises:
-            ValueError: no such group, or none that can be reserved.
-            InferenceError: what runs there does not end in MAX_RESERVED_NS; or a run fails.
-        """
-        cdef uint64_t shortest_ns = 0, reserved_ns = 0
-        # No Python while the group is reserved or claimed: a signal handler or a finalizer could
-        # wait for requests that nobody may serve then. So the main thread, which must hear
-        # signals, lets go of it from time to time.
-        cdef uint64_t window_ns = 1_000_000_000 if is_main_thread() else MAX_RESERVED_NS
-        cdef Measuring outcome = OTHERS_MEASURE
-        if not self.is_elastic or not 0 <= group < self.num_groups:
-            raise ValueError(f"no group {group} to measure; there are {self.num_groups}")
-        while outcome != MEASURED:
-            with nogil:
-                outcome = self.try_measure(
-                    &request.state, group, <uint64_t>(seconds * 1e9), window_ns, &shortest_ns
-                )
-            if outcome == STILL_BUSY:
-                reserved_ns += window_ns
-                if reserved_ns >= MAX_RESERVED_NS:
-                    raise InferenceError(
-                        f"its cores were busy for {MAX_RESERVED_NS // 1_000_000_000} s"
-                    )
-            PyErr_CheckSignals()
-            if self.is_forked:  # by a handler
-                raise ForkError("this engine's context belongs to the parent process")
-        request.outputs()  # raises what went wrong
-        return shortest_ns
-
-    cdef Measuring try_measure(
-        self, RequestState* request, int group, uint64_t enough_ns, uint64_t window_ns,
-        uint64_t* shortest_ns,
-    ) noexcept nogil:
-        """Measures if the group can be had within `window_ns`."""
-        cdef uint64_t mask = self.elastic.tree.mask[group]
-        cdef uint64_t took_ns, began_ns = now_ns()
-        cdef int num_runs = 0
-        if not self.groups.reserve(mask):
-            usleep(500)
-            return OTHERS_MEASURE
-        while not self.groups.claim_reserved(mask):
-            if now_ns() - began_ns >= window_ns:
-                self.groups.unreserve()
-                self.retry()
-                return STILL_BUSY
-            usleep(500)
-        began_ns = now_ns()
-        while True:
-            took_ns = self.time_run(request, group)
-            num_runs += 1
-            # The first run fills the arena, and does not count.
-            if num_runs > 1 and (not shortest_ns[0] or took_ns < shortest_ns[0]):
-                shortest_ns[0] = took_ns
-            if request.status != NULL or (num_runs > 1 and now_ns() - began_ns >= enough_ns):
-                break
-            release_outputs(request)
-        self.groups.release_all(mask)
-        self.groups.unreserve()
-        self.retry()  # what was pushed meanwhile found no group to claim
-        return MEASURED
 
     cdef wait(self, Request request):
         """Waits for a queued request. A signal handler's exception withdraws it and propagates.
@@ -755,24 +674,6 @@ cdef class Dispatcher:
                 self.orphans.append((inbox, num_left))
 
 
-cdef void record_run_length(ModelState* model, uint64_t length) noexcept nogil:
-    smooth(&model.typical_ns, length)
-    # relaxed: a statistic. Far too high: it may have been a cold first run, or other inputs.
-    if 2 * length < model.needed_ns.load(memory_order_relaxed):
-        model.needed_ns.store(2 * length, memory_order_relaxed)
-    smooth(&model.needed_ns, length)
-
-
-cdef void smooth(atomic[uint64_t]* estimate, uint64_t length) noexcept nogil:
-    # relaxed: a statistic; an update lost to another thread does no harm.
-    cdef uint64_t known = estimate.load(memory_order_relaxed)
-    if not known:
-        known = length
-    # A run that was preempted says nothing of the model, so none counts for more than twice the
-    # estimate: 1 ms among 5 us would move it to 130 us.
-    estimate.store(known - known // 8 + min(length, 2 * known) // 8 + 1, memory_order_relaxed)
-
-
 cdef Trying may_try(RequestState* request) noexcept nogil:
     """Whether the request can afford a width that may be slower: its deadline is not near."""
     # relaxed: a statistic.
@@ -781,11 +682,6 @@ cdef Trying may_try(RequestState* request) noexcept nogil:
     ):
         return MAY_TRY
     return MAY_NOT_TRY
-
-
-cdef bint is_short(ModelState* model) noexcept nogil:
-    # relaxed: a statistic; 0 until the first run.
-    return 0 < model.typical_ns.load(memory_order_relaxed) < SHORT_RUN_NS
 
 
 cdef void _retry(void* dispatcher) noexcept nogil:

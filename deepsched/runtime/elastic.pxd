@@ -16,8 +16,12 @@ cdef class Elastic:
     cdef Demand demand
     cdef Estimates latest  # of the model that a request arrived for last: a copy
     cdef atomic[uint32_t] num_queued[NUM_COUNTERS]  # by model, some of which share one
+    cdef atomic[double] request_cost  # of the latest model's requests, in runs of one
 
-    cdef void record_arrival(self, Estimates* estimates, size_t num_waiting) noexcept nogil
+    cdef void record_arrival(
+        self, Estimates* estimates, size_t num_waiting, double request_cost
+    ) noexcept nogil
+    cdef double in_runs(self, size_t num_requests) noexcept nogil
     cdef Decision decide(
         self, Estimates* estimates, int leaf, uint64_t own, size_t num_waiting, Trying trying
     ) noexcept nogil
@@ -31,6 +35,6 @@ cdef class Elastic:
     cdef Decision widen(
         self, int leaf, uint64_t own, Estimates* estimates, size_t num_waiting, Trying trying
     ) noexcept nogil
-    cdef double record_start(self, int group, Estimates* estimates) noexcept nogil
+    cdef double record_start(self, int group, Estimates* estimates, double cost) noexcept nogil
     cdef double company(self, int group) noexcept nogil
     cdef void record_end(self, int group, uint64_t kept) noexcept nogil

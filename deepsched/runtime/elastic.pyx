@@ -32,9 +32,13 @@ cdef class Elastic:
         self.groups = groups
         self.demand.born_ns = now_ns()
         self.demand.rolled_ns.store(self.demand.born_ns, memory_order_relaxed)
+        self.request_cost.store(1.0, memory_order_relaxed)
 
-    cdef void record_arrival(self, Estimates* estimates, size_t num_waiting) noexcept nogil:
-        """A request arrives and finds `num_waiting` others in the backlog."""
+    cdef void record_arrival(
+        self, Estimates* estimates, size_t num_waiting, double request_cost
+    ) noexcept nogil:
+        """A request arrives and finds `num_waiting` others in the backlog; it will take so much of a
+        run of one: less than 1 where several run together."""
         cdef int32_t running = max(0, self.num_running.load(memory_order_relaxed))
         cdef int company, level
         for level in range(self.tree.num_levels):
@@ -59,10 +63,18 @@ cdef class Elastic:
         self.latest.number.store(
             estimates.number.load(memory_order_relaxed), memory_order_relaxed
         )
+        self.request_cost.store(request_cost, memory_order_relaxed)
         record_demand(
-            &self.demand, <uint32_t>(running + num_waiting + 1),
-            <uint64_t>estimates.run_ns[CROWD][0].load(memory_order_relaxed), now_ns(),
+            &self.demand, <uint32_t>(running + self.in_runs(num_waiting) + 1),
+            <uint64_t>(
+                request_cost * estimates.run_ns[CROWD][0].load(memory_order_relaxed)
+            ),
+            now_ns(),
         )
+
+    cdef double in_runs(self, size_t num_requests) noexcept nogil:
+        """So many requests that wait, as a number of runs of one that take as long."""
+        return num_requests * self.request_cost.load(memory_order_relaxed)
 
     cdef Decision decide(
         self, Estimates* estimates, int leaf, uint64_t own, size_t num_waiting, Trying trying
@@ -77,7 +89,7 @@ cdef class Elastic:
             busy[other] = 0 if free >> other & 1 else self.remaining_ns(other, now)
         return decide(
             &self.tree, &self.demand, estimates, busy, leaf,
-            <double>max(num_waiting, <size_t>1), trying, now,
+            max(self.in_runs(num_waiting), 1.0), trying, now,
         )
 
     cdef uint64_t remaining_ns(self, int leaf, uint64_t now) noexcept nogil:
@@ -165,13 +177,14 @@ cdef class Elastic:
         cdef uint64_t free = self.groups.free_groups() & ~self.tree.mask[group]
         return <double>(others - count_bits(free)) / others if others else 0.0
 
-    cdef double record_start(self, int group, Estimates* estimates) noexcept nogil:
-        """The caller, who owns `group`, runs a request there. Returns the company it has."""
+    cdef double record_start(self, int group, Estimates* estimates, double cost) noexcept nogil:
+        """The caller, who owns `group`, begins a run there that takes as long as `cost` of one.
+        Returns the company it has."""
         cdef int leaf, level = self.tree.level_of[group]
         cdef double company = self.company(group)
         cdef double alone = estimates.run_ns[ALONE][level].load(memory_order_relaxed)
         cdef double crowd = estimates.run_ns[CROWD][level].load(memory_order_relaxed)
-        cdef uint64_t expected_ns = <uint64_t>(alone + company * (crowd - alone))
+        cdef uint64_t expected_ns = <uint64_t>(cost * (alone + company * (crowd - alone)))
         cdef uint64_t until = now_ns() + expected_ns
         for leaf in range(self.tree.low[group], self.tree.high[group]):
             self.until_ns[leaf].store(until, memory_order_relaxed)

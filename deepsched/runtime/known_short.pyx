@@ -26,21 +26,21 @@ cdef Py_ssize_t MAX_NUMBERS = 8
 
 # A key: 56 bits of a hash of the shapes, and the magnitude.
 cdef uint64_t MAGNITUDE = 0xFF
-cdef uint64_t MULTIPLIER = 0xFF51AFD7ED558CCDu  # odd, and random otherwise
+cdef uint64_t LEFT_OUT = 0xC4CEB9FE1A85EC53u  # random: in the place of an input's shape
 
 
 @cython.boundscheck(False)
 @cython.wraparound(False)
 cdef uint64_t key_of(list inputs) except? 0:
     """The class of a request's inputs; 0 if a glance does not tell it."""
-    cdef uint64_t shapes = MULTIPLIER, magnitude = 0
+    cdef uint64_t shapes = LEFT_OUT, magnitude = 0
     cdef cnp.ndarray array
     cdef Py_ssize_t i
     cdef int axis
     for i in range(len(inputs)):
         value = inputs[i]
         if value is None:  # left out, as no array is
-            shapes = mixed(shapes, MULTIPLIER)
+            shapes = mixed(shapes, LEFT_OUT)
             continue
         if not cnp.PyArray_CheckExact(value):
             return 0
@@ -53,10 +53,6 @@ cdef uint64_t key_of(list inputs) except? 0:
         if cnp.PyArray_SIZE(array) <= MAX_NUMBERS:
             magnitude = max(magnitude, _magnitude(array))
     return (shapes & ~MAGNITUDE) | min(magnitude, MAGNITUDE) or 1
-
-
-cdef inline uint64_t mixed(uint64_t hash, uint64_t number) noexcept nogil:
-    return (hash ^ (hash >> 29) ^ number) * MULTIPLIER
 
 
 cdef uint64_t _magnitude(cnp.ndarray array) noexcept:

@@ -11,6 +11,7 @@ cdef class Model:
     cdef readonly list overridable
     cdef readonly list outputs
     cdef list sessions
+    cdef list batch_sessions  # see set_batching
     cdef list all_inputs  # inputs, then overridable
     cdef list input_names  # of all_inputs
     cdef list output_names
@@ -19,5 +20,8 @@ cdef class Model:
         self, list inputs, object timeout, object priority, bint check_inputs, bint shrinks=*
     )
     cdef submit_and_wait(self, Request request, uint64_t key)
+    cdef Request start_prepared(
+        self, Request request, Inbox inbox, object tag, bint block, bint is_producer
+    )
     cdef check_interrupts(self, Request request)
     cpdef check_fork(self)

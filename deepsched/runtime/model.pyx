@@ -3,28 +3,32 @@
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from deepsched.runtime.dispatch cimport (
-    ACCEPTED, CLOSED, FULL, WAKE_ANY, Dispatcher, Submitted, is_short,
+from deepsched.runtime.batch_plan cimport (
+    IS_ON, BatchPlan, failure_of, free_plan, new_plan, note_failure, release_allocators,
 )
+from deepsched.runtime.batching cimport MAX_VALUES
+from deepsched.runtime.dispatch cimport ACCEPTED, CLOSED, FULL, WAKE_ANY, Dispatcher, Submitted
 from deepsched.runtime.estimates cimport Estimates, believe
 from deepsched.runtime.futex cimport WAKE_ALL, futex_wait, now_ns
 from deepsched.runtime.inbox cimport Inbox
 from deepsched.runtime.known_short cimport (
     NUM_CLASSES, InputClass, is_known_short, key_of, learn_length,
 )
+from deepsched.runtime.measuring cimport measure
 from deepsched.runtime.ort cimport OrtSession
 from deepsched.runtime.pool cimport fork_generation
 from deepsched.runtime.posix cimport SIGNAL_CHECK_NS, is_main_thread
 from deepsched.runtime.request cimport (
-    CANCELLED, DONE, EXPIRED, REFUSED, Request, Stage, enter, leave, new_request, withdraw,
+    CANCELLED, DONE, EXPIRED, NO_DEADLINE, REFUSED, Request, Stage, enter, leave, new_request,
+    withdraw,
 )
+from deepsched.runtime.runner cimport is_short
 from deepsched.runtime.session cimport Session, ThreadTeam
 from deepsched.runtime.shrink cimport shrink
 from deepsched.runtime.statistics cimport GroupStats, snapshot_group, snapshot_unrun
-from deepsched.runtime.stopping cimport NO_DEADLINE
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
+from libcpp.atomic cimport memory_order_relaxed, memory_order_release, memory_order_seq_cst
 
 from deepsched.errors import (
     ClosedError, DeadlineExceeded, ForkError, InputError, OptionError, QueueFull,
@@ -42,6 +46,7 @@ cdef class Model:
         prepare_shrinking()
         self.dispatcher = dispatcher
         self.sessions = sessions
+        self.batch_sessions = []
         session = sessions[0]
         self.inputs = session.describe_inputs()
         self.overridable = session.describe_overridable()
@@ -83,6 +88,7 @@ cdef class Model:
         free(self.state.short_classes)
         free(self.state.input_names)
         free(self.state.output_names)
+        free_plan(self.state.plan.load(memory_order_relaxed))
 
     # --- Ways in ------------------------------------------------------------------------------
 
@@ -123,7 +129,7 @@ cdef class Model:
             dispatcher.wait(request)
         if request.state.stage.load(memory_order_relaxed) == DONE:  # relaxed: it has ended
             learn_length(
-                self.state.short_classes, key, request.state.ended_ns - request.state.started_ns,
+                self.state.short_classes, key, request.state.alone_ns,
                 dispatcher.num_streams_of(&request.state),
             )
 
@@ -151,8 +157,13 @@ cdef class Model:
         None: there is no room, and `block` is False. `is_producer`: the caller goes on queuing and
         taking, will `help` or `wake_workers` before it waits, and does not want to share its core.
         """
-        cdef Dispatcher dispatcher = self.dispatcher
         cdef Request request = self.prepare(inputs, timeout, priority, check_inputs, shrinks)
+        return self.start_prepared(request, inbox, tag, block, is_producer)
+
+    cdef Request start_prepared(
+        self, Request request, Inbox inbox, object tag, bint block, bint is_producer
+    ):
+        cdef Dispatcher dispatcher = self.dispatcher
         cdef Submitted submitted = FULL
         request.tag = tag
         request.state.is_producer = is_producer
@@ -295,6 +306,7 @@ cdef class Model:
     def trim(self) -> None:
         """Gives back what the arenas of its sessions keep and do not use now. Requests may run."""
         cdef int group, num_groups = len(self.sessions)
+        cdef BatchPlan* plan = self.state.plan.load(memory_order_relaxed)  # relaxed: the GIL orders it
         self.check_fork()
         if not enter(&self.state):  # close() waits until we have left
             raise _closed()
@@ -303,13 +315,82 @@ cdef class Model:
                 # Streams of one core share a session: the same ones follow each other.
                 if group == 0 or self.state.sessions[group] != self.state.sessions[group - 1]:
                     shrink(self.state.sessions[group], self.state.output_names)
+                    if plan != NULL:
+                        shrink(plan.sessions[group], self.state.output_names)
             leave(&self.state)
+
+    # --- Running together ---------------------------------------------------------------------
+
+    def set_batching(self, list sessions, list sizes, list run_ns) -> None:
+        """From here on, requests that wait may run together: README, "Batching". Once.
+
+        Args:
+            sessions: by core group, as in the constructor, of a form of the model whose inputs and
+                outputs have an open first dimension, and else are the same. They are closed with the
+                model.
+            sizes: ascending numbers of items, the first of them 1; a run has the last at most.
+            run_ns: how long runs of so many items take on the narrowest group, in ns.
+
+        Raises:
+            ValueError: what is given does not fit; or this was called before.
+            ClosedError: the model is closed.
+        """
+        cdef Session session
+        cdef BatchPlan* plan
+        self.check_fork()
+        if self.batch_sessions:
+            raise ValueError("this model's requests run together already")
+        if len(sessions) != len(self.sessions):
+            raise ValueError(f"expected {len(self.sessions)} sessions, got {len(sessions)}")
+        session = sessions[0]
+        for mine, other in (
+            (self.inputs, session.describe_inputs()), (self.outputs, session.describe_outputs())
+        ):
+            described = [[(info.name, info.dtype) for info in infos] for infos in (mine, other)]
+            if described[0] != described[1] or not 0 < len(mine) <= MAX_VALUES:
+                raise ValueError(f"expected {described[0]}, {MAX_VALUES} at most; got {described[1]}")
+        if not enter(&self.state):  # close() waits until we have left, and closes these sessions too
+            raise _closed()
+        try:
+            plan = new_plan(sessions, sizes, run_ns)
+            self.batch_sessions = sessions
+            # release: whoever sees the plan sees what is in it.
+            self.state.plan.store(plan, memory_order_release)
+        finally:
+            leave(&self.state)
+
+    @property
+    def most_together(self) -> int:
+        """Most items in a run; 1: requests run by themselves."""
+        cdef BatchPlan* plan = self.state.plan.load(memory_order_relaxed)  # relaxed: the GIL orders it
+        if plan == NULL or plan.why_off.load(memory_order_relaxed) != IS_ON:
+            return 1
+        return plan.most
+
+    @property
+    def request_ns(self) -> int:
+        """Smoothed time that a request takes of its run, in ns; 0 before the first."""
+        cdef BatchPlan* plan = self.state.plan.load(memory_order_relaxed)  # relaxed: the GIL orders it
+        if plan == NULL:
+            return self.typical_ns
+        return <uint64_t>(self.typical_ns * plan.request_cost.load(memory_order_relaxed))
+
+    def note_needless_failure(self) -> None:
+        """A request of several parts has failed, and each of these succeeded by itself."""
+        note_failure(self.state.plan.load(memory_order_relaxed), True)  # relaxed: the GIL orders it
+
+    @property
+    def batching_failure(self) -> str | None:
+        """Why requests that wait run by themselves, though set_batching was called; None: they run
+        together, or it was not called."""
+        cdef BatchPlan* plan = self.state.plan.load(memory_order_relaxed)  # relaxed: the GIL orders it
+        return None if plan == NULL else failure_of(plan)
 
     # --- How it scales ------------------------------------------------------------------------
 
     def measure(self, int group, list inputs, double seconds) -> int:
-        """Shortest of several runs on a core group, in ns; see Dispatcher.measure."""
-        return self.dispatcher.measure(group, self.prepare(inputs, None, 0, True), seconds)
+        """Shortest of several runs on a core group, in ns; see measuring.measure."""
+        return measure(self.dispatcher, group, self.prepare(inputs, None, 0, True), seconds)
 
     def set_run_ns(self, list run_ns) -> None:
         """Sets what the elastic policy is to believe until runs tell: the run length by core group
@@ -344,7 +425,9 @@ cdef class Model:
                 futex_wait(&self.state.in_flight, in_flight, SIGNAL_CHECK_NS)
             PyErr_CheckSignals()
         dispatcher.reap()
-        for session in self.sessions:
+        if self.batch_sessions:
+            release_allocators(self.state.plan.load(memory_order_relaxed))  # relaxed: the GIL
+        for session in self.sessions + self.batch_sessions:
             session.close()
 
 

@@ -5,7 +5,7 @@ turn it is; `tail` and `head` only hand out positions.
 """
 
 cimport cython
-from libc.stdint cimport uintptr_t
+from libc.stdint cimport uint64_t, uintptr_t
 from deepsched.runtime.posix cimport aligned_alloc
 from libc.stdlib cimport free
 from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
@@ -20,8 +20,8 @@ cdef class RequestQueue:
     >>> queue = RequestQueue(2)
     >>> queue.push(7), queue.push(8), queue.push(9)
     (True, True, False)
-    >>> queue.pop(), queue.pop(), queue.pop()
-    (7, 8, None)
+    >>> queue.pop_if(1), queue.pop(), queue.pop(), queue.pop()
+    (None, 7, 8, None)
     """
 
     def __cinit__(self, size_t capacity):
@@ -43,7 +43,7 @@ cdef class RequestQueue:
     def capacity(self) -> int:
         return self.mask + 1
 
-    cdef bint try_push(self, void* item) noexcept nogil:
+    cdef bint try_push(self, void* item, Tag tag) noexcept nogil:
         """Appends `item`; False where the queue is full. Never blocks."""
         # relaxed: `tail` only proposes a position; the slot's turn decides.
         cdef size_t position = self.tail.load(memory_order_relaxed)
@@ -63,6 +63,9 @@ cdef class RequestQueue:
             else:
                 position = self.tail.load(memory_order_relaxed)
         slot.item = item
+        # relaxed: published with the item. Atomic all the same: see peek.
+        slot.key.store(tag.key, memory_order_relaxed)
+        slot.deadline_ns.store(tag.deadline_ns, memory_order_relaxed)
         # seq_cst: publishes slot.item to try_pop, and comes before the pusher's look for a free
         # group (README, "No lost wake-up").
         slot.turn.store(position + 1, memory_order_seq_cst)
@@ -85,11 +88,48 @@ cdef class RequestQueue:
                 return False
             else:
                 position = self.head.load(memory_order_relaxed)
-        item[0] = slot.item
+        item[0] = self.take(position)
+        return True
+
+    cdef bint peek(self, Head* head) noexcept nogil:
+        """What is known of the oldest item; False where there is none published.
+
+        It may be gone by now, and its slot in use by the pusher of the next lap. What was read holds
+        if `try_pop_at` wins the position: README, "The queue".
+        """
+        cdef size_t position = self.head.load(memory_order_relaxed)
+        cdef size_t turn
+        cdef Slot* slot
+        while True:
+            slot = &self.slots[position & self.mask]
+            turn = slot.turn.load(memory_order_seq_cst)
+            if turn == position + 1:
+                break
+            if <ptrdiff_t>(turn - (position + 1)) < 0:
+                return False
+            position = self.head.load(memory_order_relaxed)
+        head.position = position
+        # relaxed: published by the turn.
+        head.tag.key = slot.key.load(memory_order_relaxed)
+        head.tag.deadline_ns = slot.deadline_ns.load(memory_order_relaxed)
+        return True
+
+    cdef bint try_pop_at(self, size_t position, void** item) noexcept nogil:
+        """Takes the item that `peek` has seen at `position`; False if somebody else has."""
+        # relaxed: as in try_pop. `peek` has seen the turn of this position.
+        if not self.head.compare_exchange_strong(position, position + 1, memory_order_relaxed):
+            return False
+        item[0] = self.take(position)
+        return True
+
+    cdef void* take(self, size_t position) noexcept nogil:
+        """The item of a position that the caller has won, whose turn it has seen."""
+        cdef Slot* slot = &self.slots[position & self.mask]
+        cdef void* item = slot.item
         # seq_cst: gives the slot to the pusher of the next lap (our read of slot.item is before
         # it), and comes before the popper's look for pushers that wait for space.
         slot.turn.store(position + self.mask + 1, memory_order_seq_cst)
-        return True
+        return item
 
     cdef bint has_items(self) noexcept nogil:
         """Whether a published item is at the head.
@@ -108,10 +148,13 @@ cdef class RequestQueue:
                 return False
             position = self.head.load(memory_order_relaxed)
 
-    def push(self, uintptr_t item) -> bool:
+    def push(self, uintptr_t item, uint64_t key=0) -> bool:
         cdef bint pushed
+        cdef Tag tag
+        tag.key = key
+        tag.deadline_ns = 0
         with nogil:
-            pushed = self.try_push(<void*>item)
+            pushed = self.try_push(<void*>item, tag)
         return pushed
 
     def pop(self) -> int | None:
@@ -119,6 +162,16 @@ cdef class RequestQueue:
         cdef bint popped
         with nogil:
             popped = self.try_pop(&item)
+        return <uintptr_t>item if popped else None
+
+    def pop_if(self, uint64_t key) -> int | None:
+        """The oldest item if that has `key`; else None."""
+        cdef void* item = NULL
+        cdef Head head
+        cdef bint popped = False
+        with nogil:
+            while not popped and self.peek(&head) and head.tag.key == key:
+                popped = self.try_pop_at(head.position, &item)
         return <uintptr_t>item if popped else None
 
     def __bool__(self) -> bool:

@@ -1,3 +1,4 @@
+from deepsched.runtime.batch_plan cimport BatchPlanPointer
 from deepsched.runtime.completion cimport Completion
 from deepsched.runtime.estimates cimport Estimates
 from deepsched.runtime.inbox cimport Inbox, Node
@@ -8,6 +9,9 @@ from deepsched.runtime.statistics cimport GroupStats, UnrunStats
 from deepsched.runtime.tracing cimport TraceState
 from libc.stdint cimport uint32_t, uint64_t
 from libcpp.atomic cimport atomic
+
+cdef enum:
+    NO_DEADLINE = 0xFFFFFFFFFFFFFFFF
 
 cdef enum Stage:
     # Leaves QUEUED once, by compare-and-swap; whoever moves it on decides how it ends.
@@ -37,6 +41,7 @@ cdef struct ModelState:
     atomic[uint64_t] lowered_ns  # when a refusal lowered `needed_ns` last
     atomic[uint64_t] probed_ns  # when a request was begun in spite of it last
     InputClass* short_classes  # NUM_CLASSES of them
+    atomic[BatchPlanPointer] plan  # of how its requests run together; NULL: they do not. Set once
     TraceState* trace
     uint32_t number  # what traces call it
 
@@ -69,6 +74,13 @@ cdef struct RequestState:
     uint64_t submitted_ns  # 0 until it is queued or, in a call that need not wait, begun
     uint64_t started_ns
     uint64_t ended_ns
+    uint64_t alone_ns  # how long its run takes if it is the only one in it
+    uint64_t batch_key  # README, "Batching"; 0: it runs by itself
+    RequestState* next_mate  # that runs together with it
+    uint32_t num_items  # its first dimension, where its model's requests run together
+    uint32_t num_parts  # how many it counts for: the items of a map that it has been made of; else 1
+    uint32_t num_together  # as many in its run; 0: it has not run
+    bint is_dropped  # stopped while others that run with it went on
     OrtValue* own_values[NUM_OWN_VALUES]
 
 cdef class Request:
@@ -79,6 +91,7 @@ cdef class Request:
     cdef readonly object owner
     cdef readonly Inbox inbox
     cdef public object tag
+    cdef readonly list parts_inputs  # of each of its parts, if it has several
     cdef uint32_t generation
 
     cpdef list outputs(self)

@@ -10,7 +10,6 @@ from deepsched.runtime.futex cimport WAKE_ALL, futex_wake, now_ns
 from deepsched.runtime.library cimport loaded_library, take_message
 from deepsched.runtime.ort cimport ORT_INVALID_ARGUMENT, OrtApi, OrtValue
 from deepsched.runtime.pool cimport fork_generation
-from deepsched.runtime.stopping cimport NO_DEADLINE
 from deepsched.runtime.tracing cimport TraceEntry, is_on, record_entry
 from deepsched.runtime.values cimport ValueInfo, output_from
 from libc.stdint cimport uint32_t, uint64_t
@@ -122,6 +121,7 @@ cdef Request new_request(
     request.borrowed = PyList_GetSlice(inputs, 0, num_infos)  # the caller may change its list
     state.model = model
     state.input_names = model.input_names
+    state.num_parts = 1
     state.deadline_ns = NO_DEADLINE
     state.group.store(-1, memory_order_relaxed)  # relaxed: nobody else knows it yet
     if num_infos + model.num_outputs <= NUM_OWN_VALUES:
@@ -185,9 +185,9 @@ cdef bint begin(RequestState* request, bint others_wait) noexcept nogil:
         return True
     # relaxed: statistics.
     if next_stage == EXPIRED:
-        request.model.unrun.num_expired.fetch_add(1, memory_order_relaxed)
+        request.model.unrun.num_expired.fetch_add(request.num_parts, memory_order_relaxed)
     else:
-        request.model.unrun.num_cancelled.fetch_add(1, memory_order_relaxed)
+        request.model.unrun.num_cancelled.fetch_add(request.num_parts, memory_order_relaxed)
     trace_end(request, <Stage>next_stage)
     return False
 
@@ -227,9 +227,9 @@ cdef bint withdraw(RequestState* request, Stage end) noexcept nogil:
         return False
     # relaxed: statistics.
     if end == EXPIRED:
-        request.model.unrun.num_expired.fetch_add(1, memory_order_relaxed)
+        request.model.unrun.num_expired.fetch_add(request.num_parts, memory_order_relaxed)
     else:
-        request.model.unrun.num_cancelled.fetch_add(1, memory_order_relaxed)
+        request.model.unrun.num_cancelled.fetch_add(request.num_parts, memory_order_relaxed)
     trace_end(request, end)
     return True
 
@@ -237,16 +237,19 @@ cdef bint withdraw(RequestState* request, Stage end) noexcept nogil:
 cdef void trace_end(RequestState* request, Stage end) noexcept nogil:
     """Tells whoever traces how it ended. Before its caller hears of it, who may end the trace."""
     cdef TraceEntry entry
+    cdef uint32_t i
     if not is_on(request.model.trace):
         return
     entry.model = request.model.number
     entry.group = request.group.load(memory_order_relaxed)
     entry.stage = end
     entry.by_worker = request.by_worker
+    entry.num_together = request.num_together
     entry.submitted_ns = request.submitted_ns
     entry.started_ns = request.started_ns
     entry.ended_ns = request.ended_ns or now_ns()
-    record_entry(request.model.trace, entry)
+    for i in range(request.num_parts):
+        record_entry(request.model.trace, entry)
 
 
 cdef void release_outputs(RequestState* request) noexcept nogil:

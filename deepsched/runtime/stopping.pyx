@@ -1,8 +1,9 @@
 """Stopping a run that is inside ONNX Runtime, and the watcher: it stops the late ones, and sends
 notifications that a long run holds up.
 
-README.md, "Stopping a run". Each core group has one run at a time, so one slot and one set of ORT's
-run options, whose terminate flag ORT reads between operators.
+README.md, "Stopping a run". Each core group has one run at a time, of one request or of several that
+run together, so one slot and one set of ORT's run options, whose terminate flag ORT reads between
+operators.
 """
 
 cimport cython
@@ -11,6 +12,7 @@ from deepsched.runtime.inbox cimport DeferredNotification, Inbox
 from deepsched.runtime.library cimport check, library, loaded_library
 from deepsched.runtime.ort cimport OrtStatus
 from deepsched.runtime.pool cimport fork_generation, thread_name
+from deepsched.runtime.request cimport EXPIRED, NO_DEADLINE, RequestState
 from deepsched.runtime.posix cimport (
     CpuMask, aligned_alloc, pthread_join, pthread_t, sched_yield, start_thread,
 )
@@ -55,15 +57,21 @@ cdef class RunSlots:
 
     # --- The owner of the group ---------------------------------------------------------------
 
-    cdef void begin(self, int group, uintptr_t request, uint64_t deadline_ns) noexcept nogil:
-        """From here to `end`, `request` may be stopped; it runs with the slot's options."""
+    cdef bint begin(
+        self, int group, RequestState* first, uint32_t num_requests, uint64_t deadline_ns
+    ) noexcept nogil:
+        """From here to `end` the requests may be stopped; they run with the slot's options.
+
+        False: all of them are to be stopped already. `deadline_ns`: the earliest of theirs.
+        """
         cdef RunSlot* slot = &self.slots[group]
-        slot.deadline_ns.store(deadline_ns, memory_order_relaxed)  # published by `current`
-        # seq_cst: before our caller's look at whether somebody has asked to stop it already, and
-        # before our look at the watcher's clock. README, "Stopping a run".
-        slot.current.store(request, memory_order_seq_cst)
+        slot.num_requests = num_requests
+        # seq_cst: before our look at whether somebody has asked to stop them already, and before
+        # our look at the watcher's clock. README, "Stopping a run".
+        slot.current.store(first, memory_order_seq_cst)
         if deadline_ns < self.watcher_wakes_ns.load(memory_order_seq_cst):
             self.wake_watcher()
+        return not is_unwanted(first, num_requests)
 
     cdef bint end(self, int group) noexcept nogil:
         """After the run. True if somebody stopped it, or came too late to."""
@@ -71,7 +79,7 @@ cdef class RunSlots:
         cdef OrtStatus* status
         # seq_cst: either a stopper sees 0 here, or we see it registered and wait: it must not set
         # the flag of the next run. It stays registered for a few instructions.
-        slot.current.store(0, memory_order_seq_cst)
+        slot.current.store(NULL, memory_order_seq_cst)
         while slot.num_stoppers.load(memory_order_seq_cst):
             sched_yield()
         # relaxed: ordered by the registration of whoever wrote it.
@@ -111,17 +119,19 @@ cdef class RunSlots:
 
     # --- Everybody else -----------------------------------------------------------------------
 
-    cdef void stop(self, int group, uintptr_t request) noexcept nogil:
-        """Asks ORT to end the run at the next operator, if `request` is what runs there."""
+    cdef void stop(self, int group) noexcept nogil:
+        """Asks ORT to end what runs there at the next operator, if nobody wants it any more."""
         cdef RunSlot* slot = &self.slots[group]
         slot.num_stoppers.fetch_add(1, memory_order_seq_cst)
-        if slot.current.load(memory_order_seq_cst) == request:
-            self.terminate(slot)
+        self.stop_unwanted(slot)
         slot.num_stoppers.fetch_sub(1, memory_order_seq_cst)
 
-    cdef void terminate(self, RunSlot* slot) noexcept nogil:
-        """The caller is registered in `slot` and has seen a run there."""
+    cdef void stop_unwanted(self, RunSlot* slot) noexcept nogil:
+        """The same, for who is registered in `slot`."""
         cdef OrtStatus* status
+        cdef RequestState* first = slot.current.load(memory_order_seq_cst)
+        if first == NULL or not is_unwanted(first, slot.num_requests):
+            return
         # relaxed: of several stoppers one sets ORT's flag; end() is ordered by num_stoppers.
         if not slot.is_terminated.exchange(1, memory_order_relaxed):
             status = loaded_library().api.RunOptionsSetTerminate(slot.options)
@@ -181,7 +191,7 @@ cdef class RunSlots:
 
     cdef void watch(self) noexcept nogil:
         """The watcher's life: stop what is late, sleep until the next deadline."""
-        cdef uint64_t now, earliest, deadline, owed_by
+        cdef uint64_t now, earliest
         cdef uint32_t epoch
         cdef RunSlot* slot
         cdef int group
@@ -194,23 +204,32 @@ cdef class RunSlots:
             earliest = NO_DEADLINE
             for group in range(self.num_slots):
                 slot = &self.slots[group]
-                # Registered, so that the run we see and its deadline are one run's.
-                slot.num_stoppers.fetch_add(1, memory_order_seq_cst)
-                if slot.current.load(memory_order_seq_cst):
-                    deadline = slot.deadline_ns.load(memory_order_relaxed)
-                    if deadline <= now:
-                        self.terminate(slot)
-                    elif deadline < earliest:
-                        earliest = deadline
-                slot.num_stoppers.fetch_sub(1, memory_order_seq_cst)
-                owed_by = self.watch_owed(slot, now)
-                if owed_by < earliest:
-                    earliest = owed_by
+                earliest = min(earliest, self.watch_run(slot, now))
+                earliest = min(earliest, self.watch_owed(slot, now))
             self.watcher_wakes_ns.store(earliest, memory_order_seq_cst)
             futex_wait(
                 &self.wake_epoch, epoch,
                 -1 if earliest == NO_DEADLINE else <int64_t>(earliest - now),
             )
+
+    cdef uint64_t watch_run(self, RunSlot* slot, uint64_t now) noexcept nogil:
+        """Stops what is late, unless others run with it; the next deadline; NO_DEADLINE: none."""
+        cdef RequestState* request
+        cdef uint64_t earliest = NO_DEADLINE
+        cdef uint32_t i
+        # Registered, so that the requests we see are those of one run, and stay.
+        slot.num_stoppers.fetch_add(1, memory_order_seq_cst)
+        request = slot.current.load(memory_order_seq_cst)
+        if request != NULL:
+            for i in range(slot.num_requests):
+                if request.deadline_ns > now:
+                    earliest = min(earliest, request.deadline_ns)
+                else:
+                    ask_to_stop(request, EXPIRED)
+                request = request.next_mate
+            self.stop_unwanted(slot)
+        slot.num_stoppers.fetch_sub(1, memory_order_seq_cst)
+        return earliest
 
     cdef uint64_t watch_owed(self, RunSlot* slot, uint64_t now) noexcept nogil:
         """Notifies what a worker has owed for too long; when it will have; NO_DEADLINE: nothing."""
@@ -227,6 +246,24 @@ cdef class RunSlots:
         if inbox:
             (<Inbox><void*>inbox).notify_and_release()
         return NO_DEADLINE
+
+
+cdef bint ask_to_stop(RequestState* request, uint32_t reason) noexcept nogil:
+    """Notes that nobody waits for it any more. False: somebody has before, and sees to the rest."""
+    cdef uint32_t none = 0
+    # seq_cst: README, "Stopping a run".
+    return request.stop_reason.compare_exchange_strong(none, reason, memory_order_seq_cst)
+
+
+cdef bint is_unwanted(RequestState* request, uint32_t num_requests) noexcept nogil:
+    """Whether all requests of a run are to be stopped, from the first on. For its owner, and for who is
+    registered and has seen it."""
+    cdef uint32_t i
+    for i in range(num_requests):
+        if not request.stop_reason.load(memory_order_seq_cst):
+            return False
+        request = request.next_mate
+    return True
 
 
 cdef void* _watcher_main(void* slots) noexcept nogil:

@@ -9,6 +9,7 @@ cdef struct TraceEntry:
     int32_t group  # -1: it never ran
     uint32_t stage  # how it ended
     bint by_worker
+    uint32_t num_together  # requests in its run; 0: it never ran
 
 cdef struct TraceBuffer:
     # Of one trace, in one piece: whoever has the pointer has a capacity that fits.

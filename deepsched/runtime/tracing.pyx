@@ -76,7 +76,8 @@ cdef class Tracer:
 ENTRY = np.dtype([
     ("submitted_ns", np.uint64), ("started_ns", np.uint64), ("ended_ns", np.uint64),
     ("model", np.uint32), ("group", np.int32), ("stage", np.uint32), ("by_worker", np.int32),
-])
+    ("num_together", np.uint32),
+], align=True)
 assert ENTRY.itemsize == sizeof(TraceEntry)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -112,6 +113,9 @@ class Stats:
     by_width: dict[int, int]
     """Number of runs by the number of streams taken: more than one only with the elastic
     scheduler."""
+    by_batch: dict[int, int]
+    """Number of runs by the number of requests that each served: more than one where requests that
+    waited ran together."""
     seconds: float
     """Since the engine or the context was created."""
     waiting: Latency
@@ -123,6 +127,12 @@ class Stats:
     lost_cpus: tuple[int, ...] = ()
     """OS numbers of the context's CPUs that this process was found not to be allowed on any more:
     its cpuset or its affinity has changed. Looked at while requests run, ten times a second."""
+
+    @property
+    def mean_batch(self) -> float:
+        """Mean number of requests that a run served; 0.0 before the first."""
+        runs = sum(self.by_batch.values())
+        return sum(size * count for size, count in self.by_batch.items()) / runs if runs else 0.0
 
     def __str__(self) -> str:
         """Outcomes, queue, latencies and streams in a few lines."""
@@ -142,6 +152,11 @@ class Stats:
                 f"{self.queue_capacity}",
                 f"waiting: {self.waiting}",
                 f"running: {self.running}",
+                *(
+                    [f"batches: {self.mean_batch:.3g} requests a run, {max(self.by_batch)} at most"]
+                    if max(self.by_batch, default=1) > 1
+                    else []
+                ),
                 f"streams: {streams}",
                 *([f"lost CPUs: {format_cpu_list(self.lost_cpus)}"] if self.lost_cpus else []),
             ]
@@ -154,7 +169,8 @@ class Counts:
     def __init__(self, num_streams: int, ranges: Sequence[tuple[int, int]] | None = None) -> None:
         """`ranges`: the streams of each core group; None: each group is one stream."""
         self._ranges = ranges or [(index, index + 1) for index in range(num_streams)]
-        self._by_width: dict[int, int] = {}
+        self._by_width: Counter[int] = Counter()
+        self._by_batch: Counter[int] = Counter()
         self._busy_ns = np.zeros(num_streams, np.int64)
         self._numbers = np.zeros((num_streams, 5), np.int64)
         num_buckets = len(_bounds())
@@ -166,12 +182,17 @@ class Counts:
     def add(self, counts: tuple[list[GroupCounts], tuple[int, int, int]]) -> None:
         """Adds what a model has counted."""
         groups, unrun = counts
-        for (stream, end), (*numbers, waiting, running) in zip(self._ranges, groups, strict=True):
+        for (stream, end), (*numbers, waiting, running, busy_ns, batches) in zip(
+            self._ranges, groups, strict=True
+        ):
             self._numbers[stream] += numbers
-            self._busy_ns[stream:end] += running[1]
-            ended = sum(numbers[:4])
-            if ended:
-                self._by_width[end - stream] = self._by_width.get(end - stream, 0) + ended
+            self._busy_ns[stream:end] += busy_ns
+            by_batch = Counter({size: count for size, count in enumerate(batches) if count})
+            together = sum(size * count for size, count in by_batch.items())
+            # Read one after another while requests end: each may be newer than the one before.
+            by_batch[1] = max(0, sum(numbers[:4]) - together)
+            self._by_batch += by_batch
+            self._by_width += Counter({end - stream: by_batch.total()})
             for which, snapshot in enumerate((waiting, running)):
                 self._add_snapshot(stream, which, snapshot)
         self._unrun += unrun
@@ -184,8 +205,8 @@ class Counts:
 
     def add_all(self, other: Counts) -> None:
         """Adds what `other`, of the same streams, holds."""
-        for width, count in other._by_width.items():
-            self._by_width[width] = self._by_width.get(width, 0) + count
+        self._by_width += other._by_width
+        self._by_batch += other._by_batch
         self._busy_ns += other._busy_ns
         self._numbers += other._numbers
         self._buckets += other._buckets
@@ -197,10 +218,8 @@ class Counts:
         """What was counted after `earlier`, which holds the same models' counts."""
         counts = Counts(len(self._numbers), self._ranges)
         counts._busy_ns = self._busy_ns - earlier._busy_ns
-        counts._by_width = {
-            width: count - earlier._by_width.get(width, 0)
-            for width, count in self._by_width.items()
-        }
+        counts._by_width = self._by_width - earlier._by_width
+        counts._by_batch = self._by_batch - earlier._by_batch
         counts._numbers = self._numbers - earlier._numbers
         counts._buckets = self._buckets - earlier._buckets
         counts._totals_ns = self._totals_ns - earlier._totals_ns
@@ -231,6 +250,7 @@ class Counts:
             by_worker=sum(stream.by_worker for stream in streams),
             busy_fraction=float(np.mean([stream.busy_fraction for stream in streams])),
             by_width=dict(sorted(self._by_width.items())),
+            by_batch=dict(sorted(self._by_batch.items())),
             seconds=seconds,
             waiting=self._latency(every, 0),
             running=self._latency(every, 1),

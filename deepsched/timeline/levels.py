@@ -41,6 +41,6 @@ def busy_cores(trace: TraceRecords) -> list[Level]:
     """Number of cores that are running a request."""
     return levels(
         (it.started_ns, it.ended_ns, trace.num_cores(it))
-        for it in trace
+        for it in (trace[first] for first in trace.batches)  # once for each run
         if it.started_ns is not None
     )

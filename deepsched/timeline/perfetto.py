@@ -67,6 +67,7 @@ def _request(
         "outcome": it.outcome,
         "ran": "on a worker" if it.by_worker else "inline",
         "waited_ms": it.waited_ns / 1e6,
+        "together": it.num_together,
     }
     if it.waited_ns:
         # Async events ("b", "e"), since waits overlap and slices of one row must nest.
@@ -81,12 +82,15 @@ def _request(
         until = it.submitted_ns + it.waited_ns
         yield {"ph": "b", "ts": _us(trace, it.submitted_ns), **edge, "args": args}
         yield {"ph": "e", "ts": _us(trace, until), **edge}
-    if it.started_ns is None or it.stream is None:
-        return
+    numbers = trace.batches.get(number)
+    if it.started_ns is None or it.stream is None or numbers is None:
+        return  # it did not run, or is in the slice of the first of its run
+    if len(numbers) > 1:
+        args = {**args, "requests": numbers}
     slice_ = {
         "ph": "X",
         "cat": "running",
-        "name": it.model,
+        "name": it.model if len(numbers) == 1 else f"{it.model} × {len(numbers)}",
         "ts": _us(trace, it.started_ns),
         "dur": it.ran_ns / 1e3,
         "args": args,

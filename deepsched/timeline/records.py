@@ -41,6 +41,8 @@ class RequestRecord(NamedTuple):
     """The stream it ran on, or the first of them; None if it never ran."""
     num_streams: int
     """Number of streams it ran on: more than 1 with the elastic scheduler only; 0: it never ran."""
+    num_together: int
+    """Number of requests that its run served, itself included; 0: it never ran."""
     submitted_ns: int
     started_ns: int | None
     """None: it never ran."""
@@ -92,6 +94,19 @@ class TraceRecords(Sequence[RequestRecord]):
     def seconds(self) -> float:
         """Length of the trace, in seconds."""
         return (self.ended_ns - self.began_ns) / 1e9
+
+    @cached_property
+    def batches(self) -> dict[int, list[int]]:
+        """The requests of each run, by the first of them: their places in the trace."""
+        first_of: dict[tuple[int | None, int | None], int] = {}
+        found: dict[int, list[int]] = {}
+        for number, it in enumerate(self):
+            if it.num_together:
+                first = number
+                if it.num_together > 1:
+                    first = first_of.setdefault((it.stream, it.started_ns), number)
+                found.setdefault(first, []).append(number)
+        return found
 
     def num_cores(self, record: RequestRecord) -> int:
         """Number of cores that a request ran on; 0 if it never ran."""
@@ -146,6 +161,7 @@ class TraceRecords(Sequence[RequestRecord]):
         group: int,
         stage: int,
         by_worker: int,
+        num_together: int,
     ) -> RequestRecord:
         model = self._models[number]
         low, high = self._stream_ranges[group] if started_ns else (0, 0)
@@ -156,6 +172,7 @@ class TraceRecords(Sequence[RequestRecord]):
             bool(by_worker),
             low if started_ns else None,
             high - low,
+            num_together,
             submitted_ns,
             started_ns or None,
             ended_ns,

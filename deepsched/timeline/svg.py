@@ -80,7 +80,7 @@ def _panel(window: Window, top: float) -> Iterator[str]:
     models = sorted({it.model for it in trace})
     for run in window.runs():
         # Alternating colours keep the runs of a single model apart.
-        colour = models.index(run.record.model) if by_model else run.number
+        colour = models.index(run.record.model) if by_model else run.numbers[0]
         yield from _box(window, run, stream_tops, lane, _COLOURS[colour % len(_COLOURS)])
     yield from _queue(window, y)
     yield from _axis(window, y + _QUEUE)
@@ -94,7 +94,7 @@ def _box(
     x, width = _x(window, run.begin_ns), _x(window, run.end_ns) - _x(window, run.begin_ns)
     y, height = stream_tops[it.stream], lane * window.trace.num_cores(it)
     tooltip = (
-        f"request {run.number} of {it.model}: waited {it.waited_ns / 1e6:.3g} ms, "
+        f"{_requests(run.numbers)} of {it.model}: waited {it.waited_ns / 1e6:.3g} ms, "
         f"ran {it.ran_ns / 1e6:.3g} ms {'on a worker' if it.by_worker else 'inline'}, {it.outcome}"
     )
     yield (
@@ -102,9 +102,19 @@ def _box(
         f'rx="3" fill="{colour}" stroke="#555555" stroke-width="0.7">'
         f"<title>{xml_text(tooltip)}</title></rect>"
     )
-    label = str(run.number)
+    label = run.label
     if width > 8 * len(label) + 4 and height >= 11:
         yield _text(x + width / 2, y + height / 2 + 4, label, anchor="middle")
+
+
+def _requests(numbers: list[int]) -> str:
+    """
+    >>> _requests([3]), _requests([3, 4, 9])
+    ('request 3', 'requests 3, 4, 9 together; the first')
+    """
+    if len(numbers) == 1:
+        return f"request {numbers[0]}"
+    return f"requests {', '.join(map(str, numbers))} together; the first"
 
 
 def _queue(window: Window, top: float) -> Iterator[str]:

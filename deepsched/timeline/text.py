@@ -36,7 +36,7 @@ def _lines(window: Window, width: int) -> list[str]:
         begin = run.begin_ns * room // window.length_ns
         end = max(begin + 1, run.end_ns * room // window.length_ns)
         for row in rows[it.stream : it.stream + it.num_streams]:
-            row[begin:end] = _bracket(run.number, end - begin)
+            row[begin:end] = _bracket(run.label, end - begin)
     return [
         summary(trace),
         *(f"{label:>{left}}{''.join(row)}│" for label, row in zip(labels, rows, strict=True)),
@@ -44,8 +44,7 @@ def _lines(window: Window, width: int) -> list[str]:
     ]
 
 
-def _bracket(number: int, width: int) -> str:
+def _bracket(label: str, width: int) -> str:
     if width == 1:
         return "▪"
-    label = str(number) if len(str(number)) <= width - 2 else ""
-    return f"[{label:─<{width - 2}}]"
+    return f"[{label if len(label) <= width - 2 else '':─<{width - 2}}]"

@@ -13,13 +13,24 @@ _ENOUGH_FOR_MEDIAN = 6
 
 
 class VisibleRun(NamedTuple):
-    """A request's run, clipped to a window. Times in ns since the window's begin."""
+    """A run, clipped to a window. Times in ns since the window's begin."""
 
-    number: int
-    """Of the request in the trace."""
+    numbers: list[int]
+    """Of its requests in the trace."""
     record: RequestRecord
+    """The first of them."""
     begin_ns: int
     end_ns: int
+
+    @property
+    def label(self) -> str:
+        """The first request's number, and how many came with it.
+
+        >>> VisibleRun([7, 8, 11], None, 0, 1).label
+        '7+2'
+        """
+        more = len(self.numbers) - 1
+        return f"{self.numbers[0]}+{more}" if more else str(self.numbers[0])
 
 
 class Window(NamedTuple):
@@ -30,15 +41,16 @@ class Window(NamedTuple):
     length_ns: int
 
     def runs(self) -> list[VisibleRun]:
-        """The runs in it, in order of submission."""
+        """The runs in it, in order of their first request's submission."""
         found = []
-        for number, it in enumerate(self.trace):
+        for first, numbers in self.trace.batches.items():
+            it = self.trace[first]
             if it.started_ns is None:
                 continue
             begin = max(0, it.started_ns - self.begin_ns)
             end = min(self.length_ns, it.ended_ns - self.begin_ns)
             if begin < end:
-                found.append(VisibleRun(number, it, begin, end))
+                found.append(VisibleRun(numbers, it, begin, end))
         return found
 
 

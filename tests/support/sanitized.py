@@ -21,6 +21,7 @@ TESTS = {
         "queue",
         "groups",
         "backlog",
+        "batching_native",
         "dispatch",
         "invocation",
         "request_options",

@@ -1,0 +1,39 @@
+from deepsched.runtime.ort cimport OrtAllocator, OrtSession
+from deepsched.runtime.session cimport ThreadTeam
+from libc.stdint cimport uint32_t, uint64_t
+from libcpp.atomic cimport atomic
+
+cdef enum:
+    MAX_BATCH = 256  # items in a run
+    NUM_FACTORS = 9  # powers of two up to MAX_BATCH
+
+cdef enum WhyOff:
+    IS_ON
+    OUTPUTS_DIFFER  # an output does not have an item for each of the batch
+    BATCHES_FAIL  # again and again, and none of their requests does by itself
+
+cdef struct BatchPlan:
+    # How requests of one model run together. Complete before it is published, and kept until the
+    # model is gone.
+    OrtSession** sessions  # by core group, of the form whose first dimension is open
+    ThreadTeam** teams  # theirs
+    OrtAllocator** allocators  # of their arenas
+    size_t num_inputs
+    uint32_t most  # items in a run
+    double cost[MAX_BATCH + 1]  # of a run, by its items, in runs of one; as it was measured
+    double run_ns[MAX_BATCH + 1]  # the same in ns
+    atomic[double] factor[NUM_FACTORS]  # what runs of 1, 2 to 3, 4 to 7 ... items have shown of it
+    atomic[double] request_cost  # of a request in its run, in runs of one, lately
+    atomic[uint32_t] why_off
+    atomic[uint32_t] num_needless  # failures in a row that were the batch's and no request's
+
+ctypedef BatchPlan* BatchPlanPointer
+
+cdef BatchPlan* new_plan(list sessions, list sizes, list run_ns) except NULL
+cdef void release_allocators(BatchPlan* plan) noexcept
+cdef void free_plan(BatchPlan* plan) noexcept
+cdef double expected_ns(BatchPlan* plan, uint32_t num_items) noexcept nogil
+cdef void learn_together(BatchPlan* plan, uint32_t num_items, uint64_t length_ns) noexcept nogil
+cdef void learn_cost(BatchPlan* plan, double cost, uint32_t num_requests) noexcept nogil
+cdef void note_failure(BatchPlan* plan, bint is_needless) noexcept nogil
+cdef str failure_of(BatchPlan* plan)

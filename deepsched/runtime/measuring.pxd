@@ -1,0 +1,7 @@
+from deepsched.runtime.dispatch cimport Dispatcher
+from deepsched.runtime.request cimport Request
+from libc.stdint cimport uint64_t
+
+cdef uint64_t measure(
+    Dispatcher dispatcher, int group, Request request, double seconds
+) except? 0

@@ -1,0 +1,181 @@
+"""Items of a map as parts of one request: joined when it is started, its outputs cut again.
+
+README.md, "Batching".
+"""
+
+cimport numpy as cnp
+from cpython.ref cimport Py_INCREF, PyObject, PyTypeObject
+from deepsched.runtime.inbox cimport Inbox
+from deepsched.runtime.model cimport Model
+from deepsched.runtime.request cimport FAILED, Request
+from deepsched.runtime.values cimport MAX_RANK, ValueInfo
+from libc.stdint cimport uint32_t
+from libc.string cimport memcpy
+from libcpp.atomic cimport memory_order_relaxed
+
+cdef extern from "numpy/arrayobject.h":
+    # Not in numpy's own .pxd. Steals a reference to the dtype.
+    object PyArray_NewFromDescr(
+        PyTypeObject* subtype, cnp.dtype dtype, int rank, cnp.npy_intp* shape,
+        cnp.npy_intp* strides, void* data, int flags, PyObject* finalize_with,
+    )
+
+cnp.import_array()
+
+# Results of one caller may share this much memory, of which any one keeps all alive.
+cdef Py_ssize_t MAX_SHARED = 65536
+
+
+def start_many(
+    Model model not None, source, in_order, Inbox inbox not None, sent, int most, priority,
+    bint check_inputs, bint shrinks,
+) -> int:
+    """Starts the next items of the iterator `source`, `most` at most, for a producer that waits for
+    room, with the tag False; appends the requests to `sent`. Returns how many items there were: fewer
+    than `most`, if the source has no more.
+
+    While others wait already, items that may run together are made one request, of several parts.
+    Nothing comes between a start and its append. `in_order`: makes a list of inputs of an item that is
+    none. Raises what the source, `in_order` and `start` do, after what came before has been started.
+    """
+    cdef list inputs, parts = []
+    cdef int i = 0
+    cdef Py_ssize_t most_items = 1 if shrinks else model.most_together
+    cdef bint may_join
+    try:
+        while i < most:
+            try:
+                item = next(source)
+            except StopIteration:
+                break
+            inputs = item if type(item) is list else in_order(item)
+            i += 1
+            may_join = most_items > 1 and fits(model, parts[0] if parts else inputs, inputs)
+            if parts and not may_join:
+                start_parts(model, parts, inbox, sent, priority)
+                parts = []
+                may_join = fits(model, inputs, inputs)
+            if not may_join:
+                sent.append(model.start(
+                    inputs, inbox, False, None, priority, check_inputs, True, True, shrinks
+                ))
+                continue
+            parts.append(inputs)
+            if (
+                (len(parts) + 1) * cnp.PyArray_DIM(<cnp.ndarray>inputs[0], 0) > most_items
+                # relaxed: a hint. Whoever frees finds something, or gets this at once.
+                or not model.dispatcher.backlog.places.load(memory_order_relaxed)
+            ):
+                start_parts(model, parts, inbox, sent, priority)
+                parts = []
+    finally:
+        if parts:
+            start_parts(model, parts, inbox, sent, priority)
+    return i
+
+
+cdef bint fits(Model model, list first, list inputs) except -1:
+    """Whether one request may be made of both: arrays that need no conversion, of one shape."""
+    cdef ValueInfo info
+    cdef cnp.ndarray array
+    cdef Py_ssize_t i, num_items = 0, num_inputs = len(model.inputs)
+    if len(inputs) != num_inputs:
+        return False
+    for i in range(num_inputs):
+        info = <ValueInfo>(<list>model.inputs)[i]
+        if not info.borrows or not info._fits(inputs[i], True):
+            return False
+        array = <cnp.ndarray>inputs[i]
+        if cnp.PyArray_NDIM(array) == 0 or not same_shape(<cnp.ndarray>first[i], array):
+            return False
+        if i == 0:
+            num_items = cnp.PyArray_DIM(array, 0)
+        if cnp.PyArray_DIM(array, 0) != num_items:
+            return False
+    return num_items > 0
+
+
+cdef bint same_shape(cnp.ndarray one, cnp.ndarray other) noexcept:
+    cdef int axis
+    if one is other:
+        return True
+    if cnp.PyArray_NDIM(one) != cnp.PyArray_NDIM(other):
+        return False
+    for axis in range(cnp.PyArray_NDIM(one)):
+        if cnp.PyArray_DIM(one, axis) != cnp.PyArray_DIM(other, axis):
+            return False
+    return True
+
+
+cdef start_parts(Model model, list parts, Inbox inbox, object sent, object priority):
+    """Starts one request of items that fit together."""
+    cdef Request request
+    cdef list inputs = <list>parts[0]
+    if len(parts) > 1:
+        inputs = [joined(parts, i) for i in range(len(model.inputs))]
+    request = model.prepare(inputs, None, priority, False)  # they have been checked
+    if len(parts) > 1:
+        request.state.num_parts = <uint32_t>len(parts)
+        request.state.num_items = <uint32_t>cnp.PyArray_DIM(<cnp.ndarray>inputs[0], 0)
+        request.parts_inputs = parts
+    sent.append(model.start_prepared(request, inbox, False, True, True))
+
+
+cdef cnp.ndarray joined(list parts, Py_ssize_t index):
+    """The arrays at `index` of each of the parts, behind each other."""
+    cdef cnp.ndarray part, first = <cnp.ndarray>(<list>parts[0])[index]
+    cdef cnp.ndarray whole = new_array(first, NULL, len(parts), 1)
+    cdef char* data = <char*>cnp.PyArray_DATA(whole)
+    cdef Py_ssize_t num_bytes = cnp.PyArray_NBYTES(first)
+    for inputs in parts:
+        part = <cnp.ndarray>(<list>inputs)[index]
+        memcpy(data, cnp.PyArray_DATA(part), num_bytes)
+        data += num_bytes
+    return whole
+
+
+def outputs_of_parts(Request request not None) -> list | None:
+    """The outputs of each part of a request of `start_many` that has several, as Request.outputs.
+
+    None: something failed, of all or of one. The parts are to run one by one.
+    """
+    cdef list by_output, parts = []
+    cdef uint32_t i
+    # relaxed: whoever calls has seen it end.
+    if request.state.stage.load(memory_order_relaxed) == FAILED:
+        return None
+    by_output = [cut(whole, request.state.num_parts) for whole in request.outputs()]
+    for i in range(request.state.num_parts):
+        parts.append([<object>(<list>of_output)[i] for of_output in by_output])
+    return parts
+
+
+cdef list cut(cnp.ndarray whole, uint32_t num_parts):
+    """The equal parts of an array, along its first dimension. Views, if these keep little alive."""
+    cdef cnp.ndarray part
+    cdef char* data = <char*>cnp.PyArray_DATA(whole)
+    cdef Py_ssize_t num_bytes = cnp.PyArray_NBYTES(whole)
+    cdef list parts = []
+    cdef uint32_t i
+    for i in range(num_parts):
+        part = new_array(whole, data + i * (num_bytes // num_parts), 1, num_parts)
+        if num_bytes > MAX_SHARED:
+            part = part.copy()
+        else:
+            cnp.set_array_base(part, whole)
+        parts.append(part)
+    return parts
+
+
+cdef cnp.ndarray new_array(cnp.ndarray like, void* data, Py_ssize_t times, Py_ssize_t divisor):
+    """An array over `data` (NULL: memory of its own) that has `times / divisor` as many items."""
+    cdef cnp.npy_intp dims[MAX_RANK]
+    cdef int axis
+    for axis in range(cnp.PyArray_NDIM(like)):
+        dims[axis] = cnp.PyArray_DIM(like, axis)
+    dims[0] = dims[0] * times // divisor
+    Py_INCREF(like.dtype)
+    return PyArray_NewFromDescr(
+        <PyTypeObject*>cnp.ndarray, <cnp.dtype>like.dtype, cnp.PyArray_NDIM(like), dims, NULL, data,
+        cnp.NPY_ARRAY_CARRAY if data != NULL else 0, NULL,
+    )

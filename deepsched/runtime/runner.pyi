@@ -1,0 +1,2 @@
+class Runner:
+    """Runs requests; native methods only. Made by the dispatcher."""
