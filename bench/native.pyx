@@ -7,7 +7,7 @@ from deepsched.runtime.futex cimport now_ns
 from deepsched.runtime.groups cimport CoreGroups
 from deepsched.runtime.library cimport check, library
 from deepsched.runtime.ort cimport OrtApi, OrtStatus, OrtValue
-from deepsched.runtime.queue cimport RequestQueue
+from deepsched.runtime.queue cimport RequestQueue, Tag
 from deepsched.runtime.session cimport Session
 from deepsched.runtime.values cimport ValueInfo
 from libc.stdint cimport uint64_t
@@ -83,10 +83,12 @@ def run_p50_ns(Session session, value, int count) -> int:
 def push_and_pop(RequestQueue queue, int count) -> None:
     """`count` pushes, each followed by a pop, without the GIL."""
     cdef void* item = NULL
+    cdef Tag tag
     cdef int i
+    tag.key = tag.deadline_ns = 0
     with nogil:
         for i in range(count):
-            while not queue.try_push(<void*>1):
+            while not queue.try_push(<void*>1, tag):
                 pass
             while not queue.try_pop(&item):
                 pass
