@@ -12,6 +12,7 @@ from deepsched.engine import Engine, Inputs
 from deepsched.errors import OptionError
 from deepsched.invocation.sequential_timing import BenchmarkResults
 from deepsched.models.batch import AUTO, BatchSize
+from deepsched.models.batching.option import BatchingOption
 from deepsched.models.custom_ops import CustomOps
 from deepsched.models.locations import DEFAULT_CACHE, CacheDir
 from deepsched.models.prepare import ModelLike, Shapes
@@ -35,6 +36,7 @@ def compile_model(
     shrink_memory: bool = False,
     deterministic: bool = False,
     rewrites: str = "fast",
+    batching: BatchingOption = "auto",
 ) -> Engine:
     """Compiles `model`; see Engine for the parameters and errors.
 
@@ -64,6 +66,7 @@ def compile_model(
             cache_dir=cache_dir,
             custom_ops=custom_ops,
             rewrites=rewrites,
+            batching=batching,
             compares_batches=False,
             on_progress=_tell_once(),
         ).setting
@@ -83,6 +86,7 @@ def compile_model(
         shrink_memory=shrink_memory,
         deterministic=deterministic,
         rewrites=rewrites,
+        batching=batching,
     )
 
 

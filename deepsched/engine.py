@@ -30,6 +30,7 @@ from deepsched.invocation.request_map import RequestMap
 from deepsched.invocation.sequential_timing import BenchmarkResults, timed_requests
 from deepsched.machine.partition import Stream
 from deepsched.models.batch import AUTO, BatchSize
+from deepsched.models.batching.option import OFF, BatchingOption, check_batching
 from deepsched.models.compiled import Compiled, OpenedModel, open_model
 from deepsched.models.custom_ops import CustomOps, check_custom_ops
 from deepsched.models.locations import DEFAULT_CACHE, CacheDir
@@ -87,13 +88,20 @@ class Engine(Uncopied):
         rewrites: how the graph may be changed into what ONNX Runtime runs faster: "fast" keeps
             float32's accuracy; "exact" keeps every bit of plain onnxruntime's outputs; "none"
             changes nothing. `compiled.rewrites` tells what was done, and what it gained.
+        batching: whether requests that wait for this model run together, as one batch, as soon as
+            a stream is free: none ever waits for others. "auto" does so where that saves a fifth or
+            more of an item's CPU time, and outputs move by last bits at most, with rewrites other
+            than "fast" and with `deterministic` by none. A number of items does so in any case, up
+            to so many in a run, even if answers come to depend on the others of a batch. "off"
+            never does. `compiled.batching` tells what was found.
 
     Raises:
         ModelNotFoundError, InvalidModelError, UnsupportedModelError: the model cannot be used.
         ShapeOverrideError: it cannot be compiled for this batch_size or these input_shapes.
         StreamConfigError: the streams are not possible on this machine.
         OptionError: an option has a value that is not allowed; or deterministic is True, and the
-            model draws random numbers.
+            model draws random numbers; or batching is a number, and the model's inputs and outputs
+            share no open first dimension, or its items are not independent.
 
     Example:
         >>> from deepsched.benchmark import bundled_model
@@ -119,6 +127,7 @@ class Engine(Uncopied):
         shrink_memory: bool = False,
         deterministic: bool = False,
         rewrites: str = "fast",
+        batching: BatchingOption = "auto",
     ) -> None:
         self._recipe = recipe_of(locals())
         if not isinstance(model, (str, os.PathLike)):
@@ -126,6 +135,7 @@ class Engine(Uncopied):
         libraries = check_custom_ops(custom_ops)
         self._shrinks = check_flag("shrink_memory", shrink_memory)
         deterministic = check_flag("deterministic", deterministic)
+        batching = check_batching(batching)
         self._owns_context = context is None
         if context is None:
             layout = lay_out(
@@ -164,6 +174,8 @@ class Engine(Uncopied):
                     groups,
                     shared.open_session,
                     check_rewrites(rewrites),
+                    OFF if shared.is_inspected else batching,
+                    deterministic or rewrites != "fast",
                     shared.layout.pin == "core",
                 )
 
@@ -692,7 +704,7 @@ class MultiModelEngine(Engine):
     """An engine that shares a context's streams with others: DeepSparse's form of it.
 
     Args:
-        model, batch_size, input_shapes, custom_ops, rewrites: see Engine.
+        model, batch_size, input_shapes, custom_ops, rewrites, batching: see Engine.
         context: the streams to share.
     """
 
@@ -705,6 +717,7 @@ class MultiModelEngine(Engine):
         *,
         custom_ops: CustomOps = (),
         rewrites: str = "fast",
+        batching: BatchingOption = "auto",
     ) -> None:
         super().__init__(
             model,
@@ -713,4 +726,5 @@ class MultiModelEngine(Engine):
             context=context,
             custom_ops=custom_ops,
             rewrites=rewrites,
+            batching=batching,
         )

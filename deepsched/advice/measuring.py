@@ -42,6 +42,7 @@ from deepsched.machine.contention import ContentionMonitor
 from deepsched.machine.partition import most_cores, partition
 from deepsched.machine.topology import Topology
 from deepsched.models.batch import AUTO, BatchSize, check_batch_size
+from deepsched.models.batching.option import BatchingOption, check_batching
 from deepsched.models.custom_ops import CustomOps, check_custom_ops
 from deepsched.models.locations import (
     DEFAULT_CACHE,
@@ -93,12 +94,13 @@ def advise(
     cache_dir: CacheDir = DEFAULT_CACHE,
     custom_ops: CustomOps = (),
     rewrites: str = "fast",
+    batching: BatchingOption = "auto",
     on_progress: Callable[[str], None] | None = None,
 ) -> Advice:
     """Measures which setting serves a model best on this machine.
 
     Args:
-        model, batch_size, input_shapes, cache_dir, custom_ops, rewrites: see Engine.
+        model, batch_size, input_shapes, cache_dir, custom_ops, rewrites, batching: see Engine.
         num_cores: the maximum number of cores; None for all that this process may use.
         callers: the load as a closed loop: this many threads, each of which sends its next request
             when the last one is answered. None, without a rate: two per core, which keep all busy.
@@ -138,6 +140,7 @@ def advise(
     input_shapes = check_shapes(input_shapes)
     custom_ops = check_custom_ops(custom_ops)
     check_rewrites(rewrites)
+    batching = check_batching(batching)
     callers = check_optional_integer("callers", callers, 1)
     _check(callers, rate, p99_limit_ms, seconds)
     on_progress = on_progress or (lambda text: None)
@@ -148,7 +151,10 @@ def advise(
     most = most_cores(Topology.detect(), num_cores)
     num_cores = None if num_cores is None else most
     load = Load(2 * most if is_default_load else callers, rate)
-    question = [batch_size, input_shapes, num_cores, str(load), p99_limit_ms, rewrites]
+    question = [
+        *(batch_size, input_shapes, num_cores, str(load), p99_limit_ms),
+        *(rewrites, batching),
+    ]
     answers = (
         AnswerCache.open(model, batch_size, custom_ops, cache_dir, question) if remembers else None
     )
@@ -168,6 +174,7 @@ def advise(
             compiled_in,
             custom_ops,
             rewrites,
+            batching,
             on_progress,
         )
     is_told = advice.enough_seconds is None and not advice.differs_by_state
@@ -188,6 +195,7 @@ def _measure_settings(
     cache_dir: CacheDir,
     custom_ops: tuple[str, ...],
     rewrites: str,
+    batching: BatchingOption,
     on_progress: _OnProgress,
 ) -> Advice:
     """See `advise`, which has checked the arguments."""
@@ -205,6 +213,7 @@ def _measure_settings(
             cache_dir=cache_dir,
             custom_ops=custom_ops,
             rewrites=rewrites,
+            batching=batching,
         )
 
     openings: list[float] = []
@@ -278,6 +287,7 @@ def _measure_settings(
         input_shapes=input_shapes,
         custom_ops=custom_ops,
         rewrites=rewrites,
+        batching=batching,
         reason=reason,
         cost_of_ignoring=compare_default(chosen, tied, default, load),
         figures=tuple(sorted(figures, key=lambda it: (not it.keeps_up, load.cost(it)))),

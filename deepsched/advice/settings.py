@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from deepsched.models.batch import AUTO, BatchSize
+from deepsched.models.batching.option import BatchingOption
 from deepsched.models.prepare import Shapes
 
 
@@ -112,6 +113,8 @@ class Advice:
     """Paths of the libraries that were given to `advise`."""
     rewrites: str = "fast"
     """As given to `advise`."""
+    batching: BatchingOption = "auto"
+    """As given to `advise`."""
     was_remembered: bool = False
     enough_seconds: float | None = None
     """If there were too few requests to tell settings apart: seconds for `advise` that suffice.
@@ -161,6 +164,9 @@ class Advice:
             shapes += f", custom_ops={list(self.custom_ops)!r}"
         if self.rewrites != "fast":
             shapes += f', rewrites="{self.rewrites}"'
+        if self.batching != "auto":
+            is_number = isinstance(self.batching, int)
+            shapes += f", batching={self.batching}" if is_number else ', batching="off"'
         found = self.batch_size if batch_size is None else batch_size
         batch = "" if found == AUTO else f"batch_size={found}, "
         is_plain = model.isprintable() and not set(model) & set('"\\')

@@ -47,6 +47,7 @@ from deepsched.errors import DeepschedError, OptionError, UnsupportedModelError
 from deepsched.machine.partition import Stream, partition
 from deepsched.machine.topology import Topology
 from deepsched.models.batch import AUTO, BatchSize
+from deepsched.models.batching.option import BatchingOption
 from deepsched.models.custom_ops import CustomOps, check_custom_ops
 from deepsched.models.prepare import PreparedModel, Shapes, inputs_of, prepare_model
 from deepsched.models.random_inputs import random_value
@@ -76,6 +77,7 @@ class EngineOptions(TypedDict, total=False):
     pin: str
     custom_ops: CustomOps
     rewrites: str
+    batching: BatchingOption
 
 
 class OpenedEngine(Protocol):
@@ -142,6 +144,7 @@ def open_engine(
     pin: str = "auto",
     custom_ops: CustomOps = (),
     rewrites: str = "fast",
+    batching: BatchingOption = "auto",
 ) -> OpenedEngine:
     """Opens a model in one of the engines, all configured for the same cores and streams.
 
@@ -151,7 +154,7 @@ def open_engine(
         model_path: an ONNX file.
         batch_size, num_cores, num_streams, scheduler, input_shapes: see Engine. Other engines get
             the numbers of cores and streams that deepsched would use.
-        pin, rewrites: see Context and Engine; deepsched only.
+        pin, rewrites, batching: see Context and Engine; deepsched only.
         custom_ops: see Engine; deepsched and onnxruntime only.
 
     Raises:
@@ -177,6 +180,7 @@ def open_engine(
             pin=pin,
             custom_ops=custom_ops,
             rewrites=rewrites,
+            batching=batching,
         )
     make = _BUILT_IN.get(name)
     if make is None and ":" not in name:

@@ -15,6 +15,7 @@ from deepsched.benchmark.percentiles import requests_for
 from deepsched.cli.console import Console, only_errors
 from deepsched.cli.files import to_json
 from deepsched.cli.options import (
+    add_batching,
     add_custom_ops,
     add_model,
     add_num_cores,
@@ -100,6 +101,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_sizes(parser)
     add_custom_ops(parser)
     add_rewrites(parser)
+    add_batching(parser)
     add_num_cores(parser)
     load = parser.add_mutually_exclusive_group()
     load.add_argument(
@@ -147,6 +149,7 @@ def run(args: argparse.Namespace) -> None:
             seconds=args.seconds,
             custom_ops=args.custom_ops,
             rewrites=args.rewrites,
+            batching=args.batching,
             remembers=not args.fresh,
             on_progress=lambda text: status.update(f"measuring {text}"),
         )

@@ -43,6 +43,7 @@ from deepsched.cli.benchmark_text import (
 from deepsched.cli.console import only_errors
 from deepsched.cli.files import check_distinct, output, to_json
 from deepsched.cli.options import (
+    add_batching,
     add_custom_ops,
     add_load,
     add_model,
@@ -143,6 +144,7 @@ def _add_engine_options(group: argparse._ActionsContainer) -> None:
     add_sizes(group)
     add_custom_ops(group)
     add_rewrites(group)
+    add_batching(group)
     add_num_cores(group)
     add_num_streams(
         group,
@@ -493,6 +495,7 @@ def _engine_options(args: argparse.Namespace) -> dict[str, Any]:
         "input_shapes": parse_shapes(args.input_shapes),
         "custom_ops": args.custom_ops,
         "rewrites": args.rewrites,
+        "batching": args.batching,
         "pin": "core" if args.thread_pinning == "numa" else args.thread_pinning,
     }
 

@@ -13,6 +13,7 @@ from deepsched.errors import OptionError
 from deepsched.machine.partition import most_cores
 from deepsched.machine.topology import Topology
 from deepsched.models.batch import AUTO, BatchSize
+from deepsched.models.batching.option import OFF, BatchingOption
 from deepsched.models.rewrites.option import REWRITES
 
 
@@ -96,6 +97,28 @@ def add_rewrites(group: argparse._ActionsContainer) -> None:
         help="how the graph may be changed into what onnxruntime runs faster: fast keeps float32's "
         "accuracy, exact every bit, none changes nothing (default fast)",
     )
+
+
+def add_batching(group: argparse._ActionsContainer) -> None:
+    """--batching."""
+    add_option(
+        group,
+        "--batching",
+        type=_batching,
+        default="auto",
+        metavar="auto|off|N",
+        help="whether requests that wait run together: where it pays, never, or up to N items in a "
+        "run (default auto)",
+    )
+
+
+def _batching(text: str) -> BatchingOption:
+    for known in (AUTO, OFF):
+        if text == known:
+            return known
+    with suppress(ValueError):
+        return int(text)
+    raise argparse.ArgumentTypeError(f"expected auto, off or an integer, got {text!r}")
 
 
 def _batch_size(text: str) -> BatchSize:

@@ -9,6 +9,7 @@ from contextlib import ExitStack, closing
 from deepsched.benchmark import bundled_model, measure
 from deepsched.cli.files import check_distinct, output, to_json
 from deepsched.cli.options import (
+    add_batching,
     add_custom_ops,
     add_load,
     add_model,
@@ -84,6 +85,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_sizes(engine)
     add_custom_ops(engine)
     add_rewrites(engine)
+    add_batching(engine)
     add_num_cores(engine)
     add_num_streams(
         engine,
@@ -177,6 +179,7 @@ def _open(args: argparse.Namespace, scheduler: Scheduler) -> Engine:
         parse_shapes(args.input_shapes),
         custom_ops=args.custom_ops,
         rewrites=args.rewrites,
+        batching=args.batching,
     )
 
 

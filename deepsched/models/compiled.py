@@ -20,6 +20,9 @@ from deepsched.errors import ModelError, ThreadError
 from deepsched.machine.affinity import own_cpus
 from deepsched.machine.partition import Stream
 from deepsched.models.batch import AUTO, BatchSize
+from deepsched.models.batched import open_batch
+from deepsched.models.batching.option import OFF, BatchingOption
+from deepsched.models.batching.record import Batching
 from deepsched.models.cache import Cache
 from deepsched.models.entry import Entry
 from deepsched.models.folders import is_in_memory
@@ -44,7 +47,7 @@ from deepsched.models.prepare import (
 )
 from deepsched.models.repeatability import Varying
 from deepsched.models.rewrites.tried import Tried
-from deepsched.models.rewritten import rewrite_model
+from deepsched.models.rewritten import rewrite_model, with_rules
 from deepsched.models.room import shortage
 from deepsched.models.sources import Source, source_in, source_of
 from deepsched.runtime.session import Session, trim_heap
@@ -74,6 +77,8 @@ class Compiled(NamedTuple):
     """Why it is not shared or not kept in the cache; empty if it is both, or was not to be kept."""
     rewrites: tuple[Tried, ...] = ()
     """How each rule fared that fits the model; see Engine's `rewrites`."""
+    batching: Batching = Batching()
+    """Whether requests that wait run together; see Engine's `batching`."""
 
 
 class OpenedModel(NamedTuple):
@@ -117,6 +122,8 @@ class _Request:
     streams: Sequence[Stream]
     open_one: OpenOne
     rewrites: str
+    batching: BatchingOption
+    needs_same_bits: bool
     is_pinned: bool
 
     @property
@@ -137,18 +144,56 @@ class _Request:
         """The model to be compiled, and the rewrites that were tried."""
         if shortage(self.prepared, in_memory=False, is_rewritten=True):
             return self.prepared, ()
-
-        def open_prepared(form: PreparedModel, stream: Stream) -> Session:
-            with source_of(form, self.custom_ops) as source:
-                return self.open_one(source, stream, None)
-
         return rewrite_model(
-            self.prepared, self.rewrites, open_prepared, self.streams, self.is_pinned
+            self.prepared, self.rewrites, self._open_prepared, self.streams, self.is_pinned
         )
+
+    @cached_property
+    def form(self) -> tuple[PreparedModel, Batching]:
+        """The model to be compiled, and whether its requests may run together.
+
+        Raises:
+            OptionError: see open_batch.
+        """
+        plain, tried = self.rewritten
+        if reason := shortage(self.prepared, in_memory=False):
+            return plain, Batching(why_not=f"there is no room to try: {reason}")
+
+        def prepare_opened() -> PreparedModel:
+            opened = prepare_model(self.model, self.batch_size, self.input_shapes, opens_batch=True)
+            return with_rules(opened, tried)
+
+        return open_batch(
+            plain,
+            prepare_opened,
+            self.batching,
+            self.needs_same_bits,
+            self._open_prepared,
+            self.streams,
+            self.is_pinned,
+        )
+
+    def _open_prepared(self, form: PreparedModel, stream: Stream) -> Session:
+        with source_of(form, self.custom_ops) as source:
+            return self.open_one(source, stream, None)
+
+    def may_settle(self, entry: Entry) -> bool:
+        """Whether it was compiled while batches could not be measured, and now they can be."""
+        if Batching.from_json(entry.about["batching"]).is_settled:
+            return False
+        _, found = self.form
+        return found.is_settled
+
+    def batches_of(self, found: Batching) -> Batching:
+        """What was found, for this request's option."""
+        return found.limited_to(self.batching) if isinstance(self.batching, int) else found
 
     def read(self, cache: Cache) -> RawModel | None:
         """See RawModel.of."""
-        options = {**self.options, "rewrites": self.rewrites}
+        # How large a batch may be is not compiled in.
+        batching = "any" if isinstance(self.batching, int) else self.batching
+        asked = [batching, self.needs_same_bits and batching != OFF]
+        options = {**self.options, "rewrites": self.rewrites, "batching": asked}
         return RawModel.of(
             self.model, self.batch_size, self.input_shapes, options, cache, self.custom_ops
         )
@@ -178,6 +223,8 @@ def open_model(
     streams: Sequence[Stream],
     open_one: OpenOne,
     rewrites: str,
+    batching: BatchingOption,
+    needs_same_bits: bool,
     is_pinned: bool,
 ) -> OpenedModel:
     """Opens a model's sessions: from the cache, else from memory, else each with its own weights.
@@ -188,12 +235,14 @@ def open_model(
         cache_dir: see Engine.
         options: what else decides how `open_one` compiles a model, JSON; part of the cache's key.
         streams, open_one: a session for each stream is opened by `open_one`.
-        rewrites: see Engine.
+        rewrites, batching: see Engine.
+        needs_same_bits: whether batches have to keep every bit, unless `batching` is a number.
         is_pinned: whether the sessions' threads are.
 
     Raises:
         ModelError: see prepare_model, and what ONNX Runtime says of the model.
-        OptionError: cache_dir is not a folder, or one of custom_ops no library of operators.
+        OptionError: cache_dir is not a folder, or one of custom_ops no library of operators; or
+            batching is a number, and requests cannot run together.
         ThreadError: the system refuses a session's threads.
         FileLimitError: the process may open no more files.
     """
@@ -208,6 +257,8 @@ def open_model(
         streams,
         open_one,
         rewrites,
+        batching,
+        needs_same_bits,
         is_pinned,
     )
     opened = None
@@ -266,6 +317,9 @@ def _open_with(cache: Cache, request: _Request) -> OpenedModel | _Unavailable:
     if raw is None:
         return _Unavailable("")
     entry = raw.find(cache)
+    if entry is not None and request.may_settle(entry):
+        cache.discard(entry)
+        entry = None
     if entry is not None:
         try:
             opened = _open_compiled(entry, request, was_cached=True)
@@ -338,8 +392,8 @@ def _measurements_of_bytes(request: _Request) -> Measurements | None:
             cache = open_cache(request.cache_dir)
     if cache is None:
         return None
-    rewritten, _ = request.rewritten
-    return Measurements(cache, key_of_bytes(rewritten), rewritten.name, rewritten.batch_size)
+    form, _ = request.form
+    return Measurements(cache, key_of_bytes(form), form.name, form.batch_size)
 
 
 def _open_in_memory(request: _Request) -> OpenedModel | _Unavailable:
@@ -378,8 +432,9 @@ def _open_unshared(request: _Request) -> OpenedModel:
     """
     prepared = request.prepared
     try:
-        rewritten, tried = request.rewritten
-        with source_of(rewritten, request.custom_ops) as source:
+        _, tried = request.rewritten
+        form, batching = request.form
+        with source_of(form, request.custom_ops) as source:
             sessions = _open_all(
                 lambda stream: request.open_one(source, stream, None), request.streams
             )
@@ -398,13 +453,14 @@ def _open_unshared(request: _Request) -> OpenedModel:
             num_copies=request.num_sessions,
             why_not="",
             rewrites=tried,
+            batching=request.batches_of(batching),
         ),
         prepared.path,
         prepared.batch_size,
         prepared.changed_fixed_sizes,
         None,
         frozenset(),
-        rewritten.varying,
+        form.varying,
     )
 
 
@@ -413,7 +469,8 @@ def _open_unshared(request: _Request) -> OpenedModel:
 
 def _compile(entry: Entry, request: _Request) -> OpenedModel:
     """Writes the compiled form into `entry`, seals it, and opens the sessions from there."""
-    prepared, tried = request.rewritten
+    _, tried = request.rewritten
+    prepared, batching = request.form
     widest = max(request.streams, key=lambda stream: len(stream.cpus))
     with source_in(prepared, entry.folder, request.custom_ops) as source:
         source = source._replace(config={**source.config, **SAVING})
@@ -427,6 +484,7 @@ def _compile(entry: Entry, request: _Request) -> OpenedModel:
         "changed_fixed_sizes": prepared.changed_fixed_sizes,
         "varying": prepared.varying,
         "rewrites": tried,
+        "batching": batching,
     }
     with thread_errors("a thread that opens the model"), ThreadPoolExecutor(1) as pool:
         sealing = pool.submit(entry.seal)
@@ -470,6 +528,7 @@ def _open_compiled(entry: Entry, request: _Request, was_cached: bool) -> OpenedM
             num_copies=len(mapped),
             why_not="",
             rewrites=tuple(Tried.from_json(it) for it in about["rewrites"]),
+            batching=request.batches_of(Batching.from_json(about["batching"])),
         ),
         path,
         about["batch_size"],

@@ -78,7 +78,11 @@ class PreparedModel(NamedTuple):
 
 
 def prepare_model(
-    model: ModelLike, batch_size: BatchSize, input_shapes: Shapes | None
+    model: ModelLike,
+    batch_size: BatchSize,
+    input_shapes: Shapes | None,
+    *,
+    opens_batch: bool = False,
 ) -> PreparedModel:
     """Finds `model` and fixes the shapes of its inputs.
 
@@ -90,6 +94,7 @@ def prepare_model(
             `input_shapes`.
         input_shapes: a shape for each input, in the graph's order; None in place of a shape
             leaves that input to `batch_size`.
+        opens_batch: first dimensions that the file leaves open stay so.
 
     Raises:
         ModelNotFoundError, InvalidModelError: there is no such file, or it is not a model, or its
@@ -104,10 +109,13 @@ def prepare_model(
     proto, weights = _split(path if path is not None else model)
     names = [value.name for value in _inputs_of(proto)]
     shapes = _one_shape_each(check_shapes(input_shapes), names)
-    sizes = {value.name: stated for value, stated in _inputs_with_sizes(proto)}
+    sizes = {value.name: stated for value, stated in inputs_with_sizes(proto)}
     batch_size, batched = settle_batch(asked, shapes, sizes)
     _check_has_batch(proto, batch_size)
     wanted = _wanted_shapes(proto, shapes, dict.fromkeys(batched, batch_size))
+    if opens_batch:
+        for name, shape in wanted.items():
+            shape[:1] = [None for size in sizes[name][:1] if not isinstance(size, int)] or shape[:1]
     changed, changed_fixed = _fix_shapes(proto, wanted)
     if any(shapes):
         _check_windows_fit(proto, input_shapes)
@@ -165,7 +173,7 @@ def inputs_of(model: PreparedModel) -> list[tuple[str, list[int | None], np.dtyp
     import onnx
 
     found = []
-    for value, shape in _inputs_with_sizes(_parse(model.graph)):
+    for value, shape in inputs_with_sizes(_parse(model.graph)):
         tensor = value.type.tensor_type
         if not tensor.HasField("shape"):
             raise UnsupportedModelError(f"input {value.name!r} is no tensor of a known shape")
@@ -174,13 +182,14 @@ def inputs_of(model: PreparedModel) -> list[tuple[str, list[int | None], np.dtyp
     return found
 
 
-def _inputs_with_sizes(proto: onnx.ModelProto) -> Iterator[tuple[onnx.ValueInfoProto, Sizes]]:
-    """Each input with its sizes: none if the file states no shape."""
+def inputs_with_sizes(proto: onnx.ModelProto) -> Iterator[tuple[onnx.ValueInfoProto, Sizes]]:
+    """Each input that a caller feeds, with its sizes: none if the file states no shape."""
     for value in _inputs_of(proto):
-        yield value, [_size(dim) for dim in value.type.tensor_type.shape.dim]
+        yield value, [size_of(dim) for dim in value.type.tensor_type.shape.dim]
 
 
-def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
+def size_of(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    """An int, a symbol's name or None for any."""
     if dim.HasField("dim_value"):
         return int(dim.dim_value) if dim.dim_value >= 0 else None  # Paddle writes -1 for any
     return _symbol(dim)
@@ -202,7 +211,7 @@ def sequence_shapes(model: ModelLike, batch_size: BatchSize, length: int) -> Sha
     """
     prepared = prepare_model(model, batch_size, None)
     shapes: list[list[int] | None] = []
-    for _, shape in _inputs_with_sizes(_parse(prepared.graph)):
+    for _, shape in inputs_with_sizes(_parse(prepared.graph)):
         others = [size for size in shape[2:] if isinstance(size, int)]
         is_open = len(shape) == 2 + len(others) and not isinstance(shape[1], int)
         shapes.append([prepared.batch_size or 1, length, *others] if is_open else None)
@@ -421,7 +430,7 @@ def _fix_shapes(proto: onnx.ModelProto, wanted: dict[str, list[int | None]]) -> 
                     f"{symbols[symbol]} in another input"
                 )
             changed = True
-            changed_fixed |= isinstance(_size(dim), int)
+            changed_fixed |= isinstance(size_of(dim), int)
             dim.dim_value = size
     # What the graph says of its other values must not contradict the inputs.
     if changed_fixed:

@@ -64,11 +64,11 @@ def _unblocked(node: onnx.NodeProto, graph: _Graph) -> bool:
 
 def _dequantized(node: onnx.NodeProto, graph: _Graph) -> bool:
     """Computed in float32, not in int8."""
-    return _attribute(node, "accuracy_level") != 4
+    return attribute(node, "accuracy_level") != 4
 
 
 def _reduces(node: onnx.NodeProto, graph: _Graph) -> bool:
-    return _attribute(node, "reduction") not in (None, b"none")
+    return attribute(node, "reduction") not in (None, b"none")
 
 
 def _trains(node: onnx.NodeProto, graph: _Graph) -> bool:
@@ -131,7 +131,7 @@ def varying_operators(proto: onnx.ModelProto) -> Varying:
         _DOUBLE in [tensor.data_type for tensor in tensors]
         or _DOUBLE in [value.type.tensor_type.elem_type for value in proto.graph.input],
     )
-    nodes = list(_all_nodes(proto))
+    nodes = list(all_nodes(proto))
     return Varying(*(_found(nodes, graph, kind) for kind in (BY_WIDTH, BY_RUN, RANDOM)))
 
 
@@ -151,7 +151,8 @@ def _found(
     return tuple(sorted(names))
 
 
-def _all_nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+def all_nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of a model, in subgraphs and functions too."""
     todo = [*proto.graph.node, *itertools.chain.from_iterable(f.node for f in proto.functions)]
     while todo:
         node = todo.pop()
@@ -161,6 +162,6 @@ def _all_nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
             todo.extend(itertools.chain.from_iterable(graph.node for graph in attribute.graphs))
 
 
-def _attribute(node: onnx.NodeProto, name: str) -> object:
-    """An integer, a bytes or None."""
+def attribute(node: onnx.NodeProto, name: str) -> object:
+    """The value of an integer or a string, as bytes; None if the node does not state it."""
     return next((it.s or it.i for it in node.attribute if it.name == name), None)

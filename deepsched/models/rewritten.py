@@ -39,7 +39,7 @@ def rewrite_model(
         return prepared, ()
     import onnx  # 0.3 s that models from the cache need not pay
 
-    from deepsched.models.rewrites.catalog import RULES, rewrite
+    from deepsched.models.rewrites.catalog import RULES
     from deepsched.models.rewrites.choosing import choose
 
     plain, prepared = prepared, _to_be_changed(prepared)
@@ -59,14 +59,26 @@ def rewrite_model(
         read=read,
         rules=[rule for rule in RULES if rule.is_exact or rewrites == "fast"],
         open_form=open_form,
-        streams=_widest_and_narrowest(streams),
+        streams=widest_and_narrowest(streams),
         is_pinned=is_pinned,
     )
-    if not choice.rules:
-        return plain, choice.tried
-    model = load()
-    config = rewrite(model, choice.rules, read).config
-    return _with_graph(prepared, model, config), choice.tried
+    return with_rules(plain, choice.tried), choice.tried
+
+
+def with_rules(prepared: PreparedModel, tried: Sequence[Tried]) -> PreparedModel:
+    """The model, rewritten by the rules that are kept."""
+    kept = {it.rule for it in tried if it.is_kept}
+    if not kept:
+        return prepared
+    import onnx
+
+    from deepsched.models.rewrites.catalog import RULES, rewrite
+
+    prepared = _to_be_changed(prepared)
+    model = onnx.load_from_string(prepared.graph)
+    rules = [rule for rule in RULES if rule.name in kept]
+    config = rewrite(model, rules, _reader(prepared, model)).config
+    return _with_graph(prepared, model, config)
 
 
 def _to_be_changed(prepared: PreparedModel) -> PreparedModel:
@@ -108,7 +120,7 @@ def _with_graph(
     )
 
 
-def _widest_and_narrowest(streams: Sequence[Stream]) -> list[Stream]:
-    """Of each, one; a single one if all are as wide."""
+def widest_and_narrowest(streams: Sequence[Stream]) -> list[Stream]:
+    """In this order; a single one if all are as wide."""
     by_width = {len(stream.cpus): stream for stream in reversed(streams)}
     return [by_width[width] for width in sorted({max(by_width), min(by_width)}, reverse=True)]

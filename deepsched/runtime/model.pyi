@@ -12,7 +12,9 @@ GroupCounts = tuple[int, int, int, int, int, Snapshot, Snapshot, int, tuple[int,
 class Model:
     """One model's sessions, one for each core group."""
 
-    def __init__(self, dispatcher: Dispatcher, sessions: list[Session]) -> None: ...
+    def __init__(
+        self, dispatcher: Dispatcher, sessions: list[Session], batch_size: int | None = None
+    ) -> None: ...
     @property
     def dispatcher(self) -> Dispatcher: ...
     @property

@@ -38,10 +38,16 @@ from deepsched.runtime.shrink import prepare_shrinking
 
 @cython.final
 cdef class Model:
-    """One model's sessions, one for each core group of `dispatcher`."""
+    """One model's sessions, one for each core group of `dispatcher`.
 
-    def __cinit__(self, Dispatcher dispatcher, list sessions):
+    Args:
+        batch_size: the first dimension that every input of a request must have, if the sessions
+            leave it open; None for whatever they take.
+    """
+
+    def __cinit__(self, Dispatcher dispatcher, list sessions, batch_size=None):
         cdef Session session
+        cdef ValueInfo info
         cdef int group
         prepare_shrinking()
         self.dispatcher = dispatcher
@@ -51,6 +57,9 @@ cdef class Model:
         self.inputs = session.describe_inputs()
         self.overridable = session.describe_overridable()
         self.outputs = session.describe_outputs()
+        if batch_size is not None:
+            for info in self.inputs + self.outputs:
+                info.fix_first(batch_size)
         self.all_inputs = self.inputs + self.overridable
         self.input_names = [info.name.encode() for info in self.all_inputs]
         self.output_names = [info.name.encode() for info in self.outputs]

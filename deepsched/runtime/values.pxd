@@ -20,6 +20,7 @@ cdef class ValueInfo:
     cdef int rank
     cdef int64_t dims[MAX_RANK]
 
+    cdef fix_first(self, int64_t size)
     cdef OrtValue* to_ort(self, object value, list keepalive, bint check=*) except? NULL
     cdef bint _fits(self, object value, bint check) noexcept
     cdef bint _shape_fits(self, cnp.ndarray array) noexcept

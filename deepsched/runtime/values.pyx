@@ -68,6 +68,11 @@ cdef class ValueInfo:
         what = self.content if self.content is not None else f"{self.dtype}{list(self.shape)}"
         return f"<{self.kind} {self.name!r}: {what}>"
 
+    cdef fix_first(self, int64_t size):
+        """Makes `size` its first dimension, which it has, and which was open."""
+        self.shape = (size, *self.shape[1:])
+        self.dims[0] = size
+
     cdef OrtValue* to_ort(self, object value, list keepalive, bint check=True) except? NULL:
         """The OrtValue for `value`, to be released by the caller; NULL for one that is left out.
 

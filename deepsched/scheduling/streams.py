@@ -105,6 +105,11 @@ class SharedStreams:
     # --- Models -----------------------------------------------------------------------------
 
     @property
+    def is_inspected(self) -> bool:
+        """Whether sessions are to be profiled."""
+        return self._inspection is not None
+
+    @property
     def compile_options(self) -> dict[str, object]:
         """What decides how `open_session` compiles a model, beside the model; JSON."""
         return {"optimizes": self._inspection is None or self._inspection.optimizes}
@@ -215,7 +220,13 @@ class ServedModel:
     """A model on the streams: its native form, its sessions, and what goes when it is closed."""
 
     def __init__(self, streams: SharedStreams, opened: OpenedModel, name: TracedModel) -> None:
-        self.model = Model(streams.dispatcher, opened.sessions)
+        batching = opened.compiled.batching
+        # With batches, the sessions take any number of items; a request still has its own.
+        self.model = Model(
+            streams.dispatcher, opened.sessions, opened.batch_size if batching.sizes else None
+        )
+        if batching.sizes:
+            self.model.set_batching(opened.sessions, list(batching.sizes), list(batching.run_ns))
         self.opened = opened
         self.name = name
         """What traces call it."""

@@ -8,8 +8,8 @@ the same for two of them is told by a fixed piece of work before and after each.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -29,12 +29,10 @@ from deepsched.models.rewrites.made_up import (
     sizes_to_try,
 )
 from deepsched.models.rewrites.rule import Rule
+from deepsched.models.rewrites.running import Trial
 from deepsched.models.rewrites.timing import TimedRuns, Timing, gain
 from deepsched.models.rewrites.tried import Tried
-from deepsched.runtime.dispatch import Dispatcher
-from deepsched.runtime.model import Model
-from deepsched.runtime.python_thread import PythonThread
-from deepsched.runtime.session import Session, trim_heap
+from deepsched.runtime.session import Session
 from deepsched.runtime.values import ValueInfo
 
 logger = logging.getLogger("deepsched")
@@ -55,9 +53,6 @@ _LEAST_GAIN = 0.01
 
 _BATCH = 3
 """Beside 1, where the batch is open."""
-
-_TICK_S = 60.0
-"""Between two looks whether the trial has ended, of which it tells by itself."""
 
 _LATE = "the time to try rules was over"
 
@@ -98,41 +93,11 @@ def choose(
         return Choice((), ())
     logger.info("trying rewrites of the model: %s", ", ".join(counts))
     fitting = [rule for rule in rules if rule.name in counts]
-    runner = _Runner(open_form, streams, is_pinned, copy_without_weights(model))
+    trial = Trial(is_pinned)
+    runner = _Runner(trial, open_form, streams, copy_without_weights(model))
     del model
-    trial = _Trial(load, read, runner, counts)
-    return _in_thread(lambda: trial.choose(fitting), runner.stop)
-
-
-def _in_thread(call: Callable[[], Choice], stop: Callable[[], None]) -> Choice:
-    """The dispatcher hands long runs of the main thread to a worker, whose CPU time would be
-    missed; and Ctrl-C is heard while the main thread waits. `stop`: makes the call end early."""
-    choices: list[Choice] = []
-    failures: list[BaseException] = []
-
-    def body() -> None:
-        try:
-            choices.append(call())
-        except BaseException as error:
-            failures.append(error)
-
-    thread = PythonThread(body, "ds-trial", "a thread that tries rewrites")
-    thread.start()
-    try:
-        while not thread.join(_TICK_S):
-            pass
-    except BaseException:
-        stop()
-        while not thread.join(_TICK_S):
-            pass
-        raise
-    if failures:
-        raise failures[0]
-    return choices[0]
-
-
-class _Stopped(Exception):
-    """The thread that waits for the trial was interrupted."""
+    chooser = _Chooser(load, read, runner, counts)
+    return trial.in_thread(lambda: chooser.choose(fitting))
 
 
 class _Untried(Exception):
@@ -162,22 +127,17 @@ class _Runner:
 
     def __init__(
         self,
+        trial: Trial,
         open_form: OpenForm,
         streams: Sequence[Stream],
-        is_pinned: bool,
         skeleton: onnx.ModelProto,
     ) -> None:
-        self._is_stopped = False
+        self._trial = trial
         self._open_form = open_form
         self._streams = streams
-        self._is_pinned = is_pinned
         self._skeleton = skeleton
         self._inputs: list[list[Any]] = []
         self._is_slow = False
-
-    def stop(self) -> None:
-        """The next run raises _Stopped."""
-        self._is_stopped = True
 
     def visit(self, model: onnx.ModelProto | None, config: Mapping[str, str]) -> _Visit:
         """Runs the form on all inputs.
@@ -238,34 +198,14 @@ class _Runner:
             return found
         raise _Untried(why_not)
 
-    @contextmanager
     def _running(
         self, model: onnx.ModelProto | None, config: Mapping[str, str], stream: Stream
-    ) -> Iterator[tuple[list[ValueInfo], TimedRuns]]:
+    ) -> AbstractContextManager[tuple[list[ValueInfo], TimedRuns]]:
         """(the session's inputs, what runs it)."""
-        session = self._open_form(model, config, stream)
-        dispatcher = Dispatcher(
-            [list(stream.cpus) if self._is_pinned else None],
-            queue_capacity=2,
-            spin_ns=0,
-            thread_prefix="ds-trial",
-        )
-        served = Model(dispatcher, [session])
-
-        def run(inputs: list[Any]) -> Any:
-            if self._is_stopped:
-                raise _Stopped
-            return served.run(inputs)
-
-        try:
-            yield served.inputs, TimedRuns(run, stream.cpus)
-        finally:
-            served.close()
-            dispatcher.close()
-            trim_heap()  # before another copy of the weights is made
+        return self._trial.running(self._open_form(model, config, stream), stream)
 
 
-class _Trial:
+class _Chooser:
     """Tries rules one after another, or together where time is short."""
 
     def __init__(

@@ -12,7 +12,7 @@ import numpy as np
 from deepsched.machine.contention import ContentionMonitor, is_contended
 
 # Shorter samples would measure the clock.
-_SHORTEST_SAMPLE_S = 200e-6
+SHORTEST_SAMPLE_S = 200e-6
 
 # A sample counts if its thread was on a CPU for this share of it: else others had the CPU.
 _QUIET_SHARE = 0.9
@@ -59,7 +59,7 @@ class TimedRuns:
     def run(self, inputs: list[Any]) -> Any:
         """The model's outputs."""
         outputs: list[Any] = []
-        self._samples.append(_sample(lambda: outputs.append(self._run(inputs)), 1))
+        self._samples.append(sample(lambda: outputs.append(self._run(inputs)), 1))
         return outputs[0]
 
     def forget(self) -> None:
@@ -79,7 +79,7 @@ class TimedRuns:
         if not self._samples:
             self.run(inputs)
         num_runs = 1
-        while self._samples[-1].wall * num_runs < _SHORTEST_SAMPLE_S:
+        while self._samples[-1].wall * num_runs < SHORTEST_SAMPLE_S:
             num_runs *= 2
         # The first run allocates. Short ones are sampled anew, several at a time.
         samples = self._samples[1:] if num_runs == 1 else []
@@ -87,7 +87,7 @@ class TimedRuns:
         while len(samples) < _FEWEST_QUIET or (
             len(samples) < _MOST_SAMPLES and time.perf_counter() < end
         ):
-            samples.append(_sample(lambda: self._run(inputs), num_runs))
+            samples.append(sample(lambda: self._run(inputs), num_runs))
         return Timing(self._median(samples), (self._first_yardstick, yardstick()))
 
     def _median(self, samples: list[Sample]) -> float | None:
@@ -125,7 +125,8 @@ def yardstick() -> float:
     return shortest
 
 
-def _sample(call: Callable[[], object], num_calls: int) -> Sample:
+def sample(call: Callable[[], object], num_calls: int) -> Sample:
+    """What one of so many calls takes."""
     cpu, wall = time.thread_time(), time.perf_counter()
     for _ in range(num_calls):
         call()

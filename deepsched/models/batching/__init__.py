@@ -1,0 +1,1 @@
+"""Requests of several callers in one run: which models allow that, and whether it pays."""

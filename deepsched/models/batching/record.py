@@ -1,0 +1,51 @@
+"""What is told of an engine's batches."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import NamedTuple
+
+
+class Batching(NamedTuple):
+    """Whether requests that wait may run together; `Engine.compiled.batching`."""
+
+    sizes: tuple[int, ...] = ()
+    """Numbers of items that runs were timed with, ascending from 1; the last is the most that one
+    run takes. Empty: each request runs alone."""
+    run_ns: tuple[int, ...] = ()
+    """For each of `sizes`, how long a run is on one core, in ns of CPU time."""
+    gain: float | None = None
+    """Share of an item's CPU time that the largest batch saves, or the best that was tried; None:
+    nothing was timed."""
+    moved: float | None = None
+    """How far an item's outputs in batches are from those that plain onnxruntime gives it alone, in
+    units of the largest value of each; 0.0: the same bits; None: nothing was compared."""
+    why_not: str = ""
+    """Why each request runs alone, or why "auto" would have it so; empty if batches are used, or
+    are off because the engine's `batching` says so."""
+    is_settled: bool = True
+    """False: it could not be measured, and is tried again at the next start."""
+
+    @classmethod
+    def from_json(cls, fields: list[object]) -> Batching:
+        """From what JSON makes of one."""
+        found = cls(*fields)  # type: ignore[arg-type]
+        return found._replace(sizes=tuple(found.sizes), run_ns=tuple(found.run_ns))
+
+    def limited_to(self, most: int) -> Batching:
+        """Batches of up to `most` items, whatever was measured; lengths between and beyond what was
+        timed are in proportion.
+
+        >>> Batching((1, 2, 4), (10, 12, 16), 0.6).limited_to(6)
+        Batching(sizes=(1, 2, 4, 6), run_ns=(10, 12, 16, 24), gain=0.6, moved=None, why_not='', \
+is_settled=True)
+        """
+        if not self.sizes or self.sizes[-1] == most:
+            return self
+        kept = bisect_right(self.sizes, most)
+        sizes, run_ns = self.sizes[:kept], self.run_ns[:kept]
+        if sizes[-1] < most:
+            run_ns = (*run_ns, run_ns[-1] * most // sizes[-1])
+            sizes = (*sizes, most)
+        gain = None if self.gain is None else 1 - run_ns[-1] / sizes[-1] / run_ns[0]
+        return self._replace(sizes=sizes, run_ns=run_ns, gain=gain)
