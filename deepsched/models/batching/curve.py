@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 from typing import Any, NamedTuple
 
+from deepsched.models.batching.option import MOST_ITEMS
 from deepsched.models.rewrites.timing import SHORTEST_SAMPLE_S, Sample, sample
-from deepsched.runtime.batching import MAX_BATCH
 
 _BUDGET_S = 0.3
 """For all sizes together; what has begun is ended."""
@@ -34,13 +34,13 @@ _LARGEST = 64
 """Beyond that nothing was seen to gain; and latency grows."""
 
 
-def sizes_to_time(rows: int, most: int) -> list[int]:
+def sizes_to_time(rows: int) -> list[int]:
     """Numbers of items: a single one, a request's, and doublings of that.
 
-    >>> sizes_to_time(1, 256), sizes_to_time(3, 256), sizes_to_time(100, 256)
+    >>> sizes_to_time(1), sizes_to_time(3), sizes_to_time(100)
     ([1, 2, 4, 8, 16, 32, 64], [1, 3, 6, 12, 24, 48], [1, 100, 200])
     """
-    largest = min(most, max(_LARGEST, 2 * rows))
+    largest = min(MOST_ITEMS, max(_LARGEST, 2 * rows))
     doublings = [rows << power for power in range(_LARGEST.bit_length())]
     return sorted({1, *(size for size in doublings if size <= largest)})
 
@@ -71,7 +71,7 @@ def time_sizes(
     end = perf_counter() + _BUDGET_S
     samplers: dict[int, Callable[[], Sample]] = {}
     taken: dict[int, list[Sample]] = {}
-    for size in sizes_to_time(rows, MAX_BATCH):
+    for size in sizes_to_time(rows):
         samplers[size] = _sampler(run, inputs_of(size))
         taken[size] = [samplers[size]()]
         if size > rows and perf_counter() > end - _BUDGET_S / 2:

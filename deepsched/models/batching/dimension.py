@@ -16,6 +16,9 @@ _NUMBERS = frozenset(range(1, 14)) - {8} | {16}
 """Of TensorProto.DataType: numbers and booleans of a byte or more that numpy or ONNX Runtime's
 callers have. Not 8, strings, which are no bytes to be put side by side."""
 
+_MOST_VALUES = 64
+"""As in runtime/batching.pxd."""
+
 _UNNAMED = re.compile(r"unk__\d+|None")
 """tf2onnx numbers the dimensions that have no name."""
 
@@ -26,9 +29,11 @@ def why_not_shared(proto: onnx.ModelProto) -> str:
     Args:
         proto: the model with open first dimensions as its file has them.
     """
-    inputs = dict((value.name, sizes) for value, sizes in inputs_with_sizes(proto))
+    inputs = {value.name: sizes for value, sizes in inputs_with_sizes(proto)}
     if not inputs:
         return "the model has no inputs"
+    if len(inputs) + len(proto.graph.output) > _MOST_VALUES:
+        return f"the model has more than {_MOST_VALUES} inputs and outputs"
     for value, _ in inputs_with_sizes(proto):
         if not _is_of_numbers(value):
             return f"input {value.name!r} is no tensor of numbers"

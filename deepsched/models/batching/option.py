@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Literal, TypeAlias
 
 from deepsched.checks import check_integer
-from deepsched.runtime.batching import MAX_BATCH
 
 AUTO: Literal["auto"] = "auto"
 OFF: Literal["off"] = "off"
+
+MOST_ITEMS = 256
+"""In a run: as in runtime/batch_plan.pxd."""
 
 BatchingOption: TypeAlias = int | Literal["auto", "off"]
 """Whether requests that wait run together: where it pays, never, or up to so many items."""
@@ -27,5 +29,5 @@ run), or 'auto' or 'off', got 1
     if isinstance(batching, str) and batching in (AUTO, OFF):
         return batching
     return check_integer(
-        "batching", batching, 2, MAX_BATCH, unit="items in a run", otherwise="'auto' or 'off'"
+        "batching", batching, 2, MOST_ITEMS, unit="items in a run", otherwise="'auto' or 'off'"
     )

@@ -13,6 +13,7 @@ from deepsched.machine.partition import Stream
 from deepsched.models.batching.curve import LEAST_GAIN
 from deepsched.models.batching.dimension import why_not_shared
 from deepsched.models.batching.operators import operators_that_see_the_batch
+from deepsched.models.batching.option import MOST_ITEMS
 from deepsched.models.batching.record import Batching
 from deepsched.models.batching.trial import BatchTrial, Lengths, Unfit
 from deepsched.models.prepare import PreparedModel
@@ -20,7 +21,6 @@ from deepsched.models.rewrites.agreement import Moved, all_of
 from deepsched.models.rewrites.graph import copy_without_weights
 from deepsched.models.rewrites.running import Trial
 from deepsched.models.rewritten import OpenPrepared, widest_and_narrowest
-from deepsched.runtime.batching import MAX_BATCH
 from deepsched.runtime.session import Session
 
 logger = logging.getLogger("deepsched")
@@ -66,8 +66,8 @@ class Search:
         logger.info("trying whether requests may run together")
         trial = Trial(self._is_pinned)
         rows = self._plain.batch_size or 1
-        if 2 * rows > MAX_BATCH:
-            raise Unfit(f"a request has {rows} items, and a run at most {MAX_BATCH}")
+        if 2 * rows > MOST_ITEMS:
+            raise Unfit(f"a request has {rows} items, and a run at most {MOST_ITEMS}")
         batches = BatchTrial(trial, copy_without_weights(model), rows, bool(seeing))
         del model
         return trial.in_thread(lambda: self._try(batches))

@@ -83,7 +83,9 @@ class BatchTrial:
         Raises:
             Unfit: they cannot run together.
         """
-        with self._trial.running(open_form(stream), stream) as (infos, runs):
+        session = open_form(stream)
+        _check_outputs(session)
+        with self._trial.running(session, stream) as (infos, runs):
             self._make_requests(infos, runs)
             moved = self._look(runs, self._counts)
             seconds, is_quiet = time_sizes(runs.run, self._inputs_of, self._rows, is_thorough)
@@ -170,3 +172,10 @@ class BatchTrial:
         chosen = [self._requests[number % len(self._requests)] for number in range(count)]
         joined = [np.concatenate(arrays) for arrays in zip(*chosen, strict=True)]
         return [np.ascontiguousarray(array[:num_rows]) for array in joined]
+
+
+def _check_outputs(session: Session) -> None:
+    """Raises Unfit where ONNX Runtime knows that one has no batch, or cannot tell."""
+    for info in session.describe_outputs():
+        if not info.shape or isinstance(info.shape[0], int):
+            raise Unfit(f"output {info.name!r} is not known to have an open first dimension")
