@@ -424,8 +424,8 @@ GROUPS: dict[str, Callable[[], Any]] = {
 }
 
 
-def show(rows: list[Row]) -> None:
-    table = Table(title=f"The hot path, {NUM_CORES} cores: medians")
+def show(rows: list[Row], title: str) -> None:
+    table = Table(title=f"{title}, {NUM_CORES} cores: medians")
     for column in ("work", "state", "figures", "ratio", "goal", ""):
         table.add_column(column, justify="right" if column in ("ratio", "goal") else "left")
     for row in rows:
@@ -465,9 +465,10 @@ def plot(rows: list[Row], path: str) -> None:
     figure.savefig(path)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", default=",".join(GROUPS), help=f"of {', '.join(GROUPS)}")
+def run_groups(groups: dict[str, Callable[[], Any]], description: str, title: str) -> None:
+    """The command line over groups of rows."""
+    parser = argparse.ArgumentParser(description=description.split("\n")[0])
+    parser.add_argument("--rows", default=",".join(groups), help=f"of {', '.join(groups)}")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("-x", "--export_path", help="write the figures there as JSON")
     parser.add_argument("--plot", metavar="FILE", help="draw them there; needs matplotlib")
@@ -475,13 +476,13 @@ def main() -> None:
     threading.current_thread().name = "bench"
     rows: list[Row] = []
     for name in args.rows.split(","):
-        with GROUPS[name]() as group:
+        with groups[name]() as group:
             for row in group:
                 row.run(args.rounds)
                 rows.append(row)
                 values = ", ".join(f"{row.value(it):.2f} ({it})" for it in row.medians)
                 print(f"{row.name}: {values}. {row.states}", file=sys.stderr, flush=True)
-    show(rows)
+    show(rows, title)
     if args.export_path:
         with open(args.export_path, "w") as file:
             json.dump(
@@ -510,4 +511,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_groups(GROUPS, __doc__, "The hot path")

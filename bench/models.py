@@ -9,6 +9,7 @@ Those of the onnx wheel, and of wheels that may be installed beside it:
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import os
 from collections.abc import Callable
 from typing import NamedTuple
@@ -23,7 +24,7 @@ from deepsched.models.prepare import prepare_model
 
 
 def make_mlp(width: int = 128, layers: int = 3) -> bytes:
-    """A small multi-layer perceptron, where the runtime is most of the cost."""
+    """A small multi-layer perceptron, where the runtime is most of the cost; its batch is open."""
     rng = np.random.default_rng(0)
     nodes, weights, value = [], [], "x"
     for layer in range(layers):
@@ -33,11 +34,55 @@ def make_mlp(width: int = 128, layers: int = 3) -> bytes:
         value = "y" if layer == layers - 1 else f"h{layer}"
         nodes.append(helper.make_node("Relu", [f"m{layer}"], [value]))
     shapes = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, width]) for name in ("x", "y")
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", width])
+        for name in ("x", "y")
     ]
     graph = helper.make_graph(nodes, "mlp", shapes[:1], shapes[1:], weights)
     opsets = [helper.make_opsetid("", 17)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+
+
+def make_recommender(num_features: int = 26, num_ids: int = 10_000, width: int = 16) -> bytes:
+    """Looks up a vector for each of the categories of an item, and scores them beside 13 numbers by
+    a multi-layer perceptron. Its batch is open."""
+    rng = np.random.default_rng(0)
+    weights: list[onnx.TensorProto] = []
+    nodes: list[onnx.NodeProto] = []
+
+    def constant(array: object) -> str:
+        weights.append(onnx.numpy_helper.from_array(np.asarray(array), f"w{len(weights)}"))
+        return weights[-1].name
+
+    def add(op: str, *inputs: str, **attributes: object) -> str:
+        nodes.append(helper.make_node(op, list(inputs), [f"v{len(nodes)}"], **attributes))
+        return str(nodes[-1].output[0])
+
+    def layer(x: str, rows: int, columns: int) -> str:
+        matrix = rng.standard_normal((rows, columns)).astype(np.float32) / np.sqrt(rows)
+        return add("MatMul", x, constant(matrix.astype(np.float32)))
+
+    table = rng.standard_normal((num_features * num_ids, width)).astype(np.float32)
+    places = add("Add", "ids", constant(np.arange(num_features) * num_ids))
+    shape = constant(np.array([0, num_features * width]))
+    vectors = add("Reshape", add("Gather", constant(table), places), shape)
+    x = add("Concat", "numbers", vectors, axis=1)
+    widths = [13 + num_features * width, 512, 256, 64]
+    for rows, columns in itertools.pairwise(widths):
+        x = add("Relu", layer(x, rows, columns))
+    nodes.append(helper.make_node("Sigmoid", [layer(x, widths[-1], 1)], ["score"]))
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "recommender",
+        [
+            info("numbers", TensorProto.FLOAT, ["batch", 13]),
+            info("ids", TensorProto.INT64, ["batch", num_features]),
+        ],
+        [info("score", TensorProto.FLOAT, ["batch", 1])],
+        weights,
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()  # type: ignore[no-any-return]
 
 
 class Case(NamedTuple):

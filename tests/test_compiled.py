@@ -355,7 +355,8 @@ def test_entries_in_use_stay_and_the_others_go_least_lately_used_first(cache_dir
 def is_cached(model, cache_dir):
     """Looks, and compiles nothing."""
     cache = Cache(cache_dir)
-    raw = RawModel.of(model, None, None, {"optimizes": True, "rewrites": "fast"}, cache)
+    options = {"optimizes": True, "rewrites": "fast", "batching": "auto"}
+    raw = RawModel.of(model, None, None, options, cache)
     entry = raw.find(cache)
     if entry is not None:
         entry.close()

@@ -19,7 +19,6 @@ def open_batch(
     needs_same_bits: bool,
     open_prepared: OpenPrepared,
     streams: Sequence[Stream],
-    is_pinned: bool,
 ) -> tuple[PreparedModel, Batching]:
     """The form to be compiled, and what was found: the plain one, unless batches serve.
 
@@ -42,9 +41,7 @@ def open_batch(
 
     try:
         opened = prepare_opened()
-        search = Search(
-            plain, opened, batching != AUTO, needs_same_bits, open_prepared, streams, is_pinned
-        )
+        search = Search(plain, opened, batching != AUTO, needs_same_bits, open_prepared, streams)
         found = search.find()
     except (Unfit, ModelError, InferenceError) as error:
         if batching != AUTO:

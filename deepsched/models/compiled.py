@@ -21,7 +21,7 @@ from deepsched.machine.affinity import own_cpus
 from deepsched.machine.partition import Stream
 from deepsched.models.batch import AUTO, BatchSize
 from deepsched.models.batched import open_batch
-from deepsched.models.batching.option import OFF, BatchingOption
+from deepsched.models.batching.option import BatchingOption
 from deepsched.models.batching.record import Batching
 from deepsched.models.cache import Cache
 from deepsched.models.entry import Entry
@@ -156,7 +156,7 @@ class _Request:
             OptionError: see open_batch.
         """
         plain, tried = self.rewritten
-        if reason := shortage(self.prepared, in_memory=False):
+        if reason := shortage(self.prepared, in_memory=False, is_rewritten=True):
             return plain, Batching(why_not=f"there is no room to try: {reason}")
 
         def prepare_opened() -> PreparedModel:
@@ -170,7 +170,6 @@ class _Request:
             self.needs_same_bits,
             self._open_prepared,
             self.streams,
-            self.is_pinned,
         )
 
     def _open_prepared(self, form: PreparedModel, stream: Stream) -> Session:
@@ -190,10 +189,9 @@ class _Request:
 
     def read(self, cache: Cache) -> RawModel | None:
         """See RawModel.of."""
-        # How large a batch may be is not compiled in.
+        # How large a batch may be is not compiled in; which bits have to stay, other options tell.
         batching = "any" if isinstance(self.batching, int) else self.batching
-        asked = [batching, self.needs_same_bits and batching != OFF]
-        options = {**self.options, "rewrites": self.rewrites, "batching": asked}
+        options = {**self.options, "rewrites": self.rewrites, "batching": batching}
         return RawModel.of(
             self.model, self.batch_size, self.input_shapes, options, cache, self.custom_ops
         )

@@ -43,7 +43,6 @@ class Search:
         needs_same_bits: bool,
         open_prepared: OpenPrepared,
         streams: Sequence[Stream],
-        is_pinned: bool,
     ) -> None:
         self._plain = plain
         self._opened = opened
@@ -51,7 +50,6 @@ class Search:
         self._needs_same_bits = needs_same_bits and not is_forced
         self._open_prepared = open_prepared
         self._streams = widest_and_narrowest(streams)
-        self._is_pinned = is_pinned
         narrowest = self._streams[-1]
         self._one_core = replace(narrowest, cores=narrowest.cores[:1], cpus=narrowest.cpus[:1])
 
@@ -64,7 +62,8 @@ class Search:
         if seeing and not self._is_forced:
             raise Unfit(f"answers may depend on the others of a batch, by {', '.join(seeing)}")
         logger.info("trying whether requests may run together")
-        trial = Trial(self._is_pinned)
+        # Pinned anew for each run, the thread would wait for its CPU beside others.
+        trial = Trial(is_pinned=False)
         rows = self._plain.batch_size or 1
         if 2 * rows > MOST_ITEMS:
             raise Unfit(f"a request has {rows} items, and a run at most {MOST_ITEMS}")
