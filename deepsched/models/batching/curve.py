@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any, NamedTuple
 
 from deepsched.models.batching.option import MOST_ITEMS
 from deepsched.models.rewrites.timing import SHORTEST_SAMPLE_S, Sample, sample
 
-_BUDGET_S = 0.3
-"""For all sizes together; what has begun is ended."""
+_BUDGET_S, _PATIENCE_S = 0.3, 1.5
+"""For all sizes together, of CPU time and by the clock; what has begun is ended."""
 
 _NUM_ROUNDS = 4
 
@@ -68,13 +68,13 @@ def time_sizes(
             where others had the CPU.
         is_thorough: also if first samples show that nothing is gained.
     """
-    end = perf_counter() + _BUDGET_S
+    end, end_of_cpu = perf_counter() + _PATIENCE_S, thread_time() + _BUDGET_S
     samplers: dict[int, Callable[[], Sample]] = {}
     taken: dict[int, list[Sample]] = {}
     for size in sizes_to_time(rows):
         samplers[size] = _sampler(run, inputs_of(size))
         taken[size] = [samplers[size]()]
-        if size > rows and perf_counter() > end - _BUDGET_S / 2:
+        if size > rows and thread_time() > end_of_cpu - _BUDGET_S / 2:
             break
     rough = _quiet(taken, 1)
     is_known = len(rough) == len(taken) and not is_thorough
@@ -83,7 +83,7 @@ def time_sizes(
     for number in itertools.count(1):
         for size, sampler in samplers.items():
             taken[size].append(sampler())
-        is_late = perf_counter() > end
+        is_late = thread_time() > end_of_cpu or perf_counter() > end
         is_enough = number >= _NUM_ROUNDS and len(_quiet(taken, _FEWEST_QUIET)) == len(taken)
         if is_enough or (is_late and number >= _FEWEST_QUIET):
             break
