@@ -380,7 +380,8 @@ def test_the_commands_take_batching(tmp_path, capsys):
         assert main(["advise", *args, "--num-cores", "1"]) == 0
         assert line in json.loads(capsys.readouterr().out)["compile_line"]
         assert main(["benchmark", *args, "-s", "single_stream", "-w", "0"]) == 0
-        capsys.readouterr()
+        shown = json.loads(capsys.readouterr().out)["batching"]
+        assert shown.startswith({"off": "each request alone", "4": "up to 4 items"}[option])
         assert main(["trace", path, "-q", "-t", "0.05", "--batching", option]) == 0
         capsys.readouterr()
     with pytest.raises(SystemExit):

@@ -119,6 +119,8 @@ class EngineSetting(NamedTuple):
     num_streams: int
     scheduler: Scheduler | None
     """None: the engine is not deepsched's."""
+    batching: str | None = None
+    """Whether requests that wait run together, in words; None as above."""
 
     @classmethod
     def of(cls, engine: OpenedEngine) -> EngineSetting:
@@ -129,6 +131,7 @@ class EngineSetting(NamedTuple):
             engine.num_cores,
             engine.num_streams,
             getattr(engine, "scheduler", None),
+            str(engine.compiled.batching) if isinstance(engine, Engine) else None,
         )
 
 

@@ -29,6 +29,11 @@ FIELDS: dict[str, tuple[str, str]] = {
     "scheduler": ("text", "deepsched's; null for other engines"),
     "seconds_to_run": ("s", "--seconds"),
     "num_streams": ("streams", "requests that run in parallel"),
+    "batching": (
+        "text",
+        "whether requests that wait run together, up to how many items, or why not; null for other "
+        "engines",
+    ),
     "fraction_of_supported_ops": (
         "share",
         "of the operators that the engine has kernels for: 1.0, ONNX Runtime has them all; null "
@@ -164,6 +169,7 @@ def report(asked: Asked, setting: EngineSetting, measurement: Measurement) -> di
         "scheduler": None if setting.scheduler is None else str(setting.scheduler),
         "seconds_to_run": asked.seconds,
         "num_streams": setting.num_streams,
+        "batching": setting.batching,
         "fraction_of_supported_ops": 1.0 if is_ours else None,
         "interrupted": measurement.is_interrupted,
         "state": _state_names([measurement])[0],

@@ -42,6 +42,8 @@ def print_report(report: Report) -> None:
     if report["scheduler"] is None:
         print(f"Engine: {printable(report['engine'])}")
     print(f"Cores, Streams: {report['num_cores']}, {report['num_streams']}")
+    if report["batching"] is not None:
+        print(f"Batching: {printable(report['batching'])}")
     print(f"Callers: {result['callers']}")
     print(f"Time (sec): {result['seconds_ran']:.1f}")
     num_arrived = result["iterations"] + result["dropped"]

@@ -178,7 +178,7 @@ class _Request:
 
     def may_settle(self, entry: Entry) -> bool:
         """Whether it was compiled while batches could not be measured, and now they can be."""
-        if Batching.from_json(entry.about["batching"]).is_settled:
+        if Batching.from_json(entry.about.get("batching", [])).is_settled:
             return False
         _, found = self.form
         return found.is_settled

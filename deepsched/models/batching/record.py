@@ -26,6 +26,19 @@ class Batching(NamedTuple):
     is_settled: bool = True
     """False: it could not be measured, and is tried again at the next start."""
 
+    def __str__(self) -> str:
+        """In a few words.
+
+        >>> print(Batching((1, 2, 4), (10, 12, 16), 0.6))
+        up to 4 items in a run, which saves 60% an item
+        >>> print(Batching(why_not="the model has no inputs"))
+        each request alone: the model has no inputs
+        """
+        if self.sizes:
+            saved = "" if self.gain is None else f", which saves {self.gain:.0%} an item"
+            return f"up to {self.sizes[-1]} items in a run{saved}"
+        return "each request alone" + (f": {self.why_not}" if self.why_not else "")
+
     @classmethod
     def from_json(cls, fields: list[object]) -> Batching:
         """From what JSON makes of one."""
