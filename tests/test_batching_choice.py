@@ -283,6 +283,13 @@ def test_what_could_not_be_measured_is_tried_at_the_next_start(tmp_path, lengths
         assert engine.compiled.was_cached and engine.compiled.batching.is_settled
 
 
+def test_what_gains_nothing_even_beside_others_is_not_tried_again(tmp_path, lengths):
+    lengths({1: 8e-3, 2: 16e-3}, is_quiet=False)
+    assert found(mlp(), cache_dir=tmp_path).is_settled
+    with open_one(mlp(), cache_dir=tmp_path) as engine:
+        assert engine.compiled.was_cached
+
+
 def test_forms_for_each_option_have_entries_of_their_own(tmp_path):
     for expected in (False, True):
         for option, sizes in (("auto", 8), ("off", 0), (4, 4)):

@@ -24,8 +24,9 @@ _SAMPLING_S, _MOST_SAMPLES = 0.02, 25
 LEAST_GAIN = 0.2
 """Share of an item's CPU time that batches have to save."""
 
-_HOPELESS_GAIN = 0.1
-"""Where first samples show less, there are no more."""
+HOPELESS_GAIN = 0.1
+"""Where first samples show less, there are no more; and where less was seen beside others, another
+start would see no more than LEAST_GAIN."""
 
 _GAIN_OF_DOUBLING = 0.05
 """A batch twice as large has to save so much more."""
@@ -78,7 +79,7 @@ def time_sizes(
             break
     rough = _quiet(taken, 1)
     is_known = len(rough) == len(taken) and not is_thorough
-    if is_known and max(gain_at(size, rough, rows) for size in rough) < _HOPELESS_GAIN:
+    if is_known and max(gain_at(size, rough, rows) for size in rough) < HOPELESS_GAIN:
         return TimedSizes(rough, True)
     for number in itertools.count(1):
         for size, sampler in samplers.items():

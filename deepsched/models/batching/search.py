@@ -10,7 +10,7 @@ from dataclasses import replace
 import onnx
 
 from deepsched.machine.partition import Stream
-from deepsched.models.batching.curve import LEAST_GAIN
+from deepsched.models.batching.curve import HOPELESS_GAIN, LEAST_GAIN
 from deepsched.models.batching.dimension import why_not_shared
 from deepsched.models.batching.operators import operators_that_see_the_batch
 from deepsched.models.batching.option import MOST_ITEMS
@@ -76,7 +76,7 @@ class Search:
         found = _record(moved, lengths, self._is_forced)
         if self._is_forced:
             return found
-        if not lengths.is_quiet:
+        if not lengths.is_quiet and lengths.gain >= HOPELESS_GAIN:
             return _unused(found, "others had the CPU while it was measured")._replace(
                 is_settled=False
             )
