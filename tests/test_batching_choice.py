@@ -30,7 +30,7 @@ def lengths(monkeypatch):
     """Sets how long runs seem to take, by their number of items; at first, batches of 8 gain."""
 
     def set_to(seconds, is_quiet=True):
-        def timed(run, inputs_of, rows, is_thorough):
+        def timed(run, inputs_of, rows, most, is_thorough):
             found = {1: seconds[1], **{rows * size: of * rows for size, of in seconds.items()}}
             return TimedSizes(found, is_quiet)
 
@@ -231,6 +231,19 @@ def test_batches_that_save_too_little_are_not_used(lengths):
             reference(mlp(), [np.ones((1, 64), np.float32)]),
         )
     assert found(mlp(), batching=3).sizes == (1, 2, 3)
+
+
+def test_a_request_that_takes_much_memory_is_not_joined_with_others():
+    grows = make(
+        [
+            node("Expand", "x shape", "large"),
+            node("ReduceMean", "large", "y", axes=[1, 2], keepdims=0),
+        ],
+        [tensor("x", ["n", 1, 1])],
+        [tensor("y", ["n"])],
+        [numpy_helper.from_array(np.array([1, 5000, 8000]), "shape")],  # 160 MB an item
+    )
+    assert re.search(r"a request alone takes \d+ MB of memory", found(grows).why_not)
 
 
 def test_off_tries_nothing(monkeypatch):

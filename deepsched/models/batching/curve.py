@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter, thread_time
 from typing import Any, NamedTuple
 
-from deepsched.models.batching.option import MOST_ITEMS
 from deepsched.models.rewrites.timing import SHORTEST_SAMPLE_S, Sample, sample
 
 _BUDGET_S, _PATIENCE_S = 0.3, 1.5
@@ -35,13 +34,13 @@ _LARGEST = 64
 """Beyond that nothing was seen to gain; and latency grows."""
 
 
-def sizes_to_time(rows: int) -> list[int]:
+def sizes_to_time(rows: int, most: int) -> list[int]:
     """Numbers of items: a single one, a request's, and doublings of that.
 
-    >>> sizes_to_time(1), sizes_to_time(3), sizes_to_time(100)
+    >>> sizes_to_time(1, 256), sizes_to_time(3, 256), sizes_to_time(100, 256)
     ([1, 2, 4, 8, 16, 32, 64], [1, 3, 6, 12, 24, 48], [1, 100, 200])
     """
-    largest = min(MOST_ITEMS, max(_LARGEST, 2 * rows))
+    largest = min(most, max(_LARGEST, 2 * rows))
     doublings = [rows << power for power in range(_LARGEST.bit_length())]
     return sorted({1, *(size for size in doublings if size <= largest)})
 
@@ -59,6 +58,7 @@ def time_sizes(
     run: Callable[[list[Any]], Any],
     inputs_of: Callable[[int], list[Any]],
     rows: int,
+    most: int,
     is_thorough: bool,
 ) -> TimedSizes:
     """Sizes take turns, so that a change of the CPU's clock falls on all of them.
@@ -67,12 +67,13 @@ def time_sizes(
         inputs_of: inputs with so many items.
         rows: items in a request. The largest sizes are left out where runs are long, and those
             where others had the CPU.
+        most: items to try.
         is_thorough: also if first samples show that nothing is gained.
     """
     end, end_of_cpu = perf_counter() + _PATIENCE_S, thread_time() + _BUDGET_S
     samplers: dict[int, Callable[[], Sample]] = {}
     taken: dict[int, list[Sample]] = {}
-    for size in sizes_to_time(rows):
+    for size in sizes_to_time(rows, most):
         samplers[size] = _sampler(run, inputs_of(size))
         taken[size] = [samplers[size]()]
         if size > rows and thread_time() > end_of_cpu - _BUDGET_S / 2:

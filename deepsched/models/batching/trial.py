@@ -8,6 +8,7 @@ the machine hardly change. More cores divide the same work.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -16,8 +17,10 @@ import onnx
 
 from deepsched.errors import InferenceError, OptionError
 from deepsched.formatting import counted
+from deepsched.machine.cgroup import memory_left
 from deepsched.machine.partition import Stream
 from deepsched.models.batching.curve import gain_at, knee_of, shortest_run, time_sizes
+from deepsched.models.batching.option import MOST_ITEMS
 from deepsched.models.rewrites.agreement import Moved, all_of, compare
 from deepsched.models.rewrites.made_up import VARIANTS, fix_sizes, nudged, sizes_to_try
 from deepsched.models.rewrites.running import Trial
@@ -30,6 +33,9 @@ _NUM_REQUESTS = 4
 
 _COUNTS = (2, 3, 5, 8)
 """Requests in the batches whose outputs are looked at, beside the largest."""
+
+_MOST_BYTES = 256 * 2**20
+"""That results of operators may take in one session: its arena keeps what the largest run took."""
 
 _SLOW_RUN_S, _TOO_LONG_RUN_S = 0.02, 0.5
 """Of longer runs there are two requests, and one batch is looked at; or none."""
@@ -87,8 +93,10 @@ class BatchTrial:
         _check_outputs(session)
         with self._trial.running(session, stream) as (infos, runs):
             self._make_requests(infos, runs)
+            most = self._most_items(session)
+            self._counts = [count for count in self._counts if count * self._rows <= most]
             moved = self._look(runs, self._counts)
-            seconds, is_quiet = time_sizes(runs.run, self._inputs_of, self._rows, is_thorough)
+            seconds, is_quiet = time_sizes(runs.run, self._inputs_of, self._rows, most, is_thorough)
             knee = knee_of(seconds, self._rows)
             largest = self._look(runs, [knee // self._rows])
         gain = gain_at(knee, seconds, self._rows)
@@ -135,6 +143,16 @@ class BatchTrial:
             self._alone = [first, *(runs.run(request) for request in found[1:])]
             return
         raise Unfit(why_not)
+
+    def _most_items(self, session: Session) -> int:
+        """That there is memory for. Raises Unfit if it is one request."""
+        taken = max((session.arena_bytes() or 0) - session.reserved_bytes, 0)
+        left = memory_left(Path("/"))
+        room = _MOST_BYTES if left is None else min(_MOST_BYTES, left // 4)
+        most = MOST_ITEMS if not taken else min(MOST_ITEMS, room // taken * self._rows)
+        if most < 2 * self._rows:
+            raise Unfit(f"a request alone takes {taken / 1e6:.0f} MB of memory while it runs")
+        return most
 
     def _look(self, runs: TimedRuns, counts: Sequence[int]) -> Moved:
         """Runs batches of so many requests, and compares each one's part. Raises Unfit."""
