@@ -19,6 +19,7 @@ from deepsched.models.batching.curve import TimedSizes
 from deepsched.models.batching.option import check_batching
 from deepsched.models.rewrites.timing import TimedRuns, Timing
 from tests.support import models
+from tests.support.contexts import unpinned
 from tests.support.models import make, mlp, save, tensor
 from tests.support.plain_onnxruntime import reference, same_bits
 
@@ -407,3 +408,21 @@ def test_the_commands_take_batching(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["benchmark", path, "--batching", "on"])
     assert "expected auto, off or an integer, got 'on'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("batch_size", ["auto", 2, None])
+def test_requests_that_wait_run_together_and_get_the_answers_that_they_get_alone(batch_size):
+    rng = np.random.default_rng(0)
+    rows = [2 if batch_size == 2 else 1 + number % 2 * (batch_size is None) for number in range(6)]
+    inputs = [rng.standard_normal((num, 64)).astype(np.float32) for num in rows]
+    with unpinned(1) as context:
+        blocker = Engine(models.spin(), None, context=context)
+        engine = Engine(mlp(), batch_size, context=context)
+        busy = blocker.submit([np.array(20_000), np.ones((64, 64), np.float32)])
+        futures = [engine.submit([x]) for x in inputs]
+        answers = [future.result() for future in futures]
+        busy.result()
+        for x, answer in zip(inputs, answers, strict=True):
+            same_bits(answer, reference(mlp(), [x]))
+        assert sum(count for size, count in engine.stats().by_batch.items() if size > 1) >= 1
+        assert engine.stats().done == 6
