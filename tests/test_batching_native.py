@@ -105,7 +105,7 @@ def let_run_together(engine, model, sizes=SIZES, run_ns=HALVED, batch_form=None)
 def batching(model, num_streams=1, scheduler="multi_stream", capacity=1024, **options):
     """An engine whose requests run together, and one that keeps its streams busy."""
     with unpinned(num_streams, scheduler, queue_capacity=capacity) as context:
-        engine = Engine(model, None, context=context)
+        engine = Engine(model, None, context=context, batching="off")
         let_run_together(engine, model, **options)
         yield engine, Engine(models.spin(), None, context=context)
 
@@ -347,7 +347,7 @@ def test_a_request_that_gives_memory_back_runs_by_itself():
 
 def test_what_does_not_fit_is_refused():
     with unpinned(1) as context:
-        engine = Engine(picks(), None, context=context)
+        engine = Engine(picks(), None, context=context, batching="off")
         with pytest.raises(ValueError, match="ascending sizes"):
             let_run_together(engine, picks(), sizes=[2, 4], run_ns=[1, 1])
         with pytest.raises(ValueError, match="expected"):
@@ -490,8 +490,8 @@ def test_a_crowd_of_every_kind(num_streams, scheduler):
                     break
 
     with unpinned(num_streams, scheduler, queue_capacity=64) as context:
-        engine = Engine(picks(), None, context=context)
-        doomed = Engine(picks(), None, context=context)
+        engine = Engine(picks(), None, context=context, batching="off")
+        doomed = Engine(picks(), None, context=context, batching="off")
         for one in (engine, doomed):
             let_run_together(one, picks())
             if scheduler == "elastic":  # as if the model scaled well

@@ -26,6 +26,7 @@ from deepsched.runtime.runner cimport is_short
 from deepsched.runtime.session cimport Session, ThreadTeam
 from deepsched.runtime.shrink cimport shrink
 from deepsched.runtime.statistics cimport GroupStats, snapshot_group, snapshot_unrun
+from deepsched.runtime.values cimport ValueInfo
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libcpp.atomic cimport memory_order_relaxed, memory_order_release, memory_order_seq_cst
