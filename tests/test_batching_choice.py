@@ -119,7 +119,8 @@ UNFIT = {
     "two symbols": (models.add_two_inputs(), "different ones: k, n"),
     "a length": (lstm(), "'seq', is no batch"),
     "a length without a name": (lstm((None, 1, 8)), "depend on the requests"),
-    "many open dimensions": (models.identity(("n", *"abcdef")), "too large to try"),
+    "the same size twice": (models.identity(("n", "n")), "is another one as well"),
+    "many open dimensions": (models.identity(("n", *"abcdef")), "too many open dimensions"),
     "strings": (models.identity(("n", 2), TensorProto.STRING), "no tensor of numbers"),
     "a sequence": (models.sequence_insert(), "no tensor of numbers"),
     "a sum over the batch": (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from deepsched.errors import InferenceError, ModelError, OptionError
+from deepsched.errors import InferenceError, InputError, ModelError, OptionError
 from deepsched.machine.partition import Stream
 from deepsched.models.batching.option import AUTO, OFF, BatchingOption
 from deepsched.models.batching.record import Batching
@@ -43,7 +43,7 @@ def open_batch(
         opened = prepare_opened()
         search = Search(plain, opened, batching != AUTO, needs_same_bits, open_prepared, streams)
         found = search.find()
-    except (Unfit, ModelError, InferenceError) as error:
+    except (Unfit, ModelError, InferenceError, InputError) as error:
         if batching != AUTO:
             raise OptionError(
                 f"batching={batching}, but requests of this model cannot run together: {error}; "

@@ -25,13 +25,17 @@ def _what_freezers_read() -> None:
     command."""
     from deepsched.runtime import (  # noqa: F401
         backlog,
+        batch_plan,
+        batching,
         completion,
         elastic,
         element_types,
         estimates,
         groups,
         known_short,
+        measuring,
         queue,
+        runner,
         shrink,
         statistics,
         stopping,

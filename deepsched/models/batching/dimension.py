@@ -19,6 +19,9 @@ callers have. Not 8, strings, which are no bytes to be put side by side."""
 _MOST_VALUES = 64
 """As in runtime/batching.pxd."""
 
+_MOST_OPEN = 2
+"""Beside the batch: heights and widths, or a length."""
+
 _UNNAMED = re.compile(r"unk__\d+|None")
 """tf2onnx numbers the dimensions that have no name."""
 
@@ -40,11 +43,15 @@ def why_not_shared(proto: onnx.ModelProto) -> str:
     for name, sizes in inputs.items():
         if not sizes:
             return f"input {name!r} has no first dimension"
+        if sum(not isinstance(size, int) for size in sizes[1:]) > _MOST_OPEN:
+            return f"input {name!r} has too many open dimensions for inputs to be made up"
         if isinstance(sizes[0], int):
             return f"input {name!r} has a first dimension of {sizes[0]}, which is not open"
     symbols = sorted({str(sizes[0]) for sizes in inputs.values()})
     if len(symbols) > 1 and not all(map(_UNNAMED.fullmatch, symbols)):
         return f"first dimensions of inputs are different ones: {', '.join(symbols)}"
+    if any(size in sizes[1:] for size in symbols for sizes in inputs.values()):
+        return f"the first dimension, {symbols[0]!r}, is another one as well"
     if set(batch_inputs(inputs)) != set(inputs):
         return f"the first dimension, {symbols[0]!r}, is no batch"
     return _why_not_in_outputs(proto.graph.output)

@@ -54,7 +54,7 @@ class Search:
         self._one_core = replace(narrowest, cores=narrowest.cores[:1], cpus=narrowest.cpus[:1])
 
     def find(self) -> Batching:
-        """Raises Unfit, ModelError, InferenceError: requests cannot run together."""
+        """Raises Unfit, ModelError, InferenceError, InputError: requests cannot run together."""
         model = onnx.load_from_string(self._opened.graph)
         if why_not := why_not_shared(model):
             raise Unfit(why_not)

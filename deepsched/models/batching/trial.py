@@ -7,7 +7,6 @@ the machine hardly change. More cores divide the same work.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
@@ -37,9 +36,6 @@ _COUNTS = (2, 3, 5, 8)
 
 _MOST_BYTES = 256 * 2**20
 """That results of operators may take in one session: its arena keeps what the largest run took."""
-
-_MOST_ELEMENTS = 2**22
-"""Of a made-up input: more would be those of many open dimensions."""
 
 _SLOW_RUN_S, _TOO_LONG_RUN_S = 0.02, 0.5
 """Of longer runs there are two requests, and one batch is looked at; or none."""
@@ -126,9 +122,6 @@ class BatchTrial:
         for size in sizes_to_try(infos, self._skeleton):
             try:
                 fixed = fix_sizes(infos, self._rows, size)
-                if max(math.prod(info.shape) for info in fixed) > _MOST_ELEMENTS:
-                    why_not = f"an input of {size} in each open dimension is too large to try"
-                    continue
                 found = [
                     [VARIANTS[number % len(VARIANTS)](rng, info) for info in fixed]
                     for number in range(_NUM_REQUESTS)
