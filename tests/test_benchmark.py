@@ -299,7 +299,8 @@ def test_counts_since_an_earlier_moment_are_those_of_what_came_after(before, aft
             buckets[bucket_index(value)] += 1
         snapshot = (buckets.tobytes(), sum(values), max(values))
         result = Counts(1)
-        result.add(([(len(values), 0, 0, 0, 0, snapshot, snapshot)], (0, 0, 0)))
+        group = (len(values), 0, 0, 0, 0, snapshot, snapshot, sum(values), ())
+        result.add(([group], (0, 0, 0)))
         return result
 
     since = counts(before + after).since(counts(before)).summary(1.0, 0, 0, 1)
