@@ -354,6 +354,12 @@ cdef class Dispatcher:
         cdef Batch ended
         if not batch.first.batch_key or not self.backlog.has_items():
             return 0
+        if (
+            is_short(batch.first.model)
+            # relaxed: a hint.
+            and self.backlog.places.load(memory_order_relaxed) <= <size_t>self.groups.num_groups
+        ):
+            return 0  # waking their callers all at once costs more than the runs
         plan = batch.first.model.plan.load(memory_order_acquire)  # pairs with set_batching
         most = self.fair_share(batch.first, plan, width)
         while True:
