@@ -6,6 +6,7 @@ from deepsched.runtime.pool cimport WorkerPool
 from deepsched.runtime.request cimport ModelState, Request, RequestState, Stage
 from deepsched.runtime.stopping cimport RunSlots
 from deepsched.runtime.tracing cimport Tracer
+from deepsched.runtime.turnstile cimport Turnstile
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp.atomic cimport atomic
 
@@ -36,6 +37,7 @@ cdef class Dispatcher:
     cdef WorkerPool pool
     cdef RunSlots slots
     cdef readonly Pins pins
+    cdef readonly Turnstile turnstile  # of callers of run(), before they submit
     cdef int* group_of_cpu
     cdef bint is_pinned
     cdef int64_t spin_ns

@@ -3,6 +3,7 @@ from deepsched.runtime.pins import Pins
 from deepsched.runtime.policy import PolicyTree
 from deepsched.runtime.request import Request
 from deepsched.runtime.tracing import Tracer
+from deepsched.runtime.turnstile import Turnstile
 
 class Dispatcher:
     """The queue, the core groups and the workers of one context."""
@@ -26,6 +27,8 @@ class Dispatcher:
     def backlog(self) -> Backlog: ...
     @property
     def pins(self) -> Pins: ...
+    @property
+    def turnstile(self) -> Turnstile: ...
     @property
     def tracer(self) -> Tracer: ...
     def measure(self, group: int, request: Request, seconds: float) -> int: ...

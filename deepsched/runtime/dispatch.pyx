@@ -28,6 +28,7 @@ from deepsched.runtime.session cimport ThreadTeam
 from deepsched.runtime.shrink cimport move_out_of_arena, shrink
 from deepsched.runtime.statistics cimport GroupStats
 from deepsched.runtime.stopping cimport NO_DEADLINE
+from deepsched.runtime.turnstile cimport Turnstile
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libcpp.atomic cimport atomic, memory_order_relaxed, memory_order_seq_cst
@@ -85,6 +86,7 @@ cdef class Dispatcher:
             self.is_elastic = True
             self.num_groups = tree.tree.num_groups
         self.pool = WorkerPool(num_streams)
+        self.turnstile = Turnstile(num_streams)
         self.tracer = Tracer()
         self.slots = RunSlots(self.num_groups, thread_prefix)
         self.abandoned = []

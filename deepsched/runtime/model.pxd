@@ -18,6 +18,6 @@ cdef class Model:
     cdef Request prepare(
         self, list inputs, object timeout, object priority, bint check_inputs, bint shrinks=*
     )
-    cdef submit_and_wait(self, Request request, uint64_t key)
+    cdef submit_and_wait(self, Request request, uint64_t key, bint needs_turn)
     cdef check_interrupts(self, Request request)
     cpdef check_fork(self)

@@ -22,6 +22,7 @@ from deepsched.runtime.session cimport Session, ThreadTeam
 from deepsched.runtime.shrink cimport shrink
 from deepsched.runtime.statistics cimport GroupStats, snapshot_group, snapshot_unrun
 from deepsched.runtime.stopping cimport NO_DEADLINE
+from deepsched.runtime.turnstile cimport Turnstile
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
@@ -93,13 +94,22 @@ cdef class Model:
         of `overridable`; None leaves one of these out."""
         cdef Request request = self.prepare(inputs, timeout, priority, check_inputs, shrinks)
         cdef uint64_t key = key_of(request.borrowed)
+        cdef Turnstile turnstile = self.dispatcher.turnstile
+        cdef bint needs_turn
         if not enter(&self.state):
             raise _closed()
-        self.submit_and_wait(request, key)
+        needs_turn = turnstile.come(&request.state)
+        try:
+            self.submit_and_wait(request, key, needs_turn)
+        finally:
+            turnstile.go(&request.state)
         return request.outputs()
 
-    cdef submit_and_wait(self, Request request, uint64_t key):
-        """Submits `request`, which has been counted in, and waits for its end. `key`: of its inputs."""
+    cdef submit_and_wait(self, Request request, uint64_t key, bint needs_turn):
+        """Submits `request`, which has been counted in, and waits for its end.
+
+        `key`: of its inputs. `needs_turn`: it has to pass the turnstile first.
+        """
         cdef Dispatcher dispatcher = self.dispatcher
         cdef Submitted submitted = FULL
         # Python's signal handlers run in the main thread only, and not while it is inside ORT: there
@@ -109,11 +119,15 @@ cdef class Model:
         )
         while True:
             with nogil:
-                submitted = dispatcher.submit(
-                    &request.state, may_inline, _patience(request.state.deadline_ns)
-                )
+                if not needs_turn or dispatcher.turnstile.wait_turn(
+                    &request.state, is_main_thread()
+                ):
+                    submitted = dispatcher.submit(
+                        &request.state, may_inline, _patience(request.state.deadline_ns)
+                    )
             if submitted != FULL:
                 break
+            needs_turn = False
             self.check_interrupts(request)
         if submitted == CLOSED:
             leave(&self.state)
@@ -335,6 +349,8 @@ cdef class Model:
         self.state.closing.store(1, memory_order_seq_cst)
         # Whoever waits for space in the queue looks at `closing` again.
         dispatcher.backlog.announce_space(WAKE_ALL)
+        with nogil:
+            dispatcher.turnstile.dismiss_all()
         while True:
             in_flight = self.state.in_flight.load(memory_order_seq_cst)
             if in_flight == 0:
