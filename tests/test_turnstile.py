@@ -247,9 +247,7 @@ def test_parked_callers_leave_when_their_time_is_over(small):
             ends[end] += 1
 
     done_before = small.stats().done
-    call_until(
-        small, lambda turnstile: turnstile.num_turns > 300 and ends["expired"] > 20, call
-    )
+    call_until(small, lambda turnstile: turnstile.num_turns > 300 and ends["expired"] > 20, call)
     stats = small.stats()
     # A request may end just as its time is over.
     assert stats.done - done_before >= ends["done"]

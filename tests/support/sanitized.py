@@ -28,6 +28,7 @@ TESTS = {
         "elastic",
         "trace",
         "pingpong",
+        "turnstile",
     ),
     "address": ("interruptions", "values", "invocation", "request_options", "dispatch"),
 }
