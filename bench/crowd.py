@@ -41,15 +41,17 @@ def run_crowd(
         while now < end:
             run(inputs)
             before, now = now, time.perf_counter_ns()
-            if before >= begin:
+            if now >= begin:
                 mine.append(now - before)
 
     def sleep() -> None:
         start.wait()
-        while (before := time.perf_counter_ns()) < end:
+        now = time.perf_counter_ns()
+        while now < end:
             time.sleep(0.001)
-            if before >= begin:
-                lateness.append((time.perf_counter_ns() - before) / 1e6 - 1)
+            before, now = now, time.perf_counter_ns()
+            if now >= begin:
+                lateness.append((now - before) / 1e6 - 1)
 
     threads = [threading.Thread(target=call, args=(mine,)) for mine in latencies]
     threads.append(threading.Thread(target=sleep))
