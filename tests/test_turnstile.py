@@ -23,7 +23,7 @@ from tests.support.threads import in_threads
 
 NUM_STREAMS = 2
 MOST = NUM_STREAMS + 1
-LEASE_NS = 300_000
+LEASE_NS = 200_000
 OVERDUE_NS = 1_000_000
 
 crowds = pytest.mark.skipif(

@@ -20,7 +20,7 @@ cdef enum:
     DISMISSED = 3  # in no line: to go on without a lease
 
 # How long a caller goes on calling before it lets another one in.
-cdef uint64_t LEASE_NS = 300_000
+cdef uint64_t LEASE_NS = 200_000
 
 # A holder that is so late to give its lease back has stopped calling.
 cdef uint64_t OVERDUE_NS = 1_000_000
