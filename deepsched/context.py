@@ -24,12 +24,14 @@ from deepsched.timeline.trace import Trace
 
 logger = logging.getLogger("deepsched")
 
-_open_contexts: weakref.WeakSet[Context] = weakref.WeakSet()
+# By id. Not a WeakSet, which another thread may change while it is listed.
+_open_contexts: dict[int, weakref.ref[Context]] = {}
 
 
 def open_contexts() -> list[Context]:
     """Those of this process, engines' own included; not those of a parent."""
-    return [it for it in list(_open_contexts) if not it._shared.dispatcher.is_forked]
+    found = [reference() for reference in list(_open_contexts.values())]
+    return [it for it in found if it is not None and not it._shared.dispatcher.is_forked]
 
 
 class Context(Uncopied):
@@ -97,7 +99,7 @@ class Context(Uncopied):
     def _hold(self, shared: SharedStreams) -> None:
         self._shared = shared
         self._layout: Layout = shared.layout
-        _open_contexts.add(self)
+        _open_contexts[id(self)] = weakref.ref(self)
 
     @property
     def scheduler(self) -> Scheduler:
@@ -188,7 +190,7 @@ class Context(Uncopied):
     def close(self) -> None:
         """Closes the engines of this context and ends its threads. May be called again."""
         self._shared.close()
-        _open_contexts.discard(self)
+        _open_contexts.pop(id(self), None)
 
     def stats(self) -> Stats:
         """Outcomes and latencies of the requests of all its engines, closed ones included.
@@ -231,7 +233,7 @@ class Context(Uncopied):
 @atexit.register
 def _close_all() -> None:
     """Threads that run while the interpreter goes away crash it."""
-    for context in list(_open_contexts):
+    for context in open_contexts():
         try:
             context.close()
         except Exception:  # the others are to be closed all the same

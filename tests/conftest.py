@@ -29,9 +29,9 @@ def _cache_of_its_own(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _no_context_is_left_open():
     yield
-    if context_module._open_contexts:
+    if context_module.open_contexts():
         gc.collect()
-    assert not list(context_module._open_contexts), "a test left a context open"
+    assert not context_module.open_contexts(), "a test left a context open"
 
 
 @pytest.fixture

@@ -424,7 +424,7 @@ def test_close_may_be_interrupted_at_any_line_and_called_again():
         engine.close()
         context.close()
         assert engine._served.opened.sessions[0].arena_bytes() is None  # freed
-        assert context not in context_module._open_contexts
+        assert context not in context_module.open_contexts()
 
     assert at_each_line(FILES, close) > 20
 

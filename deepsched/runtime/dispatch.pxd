@@ -41,11 +41,12 @@ cdef class Dispatcher:
     cdef int* group_of_cpu
     cdef bint is_pinned
     cdef int64_t spin_ns
+    # Two lists for good: other threads may be reading.
     cdef list abandoned
     cdef list orphans  # (inbox, requests still to arrive): nobody takes them but reap()
     cdef readonly uint32_t generation
     cdef readonly Tracer tracer
-    cdef uint32_t num_models  # so far, closed ones included
+    cdef atomic[uint32_t] num_models  # so far, closed ones included
     cdef char _pad0[64]
     cdef atomic[uint64_t] backlog_ns  # how long the queued requests are expected to run
     cdef atomic[uint32_t] num_long  # of them, those that are not short

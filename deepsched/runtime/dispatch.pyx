@@ -737,24 +737,28 @@ cdef class Dispatcher:
     cdef reap(self):
         """Frees abandoned requests that have ended, and what arrived in orphaned inboxes."""
         cdef Request request
-        # Allocate, then swap: an allocation may run the garbage collector, and with it finalizers
-        # that call this again. Nothing runs between the two lines of the swap.
-        fresh = []
-        waiting = self.abandoned
-        self.abandoned = fresh
-        for request in waiting:
+        cdef list left = []
+        # One at a time: another thread may be here, or a finalizer come here between any two lines.
+        while self.abandoned:
+            try:
+                request = self.abandoned.pop()
+            except IndexError:
+                break
             if is_complete(&request.state.completion):
                 Py_DECREF(request)
             else:
-                self.abandoned.append(request)
-        # What take() frees may run any finalizer, this function included.
-        fresh = []
-        orphans = self.orphans
-        self.orphans = fresh
-        for inbox, num_left in orphans:
+                left.append(request)
+        self.abandoned.extend(left)
+        left = []
+        while self.orphans:
+            try:
+                inbox, num_left = self.orphans.pop()
+            except IndexError:
+                break
             num_left -= len(inbox.take())
             if num_left:
-                self.orphans.append((inbox, num_left))
+                left.append((inbox, num_left))
+        self.orphans.extend(left)
 
 
 cdef void record_run_length(ModelState* model, uint64_t length) noexcept nogil:

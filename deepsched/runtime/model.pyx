@@ -52,8 +52,9 @@ cdef class Model:
         self.output_names = [info.name.encode() for info in self.outputs]
         self.state.num_outputs = len(self.outputs)
         self.state.trace = &dispatcher.tracer.state
-        self.state.number = self.number = dispatcher.num_models
-        dispatcher.num_models += 1
+        # relaxed: only to be unique.
+        self.number = dispatcher.num_models.fetch_add(1, memory_order_relaxed)
+        self.state.number = self.number
         self.state.sessions = <OrtSession**>calloc(len(sessions), sizeof(OrtSession*))
         self.state.teams = <ThreadTeam**>calloc(len(sessions), sizeof(ThreadTeam*))
         self.state.stats = <GroupStats*>calloc(len(sessions), sizeof(GroupStats))
