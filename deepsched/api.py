@@ -35,6 +35,8 @@ def compile_model(
     shrink_memory: bool = False,
     deterministic: bool = False,
     rewrites: str = "fast",
+    cores: str | None = None,
+    lease_timeout: float = 0.0,
 ) -> Engine:
     """Compiles `model`; see Engine for the parameters and errors.
 
@@ -83,6 +85,8 @@ def compile_model(
         shrink_memory=shrink_memory,
         deterministic=deterministic,
         rewrites=rewrites,
+        cores=cores,
+        lease_timeout=lease_timeout,
     )
 
 

@@ -29,6 +29,10 @@ class OptionError(DeepschedError, ValueError):
     """An option of an engine, a context or the command line has a value that is not allowed."""
 
 
+class LeaseError(DeepschedError, RuntimeError):
+    """Too few cores are free of other processes for a lease, or there can be no leases here."""
+
+
 # --- The model -------------------------------------------------------------------------------
 
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "topology": "show the machine and the streams it would make",
     "doctor": "find what slows inference down on this machine, and what to do",
     "trace": "draw which cores serve which request, from a measurement",
+    "lease": "list which processes have which cores",
     "cache": "list or clear the compiled models on disk",
     "report": "print what a bug report needs, as JSON",
 }

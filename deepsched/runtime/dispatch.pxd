@@ -46,7 +46,6 @@ cdef class Dispatcher:
     cdef list orphans  # (inbox, requests still to arrive): nobody takes them but reap()
     cdef readonly uint32_t generation
     cdef readonly Tracer tracer
-    cdef atomic[uint32_t] num_models  # so far, closed ones included
     cdef char _pad0[64]
     cdef atomic[uint64_t] backlog_ns  # how long the queued requests are expected to run
     cdef atomic[uint32_t] num_long  # of them, those that are not short

@@ -20,7 +20,7 @@ from deepsched.runtime.posix cimport (
     MAX_CPUS, SIGNAL_CHECK_NS, CpuMask, is_main_thread, sched_getcpu,
 )
 from deepsched.runtime.request cimport (
-    CANCELLED, DONE, EXPIRED, FAILED, RUNNING, Stage, begin, finish, is_late, leave, release_outputs,
+    CANCELLED, CLOSING, DONE, EXPIRED, FAILED, RUNNING, Stage, begin, finish, is_late, leave, release_outputs,
     trace_end,
     withdraw,
 )
@@ -123,6 +123,11 @@ cdef class Dispatcher:
         return self.generation != fork_generation()
 
     @property
+    def num_streams(self) -> int:
+        """Number of streams, as which a context's requests run in parallel."""
+        return self.groups.num_groups
+
+    @property
     def num_busy(self) -> int:
         """Number of groups that are claimed right now."""
         return self.groups.num_claimed()
@@ -208,11 +213,11 @@ cdef class Dispatcher:
                 self.backlog.space_waiters.fetch_sub(1, memory_order_relaxed)
                 break
             error = 0
-            if not request.model.closing.load(memory_order_seq_cst):
+            if request.model.admission.load(memory_order_seq_cst) != CLOSING:
                 error = -1 if patience_ns == 0 else self.backlog.wait_for_space(epoch, patience_ns)
             # relaxed: deregistering late only costs a wake-up too many.
             self.backlog.space_waiters.fetch_sub(1, memory_order_relaxed)
-            if request.model.closing.load(memory_order_seq_cst):
+            if request.model.admission.load(memory_order_seq_cst) == CLOSING:
                 self.subtract_expected_load(request)
                 return CLOSED
             if error:

@@ -16,7 +16,7 @@ from deepsched.runtime.ort cimport OrtSession
 from deepsched.runtime.pool cimport fork_generation
 from deepsched.runtime.posix cimport SIGNAL_CHECK_NS, is_main_thread
 from deepsched.runtime.request cimport (
-    CANCELLED, DONE, EXPIRED, REFUSED, Request, Stage, enter, leave, new_request, withdraw,
+    CANCELLED, CLOSING, DONE, EXPIRED, MOVED, OPEN, REFUSED, Request, Stage, enter, leave, new_request, withdraw,
 )
 from deepsched.runtime.session cimport Session, ThreadTeam
 from deepsched.runtime.shrink cimport shrink
@@ -25,7 +25,7 @@ from deepsched.runtime.stopping cimport NO_DEADLINE
 from deepsched.runtime.turnstile cimport Turnstile
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
+from libcpp.atomic cimport atomic, memory_order_relaxed, memory_order_seq_cst
 
 from deepsched.errors import (
     ClosedError, DeadlineExceeded, ForkError, InputError, OptionError, QueueFull,
@@ -35,9 +35,12 @@ from deepsched.runtime.shrink import prepare_shrinking
 
 @cython.final
 cdef class Model:
-    """One model's sessions, one for each core group of `dispatcher`."""
+    """One model's sessions, one for each core group of `dispatcher`.
 
-    def __cinit__(self, Dispatcher dispatcher, list sessions):
+    `number`: what traces call it; None for a new one.
+    """
+
+    def __cinit__(self, Dispatcher dispatcher, list sessions, number=None):
         cdef Session session
         cdef int group
         prepare_shrinking()
@@ -52,9 +55,10 @@ cdef class Model:
         self.output_names = [info.name.encode() for info in self.outputs]
         self.state.num_outputs = len(self.outputs)
         self.state.trace = &dispatcher.tracer.state
-        # relaxed: only to be unique.
-        self.number = dispatcher.num_models.fetch_add(1, memory_order_relaxed)
-        self.state.number = self.number
+        if number is None:
+            # relaxed: only to be unique.
+            number = _num_models.fetch_add(1, memory_order_relaxed)
+        self.state.number = self.number = number
         self.state.sessions = <OrtSession**>calloc(len(sessions), sizeof(OrtSession*))
         self.state.teams = <ThreadTeam**>calloc(len(sessions), sizeof(ThreadTeam*))
         self.state.stats = <GroupStats*>calloc(len(sessions), sizeof(GroupStats))
@@ -96,20 +100,22 @@ cdef class Model:
         cdef Request request = self.prepare(inputs, timeout, priority, check_inputs, shrinks)
         cdef uint64_t key = key_of(request.borrowed)
         cdef Turnstile turnstile = self.dispatcher.turnstile
-        cdef bint needs_turn
-        if not enter(&self.state):
-            raise _closed()
-        needs_turn = turnstile.come(&request.state)
-        try:
-            self.submit_and_wait(request, key, needs_turn)
-        finally:
-            turnstile.go(&request.state)
-        return request.outputs()
+        cdef bint needs_turn, has_ended
+        if enter(&self.state):
+            needs_turn = turnstile.come(&request.state)
+            try:
+                has_ended = self.submit_and_wait(request, key, needs_turn)
+            finally:
+                turnstile.go(&request.state)
+            if has_ended:
+                return request.outputs()
+        return self.successor().run(inputs, time_left(request), priority, check_inputs, shrinks)
 
-    cdef submit_and_wait(self, Request request, uint64_t key, bint needs_turn):
+    cdef bint submit_and_wait(self, Request request, uint64_t key, bint needs_turn) except -1:
         """Submits `request`, which has been counted in, and waits for its end.
 
-        `key`: of its inputs. `needs_turn`: it has to pass the turnstile first.
+        `key`: of its inputs. `needs_turn`: it has to pass the turnstile first. False: it has been
+        counted out, since the model moved or closed while it waited for room.
         """
         cdef Dispatcher dispatcher = self.dispatcher
         cdef Submitted submitted = FULL
@@ -129,11 +135,12 @@ cdef class Model:
             if submitted != FULL:
                 break
             needs_turn = False
-            self.check_interrupts(request)
+            if not self.check_interrupts(request):
+                return False
         if submitted == CLOSED:
             leave(&self.state)
             request.state.stage.store(REFUSED, memory_order_relaxed)
-            return
+            return True
         if submitted == ACCEPTED:
             dispatcher.wait(request)
         if request.state.stage.load(memory_order_relaxed) == DONE:  # relaxed: it has ended
@@ -141,21 +148,22 @@ cdef class Model:
                 self.state.short_classes, key, request.state.ended_ns - request.state.started_ns,
                 dispatcher.num_streams_of(&request.state),
             )
+        return True
 
-    cdef check_interrupts(self, Request request):
-        """Checks signals, the deadline and closing while a counted-in request waits for room.
+    cdef bint check_interrupts(self, Request request) except -1:
+        """Checks signals and the deadline while a counted-in request waits for room. False: the
+        model has moved or is closing.
 
-        Not counted in meanwhile, nor if this raises: a signal's handler may close the model, which
-        waits for all that is counted in.
+        Not counted in meanwhile, nor if this is False or raises: a signal's handler may close the
+        model, which waits for all that is counted in.
         """
         leave(&self.state)
         PyErr_CheckSignals()
         if request.state.deadline_ns != NO_DEADLINE and request.state.deadline_ns <= now_ns():
             # relaxed: a statistic.
-            self.state.unrun.num_expired.fetch_add(1, memory_order_relaxed)
+            self.find_current().state.unrun.num_expired.fetch_add(1, memory_order_relaxed)
             raise DeadlineExceeded("the request's timeout expired before the queue had room for it")
-        if not enter(&self.state):
-            raise _closed()
+        return enter(&self.state)
 
     def start(
         self, list inputs, Inbox inbox not None, tag=None, timeout=None, priority=0,
@@ -169,6 +177,7 @@ cdef class Model:
         cdef Dispatcher dispatcher = self.dispatcher
         cdef Request request = self.prepare(inputs, timeout, priority, check_inputs, shrinks)
         cdef Submitted submitted = FULL
+        cdef bint is_in
         request.tag = tag
         request.state.is_producer = is_producer
         request.inbox = inbox
@@ -176,16 +185,25 @@ cdef class Model:
         request.state.node.owner = <void*>request
         dispatcher.slots.try_start_watcher()
         if not enter(&self.state):
-            raise _closed()
+            return self.successor().start(
+                inputs, inbox, tag, time_left(request), priority, check_inputs, block, is_producer,
+                shrinks,
+            )
         Py_INCREF(request)  # the node's; Inbox.take gives it back
         # With the GIL: it never waits.
         submitted = dispatcher.submit(&request.state, False, 0)
         while submitted == FULL and block:
             try:
-                self.check_interrupts(request)
+                is_in = self.check_interrupts(request)
             except BaseException:
                 Py_DECREF(request)
                 raise
+            if not is_in:
+                Py_DECREF(request)
+                return self.successor().start(
+                    inputs, inbox, tag, time_left(request), priority, check_inputs, block,
+                    is_producer, shrinks,
+                )
             with nogil:
                 submitted = dispatcher.submit(
                     &request.state, False, _patience(request.state.deadline_ns)
@@ -201,7 +219,7 @@ cdef class Model:
     def reject(self) -> None:
         """Counts a request that found no room, and raises QueueFull."""
         # relaxed: a statistic.
-        self.state.unrun.num_rejected.fetch_add(1, memory_order_relaxed)
+        self.find_current().state.unrun.num_rejected.fetch_add(1, memory_order_relaxed)
         raise QueueFull(
             f"{self.dispatcher.backlog.capacity} requests wait already, which is the context's "
             "queue_capacity; try again later, or let the call wait"
@@ -213,9 +231,11 @@ cdef class Model:
         It arrives in its inbox all the same. Nothing happens if it has ended.
         """
         cdef Stage end = EXPIRED if as_expired else CANCELLED
-        if self.dispatcher.generation == fork_generation():
+        # Where it is: its model may have moved since, or before it was accepted.
+        cdef Dispatcher dispatcher = (<Model>request.owner).dispatcher
+        if dispatcher.generation == fork_generation():
             if not withdraw(&request.state, end):
-                self.dispatcher.stop_running(&request.state, end)
+                dispatcher.stop_running(&request.state, end)
 
     def help(self, int most) -> int:
         """Serves up to `most` queued requests on the calling thread, if runs are that short.
@@ -224,6 +244,8 @@ cdef class Model:
         """
         cdef int num_served = 0
         self.check_fork()
+        if self.moved_to is not None:
+            return self.find_current().help(most)
         if not is_short(&self.state):
             self.wake_workers()
         elif enter(&self.state):  # what we serve may be another model's; its end waits for ours
@@ -238,11 +260,14 @@ cdef class Model:
         """Wakes a worker for the backlog, if a group is free."""
         if self.dispatcher.generation == fork_generation():
             self.dispatcher.kick(WAKE_ANY)
+            if self.moved_to is not None:  # some may have been queued there
+                self.find_current().dispatcher.kick(WAKE_ANY)
 
     def orphan(self, Inbox inbox, int num_left) -> None:
         """Leaves the `num_left` requests that are still to arrive in `inbox` to `reap`."""
         if num_left and self.dispatcher.generation == fork_generation():
-            self.dispatcher.orphans.append((inbox, num_left))
+            # Not to be left where nothing may come any more, and nobody look.
+            self.find_current().dispatcher.orphans.append((inbox, num_left))
             self.dispatcher.reap()
 
     cdef Request prepare(
@@ -254,7 +279,8 @@ cdef class Model:
         self.check_fork()
         if dispatcher.pins.has_news():
             dispatcher.pins.tell()
-        if self.state.closing.load(memory_order_relaxed):  # relaxed: enter() looks again
+        # relaxed: enter() looks again.
+        if self.state.admission.load(memory_order_relaxed) == CLOSING and self.moved_to is None:
             raise _closed()
         cdef list infos = self.inputs
         if len(inputs) != len(infos):
@@ -312,7 +338,7 @@ cdef class Model:
         cdef int group, num_groups = len(self.sessions)
         self.check_fork()
         if not enter(&self.state):  # close() waits until we have left
-            raise _closed()
+            return self.successor().trim()
         with nogil:
             for group in range(num_groups):
                 # Streams of one core share a session: the same ones follow each other.
@@ -338,32 +364,75 @@ cdef class Model:
         else uses this model."""
         self.state.estimates.stays_narrow.store(1, memory_order_relaxed)
 
+    # --- Moving: README, "Moving" ---------------------------------------------------------------
+
+    @property
+    def current(self) -> Model:
+        """The model that it has moved to, the last of several; or itself."""
+        return self.find_current()
+
+    def move_to(self, Model model not None) -> None:
+        """From here on requests go to `model`; those that this one has accepted run where they are.
+        """
+        cdef uint32_t is_open = OPEN
+        # First: who is not counted in any more looks for it. Once: others read it meanwhile.
+        if self.moved_to is None:
+            self.moved_to = model
+        # seq_cst: see enter(). Not if it is closing, which says more.
+        self.state.admission.compare_exchange_strong(is_open, MOVED, memory_order_seq_cst)
+
+    def drain(self) -> None:
+        """After `move_to`: waits until all that it has accepted has ended."""
+        if self.dispatcher.generation == fork_generation():
+            with nogil:
+                self.dispatcher.turnstile.dismiss_all()
+                self.dispatcher.kick(WAKE_ANY)
+            self.wait_until_idle()
+
+    cdef Model find_current(self):
+        cdef Model model = self
+        while model.moved_to is not None:
+            model = model.moved_to
+        return model
+
+    cdef Model successor(self):
+        """For a request that this model has not accepted. Raises ClosedError if there is none."""
+        if self.moved_to is None:
+            raise _closed()
+        return self.find_current()
+
     # --- Its end ------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Refuses new requests, ends the queued ones as closed, waits for the running ones."""
         cdef Dispatcher dispatcher = self.dispatcher
         cdef Session session
-        cdef uint32_t in_flight
         if dispatcher.generation != fork_generation():
             return  # the threads and the sessions are the parent's
-        self.state.closing.store(1, memory_order_seq_cst)
-        # Whoever waits for space in the queue looks at `closing` again.
+        self.state.admission.store(CLOSING, memory_order_seq_cst)
+        # Whoever waits for space in the queue looks at `admission` again.
         dispatcher.backlog.announce_space(WAKE_ALL)
         with nogil:
             dispatcher.turnstile.dismiss_all()
-        while True:
-            in_flight = self.state.in_flight.load(memory_order_seq_cst)
-            if in_flight == 0:
-                break
-            with nogil:
-                # In slices: a signal may arrive.
-                futex_wait(&self.state.in_flight, in_flight, SIGNAL_CHECK_NS)
-            PyErr_CheckSignals()
+        self.wait_until_idle()
         dispatcher.reap()
         for session in self.sessions:
             session.close()
 
+    cdef wait_until_idle(self):
+        cdef uint32_t in_flight
+        while True:
+            in_flight = self.state.in_flight.load(memory_order_seq_cst)
+            if in_flight == 0:
+                return
+            with nogil:
+                # In slices: a signal may arrive.
+                futex_wait(&self.state.in_flight, in_flight, SIGNAL_CHECK_NS)
+            PyErr_CheckSignals()
+
+
+# Of all models so far.
+cdef atomic[uint32_t] _num_models
 
 cdef object _NORMAL = 0
 
@@ -386,3 +455,12 @@ cdef int64_t _patience(uint64_t deadline_ns) noexcept nogil:
     if deadline_ns <= now:
         return 0
     return min(<int64_t>(deadline_ns - now), SIGNAL_CHECK_NS)
+
+
+cdef time_left(Request request):
+    """What is left of its timeout, in s; None if it has none."""
+    cdef uint64_t now
+    if request.state.deadline_ns == NO_DEADLINE:
+        return None
+    now = now_ns()
+    return (request.state.deadline_ns - now) / 1e9 if now < request.state.deadline_ns else 0.0

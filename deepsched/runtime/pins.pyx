@@ -207,8 +207,8 @@ cdef class Pins:
         if gone := [str(cpu) for cpu in lost if cpu not in before]:
             logger.warning(
                 "this process may not use CPU %s any more: its cpuset or its affinity has changed. "
-                "Requests go on, on the CPUs that are left, which several threads now share; an "
-                "engine that is opened anew has streams that fit",
+                "Requests go on, on the CPUs that are left, which several threads now share, until "
+                "Context.resize() moves the streams; Context(follow='cpuset') does so by itself",
                 ", ".join(gone),
             )
         if back := [str(cpu) for cpu in before if cpu not in lost]:

@@ -20,8 +20,14 @@ cdef enum Stage:
     CANCELLED = 5  # withdrawn before it began, or stopped
     REFUSED = 6  # its model was closed before it began
 
+cdef enum Admission:
+    # Whether a model takes requests; only grows.
+    OPEN = 0
+    MOVED = 1  # none that come now; those that have been accepted run as usual
+    CLOSING = 2  # none; those that have not begun are refused
+
 cdef struct ModelState:
-    # What threads without the GIL see of a model. `closing` is set once.
+    # What threads without the GIL see of a model.
     OrtSession** sessions  # by core group
     ThreadTeam** teams  # theirs
     Estimates* estimates  # of its run lengths; of elastic contexts
@@ -30,7 +36,7 @@ cdef struct ModelState:
     const char** input_names
     const char** output_names
     size_t num_outputs
-    atomic[uint32_t] closing
+    atomic[uint32_t] admission
     atomic[uint32_t] in_flight  # requests between enter and leave; a futex word for close
     atomic[uint64_t] typical_ns  # smoothed length of a run; 0 until the first
     atomic[uint64_t] needed_ns  # with less left before its deadline a request is not begun

@@ -173,8 +173,8 @@ cdef bint begin(RequestState* request, bint others_wait) noexcept nogil:
     """A worker takes it out of its caller's hands. False: it has ended, without a run."""
     cdef uint32_t queued = QUEUED
     cdef uint32_t next_stage = RUNNING
-    # acquire: pairs with Model.close; a request that sees it set is refused.
-    if request.model.closing.load(memory_order_acquire):
+    # acquire: pairs with Model.close; a request that sees it closing is refused.
+    if request.model.admission.load(memory_order_acquire) == CLOSING:
         next_stage = REFUSED
     elif is_late(request) or (others_wait and is_hopeless(request)):
         next_stage = EXPIRED
@@ -276,12 +276,13 @@ cdef void* finish(RequestState* request) noexcept nogil:
 
 
 cdef bint enter(ModelState* model) noexcept nogil:
-    """Counts a request in; False where the model is closing.
+    """Counts a request in; False where the model has moved, or is closing.
 
-    seq_cst, here and in Model.close: either we see `closing`, or close() sees us counted.
+    seq_cst, here and where `admission` is set: either we see that, or whoever set it sees us
+    counted.
     """
     model.in_flight.fetch_add(1, memory_order_seq_cst)
-    if model.closing.load(memory_order_seq_cst):
+    if model.admission.load(memory_order_seq_cst) != OPEN:
         leave(model)
         return False
     return True
@@ -290,5 +291,5 @@ cdef bint enter(ModelState* model) noexcept nogil:
 cdef void leave(ModelState* model) noexcept nogil:
     """Counts a request out. The caller keeps `model` alive."""
     model.in_flight.fetch_sub(1, memory_order_seq_cst)
-    if model.closing.load(memory_order_seq_cst):
+    if model.admission.load(memory_order_seq_cst) != OPEN:
         futex_wake(&model.in_flight, WAKE_ALL)

@@ -119,7 +119,7 @@ class Stats:
     running: Latency
     """Inside ONNX Runtime."""
     streams: tuple[StreamStats, ...]
-    """By stream."""
+    """By stream. After `Context.resize` those that there are; the figures above have all."""
     lost_cpus: tuple[int, ...] = ()
     """OS numbers of the context's CPUs that this process was found not to be allowed on any more:
     its cpuset or its affinity has changed. Looked at while requests run, ten times a second."""
@@ -149,11 +149,14 @@ class Stats:
 
 
 class Counts:
-    """Counts of one or several models, by stream."""
+    """Counts of one or several models, by stream; and one more sum, of the streams that there were
+    before, where the context has moved."""
 
     def __init__(self, num_streams: int, ranges: Sequence[tuple[int, int]] | None = None) -> None:
         """`ranges`: the streams of each core group; None: each group is one stream."""
         self._ranges = ranges or [(index, index + 1) for index in range(num_streams)]
+        self._num_streams = num_streams
+        num_streams += 1
         self._by_width: dict[int, int] = {}
         self._busy_ns = np.zeros(num_streams, np.int64)
         self._numbers = np.zeros((num_streams, 5), np.int64)
@@ -183,19 +186,31 @@ class Counts:
         self._longest_ns[stream, which] = max(self._longest_ns[stream, which], longest_ns)
 
     def add_all(self, other: Counts) -> None:
-        """Adds what `other`, of the same streams, holds."""
+        """Adds what `other` holds: by stream if its streams are like these, else as a sum."""
         for width, count in other._by_width.items():
             self._by_width[width] = self._by_width.get(width, 0) + count
-        self._busy_ns += other._busy_ns
-        self._numbers += other._numbers
-        self._buckets += other._buckets
-        self._totals_ns += other._totals_ns
-        np.maximum(self._longest_ns, other._longest_ns, out=self._longest_ns)
+        if self._ranges == other._ranges:
+            self._busy_ns += other._busy_ns
+            self._numbers += other._numbers
+            self._buckets += other._buckets
+            self._totals_ns += other._totals_ns
+            np.maximum(self._longest_ns, other._longest_ns, out=self._longest_ns)
+        else:
+            self._busy_ns[-1] += other._busy_ns.sum()
+            self._numbers[-1] += other._numbers.sum(axis=0)
+            self._buckets[-1] += other._buckets.sum(axis=0)
+            self._totals_ns[-1] += other._totals_ns.sum(axis=0)
+            longest_ns = other._longest_ns.max(axis=0)
+            np.maximum(self._longest_ns[-1], longest_ns, out=self._longest_ns[-1])
         self._unrun += other._unrun
 
     def since(self, earlier: Counts) -> Counts:
         """What was counted after `earlier`, which holds the same models' counts."""
-        counts = Counts(len(self._numbers), self._ranges)
+        counts = Counts(self._num_streams, self._ranges)
+        if self._ranges != earlier._ranges:
+            same = Counts(self._num_streams, self._ranges)
+            same.add_all(earlier)
+            earlier = same
         counts._busy_ns = self._busy_ns - earlier._busy_ns
         counts._by_width = {
             width: count - earlier._by_width.get(width, 0)
@@ -214,7 +229,7 @@ class Counts:
         self, seconds: float, queue_depth: int, queue_depth_max: int, queue_capacity: int
     ) -> Stats:
         """Stats of what was counted, after `seconds`."""
-        streams = tuple(self._stream(index, seconds) for index in range(len(self._numbers)))
+        streams = tuple(self._stream(index, seconds) for index in range(self._num_streams))
         every = range(len(self._numbers))
         done, failed, expired, cancelled, inline = (int(n) for n in self._numbers.sum(axis=0))
         unrun_expired, unrun_cancelled, rejected = (int(n) for n in self._unrun)
@@ -228,7 +243,7 @@ class Counts:
             queue_depth_max=queue_depth_max,
             queue_capacity=queue_capacity,
             inline=inline,
-            by_worker=sum(stream.by_worker for stream in streams),
+            by_worker=max(0, done + failed + expired + cancelled - inline),
             busy_fraction=float(np.mean([stream.busy_fraction for stream in streams])),
             by_width=dict(sorted(self._by_width.items())),
             seconds=seconds,
