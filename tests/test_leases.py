@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import errno
 import gc
 import json
 import os
@@ -325,6 +326,62 @@ def test_where_there_can_be_no_leases_that_is_said_and_engines_start_all_the_sam
         pass
 
 
+def test_leases_of_one_cgroup_have_no_more_cores_than_its_quota_pays_for():
+    machine = Topology(EIGHT.cores, cpu_quota=2.5)
+    with Process() as process, take_lease(machine, 2):
+        # The other process takes the machine as it is told to: here, without a quota.
+        assert len(process.take(1)) == 1
+        with pytest.raises(errors.LeaseError, match="CPU quota is 2.5 cores in all"):
+            take_lease(machine, 1)
+    with pytest.raises(errors.StreamConfigError, match="quota"):
+        take_lease(machine, 4)
+
+
+as_root = pytest.mark.skipif(os.getuid() != 0, reason="acts as root")
+
+
+@as_root
+def test_users_share_a_file_in_a_folder_that_all_may_write_to(lease_dir):
+    lease_dir.chmod(0o1777)
+    (lease_dir / NAME).touch()
+    os.chown(lease_dir / NAME, 65534, 65534)  # root may not open it to create it, in such a folder
+    (lease_dir / NAME).chmod(0o666)
+    with take_lease(EIGHT, 4) as lease, Process() as process:
+        assert lease.cpus == (0, 1, 2, 3) and process.take(4) == [4, 5, 6, 7]
+
+
+def test_the_file_is_for_every_user_whatever_the_umask_is(lease_dir):
+    before = os.umask(0o077)
+    try:
+        take_lease(EIGHT, 1).close()
+    finally:
+        os.umask(before)
+    assert (lease_dir / NAME).stat().st_mode & 0o777 == 0o666
+
+
+def test_a_file_that_may_not_be_opened_is_told(lease_dir, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(lease_dir / NAME))
+
+    monkeypatch.setattr("deepsched.machine.lease_file._open_in", refuse)
+    with pytest.raises(errors.LeaseError, match="cannot be had here.*Permission denied"):
+        take_lease(EIGHT, 1)
+
+
+@as_root
+def test_a_holder_in_another_pid_namespace_is_seen_though_it_has_no_number(tmp_path):
+    program = "from deepsched.machine.leases import holders; print(*holders())"
+    with take_lease(EIGHT, 2):
+        shown = subprocess.run(
+            ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+        )
+        if "unshare" in shown.stderr:
+            pytest.skip(f"no namespace can be made here: {shown.stderr}")
+    assert shown.stdout == "a process of another PID namespace has a lease on CPU 0-1\n"
+
+
 def test_a_link_in_the_place_of_the_file_is_not_followed(lease_dir, tmp_path):
     (tmp_path / "elsewhere").write_text("kept")
     (lease_dir / NAME).symlink_to(tmp_path / "elsewhere")
@@ -431,6 +488,15 @@ def test_a_context_with_a_lease_has_its_cores_to_itself(mlp):
     assert context.lease.is_closed
     with Engine(mlp, cores="lease", num_cores=1) as engine:
         assert engine.context.lease is not None
+
+
+def test_an_engine_that_cannot_be_opened_gives_its_lease_back(mlp):
+    with pytest.raises(errors.ModelNotFoundError):
+        Engine("missing.onnx", cores="lease", num_cores=1)
+    with pytest.raises(errors.StreamConfigError):
+        Context(num_streams=10**6, cores="lease", num_cores=1)
+    with Process() as process:
+        assert process.ask("[h.cpus for h in holders()]") == []
 
 
 def test_without_a_lease_the_processes_on_the_same_cores_are_named_once(caplog, mlp):

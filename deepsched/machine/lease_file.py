@@ -101,8 +101,9 @@ class LeaseFile:
 
     def _set(self, kind: int, start: int, length: int) -> bool:
         request = struct.pack(_FLOCK, kind, os.SEEK_SET, start, length, 0)
+        fd = self._descriptor()
         try:
-            fcntl.fcntl(self._descriptor(), fcntl.F_SETLK, request)
+            fcntl.fcntl(fd, fcntl.F_SETLK, request)
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EACCES):  # another process has it
                 return False

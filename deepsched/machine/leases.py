@@ -346,9 +346,11 @@ def _too_few(
     if others is None:
         pid = _book().file.who_allocates()
         return f"no lease on {wanted} can be had: process {pid} does not end choosing its own"
+    quota = topology.cpu_quota
+    limit = "" if quota is None else f", for which its CPU quota is {quota:g} cores in all,"
     return (
-        f"too few of the {counted(len(topology.cores), 'core')} of this process are free for a "
-        f"lease on {wanted}{waited}: {'; '.join(map(str, others))}. lease_timeout= waits for them, "
-        "a smaller num_cores= takes what is left, cores='share' takes them all the same; "
+        f"too few of the {counted(len(topology.cores), 'core')} of this process{limit} are free "
+        f"for a lease on {wanted}{waited}: {'; '.join(map(str, others))}. lease_timeout= waits for "
+        "them, a smaller num_cores= takes what is left, cores='share' takes them all the same; "
         "`deepsched lease list` shows who has what"
     )

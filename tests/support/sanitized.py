@@ -29,6 +29,7 @@ TESTS = {
         "trace",
         "pingpong",
         "turnstile",
+        "resize",
     ),
     "address": ("interruptions", "values", "invocation", "request_options", "dispatch"),
 }
