@@ -11,6 +11,7 @@ taking and giving back a lease takes; and, with one core, two and one again in t
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 import threading
@@ -145,6 +146,7 @@ def p99_of_moves() -> tuple[float, float, int]:
 
 def main() -> int:
     """Prints the figures. Returns 1 if one misses its goal."""
+    logging.getLogger("deepsched").setLevel(logging.ERROR)
     leased = {"cores": "lease", "num_cores": 1}
     setups: dict[str, Sequence[tuple[int, dict[str, object]]]] = {
         "one process, 2 streams": [(2, {"num_streams": 2})],

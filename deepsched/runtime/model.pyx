@@ -352,6 +352,12 @@ cdef class Model:
         """Shortest of several runs on a core group, in ns; see Dispatcher.measure."""
         return self.dispatcher.measure(group, self.prepare(inputs, None, 0, True), seconds)
 
+    def warm(self, list inputs) -> None:
+        """Runs once on each core group, uncounted: a first run fills the arena, and takes longer.
+        Nobody may use its dispatcher yet."""
+        for group in range(len(self.sessions)):
+            self.dispatcher.warm(group, self.prepare(inputs, None, 0, True))
+
     def set_run_ns(self, list run_ns) -> None:
         """Sets what the elastic policy is to believe until runs tell: the run length by core group
         when nothing else runs, in ns; 0: unknown. Groups of one width share it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -80,6 +81,12 @@ class Opener:
                     "with made-up inputs now: %s",
                     error,
                 )
+
+    def warm(self, model: Model, opened: OpenedModel) -> None:
+        """Makes the first runs on other cores, so that no request has to; with made-up inputs,
+        unless the model does not take such."""
+        with contextlib.suppress(OptionError, InputError, InferenceError):
+            model.warm(random_inputs(model.inputs, opened.batch_size))
 
 
 def _measure_scaling(placement: Placement, model: Model, opened: OpenedModel) -> None:

@@ -145,6 +145,8 @@ def _open(opener: Opener, placement: Placement, elsewhere: Placed | None) -> Pla
     placed = Placed(placement, model, opened, sizes_at_opening(opened.sessions))
     try:
         opener.prepare(placement, model, opened)
+        if elsewhere is not None:
+            opener.warm(model, opened)
     except BaseException:
         model.close()
         raise
