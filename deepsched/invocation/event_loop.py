@@ -131,6 +131,7 @@ async def run_on_loop(
     timeout: float | None,
     priority: int,
     check_inputs: bool,
+    block: bool,
     shrinks: bool,
 ) -> list[Any]:
     """See Engine.run_async."""
@@ -143,6 +144,8 @@ async def run_on_loop(
         request = model.start(
             inputs, ended.inbox, future, timeout, priority, check_inputs, False, True, shrinks
         )
+        if request is None and not block:
+            model.reject()
         if request is None:
             request, timeout = await _start_when_there_is_room(
                 model, inputs, ended.inbox, future, timeout, priority, check_inputs, shrinks

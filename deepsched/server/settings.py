@@ -1,0 +1,31 @@
+"""What can be set of a server, beside its models."""
+
+from __future__ import annotations
+
+import msgspec
+
+MIB = 2**20
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where a server listens, and its limits."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    """Of HTTP; 0: any free one."""
+    grpc_port: int = 8001
+    """0: any free one."""
+    max_body_bytes: int = 128 * MIB
+    """Of a request, as it is sent and as it is after decompression; gRPC's messages too."""
+    max_json_bytes: int = 32 * MIB
+    """Of the JSON in a request. Reading it keeps the event loop for about 50 ms by 10 MB."""
+    max_connections: int = 1000
+    """Of HTTP at once. One more gets 503 and is closed."""
+    max_grpc_requests: int = 2048
+    """Of gRPC at once. One more gets RESOURCE_EXHAUSTED."""
+    header_timeout: float = 10.0
+    """Seconds from a connection's first byte of a request to the end of its headers."""
+    body_timeout: float = 60.0
+    """Seconds in which a request's body must have arrived."""
+    keep_alive: float = 60.0
+    """Seconds that a connection without a request is kept."""
