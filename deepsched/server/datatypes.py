@@ -8,8 +8,8 @@ import numpy as np
 
 from deepsched.errors import UnsupportedModelError
 
-# Those of one byte and less have no name in the protocol: theirs are made in its manner. Elements of
-# less than a byte take one each, as in numpy.
+# Floats of a byte and less have no name in the protocol: theirs are made in its manner. Elements
+# of less than a byte take one each, as in numpy.
 _NAMES = {
     "bool": "BOOL",
     "uint8": "UINT8",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, Never, TypeAlias
 
 import grpc
 from google.protobuf.json_format import ParseDict
@@ -17,7 +17,7 @@ from deepsched.server.grpc_messages import SERVICE, message_class, methods
 from deepsched.server.inference import Ended
 from deepsched.server.server import Server
 
-Context = grpc.aio.ServicerContext[Any, Any]
+Context: TypeAlias = "grpc.aio.ServicerContext"
 
 # Of one stream: more are read as these are answered.
 _MOST_STREAMED = 64
@@ -63,14 +63,15 @@ def _unary(
             response = ParseDict(await answer(request, context), response_class())
             return bytes(response.SerializeToString())
         except Exception as error:
-            return await _abort(context, error)
+            await _abort(context, error)
 
     return handle
 
 
-async def _abort(context: Context, error: Exception) -> Any:
+async def _abort(context: Context, error: Exception) -> Never:
     told = answer_of(error)
     await context.abort(told.grpc_code, told.message[:_MOST_DETAILS])
+    raise error  # not reached: abort raises
 
 
 class _Service:
@@ -97,7 +98,7 @@ class _Service:
             raise
         except Exception as error:
             outcome = answer_of(error).outcome
-            return await _abort(context, error)
+            await _abort(context, error)
         finally:
             self._ended(request, outcome, began_ns, context)
 

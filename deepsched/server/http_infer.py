@@ -1,4 +1,4 @@
-"""Inferences over HTTP: from a whole request to its answer, for v2's `infer` and v1's `:predict`."""
+"""Inferences over HTTP: from a whole request to its answer; v2's `infer`, v1's `:predict`."""
 
 from __future__ import annotations
 

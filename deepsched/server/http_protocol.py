@@ -1,8 +1,9 @@
 """A connection of HTTP/1.1: uvicorn's, with limits, and with a way of its own for inferences.
 
-Uvicorn's way to an application (a scope, an event by part of the body, a call by part of the answer)
-costs more than the request does here. So requests that `Endpoint.claims` are read whole, into memory
-where their tensors are aligned, and handled by one task; all others go the usual way.
+Uvicorn's way to an application (a scope, an event by part of the body, a call by part of the
+answer) costs more than the request does here. So requests that the endpoint claims are read whole,
+into memory where their tensors are aligned, and handled by one task; all others go the usual
+way.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ class Exchange:
         num_json = int(behind) if behind.isdigit() and len(behind) < 10 else 0
         memory = np.empty(self._length + _ALIGNMENT, np.uint8)
         start = -(memory.__array_interface__["data"][0] + num_json) % _ALIGNMENT
-        return memoryview(memory)[start : start + self._length]
+        return memory.data[start : start + self._length]
 
     def end(self) -> None:
         """The body is complete."""
@@ -190,6 +191,8 @@ class Exchange:
 
 class Connection(HttpToolsProtocol):
     """See the module."""
+
+    cycle: RequestResponseCycle | Exchange  # type: ignore[assignment]
 
     def __init__(self, endpoint: Endpoint, **options: Any) -> None:
         super().__init__(**options)
@@ -262,7 +265,7 @@ class Connection(HttpToolsProtocol):
             return
         before = self.cycle
         exchange = Exchange(self, handler)
-        self.cycle = exchange  # type: ignore[assignment]
+        self.cycle = exchange
         if before is not None and not before.response_complete:
             # Its turn comes when the one before it is answered.
             exchange._ready = self.loop.create_future()

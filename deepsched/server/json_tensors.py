@@ -42,12 +42,15 @@ def from_json(spec: TensorSpec, shape: Sequence[int], count: int, data: msgspec.
     return values.reshape(shape)
 
 
+_PARSED: dict[str, tuple[Any, Any]]
+_PARSED = {"i": ("i", np.int64), "u": ("u", np.uint64), "f": ("d", np.float64)}
+"""simdjson's types and numpy's, by the kind of the dtype."""
+
+
 def _long(spec: TensorSpec, text: memoryview) -> Array:
-    kind, wide = {"i": ("i", np.int64), "u": ("u", np.uint64), "f": ("d", np.float64)}[
-        spec.dtype.kind
-    ]
+    kind, wide = _PARSED[spec.dtype.kind]
     try:
-        array = simdjson.Parser().parse(text)
+        array: Any = simdjson.Parser().parse(text)
         values = np.frombuffer(array.as_buffer(of_type=kind), wide)
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(_complaint(spec, str(error))) from None

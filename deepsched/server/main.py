@@ -49,7 +49,7 @@ async def _serve(settings: Settings, repository: Repository) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     http = _Http(_http_config(server))
-    rpc = _grpc_server(server)
+    rpc, grpc_port = _grpc_server(server)
     try:
         await rpc.start()
         serving = asyncio.create_task(http.serve())
@@ -57,8 +57,8 @@ async def _serve(settings: Settings, repository: Repository) -> None:
         while not http.started and not serving.done():
             await asyncio.sleep(0.01)
         await repository.start()
-        for line in http.addresses():
-            print(line, flush=True)
+        for address in (*http.addresses(), f"grpc://{settings.host}:{grpc_port}"):
+            print(address, flush=True)
         await stop.wait()
         server.is_stopping = True
         http.should_exit = True
@@ -100,7 +100,7 @@ def _http_config(server: Server) -> uvicorn.Config:
     )
 
 
-def _grpc_server(server: Server) -> grpc.aio.Server:
+def _grpc_server(server: Server) -> tuple[grpc.aio.Server, int]:
     settings = server.settings
     rpc = grpc.aio.server(
         options=[
@@ -113,10 +113,10 @@ def _grpc_server(server: Server) -> grpc.aio.Server:
     rpc.add_generic_rpc_handlers(grpc_service.handlers(server))
     address = f"{settings.host}:{settings.grpc_port}"
     try:
-        rpc.add_insecure_port(address)
+        port = rpc.add_insecure_port(address)
     except RuntimeError as error:
         raise OptionError(f"grpc_port: nothing can listen at {address}: {error}") from None
-    return rpc
+    return rpc, port
 
 
 async def _check_connections(http: uvicorn.Server) -> None:

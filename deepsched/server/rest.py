@@ -1,5 +1,4 @@
-"""Everything of REST but inferences: health, metadata, configuration, statistics, repository, shared
-memory."""
+"""REST, all but inferences: health, metadata, statistics, repository, shared memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""System shared memory that clients have registered: tensors are read and written where they lie."""
+"""System shared memory that clients have registered, for tensors to be read where they lie."""
 
 from __future__ import annotations
 

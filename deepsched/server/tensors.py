@@ -1,4 +1,4 @@
-"""Arrays from raw bytes, and back: what REST's binary form, gRPC and shared memory have in common."""
+"""Arrays from raw bytes, and back: for REST's binary form, gRPC and shared memory."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def from_raw(spec: TensorSpec, shape: Sequence[int], count: int, data: memoryvie
 
 def _strings_from_raw(name: str, data: memoryview, count: int) -> list[bytes]:
     """Each is preceded by its length, of 4 bytes."""
-    strings = []
+    strings: list[bytes] = []
     at, end = 0, data.nbytes
     unpack = struct.Struct("<I").unpack_from
     while at + 4 <= end and len(strings) < count:
@@ -97,7 +97,7 @@ def to_raw(array: Array) -> bytes | memoryview:
             for item in (text if isinstance(text, bytes) else encoded(text),)
             for part in (len(item).to_bytes(4, "little"), item)
         )
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.reshape(-1).view(np.uint8).data
 
 
 def encoded(text: str) -> bytes:
