@@ -18,6 +18,10 @@ import numpy as np
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
+    RequestResponseCycle,
+)
+    STATUS_LINE,
+    HttpToolsProtocol,
 )
 
 from deepsched.server.errors import TooLarge, answer_of, error_json
