@@ -20,9 +20,6 @@ from uvicorn.protocols.http.httptools_impl import (
     HttpToolsProtocol,
     RequestResponseCycle,
 )
-    STATUS_LINE,
-    HttpToolsProtocol,
-)
 
 from deepsched.server.errors import TooLarge, answer_of, error_json
 from deepsched.server.settings import Settings
