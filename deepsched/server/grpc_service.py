@@ -12,7 +12,7 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError
 
 from deepsched.server import grpc_infer, protocol
-from deepsched.server.errors import RequestError, answer_of
+from deepsched.server.errors import ModelNotFound, RequestError, answer_of
 from deepsched.server.grpc_messages import SERVICE, message_class, methods
 from deepsched.server.inference import Ended
 from deepsched.server.server import Server
@@ -181,7 +181,11 @@ class _Service:
         return {"ready": self._server.is_ready}
 
     async def ModelReady(self, request: Any, context: Context) -> dict[str, Any]:  # noqa: N802
-        return {"ready": protocol.is_model_ready(self._server, request.name, request.version)}
+        try:
+            is_ready = protocol.is_model_ready(self._server, request.name, request.version)
+        except ModelNotFound:
+            is_ready = False
+        return {"ready": is_ready}
 
     async def ServerMetadata(self, request: Any, context: Context) -> dict[str, Any]:  # noqa: N802
         return protocol.server_metadata()

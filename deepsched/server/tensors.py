@@ -34,7 +34,7 @@ def check_declared(spec: TensorSpec, datatype: str, shape: Sequence[int]) -> int
     """Checks what a request says of an input, and returns its number of elements.
 
     Raises:
-        InputError: not what the model takes. Sizes are left to the engine.
+        InputError: not what the model takes.
     """
     if datatype != spec.datatype:
         raise InputError(f"input {spec.name!r}: expected {spec.datatype}, got {datatype!r:.40}")
@@ -43,7 +43,17 @@ def check_declared(spec: TensorSpec, datatype: str, shape: Sequence[int]) -> int
             f"input {spec.name!r}: expected sizes of 0 and more in {_MOST_DIMENSIONS} dimensions "
             f"at most, got the shape {list(shape)!r:.80}"
         )
+    if spec.shape and not _fits(shape, spec.shape):  # (): onnxruntime's word for any rank, too
+        raise InputError(
+            f"input {spec.name!r}: expected shape {list(spec.shape)}, got {list(shape)}"
+        )
     return math.prod(shape)
+
+
+def _fits(shape: Sequence[int], expected: tuple[int, ...]) -> bool:
+    if len(shape) != len(expected):
+        return False
+    return all(want in (-1, got) for got, want in zip(shape, expected, strict=True))
 
 
 def from_raw(spec: TensorSpec, shape: Sequence[int], count: int, data: memoryview) -> Array:
