@@ -1,0 +1,114 @@
+"""The page's files, and its events: a hello with what does not change, then a message a second."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from deepsched.machine.diagram import Box, Diagram, build_diagram
+from deepsched.machine.inventory import read_machine
+from deepsched.machine.partition import Partition
+from deepsched.server.live.feed import Feed
+from deepsched.server.live.sampler import WINDOW_S
+from deepsched.version import __version__
+
+if TYPE_CHECKING:
+    from deepsched.context import Context
+    from deepsched.server.main import Server
+
+_FILES = {
+    "/": ("page.html", "text/html"),
+    "/live/page.css": ("page.css", "text/css"),
+    "/live/page.js": ("page.js", "text/javascript"),
+    "/live/lanes.js": ("lanes.js", "text/javascript"),
+    "/live/words.js": ("words.js", "text/javascript"),
+    "/live/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+
+_HEADERS = {
+    "cache-control": "no-cache",
+    # Nothing from elsewhere, and no script or style that is not one of the files. Widths of bars
+    # are set by script, one by one, which this allows.
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+
+
+def routes(server: Server) -> list[Route]:
+    """The page."""
+    feed = server.live
+    folder = resources.files(__package__)
+
+    def file_route(path: str, name: str, media_type: str) -> Route:
+        content = folder.joinpath(name).read_bytes()
+
+        async def answer(request: Request) -> Response:
+            return Response(content, media_type=media_type, headers=_HEADERS)
+
+        return Route(path, answer)
+
+    async def events(request: Request) -> Response:
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        return StreamingResponse(
+            _events(server, feed), media_type="text/event-stream", headers=headers
+        )
+
+    files = [file_route(path, *file) for path, file in _FILES.items()]
+    return [*files, Route("/live/events", events)]
+
+
+async def _events(server: Server, feed: Feed) -> AsyncIterator[bytes]:
+    if feed.is_full:
+        yield b"event: full\ndata: %d\n\n" % feed.num_viewers
+        return
+    async with feed.viewer() as messages:
+        yield b"event: hello\nretry: 2000\ndata: %s\n\n" % hello(server.repository.context)
+        async for message in messages:
+            yield b"data: %s\n\n" % message
+    if feed.is_closed:
+        yield b"event: bye\ndata: \n\n"
+
+
+def hello(context: Context) -> bytes:
+    """What does not change while the server runs, as JSON."""
+    machine = read_machine(context.topology)
+    diagram = build_diagram(
+        context.topology,
+        Partition(context.streams, context.warnings),
+        machine.online,
+        machine.offline,
+    )
+    streams = [
+        {
+            "name": f"stream {stream.index}",
+            "cores": ["+".join(map(str, core.cpus)) for core in stream.cores],
+        }
+        for stream in context.streams
+    ]
+    return json.dumps(
+        {
+            "server": __version__,
+            "window": WINDOW_S,
+            "scheduler": str(context.scheduler),
+            "streams": streams,
+            "machine": _machine(diagram),
+        }
+    ).encode()
+
+
+def _machine(diagram: Diagram) -> dict[str, Any]:
+    return {"title": diagram.title, "boxes": [_box(box) for box in diagram.boxes]}
+
+
+def _box(box: Box) -> dict[str, Any]:
+    cells = [{"cpus": cell.core.cpus, "uses": cell.uses} for cell in box.cells]
+    return {"title": box.title, "boxes": [_box(each) for each in box.boxes], "cells": cells}

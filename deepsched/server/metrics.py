@@ -1,0 +1,167 @@
+"""/metrics: Prometheus' text format, or OpenMetrics where the Accept header asks for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+)
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from deepsched.machine.cgroup import throttling
+from deepsched.server.observed import BOUNDS_S, OUTCOMES
+from deepsched.version import __version__
+
+if TYPE_CHECKING:
+    from deepsched.server.main import Server
+
+
+def routes(server: Server) -> list[Route]:
+    """The endpoint."""
+    registry = CollectorRegistry()
+    registry.register(ServerCollector(server))
+    ProcessCollector(registry=registry)
+
+    async def metrics(request: Request) -> Response:
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        # In a thread: with many models it takes longer than requests should wait.
+        return Response(await asyncio.to_thread(encode, registry), media_type=content_type)
+
+    return [Route("/metrics", metrics)]
+
+
+class ServerCollector(Collector):
+    """Reads everything when it is asked; see observed.py."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def describe(self) -> list[Metric]:
+        """Nothing: else registering would read it all, before the server has started."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric but the process's own."""
+        yield InfoMetricFamily("deepsched", "The server.", {"version": __version__})
+        yield from self._requests()
+        yield from self._queue()
+        yield from self._models()
+        yield from _cpu_quota()
+
+    def _requests(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily(
+            "deepsched_requests",
+            "Requests by how they ended. rejected: the queue was full; invalid: they did not fit "
+            "the model.",
+            labels=("model", "version", "outcome"),
+        )
+        waiting = HistogramMetricFamily(
+            "deepsched_request_waiting_seconds",
+            "From the moment a request was queued until its run began.",
+            labels=("model", "version"),
+        )
+        running = HistogramMetricFamily(
+            "deepsched_request_running_seconds",
+            "Inside ONNX Runtime.",
+            labels=("model", "version"),
+        )
+        for key, totals in sorted(self._server.observed.totals().items()):
+            for outcome in OUTCOMES:
+                requests.add_metric((*key, outcome), totals.outcomes[outcome])
+            waiting.add_metric(key, _buckets(totals.waiting), totals.waiting_s)
+            running.add_metric(key, _buckets(totals.running), totals.running_s)
+        yield from (requests, waiting, running)
+
+    def _queue(self) -> Iterator[Metric]:
+        shared = self._server.repository.context._shared
+        backlog = shared.dispatcher.backlog
+        yield GaugeMetricFamily("deepsched_queue_depth", "Requests that wait.", backlog.depth)
+        yield GaugeMetricFamily(
+            "deepsched_queue_capacity", "As many may wait; more are rejected.", backlog.capacity
+        )
+        busy = CounterMetricFamily(
+            "deepsched_stream_busy_seconds",
+            "Time in which a stream ran requests; its rate is the share of the time it was busy.",
+            labels=("stream",),
+        )
+        for index, seconds in enumerate(shared.registry.counts().busy_seconds()):
+            busy.add_metric((str(index),), seconds)
+        yield busy
+        yield GaugeMetricFamily(
+            "deepsched_lost_cpus",
+            "CPUs of the streams that the process may not use any more.",
+            len(shared.dispatcher.pins.lost_cpus),
+        )
+
+    def _models(self) -> Iterator[Metric]:
+        repository = self._server.repository
+        yield GaugeMetricFamily(
+            "deepsched_ready",
+            "1 if every model that should serve does, and the server is not stopping.",
+            int(repository.is_ready()),
+        )
+        ready = GaugeMetricFamily(
+            "deepsched_model_ready", "1 if it serves.", labels=("model", "version")
+        )
+        for entry in repository.index():
+            ready.add_metric((entry.name, entry.version), int(entry.state == "READY"))
+        yield ready
+        under_way = GaugeMetricFamily(
+            "deepsched_requests_under_way",
+            "Requests between their arrival and their answer.",
+            labels=("model", "version"),
+        )
+        for version in repository.serving():
+            under_way.add_metric((version.name, version.version), version.num_under_way)
+        yield under_way
+        loads = CounterMetricFamily(
+            "deepsched_model_loads",
+            "Loads and reloads by how they ended. failed: the version before goes on.",
+            labels=("model", "outcome"),
+        )
+        for key, count in sorted(self._server.observed.loads.items()):
+            loads.add_metric(key, count)
+        yield loads
+
+
+def _buckets(cumulative: list[int]) -> list[tuple[str, float]]:
+    """As prometheus_client takes them."""
+    return [(le, float(count)) for le, count in zip(_LE, cumulative, strict=True)]
+
+
+_LE = (*map(str, BOUNDS_S), "+Inf")
+
+
+def _cpu_quota() -> Iterator[Metric]:
+    # A group and its parent may count the same throttling: the worst, not the sum.
+    groups = throttling(Path("/"))
+    if not groups:
+        return
+    yield CounterMetricFamily(
+        "deepsched_cpu_throttled_seconds",
+        "Time for which the CPU quota kept threads from running, summed over CPUs.",
+        max(group.seconds for group in groups),
+    )
+    yield CounterMetricFamily(
+        "deepsched_cpu_throttled_periods",
+        "Periods in which the CPU quota was used up.",
+        max(group.num_throttled for group in groups),
+    )
+    yield CounterMetricFamily(
+        "deepsched_cpu_periods",
+        "Periods of the CPU quota.",
+        max(group.num_periods for group in groups),
+    )
