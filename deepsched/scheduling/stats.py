@@ -261,8 +261,13 @@ class Counts:
         """Stats of what was counted, after `seconds`."""
         streams = tuple(self._stream(index, seconds) for index in range(len(self._numbers)))
         every = range(len(self._numbers))
+        outcomes = self.outcomes()
         return Stats(
-            **self.outcomes(),
+            done=outcomes["done"],
+            failed=outcomes["failed"],
+            expired=outcomes["expired"],
+            cancelled=outcomes["cancelled"],
+            rejected=outcomes["rejected"],
             queue_depth=queue_depth,
             queue_depth_max=queue_depth_max,
             queue_capacity=queue_capacity,
