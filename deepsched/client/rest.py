@@ -7,13 +7,12 @@ request is one `sendall` of bytes made before, and an answer is read line by lin
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import socket
 import ssl
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 from urllib.parse import quote
 
 import numpy as np
@@ -45,7 +44,7 @@ class _Connection:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if tls is not None:
             self.socket = tls.wrap_socket(self.socket, server_hostname=host)
-        self.reader = self.socket.makefile("rb", buffering=256 * 1024)
+        self.reader = cast(BinaryIO, self.socket.makefile("rb", buffering=256 * 1024))
         self.is_used = False
 
     def exchange(self, request: bytes) -> Answer:
@@ -62,7 +61,7 @@ class _Connection:
         self.socket.close()
 
 
-def read_answer(reader: io.BufferedReader) -> Answer:
+def read_answer(reader: BinaryIO) -> Answer:
     """Reads an answer of HTTP/1.1; informational ones (1xx) before it are skipped.
 
     Raises:
@@ -91,7 +90,7 @@ def read_answer(reader: io.BufferedReader) -> Answer:
             return Answer(status, headers, _read_body(reader, status, headers))
 
 
-def _read_body(reader: io.BufferedReader, status: int, headers: dict[bytes, bytes]) -> bytes:
+def _read_body(reader: BinaryIO, status: int, headers: dict[bytes, bytes]) -> bytes:
     if status in (204, 304):
         return b""
     if b"chunked" in headers.get(b"transfer-encoding", b"").lower():
@@ -107,7 +106,7 @@ def _read_body(reader: io.BufferedReader, status: int, headers: dict[bytes, byte
     return reader.read()
 
 
-def _read_exactly(reader: io.BufferedReader, size: int) -> bytes:
+def _read_exactly(reader: BinaryIO, size: int) -> bytes:
     data = reader.read(size)
     if len(data) < size:
         raise ConnectionResetError("the connection ended in the middle of an answer")
@@ -183,7 +182,7 @@ class RestClient:
         inputs: list[dict[str, Any]] = []
         raw: list[bytes] = []
         for tensor, array in zip(model.inputs, arrays, strict=True):
-            described = {
+            described: dict[str, Any] = {
                 "name": tensor.name,
                 "shape": list(array.shape),
                 "datatype": tensor.datatype,

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from deepsched.errors import DeepschedError
-from deepsched.server import rest
+from deepsched.server import live, metrics, rest
 from deepsched.server.server import Server
 
 
@@ -19,7 +19,7 @@ def create_app(server: Server) -> Starlette:
         return rest.error_response(error)
 
     return Starlette(
-        routes=rest.routes(server),
+        routes=[*rest.routes(server), *metrics.routes(server), *live.routes(server)],
         exception_handlers={
             DeepschedError: explain,
             HTTPException: rest.not_found,

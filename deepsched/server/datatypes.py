@@ -64,6 +64,31 @@ def datatype_of(dtype: np.dtype[Any], what: str) -> str:
         ) from None
 
 
+def dtype_of(datatype: str, what: str) -> np.dtype[Any]:
+    """numpy's dtype of one of the protocol's names.
+
+    Args:
+        datatype: such as "FP32"; BYTES is object.
+        what: of what, for the error.
+
+    Raises:
+        UnsupportedModelError: the name is unknown, or needs ml_dtypes, which is not installed.
+
+    Example:
+        >>> dtype_of("FP32", "input 'x'")
+        dtype('float32')
+    """
+    for name, known in _NAMES.items():
+        if known == datatype:
+            try:
+                return np.dtype(name)
+            except TypeError:
+                break
+    raise UnsupportedModelError(
+        f"{what} has elements of {datatype}, which numpy here has no type for"
+    )
+
+
 def config_type_of(datatype: str) -> str:
     """What a model's configuration calls it; TYPE_INVALID where it has no word.
 

@@ -62,6 +62,8 @@ async def _serve(settings: Settings, repository: Repository) -> None:
         await stop.wait()
         server.is_stopping = True
         http.should_exit = True
+        for call in server.on_stop:
+            call()
         await asyncio.gather(serving, rpc.stop(30))
         checking.cancel()
     finally:

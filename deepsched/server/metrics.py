@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import (
@@ -23,10 +22,8 @@ from starlette.routing import Route
 
 from deepsched.machine.cgroup import throttling
 from deepsched.server.observed import BOUNDS_S, OUTCOMES
+from deepsched.server.server import Server
 from deepsched.version import __version__
-
-if TYPE_CHECKING:
-    from deepsched.server.main import Server
 
 
 def routes(server: Server) -> list[Route]:
@@ -111,7 +108,7 @@ class ServerCollector(Collector):
         yield GaugeMetricFamily(
             "deepsched_ready",
             "1 if every model that should serve does, and the server is not stopping.",
-            int(repository.is_ready()),
+            int(self._server.is_ready),
         )
         ready = GaugeMetricFamily(
             "deepsched_model_ready", "1 if it serves.", labels=("model", "version")

@@ -9,7 +9,7 @@ from typing import Any
 
 from deepsched.engine import Engine
 from deepsched.errors import InputError, UnsupportedModelError
-from deepsched.scheduling.stats import Latency
+from deepsched.scheduling.stats import Counts, Latency
 from deepsched.server.datatypes import config_type_of, datatype_of
 from deepsched.server.tensors import TensorSpec
 
@@ -171,6 +171,17 @@ class ModelVersion:
                 f"model {self.name!r} expects inputs named "
                 f"{[spec.name for spec in self.inputs.values()]}; missing {missing}"
             )
+
+    # --- What has been counted --------------------------------------------------------------
+
+    @property
+    def number(self) -> int:
+        """What traces call its engine."""
+        return self.engine._served.model.number
+
+    def counts(self) -> Counts:
+        """What the engine has counted so far; final once that is closed."""
+        return self.engine._served.counts()
 
     # --- What is said of it -----------------------------------------------------------------
 

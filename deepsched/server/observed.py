@@ -9,14 +9,11 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from deepsched.scheduling.stats import Counts
-
-if TYPE_CHECKING:
-    from deepsched.server.model_version import ModelVersion
+from deepsched.server.model_version import ModelVersion
 
 BOUNDS_S = (
     *(10e-6, 25e-6, 50e-6, 100e-6, 250e-6, 500e-6),
@@ -54,9 +51,9 @@ class Totals:
 
 def totals_of(version: ModelVersion) -> Totals:
     """What one version has counted, by its engine and by itself."""
-    counts: Counts = version.engine._served.counts()
+    counts = version.counts()
     return Totals(
-        Counter({**counts.outcomes(), "invalid": version.invalid}),
+        Counter({**counts.outcomes(), "invalid": version.num_invalid}),
         *counts.cumulative("waiting", BOUNDS_S),
         *counts.cumulative("running", BOUNDS_S),
     )
@@ -106,9 +103,7 @@ class Observed:
             versions = list(self._open)
         count = Counter(it.name for it in versions)
         return {
-            it.engine._served.model.number: (
-                it.name if count[it.name] == 1 else f"{it.name} {it.version}"
-            )
+            it.number: (it.name if count[it.name] == 1 else f"{it.name} {it.version}")
             for it in versions
         }
 

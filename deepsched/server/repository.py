@@ -13,6 +13,7 @@ from deepsched.engine import Engine
 from deepsched.errors import InferenceError, InputError
 from deepsched.server.errors import ModelNotFound, NotReady, RequestError
 from deepsched.server.model_version import ModelVersion
+from deepsched.server.observed import Observed
 
 
 class IndexEntry(NamedTuple):
@@ -40,6 +41,7 @@ class Repository:
 
     def __init__(self, sources: Sequence[ModelSource], context: Context) -> None:
         self.context = context
+        self.observed = Observed()
         self._sources = list(sources)
         self._versions: dict[str, ModelVersion] = {}
 
@@ -47,7 +49,8 @@ class Repository:
         """Opens all models, each of which answers a request before it counts as ready."""
         for source in self._sources:
             engine = await asyncio.to_thread(self._open, source)
-            self._versions[source.name] = ModelVersion(source.name, "1", engine)
+            version = self._versions[source.name] = ModelVersion(source.name, "1", engine)
+            self.observed.opened(version)
 
     def _open(self, source: ModelSource) -> Engine:
         engine = Engine(source.path, None, context=self.context)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from deepsched.server.inference import Inference
+from deepsched.server.observed import Observed
 from deepsched.server.repository import Repository
 from deepsched.server.settings import Settings
 from deepsched.server.shared_memory import Regions
@@ -29,9 +30,16 @@ class Server:
     started_at: float = field(default_factory=time.time)
     """As of time.time()."""
     is_stopping: bool = False
+    on_stop: list[Callable[[], None]] = field(default_factory=list)
+    """To be called when no more connections are taken: what would keep some open for ever."""
 
     def __post_init__(self) -> None:
         self.inference = Inference(self.repository, self.regions)
+
+    @property
+    def observed(self) -> Observed:
+        """What all versions of all models have counted."""
+        return self.repository.observed
 
     @property
     def is_ready(self) -> bool:

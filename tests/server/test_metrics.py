@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
 from deepsched import Engine
 from deepsched.scheduling.stats import Counts
+from deepsched.server import observed as observed_module
+from deepsched.server.model_version import ModelVersion
 from tests.support import models
 from tests.support.contexts import unpinned
 
 pytestmark = pytest.mark.server
 
-observed_module = pytest.importorskip("deepsched.server.observed")
-parser = pytest.importorskip("prometheus_client.parser")
 X = np.zeros((1, 64), np.float32)
 
 
-def version_of(engine, name="mlp", version="1", invalid=0):
-    return SimpleNamespace(name=name, version=version, engine=engine, invalid=invalid)
+def version_of(engine, name="mlp", version="1"):
+    return ModelVersion(name, version, engine)
 
 
 def done(observed, name="mlp", version="1"):

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
 
+from deepsched.context import Context
 from deepsched.machine.diagram import Box, Diagram, build_diagram
 from deepsched.machine.inventory import read_machine
 from deepsched.machine.partition import Partition
 from deepsched.server.live.feed import Feed
-from deepsched.server.live.sampler import WINDOW_S
+from deepsched.server.live.sampler import WINDOW_S, Sampler
+from deepsched.server.server import Server
 from deepsched.version import __version__
 
-if TYPE_CHECKING:
-    from deepsched.context import Context
-    from deepsched.server.main import Server
+_MOST_SEND_S = 10.0
+"""For which a viewer may leave a message in the socket's buffer."""
 
 _FILES = {
     "/": ("page.html", "text/html"),
@@ -45,7 +48,8 @@ _HEADERS = {
 
 def routes(server: Server) -> list[Route]:
     """The page."""
-    feed = server.live
+    feed = Feed(Sampler(server))
+    server.on_stop.append(feed.close)
     folder = resources.files(__package__)
 
     def file_route(path: str, name: str, media_type: str) -> Route:
@@ -58,12 +62,24 @@ def routes(server: Server) -> list[Route]:
 
     async def events(request: Request) -> Response:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        return StreamingResponse(
-            _events(server, feed), media_type="text/event-stream", headers=headers
-        )
+        return _EventStream(_events(server, feed), media_type="text/event-stream", headers=headers)
 
     files = [file_route(path, *file) for path, file in _FILES.items()]
     return [*files, Route("/live/events", events)]
+
+
+class _EventStream(StreamingResponse):
+    """Ends with the connection where the viewer does not read."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_in_time(message: Message) -> None:
+            try:
+                async with asyncio.timeout(_MOST_SEND_S):
+                    await send(message)
+            except TimeoutError:
+                scope["deepsched.connection"].transport.abort()
+
+        await super().__call__(scope, receive, send_in_time)
 
 
 async def _events(server: Server, feed: Feed) -> AsyncIterator[bytes]:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -33,9 +33,8 @@ from deepsched.machine.sysfs import format_cpu_list
 from deepsched.runtime.request import OUTCOMES
 from deepsched.runtime.tracing import ENTRY
 from deepsched.scheduling.stats import Counts, Latency
-
-if TYPE_CHECKING:
-    from deepsched.server.main import Server
+from deepsched.server.repository import Repository
+from deepsched.server.server import Server
 
 WINDOW_S = 10
 MOST_RUNS = 400
@@ -56,7 +55,7 @@ class Sampler:
     def begin(self) -> None:
         """Somebody looks from now on."""
         self._origin_ns = time.monotonic_ns()
-        self._seen.append(_Seen.of(self._server))
+        self._seen.append(_Seen.of(self._server.repository))
         self._begin_moment()
 
     def end(self) -> None:
@@ -68,7 +67,7 @@ class Sampler:
         """A message. `next_s`: until the next."""
         moment = self._end_moment()
         self._begin_moment()
-        now = _Seen.of(self._server)
+        now = _Seen.of(self._server.repository)
         before = self._seen[0]
         self._seen.append(now)
         while len(self._seen) > 2 and now.at - self._seen[1].at >= WINDOW_S:
@@ -97,9 +96,9 @@ class Sampler:
         )
 
     def _state(self) -> str:
-        if self._server.stopping:
+        if self._server.is_stopping:
             return "stopping"
-        return "ready" if self._server.repository.is_ready() else "starting"
+        return "ready" if self._server.is_ready else "starting"
 
     def _models(self, before: _Seen, now: _Seen, seconds: float) -> list[dict[str, Any]]:
         """Every version in the repository's index, with figures where it serves."""
@@ -108,7 +107,7 @@ class Sampler:
         for entry in self._server.repository.index():
             figures: dict[str, Any] = {}
             version = serving.get((entry.name, entry.version))
-            number = None if version is None else version.engine._served.model.number
+            number = None if version is None else version.number
             if number in now.versions:
                 counted = now.versions[number]
                 nothing = _Counted(self._context._shared.new_counts().flat(), 0)
@@ -188,12 +187,11 @@ class _Seen(NamedTuple):
     throttled_s: float
 
     @classmethod
-    def of(cls, server: Server) -> _Seen:
+    def of(cls, repository: Repository) -> _Seen:
         """Reads them."""
-        every = server.repository.context._shared.registry.counts()
+        every = repository.context._shared.registry.counts()
         versions = {
-            it.engine._served.model.number: _Counted(it.engine._served.counts().flat(), it.invalid)
-            for it in server.repository.serving()
+            it.number: _Counted(it.counts().flat(), it.num_invalid) for it in repository.serving()
         }
         return cls(
             time.monotonic(),
