@@ -162,7 +162,10 @@ def _are_alike(reports: Sequence[Report]) -> bool:
 def print_sweep(result: Report) -> None:
     """Prints a row for each combination."""
     axes = list(result["sweep"])
-    columns = (*axes, "requests", "items/sec", "mean ms", *_PERCENTILES, *_COSTS, "state")
+    is_remote = all(report.get("num_cores") is None for report in result["measurements"])
+    columns = [*axes, "requests", "items/sec", "mean ms", *_PERCENTILES, *_COSTS]
+    if not is_remote:
+        columns.append("state")
     table = _table(result["model_path"].rsplit("/", 1)[-1], columns)
     failed = []
     for report in result["measurements"]:
@@ -182,14 +185,16 @@ def print_sweep(result: Report) -> None:
             *_percentiles(numbers),
             "-" if cpu is None else rounded(cpu * 1e3),
             f"{numbers['peak_memory_bytes'] / 1e6:.0f}",
-            report["state"] or "?",
+            *([] if is_remote else [report["state"] or "?"]),
         )
     _print(table)
     _explain_marks(result["measurements"])
-    _explain_states(result["measurements"])
+    if not is_remote:
+        _explain_states(result["measurements"])
     for line in failed:
         print(line)
-    _print_contention(result["measurements"])
+    if not is_remote:  # a server on this machine is one of the others
+        _print_contention(result["measurements"])
     if result["interrupted"]:
         print("Interrupted: the last line may be of a shorter time; others are missing.")
 

@@ -133,6 +133,7 @@ async def run_on_loop(
     check_inputs: bool,
     block: bool,
     shrinks: bool,
+    times_ns: list[int] | None = None,
 ) -> list[Any]:
     """See Engine.run_async."""
     timeout = check_timeout(timeout)
@@ -160,7 +161,10 @@ async def run_on_loop(
     if timeout is not None:
         timer = loop.call_later(timeout, _expire, model, request, future)
     try:
-        return await future
+        outputs = await future
+        if times_ns is not None:
+            times_ns[:] = request.times_ns
+        return outputs
     except (asyncio.CancelledError, GeneratorExit):
         model.cancel(request)
         request.tag = None  # else it keeps the loop alive until it is taken from the inbox

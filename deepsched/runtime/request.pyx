@@ -102,6 +102,12 @@ cdef class Request:
         """Whether it has begun and not ended."""
         return self.state.stage.load(memory_order_relaxed) == RUNNING
 
+    @property
+    def times_ns(self) -> tuple:
+        """When it was queued, and when its run began and ended, by the monotonic clock. Of a
+        request that has ended; 0: it never ran."""
+        return self.state.submitted_ns, self.state.started_ns, self.state.ended_ns
+
 
 cdef Request new_request(
     object owner, ModelState* model, list input_infos, list output_infos, list inputs,

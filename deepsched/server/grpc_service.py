@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 from deepsched.server import grpc_infer, protocol
 from deepsched.server.errors import ModelNotFound, RequestError, answer_of
 from deepsched.server.grpc_messages import SERVICE, message_class, methods
-from deepsched.server.inference import Ended
+from deepsched.server.inference import Ended, run_times_ns
 from deepsched.server.server import Server
 
 Context: TypeAlias = "grpc.aio.ServicerContext"
@@ -117,6 +117,7 @@ class _Service:
                 time.monotonic_ns(),
                 context.peer(),
                 str(metadata.get("traceparent", "")),
+                run_times_ns.get(),
             )
         )
 

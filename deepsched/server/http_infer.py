@@ -11,7 +11,7 @@ from deepsched.server import predict, rest_infer
 from deepsched.server.compression import coding_for, compressed, decompressed
 from deepsched.server.errors import RequestError, answer_of
 from deepsched.server.http_protocol import Exchange, Handler, Header
-from deepsched.server.inference import Ended
+from deepsched.server.inference import Ended, run_times_ns
 from deepsched.server.rest_infer import Body
 from deepsched.server.server import Server
 
@@ -90,6 +90,7 @@ class HttpInference:
                         time.monotonic_ns(),
                         str((exchange.connection.client or ("",))[0]),
                         exchange.header(b"traceparent").decode("latin-1"),
+                        run_times_ns.get(),
                     )
                 )
 

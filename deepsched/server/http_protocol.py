@@ -262,6 +262,7 @@ class Connection(HttpToolsProtocol):
         self._is_within = _BODY
         handler = self._claims(self.url) if self.parser.get_method() == b"POST" else None
         if handler is None:
+            self.scope["deepsched.connection"] = self  # type: ignore[typeddict-unknown-key]
             super().on_headers_complete()
             return
         before = self.cycle

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from deepsched.server.errors import RequestError
@@ -11,6 +12,9 @@ from deepsched.server.repository import Repository
 from deepsched.server.shared_memory import Regions
 
 # The wire's 1 is the highest, 2 the usual, 3 the lowest; 0, and what is above, the usual.
+run_times_ns: ContextVar[Sequence[int]] = ContextVar("run_times_ns", default=())
+"""Of the run that the current task has made, where somebody wants to know: for `Ended`."""
+
 _PRIORITIES = {1: 1, 3: -1}
 
 
@@ -29,6 +33,8 @@ class Ended(NamedTuple):
     ended_ns: int
     peer: str
     traceparent: str
+    times_ns: Sequence[int] = ()
+    """When it was queued, and when its run began and ended, if it was answered."""
 
 
 class Inference:
@@ -56,10 +62,18 @@ class Inference:
         Raises:
             DeepschedError: any error of `Engine.run_async`; QueueFull at once.
         """
+        times_ns: list[int] | None = None
+        if self.on_end is not None:
+            times_ns = []
+            run_times_ns.set(times_ns)
         version.enter()
         try:
             outputs = await version.engine.run_async(
-                version.in_order(inputs), timeout=timeout, priority=priority, block=False
+                version.in_order(inputs),
+                timeout=timeout,
+                priority=priority,
+                block=False,
+                times_ns=times_ns,
             )
         finally:
             version.leave()

@@ -15,7 +15,7 @@ import uvicorn
 import uvloop
 
 from deepsched.errors import OptionError
-from deepsched.server import grpc_service
+from deepsched.server import grpc_service, observers
 from deepsched.server.app import create_app
 from deepsched.server.http_infer import HttpInference
 from deepsched.server.http_protocol import Connection
@@ -44,6 +44,7 @@ def serve(settings: Settings, repository: Repository) -> None:
 
 async def _serve(settings: Settings, repository: Repository) -> None:
     server = Server(settings, repository)
+    observers.attach(server)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -68,6 +69,8 @@ async def _serve(settings: Settings, repository: Repository) -> None:
         checking.cancel()
     finally:
         await repository.close()
+        for call in server.on_answered:
+            call()
 
 
 class _Http(uvicorn.Server):

@@ -32,6 +32,8 @@ class Server:
     is_stopping: bool = False
     on_stop: list[Callable[[], None]] = field(default_factory=list)
     """To be called when no more connections are taken: what would keep some open for ever."""
+    on_answered: list[Callable[[], None]] = field(default_factory=list)
+    """To be called after the last answer."""
 
     def __post_init__(self) -> None:
         self.inference = Inference(self.repository, self.regions)

@@ -27,5 +27,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Seconds from a connection's first byte of a request to the end of its headers."""
     body_timeout: float = 60.0
     """Seconds in which a request's body must have arrived."""
+    access_log: str = ""
+    """A line on stdout for each request: json or text; empty: none."""
+    trace_share: float | None = None
+    """Of the requests, to record as OpenTelemetry's spans, 0 to 1; those that bring a trace context
+    follow that. None: none, and OpenTelemetry is not imported."""
     keep_alive: float = 60.0
     """Seconds that a connection without a request is kept."""

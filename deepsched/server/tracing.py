@@ -82,9 +82,9 @@ class SpanRecorder:
         )
         if not span.is_recording():
             return
-        for name, at_ns in zip(("queued", "run began", "run ended"), ended.times, strict=True):
-            if at_ns:
-                span.add_event(name, timestamp=at_ns + to_unix_ns)
+        # Empty, where it was not answered.
+        for name, at_ns in zip(("queued", "run began", "run ended"), ended.times_ns, strict=False):
+            span.add_event(name, timestamp=at_ns + to_unix_ns)
         if ended.outcome not in _OUTCOMES_OF_CLIENTS:
             span.set_status(self._trace.StatusCode.ERROR, ended.outcome)
         span.end(ended.ended_ns + to_unix_ns)
