@@ -14,8 +14,8 @@ from onnx import TensorProto, helper
 
 from tests.support import models
 
-for _needed in ("msgspec", "grpc", "tritonclient"):
-    pytest.importorskip(_needed, reason="needs the extra serve and tritonclient[all]")
+for _needed in ("msgspec", "grpc"):
+    pytest.importorskip(_needed, reason="needs the extra serve")
 
 
 class Address(NamedTuple):
