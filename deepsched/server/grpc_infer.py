@@ -16,7 +16,7 @@ from deepsched.errors import InputError
 from deepsched.server.classification import classify
 from deepsched.server.errors import RequestError
 from deepsched.server.grpc_messages import message_class
-from deepsched.server.inference import Inference, priority_of, timeout_of
+from deepsched.server.inference import Inference
 from deepsched.server.model_version import ModelVersion
 from deepsched.server.tensors import Array, TensorSpec, check_declared, from_raw, to_raw
 
@@ -123,8 +123,8 @@ async def answer(
         wanted = [
             (version.output(output.name), parameters_of(output)) for output in request.outputs
         ]
-        timeout = timeout_of(parameters, limit)
-        priority = priority_of(parameters)
+        timeout = version.limits.seconds(parameters, limit)
+        priority = version.limits.engine_priority(parameters)
     except (RequestError, InputError):
         version.num_invalid += 1
         raise

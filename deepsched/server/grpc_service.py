@@ -30,9 +30,8 @@ _SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"
 _StreamResponse = message_class("ModelStreamInferResponse")
 
 
-def handlers(server: Server) -> list[grpc.GenericRpcHandler]:
+def handlers(service: Service) -> list[grpc.GenericRpcHandler]:
     """What a grpc.aio server is to be given."""
-    service = _Service(server)
     calls: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     for name, request_class, response_class in methods():
         answer = getattr(service, name, None)
@@ -74,16 +73,21 @@ async def _abort(context: Context, error: Exception) -> Never:
     raise error  # not reached: abort raises
 
 
-class _Service:
+class Service:
     """The calls of the service by their names there, from a message to a response's fields."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
         self._inference = server.inference
+        self.num_under_way = 0
+        """Inferences that were taken and whose answers have not been sent."""
 
     # --- Inference --------------------------------------------------------------------------
 
     async def infer(self, message: bytes, context: Context) -> bytes:
+        if self._server.is_closing.is_set():
+            await self._refuse(context)
+        self._count(context)
         began_ns = time.monotonic_ns()
         outcome = "done"
         request = None
@@ -101,6 +105,16 @@ class _Service:
             await _abort(context, error)
         finally:
             self._ended(request, outcome, began_ns, context)
+
+    def _count(self, context: Context) -> None:
+        self.num_under_way += 1
+        context.add_done_callback(self._count_out)
+
+    def _count_out(self, _: Any) -> None:
+        self.num_under_way -= 1
+
+    async def _refuse(self, context: Context) -> None:
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "the server stops")
 
     def _ended(self, request: Any, outcome: str, began_ns: int, context: Context) -> None:
         if self._inference.on_end is None:
@@ -128,16 +142,25 @@ class _Service:
         under_way: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue(_MOST_STREAMED)
 
         async def read() -> None:
-            async for message in messages:
-                await under_way.put(asyncio.create_task(self._answer_streamed(message, context)))
-            await under_way.put(None)
+            try:
+                async for message in messages:
+                    task = asyncio.create_task(self._answer_streamed(message, context))
+                    await under_way.put(task)
+            finally:
+                await under_way.put(None)
 
+        self._count(context)
         reader = asyncio.create_task(read())
+        closing = asyncio.create_task(self._server.is_closing.wait())
+        closing.add_done_callback(lambda _: reader.cancel())
         answering: asyncio.Task[bytes] | None = None
         try:
             while (answering := await under_way.get()) is not None:
                 yield await answering
+            if self._server.is_closing.is_set():
+                await self._refuse(context)
         finally:
+            closing.cancel()
             reader.cancel()
             if answering is not None:
                 answering.cancel()

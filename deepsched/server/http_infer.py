@@ -24,7 +24,12 @@ class HttpInference:
 
     def __init__(self, server: Server) -> None:
         self.settings = server.settings
+        self._server = server
         self.inference = server.inference
+
+    def is_last(self) -> bool:
+        """See `http_protocol.Endpoint`."""
+        return self._server.is_stopping
 
     def claims(self, url: bytes) -> Handler | None:
         """See `http_protocol.Endpoint`."""

@@ -39,6 +39,9 @@ class Endpoint(Protocol):
     def claims(self, url: bytes) -> Handler | None:
         """What handles POST requests for `url`; None leaves them to uvicorn's way."""
 
+    def is_last(self) -> bool:
+        """Whether connections end with their next answer, since the server stops."""
+
 
 Handler = Callable[["Exchange"], Coroutine[Any, Any, None]]
 
@@ -198,6 +201,7 @@ class Connection(HttpToolsProtocol):
     def __init__(self, endpoint: Endpoint, **options: Any) -> None:
         super().__init__(**options)
         self.settings = endpoint.settings
+        self._endpoint = endpoint
         self._claims = endpoint.claims
         self._running: Exchange | None = None
         self._default_headers: list[Header] | None = None
@@ -308,6 +312,8 @@ class Connection(HttpToolsProtocol):
                 self._start_asgi_task(exchange, self.app)
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        if self._endpoint.is_last():
+            cycle.keep_alive = False
         if type(cycle) is not Exchange:
             super()._start_asgi_task(cycle, app)
             return

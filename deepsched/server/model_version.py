@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from deepsched.engine import Engine
 from deepsched.errors import InputError, UnsupportedModelError
 from deepsched.scheduling.stats import Counts, Latency
 from deepsched.server.datatypes import config_type_of, datatype_of
+from deepsched.server.request_limits import RequestLimits
 from deepsched.server.tensors import TensorSpec
 
 logger = logging.getLogger("deepsched.server")
@@ -33,6 +34,7 @@ class ModelVersion:
         max_batch_size: the longest first dimension that a request may have; 0 where the model has
             no batch dimension of its own. None: as the engine takes it.
         labels: by output's name, what its elements stand for.
+        limits: time and urgency of its requests.
         config: fields of the configuration that are to be shown beside those that follow from the
             model.
 
@@ -48,13 +50,15 @@ class ModelVersion:
         engine: Engine,
         *,
         max_batch_size: int | None = None,
-        labels: Mapping[str, list[str]] | None = None,
+        labels: Mapping[str, Sequence[str]] | None = None,
+        limits: RequestLimits = RequestLimits(),  # noqa: B008
         config: Mapping[str, Any] | None = None,
     ) -> None:
         self.name = name
         self.version = version
         self.engine = engine
         self.labels = dict(labels or {})
+        self.limits = limits
         model = engine._served.model
         self.inputs = {
             spec.name: spec

@@ -9,7 +9,7 @@ import msgspec
 from deepsched.errors import InputError
 from deepsched.server.classification import classify
 from deepsched.server.errors import RequestError, TooLarge
-from deepsched.server.inference import Inference, priority_of, timeout_of
+from deepsched.server.inference import Inference
 from deepsched.server.json_tensors import from_json, to_json
 from deepsched.server.model_version import ModelVersion
 from deepsched.server.tensors import Array, TensorSpec, check_declared, from_raw, to_raw
@@ -75,8 +75,8 @@ async def infer(
         request, binary = _parse(body, json_bytes, max_json_bytes)
         inputs = _inputs(inference, version, request, binary)
         wanted = _wanted(version, request)
-        timeout = timeout_of(request.parameters, timeout)
-        priority = priority_of(request.parameters)
+        timeout = version.limits.seconds(request.parameters, timeout)
+        priority = version.limits.engine_priority(request.parameters)
     except (RequestError, InputError):
         version.num_invalid += 1
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,9 @@ class Server:
     started_at: float = field(default_factory=time.time)
     """As of time.time()."""
     is_stopping: bool = False
+    """Not ready any more, though new requests are taken."""
+    is_closing: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when none are taken any more."""
     on_stop: list[Callable[[], None]] = field(default_factory=list)
     """To be called when no more connections are taken: what would keep some open for ever."""
     on_answered: list[Callable[[], None]] = field(default_factory=list)

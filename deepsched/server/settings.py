@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 MIB = 2**20
+
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where a server listens, and its limits."""
 
     host: str = "127.0.0.1"
-    port: int = 8000
+    port: Port = 8000
     """Of HTTP; 0: any free one."""
-    grpc_port: int = 8001
+    grpc_port: Port = 8001
     """0: any free one."""
     max_body_bytes: int = 128 * MIB
     """Of a request, as it is sent and as it is after decompression; gRPC's messages too."""
@@ -34,3 +39,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     follow that. None: none, and OpenTelemetry is not imported."""
     keep_alive: float = 60.0
     """Seconds that a connection without a request is kept."""
+    watch: bool = False
+    """Whether models are loaded when their files change."""
+    lame_duck: Seconds = 5.0
+    """Seconds from a signal to stop, in which requests are still taken."""
+    grace: Seconds = 30.0
+    """Seconds after those in which what was accepted is answered."""
+    tls_cert: str | None = None
+    """Path of a certificate, with those between it and its authority, in PEM."""
+    tls_key: str | None = None
+    """Path of its key, not encrypted."""
+    tls_client_ca: str | None = None
+    """Path of the authorities that clients' certificates must come from: mutual TLS."""
+    token_file: str | None = None
+    """Path of a file with the token of the control endpoints."""

@@ -1,0 +1,63 @@
+"""Stopping: the signals that ask for it, and the order in which a server goes.
+
+    signal ── lame duck ───────────────▶ closing ───────────────────────────▶ closed
+              not ready; new requests     no new connections or requests;
+              are taken; each answer      what has been accepted is answered
+              ends its connection         (at most `grace` seconds)
+
+A second signal ends the process at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+
+from deepsched.formatting import counted
+from deepsched.server.grpc_server import GrpcServer
+from deepsched.server.http_server import HttpServer
+from deepsched.server.server import Server
+
+logger = logging.getLogger("deepsched.server")
+
+
+class StopSignals:
+    """SIGTERM and SIGINT: the first one of them sets `requested`."""
+
+    def __init__(self) -> None:
+        self.requested = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._on_signal, number)
+
+    def _on_signal(self, number: int) -> None:
+        logger.warning(
+            "%s: stopping once all requests are answered; another one ends the server at once",
+            signal.Signals(number).name,
+        )
+        # The kernel's own action, since the event loop may be what hangs.
+        for each in (signal.SIGTERM, signal.SIGINT):
+            self._loop.remove_signal_handler(each)
+            signal.signal(each, signal.SIG_DFL)
+        self.requested.set()
+
+
+async def stop(server: Server, http: HttpServer, rpc: GrpcServer) -> bool:
+    """Lets the server go, as above. Returns whether every accepted request was answered."""
+    settings = server.settings
+    server.is_stopping = True
+    await asyncio.sleep(settings.lame_duck)
+    server.is_closing.set()
+    for call in server.on_stop:
+        call()
+    deadline = asyncio.get_running_loop().time() + settings.grace
+    await asyncio.gather(http.close(deadline), rpc.close(deadline))
+    num_left = sum(version.num_under_way for version in server.repository.serving())
+    if num_left:
+        logger.error(
+            "%s not answered within the %g s of --grace",
+            counted(num_left, "request"),
+            settings.grace,
+        )
+    return not num_left
