@@ -44,9 +44,12 @@ async def _serve(assembly: Assembly) -> bool:
         signals = StopSignals()
         await http.start()
         await rpc.start()
-        for scheme, (host, port) in (("http", http.address), ("grpc", rpc.address)):
-            print(f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
-        serving = asyncio.create_task(_open(assembly, repository))
+        addresses = [
+            f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+            for scheme, (host, port) in (("http", http.address), ("grpc", rpc.address))
+        ]
+        logger.info("listening at %s, opening models", " and ".join(addresses))
+        serving = asyncio.create_task(_open(assembly, repository, addresses))
         stopping = asyncio.create_task(signals.requested.wait())
         try:
             await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -61,14 +64,16 @@ async def _serve(assembly: Assembly) -> bool:
             call()
 
 
-async def _open(assembly: Assembly, repository: Repository) -> None:
-    """Opens the models, and those that come later, until it is cancelled."""
+async def _open(assembly: Assembly, repository: Repository, addresses: list[str]) -> None:
+    """Opens the models, says where they are, and opens those that come later, until it is
+    cancelled."""
     await repository.start()
     if not repository.serving() and not assembly.settings.watch:
         raise LoadError(
             "no model can be served: "
             + "; ".join(f"{it.name}: {it.reason}" for it in repository.index())
         )
+    print(*addresses, sep="\n", flush=True)
     if assembly.settings.watch:
         await Watcher(repository, assembly.sources).run()
     await asyncio.Event().wait()

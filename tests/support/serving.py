@@ -82,7 +82,7 @@ class ServerProcess:
         found = []
         eventually(
             lambda: (
-                found.extend(re.findall(rf"^{scheme}s?://(\S+)$", self.output, re.M))
+                found.extend(re.findall(rf"listening at .*\b{scheme}://([^\s,]+)", self.output))
                 or found
                 or self.process.poll() is not None
             )
