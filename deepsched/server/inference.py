@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
+from deepsched.errors import InputError
 from deepsched.server.model_version import ModelVersion
 from deepsched.server.repository import Repository
 from deepsched.server.shared_memory import Regions
@@ -71,6 +72,9 @@ class Inference:
                 block=False,
                 times_ns=times_ns,
             )
+        except InputError:  # the few that onnxruntime itself refuses have failed as well
+            version.num_invalid += 1
+            raise
         finally:
             version.leave()
         version.note_answer()
