@@ -79,6 +79,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_custom_ops(models)
     add_rewrites(models)
     parser.set_defaults(rewrites=None)  # the file of --config may say another
+    _add_observing(parser.add_argument_group("observing"))
     _add_stop(parser.add_argument_group("stop"))
     _add_security(parser.add_argument_group("security"))
     parser.set_defaults(run=run)
@@ -107,6 +108,23 @@ def _add_network(group: argparse._ActionsContainer) -> None:
         ("--keep-alive", "that a connection without requests is kept (default 60)"),
     ):
         add_option(group, flag, type=finite, metavar="S", help=f"seconds {meaning}")
+
+
+def _add_observing(group: argparse._ActionsContainer) -> None:
+    add_option(
+        group,
+        "--access-log",
+        metavar="FORMAT",
+        help="a line on stdout for each request: json or text (default: none)",
+    )
+    add_option(
+        group,
+        "--trace-share",
+        type=finite,
+        metavar="SHARE",
+        help="record this share of the requests, 0 to 1, as OpenTelemetry's spans, and those whose "
+        "client asks for it; needs pip install 'deepsched[otel]' (default: none)",
+    )
 
 
 def _add_stop(group: argparse._ActionsContainer) -> None:

@@ -54,7 +54,7 @@ class ServerCollector(Collector):
         """Every metric but the process's own."""
         yield InfoMetricFamily("deepsched", "The server.", {"version": __version__})
         yield from self._requests()
-        yield from self._queue()
+        yield from self._streams()
         yield from self._models()
         yield from _cpu_quota()
 
@@ -82,26 +82,34 @@ class ServerCollector(Collector):
             running.add_metric(key, _buckets(totals.running), totals.running_s)
         yield from (requests, waiting, running)
 
-    def _queue(self) -> Iterator[Metric]:
-        shared = self._server.repository.context._shared
-        backlog = shared.dispatcher.backlog
-        yield GaugeMetricFamily("deepsched_queue_depth", "Requests that wait.", backlog.depth)
-        yield GaugeMetricFamily(
-            "deepsched_queue_capacity", "As many may wait; more are rejected.", backlog.capacity
+    def _streams(self) -> Iterator[Metric]:
+        depth = GaugeMetricFamily(
+            "deepsched_queue_depth", "Requests that wait.", labels=("context",)
+        )
+        capacity = GaugeMetricFamily(
+            "deepsched_queue_capacity",
+            "As many may wait; more are rejected.",
+            labels=("context",),
         )
         busy = CounterMetricFamily(
             "deepsched_stream_busy_seconds",
             "Time in which a stream ran requests; its rate is the share of the time it was busy.",
-            labels=("stream",),
+            labels=("context", "stream"),
         )
-        for index, seconds in enumerate(shared.registry.counts().busy_seconds()):
-            busy.add_metric((str(index),), seconds)
-        yield busy
-        yield GaugeMetricFamily(
+        lost = GaugeMetricFamily(
             "deepsched_lost_cpus",
             "CPUs of the streams that the process may not use any more.",
-            len(shared.dispatcher.pins.lost_cpus),
+            labels=("context",),
         )
+        streams = self._server.repository.streams
+        for name, context in zip(streams.names, streams.contexts, strict=True):
+            shared = context._shared
+            depth.add_metric((name,), shared.dispatcher.backlog.depth)
+            capacity.add_metric((name,), shared.dispatcher.backlog.capacity)
+            lost.add_metric((name,), len(shared.dispatcher.pins.lost_cpus))
+            for index, seconds in enumerate(shared.registry.counts().busy_seconds()):
+                busy.add_metric((name, str(index)), seconds)
+        yield from (depth, capacity, busy, lost)
 
     def _models(self) -> Iterator[Metric]:
         repository = self._server.repository

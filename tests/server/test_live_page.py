@@ -47,7 +47,7 @@ def squeezenet(tmp_path_factory):
     """A server of SqueezeNet."""
     path = tmp_path_factory.mktemp("models") / "squeezenet.onnx"
     shutil.copy(bundled_model("squeezenet"), path)
-    with started(path, "--port", 0, "--grpc-port", 0) as address:
+    with started(path, "--port", 0, "--grpc-port", 0, "--lame-duck", 0) as address:
         yield address
 
 
@@ -158,7 +158,7 @@ def test_axe_finds_no_barrier(opened, squeezenet, scheme):
 
 
 def test_a_page_whose_server_has_gone_says_so_and_looks_like_it(opened, tmp_path, mlp):
-    with started(mlp, "--port", 0, "--grpc-port", 0) as address:
+    with started(mlp, "--port", 0, "--grpc-port", 0, "--lame-duck", 0) as address:
         page = opened(f"http://{address.http}/")
         expect(page.locator("#link")).to_have_text("Live", timeout=30_000)
         os.kill(address.pid, signal.SIGSTOP)  # the connection stays, and nothing comes
@@ -177,7 +177,7 @@ def test_a_page_whose_server_has_gone_says_so_and_looks_like_it(opened, tmp_path
 def test_names_of_models_are_text_whatever_they_hold(opened, chromium, tmp_path, mlp):
     path = Path(tmp_path, "<img src=x onerror=alert(1)>.onnx")
     shutil.copy(mlp, path)
-    with started(path, "--port", 0, "--grpc-port", 0) as address:
+    with started(path, "--port", 0, "--grpc-port", 0, "--lame-duck", 0) as address:
         page = opened(f"http://{address.http}/")
         expect(page.locator("#models th")).to_have_text("<img src=x onerror=alert(1)>")
         assert page.locator("#models img").count() == 0

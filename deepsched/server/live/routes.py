@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from importlib import resources
 from typing import Any
 
@@ -13,12 +14,13 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from deepsched.context import Context
 from deepsched.machine.diagram import Box, Diagram, build_diagram
 from deepsched.machine.inventory import read_machine
 from deepsched.machine.partition import Partition
+from deepsched.machine.topology import Topology
 from deepsched.server.live.feed import Feed
 from deepsched.server.live.sampler import WINDOW_S, Sampler
+from deepsched.server.repository import Streams
 from deepsched.server.server import Server
 from deepsched.version import __version__
 
@@ -87,35 +89,35 @@ async def _events(server: Server, feed: Feed) -> AsyncIterator[bytes]:
         yield b"event: full\ndata: %d\n\n" % feed.num_viewers
         return
     async with feed.viewer() as messages:
-        yield b"event: hello\nretry: 2000\ndata: %s\n\n" % hello(server.repository.context)
+        yield b"event: hello\nretry: 2000\ndata: %s\n\n" % hello(server.repository.streams)
         async for message in messages:
             yield b"data: %s\n\n" % message
     if feed.is_closed:
         yield b"event: bye\ndata: \n\n"
 
 
-def hello(context: Context) -> bytes:
+def hello(streams: Streams) -> bytes:
     """What does not change while the server runs, as JSON."""
-    machine = read_machine(context.topology)
-    diagram = build_diagram(
-        context.topology,
-        Partition(context.streams, context.warnings),
-        machine.online,
-        machine.offline,
-    )
-    streams = [
-        {
-            "name": f"stream {stream.index}",
-            "cores": ["+".join(map(str, core.cpus)) for core in stream.cores],
-        }
-        for stream in context.streams
+    # Numbered through, as lanes are: each context begins at 0.
+    lanes = [
+        replace(stream, index=index)
+        for index, stream in enumerate(it for one in streams.contexts for it in one.streams)
     ]
+    topology = Topology.detect()
+    machine = read_machine(topology)
+    diagram = build_diagram(topology, Partition(tuple(lanes), ()), machine.online, machine.offline)
     return json.dumps(
         {
             "server": __version__,
             "window": WINDOW_S,
-            "scheduler": str(context.scheduler),
-            "streams": streams,
+            "scheduler": str(streams.shared.scheduler),
+            "streams": [
+                {
+                    "name": f"stream {lane.index}",
+                    "cores": ["+".join(map(str, core.cpus)) for core in lane.cores],
+                }
+                for lane in lanes
+            ],
             "machine": _machine(diagram),
         }
     ).encode()

@@ -10,10 +10,7 @@ A message is JSON, made once a second:
     busy        share of the time in which streams ran requests; streams: of each
     models      name, version, state, reason, rate, failing, waiting, running of each
     memory      resident bytes; throttled: share of the time; lost_cpus: a list such as "0-3,7"
-    moment      requests one by one, for the picture of the streams; times in ms
-
-A moment has the first MOST_RUNS requests that ended after the message before: with few requests
-that is all of them, so that moments join up; with many it is a glimpse, long enough to be drawn.
+    moment      requests one by one, for the picture of the streams; times in ms; see moments.py
 """
 
 from __future__ import annotations
@@ -24,20 +21,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
-import numpy as np
 import psutil
 
-from deepsched.errors import OptionError
 from deepsched.machine.cgroup import throttled_seconds
 from deepsched.machine.sysfs import format_cpu_list
-from deepsched.runtime.request import OUTCOMES
-from deepsched.runtime.tracing import ENTRY
 from deepsched.scheduling.stats import Counts, Latency
+from deepsched.server.live.moments import Moments
 from deepsched.server.repository import Repository
 from deepsched.server.server import Server
 
 WINDOW_S = 10
-MOST_RUNS = 400
 
 
 class Sampler:
@@ -45,35 +38,32 @@ class Sampler:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._context = server.repository.context
+        self._contexts = server.repository.streams.contexts
+        self._moments = Moments(self._contexts)
         self._encode = msgspec.json.Encoder().encode
-        self._owner: object | None = None
-        self._origin_ns = 0
-        self._began_ns = 0
         self._seen: deque[_Seen] = deque()
 
     def begin(self) -> None:
         """Somebody looks from now on."""
-        self._origin_ns = time.monotonic_ns()
         self._seen.append(_Seen.of(self._server.repository))
-        self._begin_moment()
+        self._moments.begin()
 
     def end(self) -> None:
         """Nobody looks any more."""
-        self._end_moment()
+        self._moments.end({})
         self._seen.clear()
 
     def sample(self, next_s: float) -> bytes:
         """A message. `next_s`: until the next."""
-        moment = self._end_moment()
-        self._begin_moment()
+        moment = self._moments.end(self._server.observed.names())
+        self._moments.begin()
         now = _Seen.of(self._server.repository)
         before = self._seen[0]
         self._seen.append(now)
         while len(self._seen) > 2 and now.at - self._seen[1].at >= WINDOW_S:
             self._seen.popleft()
         seconds = max(now.at - before.at, 1e-3)
-        backlog = self._context._shared.dispatcher.backlog
+        dispatchers = [context._shared.dispatcher for context in self._contexts]
         streams = [
             min(1.0, (after - earlier) / seconds)
             for earlier, after in zip(before.busy_s, now.busy_s, strict=True)
@@ -84,13 +74,18 @@ class Sampler:
                 "next": next_s,
                 "state": self._state(),
                 **_rates(before.total, now.total, seconds),
-                "queue": [backlog.depth, backlog.capacity],
+                "queue": [
+                    sum(it.backlog.depth for it in dispatchers),
+                    sum(it.backlog.capacity for it in dispatchers),
+                ],
                 "busy": sum(streams) / len(streams),
                 "streams": streams,
                 "models": self._models(before, now, seconds),
                 "memory": psutil.Process().memory_info().rss,
                 "throttled": min(1.0, (now.throttled_s - before.throttled_s) / seconds),
-                "lost_cpus": format_cpu_list(self._context._shared.dispatcher.pins.lost_cpus),
+                "lost_cpus": format_cpu_list(
+                    cpu for it in dispatchers for cpu in it.pins.lost_cpus
+                ),
                 "moment": moment,
             }
         )
@@ -110,7 +105,7 @@ class Sampler:
             number = None if version is None else version.number
             if number in now.versions:
                 counted = now.versions[number]
-                nothing = _Counted(self._context._shared.new_counts().flat(), 0)
+                nothing = _Counted(Counts(1), 0)
                 figures = _rates(before.versions.get(number, nothing), counted, seconds)
             found.append(
                 {
@@ -122,53 +117,6 @@ class Sampler:
                 }
             )
         return found
-
-    # --- Requests one by one -----------------------------------------------------------------
-
-    def _begin_moment(self) -> None:
-        owner = object()
-        self._began_ns = time.monotonic_ns()
-        try:
-            self._context._shared.dispatcher.tracer.start(MOST_RUNS, owner)
-        except OptionError:
-            return  # someone traces the context: no pictures until they have done
-        self._owner = owner
-
-    def _end_moment(self) -> dict[str, Any] | None:
-        if self._owner is None:
-            return None
-        entries, num_missed = self._context._shared.dispatcher.tracer.stop(self._owner)
-        ended_ns = time.monotonic_ns()
-        self._owner = None
-        runs = np.frombuffer(entries, ENTRY)
-        names = self._server.observed.names()
-        numbers, models = np.unique(runs["model"], return_inverse=True)
-        ranges = np.array([*self._context._shared.layout.ranges, (-1, 0)])
-        begins = np.where(runs["started_ns"], runs["started_ns"], runs["ended_ns"]).astype(np.int64)
-        low, high = ranges[np.where(runs["started_ns"], runs["group"], -1)].T
-        columns = (
-            low,
-            np.where(low < 0, 0, high - low),
-            self._ms(begins),
-            np.round((runs["ended_ns"].astype(np.int64) - begins) / 1e6, 4),
-            np.round((begins - runs["submitted_ns"].astype(np.int64)) / 1e6, 4),
-            models,
-            runs["stage"],
-            1 - runs["by_worker"],
-        )
-        return {
-            "begin": float(self._ms(self._began_ns)),
-            "end": float(self._ms(int(runs["ended_ns"].max()) if num_missed else ended_ns)),
-            "now": float(self._ms(ended_ns)),
-            "missed": num_missed,
-            "names": [names.get(int(number), "unloaded") for number in numbers],
-            "outcomes": OUTCOMES,
-            "runs": list(zip(*(column.tolist() for column in columns), strict=True)),
-        }
-
-    def _ms(self, time_ns: Any) -> Any:
-        """Since somebody looks: numbers that JavaScript holds exactly."""
-        return np.round((time_ns - self._origin_ns) / 1e6, 4)
 
 
 class _Counted(NamedTuple):
@@ -189,15 +137,18 @@ class _Seen(NamedTuple):
     @classmethod
     def of(cls, repository: Repository) -> _Seen:
         """Reads them."""
-        every = repository.context._shared.registry.counts()
+        every = [context._shared.registry.counts() for context in repository.streams.contexts]
+        total = Counts(1)
+        for counts in every:
+            total.add_all(counts.flat())
         versions = {
             it.number: _Counted(it.counts().flat(), it.num_invalid) for it in repository.serving()
         }
         return cls(
             time.monotonic(),
-            _Counted(every.flat(), sum(it.num_invalid for it in versions.values())),
+            _Counted(total, sum(it.num_invalid for it in versions.values())),
             versions,
-            every.busy_seconds(),
+            [seconds for counts in every for seconds in counts.busy_seconds()],
             max(throttled_seconds(Path("/")), default=0.0),
         )
 

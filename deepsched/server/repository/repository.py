@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
-from deepsched.context import Context
 from deepsched.errors import DeepschedError, ModelError
 from deepsched.server.errors import ModelNotFound, NotReady, RequestError
 from deepsched.server.model_version import ModelVersion
@@ -83,7 +82,7 @@ class Repository:
     def __init__(self, sources: Sources, streams: Streams, engine: Mapping[str, Any]) -> None:
         self._sources = sources
         self._engine = engine
-        self._streams = streams
+        self.streams = streams
         self._models: dict[str, _Model] = {}
         self._serving: dict[tuple[str, str], ModelVersion] = {}
         """By name and version; the version "" is the highest of the model."""
@@ -91,11 +90,6 @@ class Repository:
         self._loading: set[asyncio.Task[None]] = set()
         self._has_started = False
         self.observed = Observed()
-
-    @property
-    def context(self) -> Context:
-        """The streams that all models share, but those with cores of their own."""
-        return self._streams.shared
 
     # --- Of requests ------------------------------------------------------------------------
 
@@ -216,7 +210,7 @@ class Repository:
         """Closes everything. Requests that wait end as closed, running ones are waited for."""
         for name, model in self._models.items():
             self._exchange(name, model, {}, "the server stops")
-        await asyncio.to_thread(self._streams.close)
+        await asyncio.to_thread(self.streams.close)
         self._loader.shutdown(wait=False, cancel_futures=True)
         retiring = [task for model in self._models.values() for task in model.retiring]
         for task in retiring:  # of requests that nobody answers any more
@@ -289,7 +283,7 @@ class Repository:
                 model.states[version] = _State(LOADING)
             try:
                 versions[version] = await self._in_thread(
-                    open_version, found, version, self._streams.of(name), self._engine
+                    open_version, found, version, self.streams.of(name), self._engine
                 )
             except Exception as error:  # whatever it is, the other versions may open
                 failed[version] = str(error) or type(error).__name__

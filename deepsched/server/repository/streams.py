@@ -59,6 +59,16 @@ class Streams:
         """The context that the model `name` is opened on."""
         return self._own.get(name, self.shared)
 
+    @property
+    def contexts(self) -> tuple[Context, ...]:
+        """All: the shared one, then those of single models."""
+        return self.shared, *self._own.values()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What to call each of `contexts`: shared, or the model whose it is."""
+        return "shared", *(f"own:{name}" for name in self._own)
+
     def close(self) -> None:
         """Closes all contexts, and with them what is still open on them."""
         for context in (*self._own.values(), getattr(self, "shared", None)):
