@@ -18,6 +18,9 @@ from deepsched.runtime.request import Request
 # When to wake the workers that queuing left asleep; see LoopInbox.note.
 _WAKE_AFTER_S = 0.001
 
+# How long others of a loop may wait for a task whose requests the loop runs itself.
+_YIELD_EVERY_S = 0.001
+
 # Retries of a coroutine that found the queue full: exponential backoff between these.
 _FIRST_RETRY_S = 0.0005
 _LAST_RETRY_S = 0.01
@@ -29,6 +32,8 @@ class LoopInbox:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.inbox = Inbox(with_eventfd=True)  # closes the eventfd with itself
         self.num_under_way = 0
+        self.yields_at = 0.0
+        """Of the loop's clock: when a request that the loop runs itself lets others go first."""
         self._ended: deque[Request] = deque()
         """Taken from the inbox, and not handed over yet."""
         self._unwoken: set[Model] = set()
@@ -158,7 +163,9 @@ async def run_on_loop(
         raise
     if request.ran_inline:
         ended.num_under_way -= 1
-        await asyncio.sleep(0)  # so that a task that does nothing else leaves others their turn
+        if loop.time() > ended.yields_at:  # a task that does nothing else leaves others their turn
+            await asyncio.sleep(0)
+            ended.yields_at = loop.time() + _YIELD_EVERY_S
         return request.outputs()
     ended.note(loop, model)
     timer = None

@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import copy_context
 from typing import Any, Protocol
 
 import numpy as np
@@ -179,7 +180,7 @@ class Exchange:
         head.append(b"content-length: %d\r\n\r\n" % length)
         connection.send(b"".join(head), parts)
         if self.keep_alive:
-            connection.on_response_complete()
+            connection.answered()
         else:
             connection.transport.close()
 
@@ -228,8 +229,12 @@ class Connection(HttpToolsProtocol):
     def check_time(self, now: float) -> None:
         """Ends what has taken too long; to be called about once a second."""
         if self._is_within == _IDLE:
-            is_new = self.cycle is None
-            if is_new and now - self._since > self.settings.header_timeout:
+            limit = None
+            if self.cycle is None:
+                limit = self.settings.header_timeout
+            elif type(self.cycle) is Exchange and self.cycle.response_complete:
+                limit = self.settings.keep_alive
+            if limit is not None and now - self._since > limit:
                 self.transport.close()
             return
         if self._is_within == _HEADERS:
@@ -259,13 +264,20 @@ class Connection(HttpToolsProtocol):
             self._since = time.monotonic()
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
+        # Uvicorn's scope is made once it is needed.
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
         self._is_within = _HEADERS
 
     def on_headers_complete(self) -> None:
         self._is_within = _BODY
         handler = self._claims(self.url) if self.parser.get_method() == b"POST" else None
         if handler is None:
+            url, headers, expects = self.url, self.headers, self.expect_100_continue
+            super().on_message_begin()
+            self.url, self.expect_100_continue = url, expects
+            self.headers += headers
             self.scope["deepsched.connection"] = self  # type: ignore[typeddict-unknown-key]
             super().on_headers_complete()
             return
@@ -318,7 +330,14 @@ class Connection(HttpToolsProtocol):
             super()._start_asgi_task(cycle, app)
             return
         self._running = cycle
-        task = cycle.task = self.loop.create_task(cycle.run_asgi(app))
+        context = copy_context()
+        work = cycle.run_asgi(app)
+        try:
+            waits_for = context.run(work.send, None)
+        except StopIteration:
+            return  # answered already
+        left = _Begun(work, waits_for)
+        task = cycle.task = self.loop.create_task(left.finish(), context=context)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
@@ -334,10 +353,47 @@ class Connection(HttpToolsProtocol):
 
     def send(self, head: bytes, parts: list[bytes | memoryview]) -> None:
         """Writes an answer in one call of the system, if the socket takes it."""
-        if len(parts) == 1 and len(parts[0]) < _SMALL:
-            self.transport.write(head + parts[0])
+        if len(parts[-1]) < _SMALL:
+            self.transport.write(b"".join([head, *parts]))
         else:
             self.transport.writelines([head, *parts])
+
+    def answered(self) -> None:
+        """Goes on with the next request; uvicorn's `on_response_complete`, but for its timer, in
+        whose place `check_time` looks."""
+        self.server_state.total_requests += 1
+        self._since = time.monotonic()
+        if self.flow.read_paused:
+            self.flow.resume_reading()
+        if self.pipeline and not self.transport.is_closing():
+            self._start_asgi_task(*self.pipeline.pop())
+
+
+class _Begun:
+    """A coroutine that has begun outside a task, and has come to wait for `waits_for`.
+
+    A task is made only for what has to wait; Python does so itself since 3.12 (eager tasks).
+    """
+
+    def __init__(self, work: Coroutine[Any, Any, None], waits_for: Any) -> None:
+        self._work = work
+        self._waits_for = waits_for
+
+    async def finish(self) -> None:
+        await self
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        waits_for = self._waits_for
+        while True:
+            thrown: BaseException | None = None
+            try:
+                yield waits_for
+            except BaseException as error:
+                thrown = error
+            try:
+                waits_for = self._work.throw(thrown) if thrown else self._work.send(None)
+            except StopIteration:
+                return
 
 
 _NOTHING = memoryview(b"")

@@ -14,6 +14,7 @@ from deepsched.server.datatypes import BYTES
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+_SMALL = 4096
 _MOST_DIMENSIONS = 32  # of numpy before 2.0
 
 
@@ -53,6 +54,8 @@ def check_declared(spec: TensorSpec, datatype: str, shape: Sequence[int]) -> int
 def _fits(shape: Sequence[int], expected: tuple[int, ...]) -> bool:
     if len(shape) != len(expected):
         return False
+    if -1 not in expected:
+        return tuple(shape) == expected
     return all(want in (-1, got) for got, want in zip(shape, expected, strict=True))
 
 
@@ -65,6 +68,8 @@ def from_raw(spec: TensorSpec, shape: Sequence[int], count: int, data: memoryvie
     if spec.datatype == BYTES:
         return np.array(_strings_from_raw(spec.name, data, count), object).reshape(shape)
     dtype = spec.dtype
+    if data.nbytes < _SMALL:
+        data = memoryview(data.tobytes())  # aligned, so that the engine does not have to copy it
     if data.nbytes != count * dtype.itemsize:
         raise InputError(
             f"input {spec.name!r}: expected {count * dtype.itemsize} bytes for {spec.datatype} "
