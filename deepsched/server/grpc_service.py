@@ -218,6 +218,7 @@ class Service:
         return protocol.model_metadata(self._server, request.name, request.version)
 
     async def ModelConfig(self, request: Any, context: Context) -> dict[str, Any]:  # noqa: N802
+        self._check_control(context)
         version = self._server.repository.get(request.name, request.version)
         return {"config": version.config()}
 

@@ -69,10 +69,8 @@ async def _open(assembly: Assembly, repository: Repository, addresses: list[str]
     cancelled."""
     await repository.start()
     if not repository.serving() and not assembly.settings.watch:
-        raise LoadError(
-            "no model can be served: "
-            + "; ".join(f"{it.name}: {it.reason}" for it in repository.index())
-        )
+        reasons = [f"{it.name}: {it.reason}" for it in repository.index()]
+        raise LoadError(f"no model can be served: {'; '.join(reasons) or 'there is none'}")
     print(*addresses, sep="\n", flush=True)
     if assembly.settings.watch:
         await Watcher(repository, assembly.sources).run()

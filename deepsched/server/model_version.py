@@ -75,6 +75,7 @@ class ModelVersion:
             if _is_tensor(name, info)
             for spec in _specs("output", [info], position)
         }
+        self._limits_batch = bool(max_batch_size)
         self.max_batch_size = (
             max_batch_size if max_batch_size is not None else self._default_max_batch_size()
         )
@@ -152,8 +153,11 @@ class ModelVersion:
         """Inputs by name, as the engine takes them.
 
         Raises:
-            InputError: one is missing. Unknown ones have been refused before.
+            InputError: one is missing, or a batch is longer than the configuration allows. Unknown
+                ones have been refused before.
         """
+        if self._limits_batch:
+            self._check_batch(named)
         inputs: list[Any] = [None] * self.num_inputs
         for name, value in named.items():
             position = self.inputs[name].position
@@ -163,6 +167,14 @@ class ModelVersion:
         if len(named) < len(self.inputs):
             self._check_missing(named)
         return inputs
+
+    def _check_batch(self, named: Mapping[str, Any]) -> None:
+        for name, value in named.items():
+            if not value.ndim or value.shape[0] > self.max_batch_size:
+                raise InputError(
+                    f"input {name!r}: expected a first dimension of {self.max_batch_size} at most, "
+                    f"the model's max_batch_size, got the shape {list(value.shape)}"
+                )
 
     def _check_missing(self, named: Mapping[str, Any]) -> None:
         missing = [

@@ -114,6 +114,7 @@ class _Api:
         return json_response(protocol.model_metadata(self._server, *_named(request)))
 
     async def config(self, request: Request) -> Response:
+        self._check_control(request)
         return json_response(self._server.repository.get(*_named(request)).config())
 
     async def statistics(self, request: Request) -> Response:
