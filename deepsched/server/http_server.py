@@ -42,6 +42,7 @@ class HttpServer:
             ws="none",
             lifespan="off",
             log_config=None,
+            log_level="warning",
             access_log=False,
             server_header=False,
             timeout_keep_alive=int(settings.keep_alive),
@@ -84,7 +85,7 @@ class HttpServer:
         await asyncio.sleep(_POLL_S)  # the loop accepts what the kernel has
         while loop.time() < until and any(it.cycle is None for it in self._connections):
             await asyncio.sleep(_POLL_S)
-        self._uvicorn.config.timeout_graceful_shutdown = math.ceil(max(0, deadline - loop.time()))
+        self._uvicorn.config.timeout_graceful_shutdown = max(1, math.ceil(deadline - loop.time()))
         self._uvicorn.should_exit = True
         serving, checking = self._tasks
         await serving

@@ -51,13 +51,14 @@ async def _serve(assembly: Assembly) -> bool:
         logger.info("listening at %s, opening models", " and ".join(addresses))
         serving = asyncio.create_task(_open(assembly, repository, addresses))
         stopping = asyncio.create_task(signals.requested.wait())
-        try:
-            await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
-            if serving.done():
-                serving.result()
-            return await stop(server, http, rpc)
-        finally:
-            serving.cancel()
+        await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():  # nothing can be served
+            now = asyncio.get_running_loop().time()
+            await asyncio.gather(http.close(now), rpc.close(now))
+            await serving
+        is_answered = await stop(server, http, rpc)
+        serving.cancel()
+        return is_answered
     finally:
         await repository.close()
         for call in server.on_answered:

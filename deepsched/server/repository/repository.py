@@ -293,6 +293,10 @@ class Repository:
                 model.opened_from[version] = origin
                 self.observed.opened(versions[version])
         self._exchange(name, model, {**model.serving, **versions} if failed else versions)
+        for version in [it for it, state in model.states.items() if state.state == UNAVAILABLE]:
+            if version not in found.versions:  # its files are gone
+                del model.states[version]
+                model.opened_from.pop(version, None)
         for version, why in failed.items():
             state = READY if version in model.serving else UNAVAILABLE
             model.states[version] = _State(state, f"the last load failed: {why}")

@@ -48,10 +48,15 @@ class Watcher:
             await asyncio.sleep(_SECONDS)
             try:
                 for name in await asyncio.to_thread(self._look):
-                    self._told[name] = self._seen.get(name)
+                    if name in self._seen:
+                        self._told[name] = self._seen[name]
+                    else:
+                        del self._told[name]
                     await self._repository.refresh(name)
             except OSError as error:  # of the folder itself; it may come back
                 logger.warning("models cannot be watched now: %s", error)
+            except Exception:  # the models that serve go on
+                logger.exception("models cannot be watched now")
 
     def _look(self) -> list[str]:
         """Models that have changed and do not any more."""
