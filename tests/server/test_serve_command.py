@@ -68,19 +68,21 @@ def test_mistakes_are_named_and_exit_with_2(tmp_path):
 def test_a_broken_model_does_not_keep_others_from_serving_but_the_server_from_being_ready(tmp_path):
     save(plus(1), tmp_path / "models", "good.onnx")
     (tmp_path / "models" / "broken.onnx").write_bytes(b"no model")
-    with serving(tmp_path / "models", "--lame-duck", 0, ready=False) as server:
-        with httpx.Client(base_url=server.url) as client:
-            while client.get("/v2/models/good/ready").status_code != 200:
-                assert server.process.poll() is None
-            assert client.get("/v2/health/live").status_code == 200
-            assert client.get("/v2/health/ready").status_code == 503
-            assert client.get("/v2/models/broken/ready").status_code == 503
-            index = client.post("/v2/repository/index").json()
-            (broken,) = [it for it in index if it["name"] == "broken"]
-            assert (broken["state"], "failed" in broken["reason"]) == ("UNAVAILABLE", True)
-            save(plus(2), tmp_path / "models", "broken.onnx")
-            assert client.post("/v2/repository/models/broken/load").status_code == 200
-            assert client.get("/v2/health/ready").status_code == 200
+    with (
+        serving(tmp_path / "models", "--lame-duck", 0, ready=False) as server,
+        httpx.Client(base_url=server.url) as client,
+    ):
+        while client.get("/v2/models/good/ready").status_code != 200:
+            assert server.process.poll() is None
+        assert client.get("/v2/health/live").status_code == 200
+        assert client.get("/v2/health/ready").status_code == 503
+        assert client.get("/v2/models/broken/ready").status_code == 503
+        index = client.post("/v2/repository/index").json()
+        (broken,) = [it for it in index if it["name"] == "broken"]
+        assert (broken["state"], "failed" in broken["reason"]) == ("UNAVAILABLE", True)
+        save(plus(2), tmp_path / "models", "broken.onnx")
+        assert client.post("/v2/repository/models/broken/load").status_code == 200
+        assert client.get("/v2/health/ready").status_code == 200
 
 
 def test_models_with_cores_of_their_own_run_on_no_others(tmp_path):
