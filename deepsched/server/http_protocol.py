@@ -182,7 +182,7 @@ class Exchange:
         if self.keep_alive:
             connection.answered()
         else:
-            connection.transport.close()
+            connection.end()
 
     def refuse(self, error: BaseException) -> None:
         """Answers with an error."""
@@ -237,6 +237,10 @@ class Connection(HttpToolsProtocol):
             if limit is not None and now - self._since > limit:
                 self.transport.close()
             return
+        if self._is_within == _LINGERING:
+            if now - self._since > _LINGER_S:
+                self.transport.abort()
+            return
         if self._is_within == _HEADERS:
             limit, what = self.settings.header_timeout, "headers"
         else:
@@ -253,11 +257,13 @@ class Connection(HttpToolsProtocol):
                 b"%bcontent-type: application/json\r\nconnection: close\r\nretry-after: 1\r\n"
                 b"content-length: %d\r\n\r\n%b" % (STATUS_LINE[status], len(text), text)
             )
-        self.transport.close()
+        self.end()
 
     # --- What the parser finds --------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
+        if self._is_within == _LINGERING:
+            return
         super().data_received(data)
         if self._is_within != self._noted:
             self._noted = self._is_within
@@ -308,8 +314,20 @@ class Connection(HttpToolsProtocol):
                 self._refuse_body(cycle, error)
 
     def _refuse_body(self, exchange: Exchange, error: TooLarge) -> None:
-        exchange.keep_alive = False  # the rest of it is not read
+        exchange.keep_alive = False
         exchange.refuse(error)
+
+    def end(self) -> None:
+        """Sends what has been written, and closes.
+
+        A socket that is closed with bytes that nobody has read resets the connection, and its
+        client may never see the answer: so they are read for a while.
+        """
+        if self._is_within == _BODY and self.transport.can_write_eof():
+            self.transport.write_eof()
+            self._is_within = _LINGERING
+        else:
+            self.transport.close()
 
     def on_message_complete(self) -> None:
         self._is_within = _IDLE
@@ -397,7 +415,9 @@ class _Begun:
 
 
 _NOTHING = memoryview(b"")
-_IDLE, _HEADERS, _BODY = range(3)
+_IDLE, _HEADERS, _BODY, _LINGERING = range(4)
+
+_LINGER_S = 2.0
 _SMALL = 16384
 
 
