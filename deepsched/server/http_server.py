@@ -21,8 +21,9 @@ from deepsched.server.tls import http_options
 _CHECK_S = 0.5
 """Between two looks at how long connections have been at what they do."""
 
-_FIRST_REQUEST_S = 1.0
-"""How long a connection that has just been accepted may take to send its request, at the end."""
+_NEXT_REQUEST_S = 0.5
+"""How long an open connection may take to send its next request, at the end. It is the last one: so
+clients that ask again and again meet no connection that is closed as they send."""
 
 _POLL_S = 0.01
 
@@ -81,9 +82,9 @@ class HttpServer:
         """
         loop = asyncio.get_running_loop()
         refuse_new(self._listener)
-        until = min(deadline, loop.time() + _FIRST_REQUEST_S)
+        until = min(deadline, loop.time() + _NEXT_REQUEST_S)
         await asyncio.sleep(_POLL_S)  # the loop accepts what the kernel has
-        while loop.time() < until and any(it.cycle is None for it in self._connections):
+        while loop.time() < until and any(map(_is_idle, self._connections)):
             await asyncio.sleep(_POLL_S)
         self._uvicorn.config.timeout_graceful_shutdown = max(1, math.ceil(deadline - loop.time()))
         self._uvicorn.should_exit = True
@@ -92,6 +93,10 @@ class HttpServer:
         checking.cancel()
         for connection in self._connections:
             connection.transport.abort()
+
+
+def _is_idle(connection: Connection) -> bool:
+    return connection.cycle is None or connection.cycle.response_complete
 
 
 class _Uvicorn(uvicorn.Server):
