@@ -107,7 +107,7 @@ def _schemas() -> dict[str, _Schema]:
         "PredictResponse": _object(predictions={}, outputs={}),
         "Region": _object(
             ["key", "byte_size"],
-            key=_STRING,
+            key={"type": "string", "pattern": "^/?[^/]+$"},
             offset={"type": "integer", "minimum": 0},
             byte_size={"type": "integer", "minimum": 1},
         ),
@@ -197,7 +197,7 @@ def _post(summary: str, body: _Schema | None, schema: _Schema, *refusals: int) -
     }
     if body is not None:
         operation["requestBody"] = {
-            "required": True,
+            "required": bool(body.get("required", True)),
             "content": {"application/json": {"schema": body}},
         }
     return operation
