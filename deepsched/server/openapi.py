@@ -103,7 +103,12 @@ def _schemas() -> dict[str, _Schema]:
                 )
             ),
         ),
-        "PredictRequest": _object(instances={"type": "array"}, inputs={}),
+        "PredictRequest": {
+            "oneOf": [
+                _object(["instances"], instances={"type": "array", "minItems": 1}),
+                _object(["inputs"], inputs={"type": ["array", "object", "number", "string"]}),
+            ]
+        },
         "PredictResponse": _object(predictions={}, outputs={}),
         "Region": _object(
             ["key", "byte_size"],

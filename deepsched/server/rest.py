@@ -76,12 +76,15 @@ def routes(server: Server) -> list[Route]:
         ("POST", "/v2/repository/models/{model}/load", api.load),
         ("POST", "/v2/repository/models/{model}/unload", api.unload),
         ("GET", "/v1/models", api.v1_models),
+        ("POST", "/v1/models/{model}:predict", api.not_here),
+        ("POST", "/v1/models/{model}/versions/{version}:predict", api.not_here),
         ("GET", "/v1/models/{model}", api.v1_model),
         ("GET", "/openapi.json", api.openapi),
     ]
     for path in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
         table += [
             ("GET", path, api.model_metadata),
+            ("POST", f"{path}/infer", api.not_here),
             ("GET", f"{path}/ready", api.model_ready),
             ("GET", f"{path}/config", api.config),
             ("GET", f"{path}/stats", api.statistics),
@@ -169,6 +172,11 @@ class _Api:
 
     async def no_gpu(self, request: Request) -> Response:
         raise RequestError("this server uses no GPU; register system shared memory")
+
+    async def not_here(self, request: Request) -> Response:
+        """Inferences have a way of their own (http_protocol); here are those whose path is spelt in
+        another way, and the answer to other methods."""
+        raise ModelNotFound(f"no inference at {request.url.path!r:.200}; spell the path plainly")
 
     async def done(self, request: Request) -> Response:
         return json_response({})

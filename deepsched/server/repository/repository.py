@@ -28,6 +28,9 @@ T = TypeVar("T")
 READY, LOADING, UNLOADING, UNAVAILABLE = "READY", "LOADING", "UNLOADING", "UNAVAILABLE"
 
 
+_BY_REQUEST = "unloaded by request"
+
+
 class IndexEntry(NamedTuple):
     """A line of the repository's index."""
 
@@ -116,7 +119,10 @@ class Repository:
         if state is not None:
             which = f"version {version} of model {name!r}" if version else f"model {name!r}"
             why = f": {state.reason}" if state.reason else ""
-            return NotReady(f"{which} is {state.state}{why}")
+            # What somebody has taken away is not there; what is to come, or cannot be opened, may
+            # be there later.
+            kind = ModelNotFound if state.reason == _BY_REQUEST else NotReady
+            return kind(f"{which} is {state.state}{why}")
         return ModelNotFound(
             f"model {name!r} has no version {version!r:.40}; it has {self.versions(name)}"
         )
@@ -204,7 +210,7 @@ class Repository:
         if name not in self._models:
             raise ModelNotFound(f"no model {name!r:.80}; there are {sorted(self._models)!r:.200}")
         self._models[name].was_unloaded = True
-        await self._unload(name, "unloaded by request")
+        await self._unload(name, _BY_REQUEST)
 
     async def close(self) -> None:
         """Closes everything. Requests that wait end as closed, running ones are waited for."""
