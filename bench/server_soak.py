@@ -242,7 +242,7 @@ def _growth(sizes: list[tuple[int, int, int]]) -> list[str]:
         grown.append("memory grew")
     if after[1] > before[1] * 1.2 + 5:  # as many as clients are connected
         grown.append("files grew")
-    if after[2] > before[2] + 2:
+    if after[2] > before[2] + 8:  # those of a pool, and of two versions at once
         grown.append("threads grew")
     return grown
 

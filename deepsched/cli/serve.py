@@ -181,4 +181,4 @@ def run(args: argparse.Namespace) -> int:
         for name, value in vars(args).items()
         if name not in _NOT_OPTIONS and value not in (None, [])
     }
-    return 0 if serve(assemble(args.models, args.config, given)) else 1
+    return serve(assemble(args.models, args.config, given))

@@ -15,13 +15,14 @@ from deepsched.server.http_server import HttpServer
 from deepsched.server.memory import keep_freed_memory
 from deepsched.server.repository import LoadError, Repository, Streams, Watcher
 from deepsched.server.server import Server
-from deepsched.server.stopping import StopSignals, stop
+from deepsched.server.stopping import StopSignals, close, stop
 
 logger = logging.getLogger("deepsched.server")
 
 
-def serve(assembly: Assembly) -> bool:
-    """Serves until SIGTERM or SIGINT. Returns whether every accepted request was answered.
+def serve(assembly: Assembly) -> int:
+    """Serves until SIGTERM or SIGINT. Returns the exit code: 0 if every accepted request was
+    answered, else 1.
 
     Raises:
         OptionError: nothing can listen at an address, or an option is not possible.
@@ -32,12 +33,13 @@ def serve(assembly: Assembly) -> bool:
         return runner.run(_serve(assembly))
 
 
-async def _serve(assembly: Assembly) -> bool:
+async def _serve(assembly: Assembly) -> int:
     settings = assembly.settings
     access = Access(settings)
     streams = Streams(assembly.streams, assembly.own_streams)
     repository = Repository(assembly.sources, streams, assembly.engine)
     server = Server(settings, repository, check_control=access.check)
+    code = 2
     try:
         observers.attach(server)
         http, rpc = HttpServer(server), GrpcServer(server)
@@ -56,13 +58,11 @@ async def _serve(assembly: Assembly) -> bool:
             now = asyncio.get_running_loop().time()
             await asyncio.gather(http.close(now), rpc.close(now))
             await serving
-        is_answered = await stop(server, http, rpc)
+        code = 0 if await stop(server, http, rpc) else 1
         serving.cancel()
-        return is_answered
+        return code
     finally:
-        await repository.close()
-        for call in server.on_answered:
-            call()
+        await close(server, code)
 
 
 async def _open(assembly: Assembly, repository: Repository, addresses: list[str]) -> None:

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
+import sys
 
 from deepsched.formatting import counted
 from deepsched.server.grpc_server import GrpcServer
@@ -20,6 +22,13 @@ from deepsched.server.http_server import HttpServer
 from deepsched.server.server import Server
 
 logger = logging.getLogger("deepsched.server")
+
+
+_BEFORE_CUT_S = 0.2
+"""From when what is left is counted to when it is cut off."""
+
+_CLOSE_S = 5.0
+"""In which engines close if no run is under way."""
 
 
 class StopSignals:
@@ -51,9 +60,11 @@ async def stop(server: Server, http: HttpServer, rpc: GrpcServer) -> bool:
     server.is_closing.set()
     for call in server.on_stop:
         call()
-    deadline = asyncio.get_running_loop().time() + settings.grace
-    await asyncio.gather(http.close(deadline), rpc.close(deadline))
-    num_left = sum(version.num_under_way for version in server.repository.serving())
+    deadline = asyncio.get_running_loop().time() + settings.grace + _BEFORE_CUT_S
+    closing = asyncio.gather(http.close(deadline), rpc.close(deadline))
+    done, _ = await asyncio.wait([closing], timeout=settings.grace)
+    num_left = 0 if done else server.repository.num_under_way
+    await closing
     if num_left:
         logger.error(
             "%s not answered within the %g s of --grace",
@@ -61,3 +72,17 @@ async def stop(server: Server, http: HttpServer, rpc: GrpcServer) -> bool:
             settings.grace,
         )
     return not num_left
+
+
+async def close(server: Server, code: int) -> None:
+    """Closes what is open. Where a run or the opening of a model goes on that nobody waits for any
+    more, the process ends with `code` here: neither can be stopped from outside."""
+    closing = asyncio.ensure_future(server.repository.close())
+    await asyncio.wait([closing], timeout=_CLOSE_S)
+    for call in server.on_answered:
+        call()
+    if not closing.done() or server.repository.is_opening:
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(code)
+    await closing

@@ -14,6 +14,7 @@ import time
 import grpc
 import httpx
 import numpy as np
+import psutil
 import pytest
 
 from deepsched.server.grpc_messages import message_class
@@ -290,3 +291,43 @@ def test_a_port_in_use_is_an_error_that_names_it(model):
             assert ended.returncode == 2, ended
             assert f"port {port} of 127.0.0.1 is in use" in ended.stderr
             assert "Traceback" not in ended.stderr
+
+
+def endless(tmp_path):
+    """A model whose runs take as long as they are told to; its folder."""
+    save(slow_plus(1), tmp_path / "m" / "1")
+    return tmp_path
+
+
+def test_a_run_that_takes_longer_than_grace_is_given_up_and_the_exit_code_says_so(tmp_path):
+    x = np.zeros((64, 64), np.float32)
+    options = ("--lame-duck", 0, "--grace", 1)
+    with serving(endless(tmp_path), *options) as server, grpc.insecure_channel(server.grpc) as c:
+        call = c.unary_unary(INFER).future(message(x, 10**10))
+        eventually(lambda: busy(server))
+        server.stop()
+        assert server.wait(30) == 1, server.output
+        assert "1 request not answered within the 1 s of --grace" in server.output
+        assert call.exception() is not None
+
+
+def busy(server):
+    """Whether the server's process computes."""
+    process = psutil.Process(server.process.pid)
+    return process.cpu_percent(0.2) > 30
+
+
+def test_a_model_that_takes_for_ever_to_open_does_not_hold_the_stop_up(tmp_path):
+    folder = endless(tmp_path)
+    (folder / "m" / "warmup").mkdir()
+    (folder / "m" / "warmup" / "steps").write_bytes(np.int64(10**10).tobytes())
+    (folder / "m" / "config.pbtxt").write_text(
+        """model_warmup { name: "w"
+          inputs { key: "steps" value { data_type: TYPE_INT64 input_data_file: "steps" } }
+          inputs { key: "x" value { data_type: TYPE_FP32 dims: [ 64, 64 ] zero_data: true } } }"""
+    )
+    with serving(folder, "--lame-duck", 0, ready=False) as server:
+        eventually(lambda: httpx.get(f"{server.url}/v2/health/live").status_code == 200)
+        assert httpx.get(f"{server.url}/v2/health/ready").status_code == 503
+        server.stop()
+        assert server.wait(30) == 0, server.output

@@ -59,7 +59,7 @@ class _Model:
         self.serving: dict[str, ModelVersion] = {}
         self.opened_from: dict[str, tuple[ModelOptions, Stamp]] = {}
         """Of each version, what it was last opened from."""
-        self.retiring: set[asyncio.Task[None]] = set()
+        self.retiring: dict[asyncio.Task[None], ModelVersion] = {}
         """Versions that have been replaced and still have requests."""
         self.states: dict[str, _State] = {}
         """By version; "" for the model as a whole, where no version is known."""
@@ -91,6 +91,7 @@ class Repository:
         """By name and version; the version "" is the highest of the model."""
         self._loader = ThreadPoolExecutor(1, "deepsched-loader")
         self._loading: set[asyncio.Task[None]] = set()
+        self._num_opening = 0
         self._has_started = False
         self.observed = Observed()
 
@@ -143,6 +144,20 @@ class Repository:
     def serving(self) -> list[ModelVersion]:
         """All that serves."""
         return [it for model in self._models.values() for it in model.serving.values()]
+
+    @property
+    def num_under_way(self) -> int:
+        """Requests that engines have, those of versions that have been replaced included."""
+        return sum(
+            version.num_under_way
+            for model in self._models.values()
+            for version in (*model.serving.values(), *model.retiring.values())
+        )
+
+    @property
+    def is_opening(self) -> bool:
+        """Whether a model is being opened."""
+        return self._num_opening > 0
 
     def index(self, ready: bool = False) -> list[IndexEntry]:
         """All models that are known, and their versions; `ready`: only what serves."""
@@ -288,9 +303,7 @@ class Repository:
             if serving is None:
                 model.states[version] = _State(LOADING)
             try:
-                versions[version] = await self._in_thread(
-                    open_version, found, version, self.streams.of(name), self._engine
-                )
+                versions[version] = await self._in_thread(self._open, found, version)
             except Exception as error:  # whatever it is, the other versions may open
                 failed[version] = str(error) or type(error).__name__
                 if not isinstance(error, DeepschedError):
@@ -334,8 +347,8 @@ class Repository:
             if version not in versions:
                 model.states[version] = _State(UNLOADING, reason)
             task = asyncio.create_task(self._retire(model, opened, reason))
-            model.retiring.add(task)
-            task.add_done_callback(model.retiring.discard)
+            model.retiring[task] = opened
+            task.add_done_callback(model.retiring.pop)
 
     async def _retire(self, model: _Model, version: ModelVersion, reason: str) -> None:
         """Closes a version once its last request has its answer."""
@@ -352,6 +365,13 @@ class Repository:
             model.should_serve = False
             self._exchange(name, model, {}, reason)
         logger.info("model %r does not serve any more: %s", name, reason)
+
+    def _open(self, found: FoundModel, version: str) -> ModelVersion:
+        self._num_opening += 1
+        try:
+            return open_version(found, version, self.streams.of(found.name), self._engine)
+        finally:
+            self._num_opening -= 1
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._loader, function, *arguments)
