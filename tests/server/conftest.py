@@ -14,9 +14,6 @@ from onnx import TensorProto, helper
 
 from tests.support import models
 
-for _needed in ("msgspec", "grpc"):
-    pytest.importorskip(_needed, reason="needs the extra serve")
-
 
 class Address(NamedTuple):
     """Of a server that runs."""
