@@ -166,6 +166,8 @@ async def run_on_loop(
         if loop.time() > ended.yields_at:  # a task that does nothing else leaves others their turn
             await asyncio.sleep(0)
             ended.yields_at = loop.time() + _YIELD_EVERY_S
+        if times_ns is not None:
+            times_ns[:] = request.times_ns
         return request.outputs()
     ended.note(loop, model)
     timer = None
