@@ -10,7 +10,7 @@ export function rounded(value) {
 export const percent = (share) => `${Math.round(100 * share)}%`;
 
 // Of a time in ms: how to write it.
-const unitOf = (ms) => (ms < 0.5 ? [1e3, " µs"] : ms < 2000 ? [1, " ms"] : [1e-3, " s"]);
+const unitOf = (ms) => (ms < 0.5 ? [1e3, " µs"] : ms < 1000 ? [1, " ms"] : [1e-3, " s"]);
 
 export function inUnit(ms) {
   const [factor, unit] = unitOf(ms);
