@@ -120,6 +120,8 @@ def test_a_configuration_is_read(root, caplog):
           default_queue_policy { default_timeout_microseconds: 250000 }
         }
         parameters { key: "rewrites" value { string_value: "exact" } }
+        parameters { key: "shrink_memory" value { string_value: "true" } }
+        parameters { key: "cache_dir" value { string_value: "/etc" } }
         parameters { key: "intra_op_thread_count" value { string_value: "4" } }
         optimization { graph { level: 1 } }
         model_warmup { name: "w" batch_size: 2
@@ -127,7 +129,7 @@ def test_a_configuration_is_read(root, caplog):
     """
     with caplog.at_level(logging.INFO):
         options = configured(root, text)
-    assert options.engine == {"rewrites": "exact"}
+    assert options.engine == {"rewrites": "exact", "shrink_memory": True}
     assert options.version_policy == VersionPolicy(latest=None)
     assert (options.max_batch_size, options.num_instances) == (8, 2)
     assert options.inputs == (DeclaredTensor("x", "FP32", (-1, 4)),)
@@ -141,6 +143,7 @@ def test_a_configuration_is_read(root, caplog):
         "optimization",
         "instance_group.gpus",
         "dynamic_batching.preferred_batch_size",
+        "parameters['cache_dir']",
         "parameters['intra_op_thread_count']",
     ):
         assert unread in line
@@ -172,7 +175,6 @@ def test_a_configuration_is_read(root, caplog):
             ModelError,
             "x",
         ),
-        ('parameters { key: "rewrites" value { string_value: "[" } }', OptionError, "rewrites"),
     ],
 )
 def test_a_wrong_configuration_names_its_file_and_field(root, text, error, message):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Iterator
 from typing import Any
 
-import yaml
 from google.protobuf import json_format, text_format
 
 from deepsched.errors import OptionError, UnsupportedModelError
@@ -116,7 +116,7 @@ def _read(config: Any, where: str, name: str, folder: str) -> ModelOptions:
         raise OptionError(
             f"{where}: max_batch_size must be at least 0, got {config.max_batch_size}"
         )
-    engine, unread_parameters = _engine_options(config, where)
+    engine, unread_parameters = _engine_options(config)
     unread = [*_unread(config), *(f"parameters[{key!r}]" for key in unread_parameters)]
     if unread:
         logger.info("%s: left out, for CPU cores and this server: %s", where, ", ".join(unread))
@@ -231,21 +231,23 @@ def _warm_up(warm_up: Any, config: Any, where: str, folder: str) -> WarmUp:
     return WarmUp(warm_up.name, tuple(inputs), max(1, warm_up.count))
 
 
-def _engine_options(config: Any, where: str) -> tuple[dict[str, Any], list[str]]:
-    """Parameters whose keys are options of Engine, and the other keys."""
-    options, unread = {}, []
+def _engine_options(config: Any) -> tuple[dict[str, Any], list[str]]:
+    """Parameters whose keys are options of Engine, with values in JSON or as they are; and the
+    other keys. Options that are paths are among these: a request may bring a configuration."""
+    options: dict[str, Any] = {}
+    unread = []
     for key, parameter in sorted(config.parameters.items()):
-        if key not in ENGINE_OPTIONS or key == "custom_ops":
+        if key not in ENGINE_OPTIONS or key in _PATHS:
             unread.append(key)
             continue
         try:
-            options[key] = yaml.safe_load(parameter.string_value)
-        except yaml.YAMLError:
-            raise OptionError(
-                f"{where}: parameters[{key!r}] must be a value as in YAML, got "
-                f"{parameter.string_value!r}"
-            ) from None
+            options[key] = json.loads(parameter.string_value)
+        except (ValueError, RecursionError):
+            options[key] = parameter.string_value
     return options, unread
+
+
+_PATHS = ("cache_dir", "custom_ops")
 
 
 def _unread(message: Any, prefix: str = "") -> Iterator[str]:
