@@ -343,6 +343,20 @@ def test_a_client_that_leaves_does_not_end_the_load_that_it_asked_for(root):
     running(root, scenario)
 
 
+def test_a_folder_that_is_gone_fails_the_load_and_not_what_serves(root):
+    save(plus(1), root / "m" / "1")
+
+    async def scenario(repository, infer):
+        root.rename(root.with_name("elsewhere"))
+        for name in ("m", "n"):
+            with pytest.raises(LoadError):
+                await repository.load(name, {})
+        assert await infer() == 1
+        assert repository.is_ready()
+
+    running(root, scenario)
+
+
 # --- watching -------------------------------------------------------------------------------------
 
 

@@ -131,7 +131,7 @@ def _read(config: Any, where: str, name: str, folder: str) -> ModelOptions:
     for output in config.output:
         if output.label_filename:
             path = inside(folder, os.path.join(folder, output.label_filename))
-            with open(path, encoding="utf-8") as lines:
+            with open(path, encoding="utf-8", errors="replace") as lines:
                 labels[output.name] = tuple(line.rstrip("\n") for line in lines)
             files.append(path)
     warm_ups = tuple(_warm_up(it, config, where, folder) for it in config.model_warmup)

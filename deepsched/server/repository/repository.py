@@ -205,13 +205,11 @@ class Repository:
         """Opens what has changed of a model, and unloads it if it is gone. One that was unloaded by
         request stays so. Errors are logged."""
         model = self._models.get(name)
-        if model is not None and not await self._is_there(name):
-            await self._unload(name, "its files are gone")
-            return
-        if model is not None and model.was_unloaded:
-            return
         with suppress(DeepschedError):  # logged
-            await self._load(name, {}, is_forced=False)
+            if model is not None and not await self._is_there(name):
+                await self._unload(name, "its files are gone")
+            elif model is None or not model.was_unloaded:
+                await self._load(name, {}, is_forced=False)
 
     async def unload(self, name: str, parameters: Mapping[str, Any]) -> None:
         """Takes a model out of service; requests that it has are answered.
@@ -241,7 +239,10 @@ class Repository:
     # --- How --------------------------------------------------------------------------------
 
     async def _is_there(self, name: str) -> bool:
-        return name in await self._in_thread(self._sources.names)
+        try:
+            return name in await self._in_thread(self._sources.names)
+        except OSError as error:  # the folder itself
+            raise LoadError(f"the repository cannot be read: {error}") from error
 
     async def _load(self, name: str, parameters: Mapping[str, Any], is_forced: bool) -> None:
         if name not in self._models:  # names are looked up before they are kept
