@@ -144,17 +144,16 @@ async def run_on_loop(
     timeout = check_timeout(timeout)
     loop = asyncio.get_running_loop()
     ended = _inbox_of(loop)
-    future: asyncio.Future[list[Any]] = loop.create_future()
     ended.num_under_way += 1  # before: Ctrl-C may come between a start and what follows it
     try:
         request = model.start(
-            inputs, ended.inbox, future, timeout, priority, check_inputs, False, True, shrinks, True
+            inputs, ended.inbox, None, timeout, priority, check_inputs, False, True, shrinks, True
         )
         if request is None and not block:
             model.reject()
         if request is None:
             request, timeout = await _start_when_there_is_room(
-                model, inputs, ended.inbox, future, timeout, priority, check_inputs, shrinks
+                model, inputs, ended.inbox, timeout, priority, check_inputs, shrinks
             )
     except KeyboardInterrupt:
         raise  # it may have been started: counted once too often does less harm than not at all
@@ -169,6 +168,9 @@ async def run_on_loop(
         if times_ns is not None:
             times_ns[:] = request.times_ns
         return request.outputs()
+    # Time enough: what has ended is handed over by the loop, which we have not left since.
+    future: asyncio.Future[list[Any]] = loop.create_future()
+    request.tag = future
     ended.note(loop, model)
     timer = None
     if timeout is not None:
@@ -197,7 +199,6 @@ async def _start_when_there_is_room(
     model: Model,
     inputs: list[Any],
     inbox: Inbox,
-    future: asyncio.Future[list[Any]],
     timeout: float | None,
     priority: int,
     check_inputs: bool,
@@ -217,7 +218,7 @@ async def _start_when_there_is_room(
                     "the request's timeout expired before the queue had room for it"
                 )
         request = model.start(
-            inputs, inbox, future, timeout, priority, check_inputs, False, False, shrinks
+            inputs, inbox, None, timeout, priority, check_inputs, False, False, shrinks
         )
         if request is not None:
             return request, timeout

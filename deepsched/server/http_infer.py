@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import lru_cache, partial
 from urllib.parse import unquote_to_bytes
 
 from deepsched.server import predict, rest_infer
@@ -14,6 +15,9 @@ from deepsched.server.http_protocol import Exchange, Handler, Header
 from deepsched.server.inference import Ended, run_times_ns
 from deepsched.server.rest_infer import Body
 from deepsched.server.server import Server
+
+# Whose parts are remembered.
+_MOST_PATHS = 256
 
 _JSON: Header = (b"content-type", b"application/json")
 _RAW: Header = (b"content-type", b"application/octet-stream")
@@ -26,6 +30,8 @@ class HttpInference:
         self.settings = server.settings
         self._server = server
         self.inference = server.inference
+        self._infer = partial(self._handle, "rest", _v2_path, rest_infer.infer)
+        self._predict = partial(self._handle, "v1", _v1_path, predict.predict)
 
     def is_last(self) -> bool:
         """See `http_protocol.Endpoint`."""
@@ -33,30 +39,26 @@ class HttpInference:
 
     def claims(self, url: bytes) -> Handler | None:
         """See `http_protocol.Endpoint`."""
-        path = url.partition(b"?")[0]
+        path = url.partition(b"?")[0] if b"?" in url else url
         if path.startswith(b"/v2/models/") and path.endswith(b"/infer"):
             return self._infer
         if path.startswith(b"/v1/models/") and path.endswith(b":predict"):
             return self._predict
         return None
 
-    async def _infer(self, exchange: Exchange) -> None:
-        await self._handle(exchange, "rest", _v2_path, rest_infer.infer)
-
-    async def _predict(self, exchange: Exchange) -> None:
-        await self._handle(exchange, "v1", _v1_path, predict.predict)
-
     async def _handle(
         self,
-        exchange: Exchange,
         protocol: str,
         parse_path: Callable[[bytes], tuple[str, str]],
         infer: Callable[..., Awaitable[Body]],
+        exchange: Exchange,
     ) -> None:
         began_ns = time.monotonic_ns()
         name = version = request_id = ""
         outcome = "done"
         try:
+            if self.inference.on_end is not None:
+                run_times_ns.set(())  # those of another request, where this one has not run
             name, version = parse_path(exchange.url.partition(b"?")[0])
             headers = dict(exchange.headers)
             body = exchange.body
@@ -113,6 +115,7 @@ async def _send(exchange: Exchange, accept: bytes, answer: Body) -> None:
     exchange.answer(200, headers, parts)
 
 
+@lru_cache(_MOST_PATHS)
 def _v2_path(path: bytes) -> tuple[str, str]:
     """Model and version of /v2/models/NAME[/versions/VERSION]/infer."""
     parts = path.split(b"/")
@@ -126,6 +129,7 @@ def _v2_path(path: bytes) -> tuple[str, str]:
     )
 
 
+@lru_cache(_MOST_PATHS)
 def _v1_path(path: bytes) -> tuple[str, str]:
     """Model and version of /v1/models/NAME[/versions/VERSION]:predict."""
     parts = path.removesuffix(b":predict").split(b"/")

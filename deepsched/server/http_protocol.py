@@ -12,7 +12,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Generator
-from contextvars import copy_context
 from typing import Any, Protocol
 
 import numpy as np
@@ -348,14 +347,13 @@ class Connection(HttpToolsProtocol):
             super()._start_asgi_task(cycle, app)
             return
         self._running = cycle
-        context = copy_context()
         work = cycle.run_asgi(app)
         try:
-            waits_for = context.run(work.send, None)
+            waits_for = work.send(None)
         except StopIteration:
             return  # answered already
         left = _Begun(work, waits_for)
-        task = cycle.task = self.loop.create_task(left.finish(), context=context)
+        task = cycle.task = self.loop.create_task(left.finish())
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 

@@ -32,9 +32,9 @@ class _Output(msgspec.Struct):
 
 class _Request(msgspec.Struct):
     inputs: list[_Input]
-    id: str = ""
+    id: str | None = ""
     parameters: dict[str, Any] = {}
-    outputs: list[_Output] = []
+    outputs: list[_Output] | None = None
 
 
 _decode = msgspec.json.Decoder(_Request).decode
@@ -81,7 +81,7 @@ async def infer(
         version.num_invalid += 1
         raise
     outputs = await inference.run(version, inputs, timeout, priority)
-    return _answer(inference, version, request.id, wanted, outputs)
+    return _answer(inference, version, request.id or "", wanted, outputs)
 
 
 def _parse(

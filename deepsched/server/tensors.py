@@ -76,7 +76,7 @@ def from_raw(spec: TensorSpec, shape: Sequence[int], count: int, data: memoryvie
             f"{list(shape)}, got {data.nbytes}"
         )
     array = np.frombuffer(data, dtype).reshape(shape) if count else np.empty(shape, dtype)
-    if dtype == np.bool_ and count and int(array.view(np.uint8).max()) > 1:
+    if spec.datatype == "BOOL" and count and int(array.view(np.uint8).max()) > 1:
         raise InputError(f"input {spec.name!r}: expected bytes of 0 and 1 for BOOL, got others")
     return array
 
@@ -104,7 +104,7 @@ def _strings_from_raw(name: str, data: memoryview, count: int) -> list[bytes]:
 
 
 def to_raw(array: Array) -> bytes | memoryview:
-    """An output's bytes, without a copy unless it holds strings."""
+    """An output's bytes, without a copy unless it holds strings or is small."""
     if array.dtype == object:
         return b"".join(
             part
@@ -112,6 +112,8 @@ def to_raw(array: Array) -> bytes | memoryview:
             for item in (text if isinstance(text, bytes) else encoded(text),)
             for part in (len(item).to_bytes(4, "little"), item)
         )
+    if array.nbytes < _SMALL:
+        return array.tobytes()
     return array.reshape(-1).view(np.uint8).data
 
 
