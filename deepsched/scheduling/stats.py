@@ -217,6 +217,10 @@ class Counts:
             "rejected": rejected,
         }
 
+    def batches(self) -> dict[int, int]:
+        """Number of runs by the number of requests that ran together."""
+        return {1: sum(self._by_width.values())}
+
     def busy_seconds(self) -> list[float]:
         """Time in which each stream ran requests."""
         return [ns / 1e9 for ns in self._busy_ns.tolist()]

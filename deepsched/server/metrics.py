@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from deepsched.machine.cgroup import throttling
-from deepsched.server.observed import BOUNDS_S, OUTCOMES
+from deepsched.server.observed import BATCHES, BOUNDS_S, OUTCOMES
 from deepsched.server.server import Server
 from deepsched.version import __version__
 
@@ -75,12 +75,28 @@ class ServerCollector(Collector):
             "Inside ONNX Runtime.",
             labels=("model", "version"),
         )
+        batches = HistogramMetricFamily(
+            "deepsched_batch_size",
+            "Requests that ran together, of each run.",
+            labels=("model", "version"),
+        )
         for key, totals in sorted(self._server.observed.totals().items()):
             for outcome in OUTCOMES:
                 requests.add_metric((*key, outcome), totals.outcomes[outcome])
             waiting.add_metric(key, _buckets(totals.waiting), totals.waiting_s)
             running.add_metric(key, _buckets(totals.running), totals.running_s)
-        yield from (requests, waiting, running)
+            sizes = totals.batches
+            up_to = [sum(sizes[size] for size in sizes if size <= bound) for bound in BATCHES]
+            requests_in_runs = sum(size * count for size, count in sizes.items())
+            batches.add_metric(
+                key,
+                [
+                    *((str(bound), count) for bound, count in zip(BATCHES, up_to, strict=True)),
+                    ("+Inf", sizes.total()),
+                ],
+                requests_in_runs,
+            )
+        yield from (requests, waiting, running, batches)
 
     def _streams(self) -> Iterator[Metric]:
         depth = GaugeMetricFamily(

@@ -23,6 +23,9 @@ BOUNDS_S = (
 """Upper bounds of the published histograms, the same in every instance, so that they add up. The
 native buckets are 3 % wide; one that straddles a bound counts where its middle is."""
 
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+"""The same of the number of requests that ran together."""
+
 OUTCOMES = ("done", "failed", "expired", "cancelled", "rejected", "invalid")
 
 Key = tuple[str, str]
@@ -39,6 +42,8 @@ class Totals:
     waiting_s: float = 0.0
     running: Any = field(default_factory=lambda: np.zeros(len(BOUNDS_S) + 1, np.int64))
     running_s: float = 0.0
+    batches: Counter[int] = field(default_factory=Counter)
+    """Runs by the number of requests that ran together."""
 
     def add(self, other: Totals) -> None:
         """Adds what `other` holds."""
@@ -47,6 +52,7 @@ class Totals:
         self.running = self.running + other.running
         self.waiting_s += other.waiting_s
         self.running_s += other.running_s
+        self.batches.update(other.batches)
 
 
 def totals_of(version: ModelVersion) -> Totals:
@@ -56,6 +62,7 @@ def totals_of(version: ModelVersion) -> Totals:
         Counter({**counts.outcomes(), "invalid": version.num_invalid}),
         *counts.cumulative("waiting", BOUNDS_S),
         *counts.cumulative("running", BOUNDS_S),
+        Counter(counts.batches()),
     )
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from types import SimpleNamespace
 
 import pytest
 
+from deepsched.server.live import page
 from deepsched.server.live.feed import Feed
 
 pytestmark = pytest.mark.server
@@ -146,3 +148,33 @@ def test_samples_that_take_long_come_more_rarely():
         return pauses
 
     assert min(asyncio.run(scenario())[1:]) > 0
+
+
+def test_the_connection_of_a_viewer_who_does_not_read_is_cut(monkeypatch):
+    """What has been written waits in the socket's buffer, which nobody empties."""
+    monkeypatch.setattr(page, "_MOST_SEND_S", 0.01)
+
+    async def scenario():
+        cut = asyncio.Event()
+        connection = SimpleNamespace(transport=SimpleNamespace(abort=cut.set))
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+            if len(sent) > 1:  # the head goes through
+                await asyncio.Event().wait()
+
+        async def receive():
+            await cut.wait()  # as a server does once the connection is gone
+            return {"type": "http.disconnect"}
+
+        async def messages():
+            for number in itertools.count():
+                yield b"data: %d\n\n" % number
+
+        stream = page._EventStream(messages(), media_type="text/event-stream")
+        scope = {"type": "http", "method": "GET", "deepsched.connection": connection}
+        await asyncio.wait_for(stream(scope, receive, send), 30)
+        return cut.is_set()
+
+    assert asyncio.run(scenario())

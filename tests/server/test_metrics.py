@@ -140,6 +140,9 @@ def test_requests_count_by_model_version_and_outcome(server):
     assert after["mlp", "done", "1"] - before["mlp", "done", "1"] == 3
     assert after["mlp", "invalid", "1"] - before["mlp", "invalid", "1"] == 1
     assert ran - ran_before == 3
+    text = scraped(server)[1]
+    runs = samples(text, "deepsched_batch_size_count")["mlp", "1"]
+    assert 0 < runs <= samples(text, "deepsched_batch_size_sum")["mlp", "1"]
 
 
 def test_promtool_finds_nothing_to_say(server):

@@ -4,6 +4,6 @@ page.html, page.css, page.js, lanes.js are served as they are, with nothing from
 sampler.py reads the engines, feed.py sends what it read to all who look.
 """
 
-from deepsched.server.live.routes import routes
+from deepsched.server.live.page import routes
 
 __all__ = ["routes"]
