@@ -68,6 +68,7 @@ def read_answer(reader: BinaryIO) -> Answer:
         ConnectionError: the connection ended before the answer did.
         ServerError: it is no answer of HTTP/1.1.
 
+    >>> import io
     >>> text = b"HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\n\\r\\n{}"
     >>> read_answer(io.BufferedReader(io.BytesIO(text)))
     Answer(status=200, headers={b'content-length': b'2'}, body=b'{}')
