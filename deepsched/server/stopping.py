@@ -45,11 +45,17 @@ class StopSignals:
             "%s: stopping once all requests are answered; another one ends the server at once",
             signal.Signals(number).name,
         )
-        # The kernel's own action, since the event loop may be what hangs.
+        # The kernel's own action, since the event loop may hang. But the first process of a
+        # container has none: the kernel drops signals that it does not handle.
+        action = _leave if os.getpid() == 1 else signal.SIG_DFL
         for each in (signal.SIGTERM, signal.SIGINT):
             self._loop.remove_signal_handler(each)
-            signal.signal(each, signal.SIG_DFL)
+            signal.signal(each, action)
         self.requested.set()
+
+
+def _leave(number: int, _: object) -> None:
+    os._exit(128 + number)
 
 
 async def stop(server: Server, http: HttpServer, rpc: GrpcServer) -> bool:

@@ -152,6 +152,19 @@ def test_a_second_signal_ends_the_server_at_once(tmp_path):
         assert server.wait(10) == -signal.SIGTERM
 
 
+def test_the_first_process_of_a_container_is_ended_by_a_second_signal_too(model):
+    """For it the kernel drops signals that have no handler."""
+    before = ("unshare", "--pid", "--fork", "--kill-child")
+    if subprocess.run([*before, "true"], check=False).returncode:
+        pytest.skip("namespaces of processes cannot be made here")
+    with serving(model, "--lame-duck", 60, before=before) as server:
+        (inner,) = psutil.Process(server.process.pid).children()
+        inner.terminate()
+        eventually(lambda: "SIGTERM: stopping" in server.output)
+        inner.terminate()
+        assert server.wait(10) == 128 + signal.SIGTERM
+
+
 def test_ctrl_c_stops_it_as_sigterm_does(model):
     with serving(model, "--lame-duck", 0) as server:
         server.stop(signal.SIGINT)

@@ -58,10 +58,10 @@ def body(values):
 class ServerProcess:
     """A server on free ports; its addresses, and its log in `lines`."""
 
-    def __init__(self, *arguments, env=None, scheme="http"):
+    def __init__(self, *arguments, env=None, scheme="http", before=()):
         options = ("--port", "0", "--grpc-port", "0")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "deepsched", "serve", *map(str, arguments), *options],
+            [*before, sys.executable, "-m", "deepsched", "serve", *map(str, arguments), *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
