@@ -90,5 +90,7 @@ class ModelOptions:
     """None: one request with made-up inputs."""
     num_instances: int | None = None
     """Requests at once on CPUs, as an instance group asks for."""
+    unread: tuple[str, ...] = ()
+    """Fields of the configuration that say nothing to this server."""
     files: tuple[str, ...] = ()
     """What else was read, beside the model: a change of these is a change of the model."""

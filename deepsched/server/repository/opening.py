@@ -37,6 +37,12 @@ def open_version(
         DeepschedError: it cannot be opened, does not fit its configuration, or does not answer.
     """
     options = found.options
+    if options.unread:
+        logger.info(
+            "model %r: of its configuration this server leaves out %s",
+            found.name,
+            ", ".join(options.unread),
+        )
     # Any batch that the model takes, as clients of servers expect; Engine's own default is 1.
     given = {"batch_size": None, **defaults, **options.engine}
     engine = Engine(found.versions[version], context=context, **given)

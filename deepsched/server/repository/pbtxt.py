@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -22,8 +21,6 @@ from deepsched.server.repository.model_options import (
 )
 from deepsched.server.repository.paths import inside
 from deepsched.server.request_limits import RequestLimits
-
-logger = logging.getLogger("deepsched.server")
 
 _ModelConfig = message_class("ModelConfig")
 
@@ -89,7 +86,9 @@ def read_json(text: Any, name: str) -> ModelOptions:
     files += [
         it.input_data_file for warm_up in config.model_warmup for it in warm_up.inputs.values()
     ]
-    files += [config.default_model_filename, *config.model_operations.op_library_filename]
+    files += config.model_operations.op_library_filename
+    if os.path.basename(config.default_model_filename) != config.default_model_filename:
+        files.append(config.default_model_filename)
     if named := list(filter(None, files)):
         raise OptionError(f"{where}: no request may name files, got {named!r:.80}")
     return _read(config, where, name, "")
@@ -118,8 +117,6 @@ def _read(config: Any, where: str, name: str, folder: str) -> ModelOptions:
         )
     engine, unread_parameters = _engine_options(config)
     unread = [*_unread(config), *(f"parameters[{key!r}]" for key in unread_parameters)]
-    if unread:
-        logger.info("%s: left out, for CPU cores and this server: %s", where, ", ".join(unread))
     files = []
     for library in config.model_operations.op_library_filename:
         engine["custom_ops"] = (
@@ -151,6 +148,7 @@ def _read(config: Any, where: str, name: str, folder: str) -> ModelOptions:
         labels=labels,
         warm_ups=warm_ups,
         num_instances=_num_instances(config),
+        unread=tuple(unread),
         files=tuple(files),
     )
 
