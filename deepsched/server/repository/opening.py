@@ -39,7 +39,8 @@ def open_version(
     options = found.options
     if options.unread:
         logger.info(
-            "model %r: of its configuration this server leaves out %s",
+            "version %s of model %r: of its configuration this server leaves out %s",
+            version,
             found.name,
             ", ".join(options.unread),
         )
