@@ -159,6 +159,7 @@ def _add(
     if "shared_memory_region" not in asked:
         pieces += (_RAW_OUTPUT, _varint(len(data)), data)
         return
+    pieces += (_RAW_OUTPUT, b"\0")  # nothing; clients count raw contents by output
     for name, value in inference.regions.write(spec.name, asked, data).items():
         if isinstance(value, str):
             output.parameters[name].string_param = value

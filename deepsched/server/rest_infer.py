@@ -183,7 +183,8 @@ def _answer(
             "shape": array.shape,
         }
         if "shared_memory_region" in parameters:
-            output["parameters"] = inference.regions.write(spec.name, parameters, to_raw(array))
+            # Its parameters are not repeated: Triton's C++ client takes any for those of raw bytes.
+            inference.regions.write(spec.name, parameters, to_raw(array))
         elif is_binary:
             data = to_raw(array)
             output["parameters"] = {"binary_data_size": len(data)}

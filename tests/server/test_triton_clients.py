@@ -170,6 +170,11 @@ def test_shared_memory_is_read_and_written(triton):
         status = client.get_system_shared_memory_status()
         regions = status if module is httpclient else status.regions
         assert len(regions) == 2
+        # One where it was asked for, the other in the answer.
+        mixed = client.infer(
+            "add_sub", inputs, outputs=[outputs[0], module.InferRequestedOutput("OUTPUT1")]
+        )
+        np.testing.assert_array_equal(mixed.as_numpy("OUTPUT1"), data[0] - data[1])
         client.unregister_system_shared_memory("source")
         with pytest.raises(utils.InferenceServerException, match="source"):
             client.infer("add_sub", inputs, outputs=outputs)
