@@ -192,7 +192,7 @@ class ModelVersion:
 
     @property
     def number(self) -> int:
-        """What traces call its engine."""
+        """What traces of its context call its engine."""
         return self.engine._served.model.number
 
     def counts(self) -> Counts:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from deepsched.context import Context
 from deepsched.server.model_version import ModelVersion
 
 BOUNDS_S = (
@@ -104,13 +105,16 @@ class Observed:
                 found.setdefault(key, Totals()).add(totals_of(version))
         return found
 
-    def names(self) -> dict[int, str]:
-        """What to call the open versions, by the number that traces give their engine."""
+    def names(self) -> dict[tuple[Context, int], str]:
+        """What to call the open versions, by what traces call them: the engine's context, and its
+        number there."""
         with self._lock:
             versions = list(self._open)
         count = Counter(it.name for it in versions)
         return {
-            it.number: (it.name if count[it.name] == 1 else f"{it.name} {it.version}")
+            (it.engine.context, it.number): (
+                it.name if count[it.name] == 1 else f"{it.name} {it.version}"
+            )
             for it in versions
         }
 

@@ -44,11 +44,11 @@ class Moments:
             return
         self._owner = owner
 
-    def end(self, names: Mapping[int, str]) -> dict[str, Any] | None:
+    def end(self, names: Mapping[tuple[Context, int], str]) -> dict[str, Any] | None:
         """What has been traced, as page.js takes it; None: nothing, since someone else traces.
 
         Args:
-            names: of the engines, by their numbers.
+            names: of the engines, by their context and their number there.
         """
         owner, self._owner = self._owner, None
         if owner is None:
@@ -57,7 +57,7 @@ class Moments:
         ended_ns = time.monotonic_ns()
         runs = np.concatenate([self._runs(*trace) for trace in traces])
         missing = [entries["ended_ns"].max() for _, entries, num_missed in traces if num_missed]
-        models, where = np.unique(runs["model"], return_inverse=True)
+        models, where = np.unique(runs[["context", "model"]], return_inverse=True)
         columns = (
             runs["lane"],
             runs["width"],
@@ -74,7 +74,10 @@ class Moments:
             "end": float(self._ms(int(min(missing)) if missing else ended_ns)),
             "now": float(self._ms(ended_ns)),
             "missed": sum(num_missed for _, _, num_missed in traces),
-            "names": [names.get(int(number), "unloaded") for number in models],
+            "names": [
+                names.get((self._contexts[index][0], number), "unloaded")
+                for index, number in models.tolist()
+            ],
             "outcomes": OUTCOMES,
             "runs": list(zip(*(column.tolist() for column in columns), strict=True)),
         }
@@ -99,6 +102,7 @@ class Moments:
         runs["begin_ns"] = begin_ns
         runs["ran_ns"] = entries["ended_ns"].astype(np.int64) - begin_ns
         runs["waited_ns"] = begin_ns - entries["submitted_ns"].astype(np.int64)
+        runs["context"] = index
         runs["model"] = entries["model"]
         runs["stage"] = entries["stage"]
         runs["is_inline"] = 1 - entries["by_worker"]
@@ -112,6 +116,6 @@ class Moments:
 _RUN = np.dtype(
     [
         *((name, np.int64) for name in ("begin_ns", "ran_ns", "waited_ns")),
-        *((name, np.int32) for name in ("lane", "width", "model", "stage", "is_inline")),
+        *((name, np.int32) for name in ("lane", "width", "context", "model", "stage", "is_inline")),
     ]
 )

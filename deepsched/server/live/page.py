@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from importlib import resources
 from typing import Any
@@ -62,9 +63,13 @@ def routes(server: Server) -> list[Route]:
 
         return Route(path, answer)
 
+    @functools.cache
+    def greeting() -> bytes:
+        return hello(server.repository.streams)
+
     async def events(request: Request) -> Response:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        return _EventStream(_events(server, feed), media_type="text/event-stream", headers=headers)
+        return _EventStream(_events(greeting, feed), media_type="text/event-stream", headers=headers)
 
     files = [file_route(path, *file) for path, file in _FILES.items()]
     return [*files, Route("/live/events", events)]
@@ -84,12 +89,12 @@ class _EventStream(StreamingResponse):
         await super().__call__(scope, receive, send_in_time)
 
 
-async def _events(server: Server, feed: Feed) -> AsyncIterator[bytes]:
+async def _events(greeting: Callable[[], bytes], feed: Feed) -> AsyncIterator[bytes]:
     if feed.is_full:
         yield b"event: full\ndata: %d\n\n" % feed.num_viewers
         return
     async with feed.viewer() as messages:
-        yield b"event: hello\nretry: 2000\ndata: %s\n\n" % hello(server.repository.streams)
+        yield b"event: hello\nretry: 2000\ndata: %s\n\n" % greeting()
         async for message in messages:
             yield b"data: %s\n\n" % message
     if feed.is_closed:

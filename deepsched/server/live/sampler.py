@@ -27,6 +27,7 @@ from deepsched.machine.cgroup import throttled_seconds
 from deepsched.machine.sysfs import format_cpu_list
 from deepsched.scheduling.stats import Counts, Latency
 from deepsched.server.live.moments import Moments
+from deepsched.server.model_version import ModelVersion
 from deepsched.server.repository import Repository
 from deepsched.server.server import Server
 
@@ -102,11 +103,10 @@ class Sampler:
         for entry in self._server.repository.index():
             figures: dict[str, Any] = {}
             version = serving.get((entry.name, entry.version))
-            number = None if version is None else version.number
-            if number in now.versions:
-                counted = now.versions[number]
+            if version in now.versions:
+                counted = now.versions[version]
                 nothing = _Counted(Counts(1), 0)
-                figures = _rates(before.versions.get(number, nothing), counted, seconds)
+                figures = _rates(before.versions.get(version, nothing), counted, seconds)
             found.append(
                 {
                     "name": entry.name,
@@ -129,8 +129,8 @@ class _Seen(NamedTuple):
 
     at: float
     total: _Counted
-    versions: dict[int, _Counted]
-    """By the engine's number: a reload begins anew."""
+    versions: dict[ModelVersion, _Counted]
+    """A reload begins anew."""
     busy_s: list[float]
     throttled_s: float
 
@@ -141,9 +141,7 @@ class _Seen(NamedTuple):
         total = Counts(1)
         for counts in every:
             total.add_all(counts.flat())
-        versions = {
-            it.number: _Counted(it.counts().flat(), it.num_invalid) for it in repository.serving()
-        }
+        versions = {it: _Counted(it.counts().flat(), it.num_invalid) for it in repository.serving()}
         return cls(
             time.monotonic(),
             _Counted(total, sum(it.num_invalid for it in versions.values())),
