@@ -40,10 +40,6 @@ class TooLarge(RequestError):
     """More bytes than a request may have."""
 
 
-class TooSlow(DeepschedError, TimeoutError):
-    """A request's headers or body did not arrive in time."""
-
-
 class Unauthorized(DeepschedError, PermissionError):
     """The caller has not shown that it may do this."""
 
@@ -74,7 +70,6 @@ _ROWS = (
     (ModelNotFound, 404, StatusCode.NOT_FOUND, "not_found", ()),
     (NotReady, 503, StatusCode.UNAVAILABLE, "closed", _RETRY),
     (QueueFull, 503, StatusCode.RESOURCE_EXHAUSTED, "rejected", _RETRY),
-    (TooSlow, 408, StatusCode.DEADLINE_EXCEEDED, "expired", ((b"connection", b"close"),)),
     (DeadlineExceeded, 504, StatusCode.DEADLINE_EXCEEDED, "expired", ()),
     (Unauthorized, 401, StatusCode.UNAUTHENTICATED, "invalid", ((b"www-authenticate", b"Bearer"),)),
     (Forbidden, 403, StatusCode.PERMISSION_DENIED, "invalid", ()),

@@ -187,9 +187,6 @@ class Exchange:
         """Answers with an error."""
         answer = answer_of(error)
         headers = [(b"content-type", b"application/json"), *answer.headers]
-        if (b"connection", b"close") in headers:
-            headers.remove((b"connection", b"close"))
-            self.keep_alive = False
         self.answer(answer.http_status, headers, [error_json(answer.message)])
 
 
@@ -208,6 +205,7 @@ class Connection(HttpToolsProtocol):
         self._default_head = b""
         self._is_within = _IDLE
         self._noted = _IDLE
+        self._unsent = 0
         self._since = time.monotonic()
 
     # --- Limits -----------------------------------------------------------------------------
@@ -228,13 +226,19 @@ class Connection(HttpToolsProtocol):
     def check_time(self, now: float) -> None:
         """Ends what has taken too long; to be called about once a second."""
         if self._is_within == _IDLE:
+            unsent = self.transport.get_write_buffer_size()
+            if unsent != self._unsent:  # its client reads
+                self._unsent, self._since = unsent, now
             limit = None
             if self.cycle is None:
                 limit = self.settings.header_timeout
             elif type(self.cycle) is Exchange and self.cycle.response_complete:
                 limit = self.settings.keep_alive
             if limit is not None and now - self._since > limit:
-                self.transport.close()
+                if unsent:
+                    self.transport.abort()  # close() would wait until it has been read
+                else:
+                    self.transport.close()
             return
         if self._is_within == _LINGERING:
             if now - self._since > _LINGER_S:

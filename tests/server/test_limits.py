@@ -12,6 +12,7 @@ import zlib
 import grpc
 import httpx
 import numpy as np
+import psutil
 import pytest
 
 from deepsched.server.grpc_messages import SERVICE, message_class
@@ -32,9 +33,10 @@ def server(tmp_path_factory):
     with serving.serving(
         *(spin, image, "--num-streams", 1, "--queue-capacity", 2, "--lame-duck", 0),
         *("--header-timeout", 1, "--body-timeout", 1, "--max-body-bytes", 2_000_000),
-        *("--max-connections", 40),
+        *("--max-connections", 40, "--keep-alive", 2),
     ) as server:
-        server.address = server.url.removeprefix("http://").split(":")
+        host, port = server.url.removeprefix("http://").split(":")
+        server.address = host, int(port)
         yield server
 
 
@@ -271,26 +273,31 @@ def test_connections_are_counted(server):
     serving.eventually(lambda: httpx.get(f"{server.url}/v2/health/live").status_code == 200)
 
 
-def test_who_does_not_read_holds_up_nobody(server):
-    values = np.zeros(450_000, np.float32)
+def _asking_for_much(server):
+    """A connection whose answer is more than its buffers take, and that does not read."""
+    data = np.zeros(450_000, np.float32).tobytes()
+    tensor = {"name": "x", "datatype": "FP32", "shape": [450_000]}
     text = json.dumps(
         {
-            "inputs": [
-                {
-                    "name": "x",
-                    "datatype": "FP32",
-                    "shape": [450_000],
-                    "parameters": {"binary_data_size": values.nbytes},
-                }
-            ],
+            "inputs": [{**tensor, "parameters": {"binary_data_size": len(data)}}],
             "parameters": {"binary_data_output": True},
         }
     ).encode()
-    path = "/v2/models/echo/infer"
-    content = text + values.tobytes()
-    sleepers = [
-        _raw(server, content, path, Inference_Header_Content_Length=len(text)) for _ in range(10)
-    ]
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect(server.address)
+    connection.sendall(
+        b"POST /v2/models/echo/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n"
+        b"Inference-Header-Content-Length: %d\r\n\r\n"
+        % (len(text) + len(data), len(text))
+        + text
+        + data
+    )
+    return connection
+
+
+def test_who_does_not_read_holds_up_nobody(server):
+    sleepers = [_asking_for_much(server) for _ in range(10)]
     try:
         serving.eventually(lambda: _post(server, 1, timeout=10).status_code == 200)
         for _ in range(10):
@@ -298,6 +305,18 @@ def test_who_does_not_read_holds_up_nobody(server):
     finally:
         for sleeper in sleepers:
             sleeper.close()
+
+
+def test_who_never_reads_is_cut_off(server):
+    with _asking_for_much(server) as connection:
+        here = connection.getsockname()
+        process = psutil.Process(server.process.pid)
+
+        def is_open():
+            return any(it.raddr == here for it in process.net_connections("tcp"))
+
+        assert is_open()
+        serving.eventually(lambda: not is_open())
 
 
 def test_requests_of_one_connection_are_answered_in_their_order(server):
