@@ -61,7 +61,10 @@ async def predict(
     except (RequestError, InputError):
         version.num_invalid += 1
         raise
-    outputs = await inference.run(version, arrays, timeout, 0)
+    limits = version.limits
+    outputs = await inference.run(
+        version, arrays, limits.seconds({}, timeout), limits.engine_priority({})
+    )
     key = "predictions" if by_instance else "outputs"
     count = len(request.instances) if request.instances is not None else None
     return Body(None, [msgspec.json.encode({key: _shown(version, outputs, count)})])

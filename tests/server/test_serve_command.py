@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.support.processes import run_python
-from tests.support.serving import body, plus, save, serving
+from tests.support.serving import body, plus, save, serving, slow_plus
 
 pytestmark = pytest.mark.server
 
@@ -177,3 +177,21 @@ def test_a_load_may_name_no_file(paths_server):
         assert answer.status_code == 400, answer.text
     answer = httpx.post(f"{paths_server.url}/v2/models/m/infer", json=body([0, 0, 0, 0]))
     assert answer.json()["outputs"][0]["data"] == [1] * 4
+
+
+def test_a_models_timeout_holds_for_requests_that_ask_for_none_in_every_protocol(tmp_path):
+    save(slow_plus(1), tmp_path, "m.onnx")
+    config = tmp_path / "models.yaml"
+    config.write_text("lame_duck: 0\nmodels: {m: {path: m.onnx, timeout: 0.2}}")
+    x = [[0.0] * 64] * 64
+    steps = {"name": "steps", "datatype": "INT64", "shape": [], "data": [10**9]}
+    v2 = {"inputs": [steps, {"name": "x", "datatype": "FP32", "shape": [64, 64], "data": x}]}
+    with serving("--config", config) as server, httpx.Client(base_url=server.url) as client:
+        answers = [
+            client.post("/v2/models/m/infer", json=v2),
+            client.post("/v1/models/m:predict", json={"inputs": {"steps": 10**9, "x": x}}),
+        ]
+        assert [it.status_code for it in answers] == [504, 504], [it.text for it in answers]
+        v2["parameters"] = {"timeout": 60_000_000}
+        steps["data"] = [10]
+        assert client.post("/v2/models/m/infer", json=v2).status_code == 200

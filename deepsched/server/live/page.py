@@ -69,7 +69,9 @@ def routes(server: Server) -> list[Route]:
 
     async def events(request: Request) -> Response:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        return _EventStream(_events(greeting, feed), media_type="text/event-stream", headers=headers)
+        return _EventStream(
+            _events(greeting, feed), media_type="text/event-stream", headers=headers
+        )
 
     files = [file_route(path, *file) for path, file in _FILES.items()]
     return [*files, Route("/live/events", events)]
