@@ -10,7 +10,6 @@ import time
 import zlib
 
 import grpc
-import httpx
 import numpy as np
 import psutil
 import pytest
@@ -48,7 +47,9 @@ def _spin(steps, **parameters):
 
 def _post(server, steps, headers=(), timeout=60, **parameters):
     url = f"{server.url}/v2/models/spin/infer"
-    return httpx.post(url, json=_spin(steps, **parameters), headers=dict(headers), timeout=timeout)
+    return serving.HTTP.post(
+        url, json=_spin(steps, **parameters), headers=dict(headers), timeout=timeout
+    )
 
 
 def _raw(server, content, path="/v2/models/spin/infer", **headers):
@@ -63,7 +64,7 @@ def _raw(server, content, path="/v2/models/spin/infer", **headers):
 
 
 def _statistics(server):
-    text = httpx.get(f"{server.url}/metrics").text
+    text = serving.HTTP.get(f"{server.url}/metrics").text
     found = {}
     for line in text.splitlines():
         if line.startswith("deepsched_requests_total{") and 'model="spin"' in line:
@@ -94,7 +95,7 @@ def _depth(server):
 
 
 def _gauge(server, name):
-    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+    lines = serving.HTTP.get(f"{server.url}/metrics").text.splitlines()
     found = [float(line.rpartition(" ")[2]) for line in lines if line.startswith(name)]
     assert found, f"no {name} in /metrics"
     return sum(found)
@@ -167,7 +168,7 @@ def test_the_timeout_of_a_request_ends_it(server):
     assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     assert "timeout of 0.2 s" in caught.value.details()
     url = f"{server.url}/v2/models/spin/infer"
-    answer = httpx.post(url, json=_spin(LONG, timeout=200_000), timeout=30)
+    answer = serving.HTTP.post(url, json=_spin(LONG, timeout=200_000), timeout=30)
     assert answer.status_code == 504
     assert "timeout of 0.2 s" in answer.json()["error"]
     answer = _post(server, LONG, {"Inference-Timeout-Ms": "150"})
@@ -270,7 +271,7 @@ def test_connections_are_counted(server):
             connection = socket.create_connection(server.address)
             last = stack.enter_context(contextlib.closing(connection))
         assert b" 503 " in _read(last).partition(b"\r\n")[0]
-    serving.eventually(lambda: httpx.get(f"{server.url}/v2/health/live").status_code == 200)
+    serving.eventually(lambda: serving.HTTP.get(f"{server.url}/v2/health/live").status_code == 200)
 
 
 def _asking_for_much(server):

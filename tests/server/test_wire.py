@@ -5,14 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 
-import httpx
+import grpc
 import ml_dtypes
 import numpy as np
 import pytest
 
 from deepsched.server.grpc_messages import SERVICE, message_class
-
-grpc = pytest.importorskip("grpc")
+from tests.support import serving
 
 pytestmark = pytest.mark.server
 
@@ -37,7 +36,7 @@ def test_raw_tensors_go_both_ways(server):
     x = np.float32([1, -2, 3.5])
     tensor = _tensor(data=None, binary_data_size=x.nbytes)
     text = {"inputs": [tensor], "outputs": [{"name": "y", "parameters": {"binary_data": True}}]}
-    answer = httpx.post(_url(server, "identity_FP32"), **_raw(text, x.tobytes()))
+    answer = serving.HTTP.post(_url(server, "identity_FP32"), **_raw(text, x.tobytes()))
     assert answer.headers["content-type"] == "application/octet-stream"
     length = int(answer.headers["inference-header-content-length"])
     described = json.loads(answer.content[:length])["outputs"][0]
@@ -52,12 +51,12 @@ def test_json_takes_flat_and_nested_lists(server, size):
     url = _url(server, "mlp")
     shape = (2, size)
     for data in (values.tolist(), values.ravel().tolist()):
-        answer = httpx.post(url, json={"inputs": [_tensor("x", "FP32", shape, data)]})
+        answer = serving.HTTP.post(url, json={"inputs": [_tensor("x", "FP32", shape, data)]})
         # The model takes 64 features: that it tells so shows that the numbers were read.
         assert "[-1, 64]" in answer.json()["error"]
     wide = np.linspace(-1, 1, 64 * size, dtype=np.float32).reshape(size, 64)
     for data in (wide.tolist(), wide.ravel().tolist()):
-        answer = httpx.post(url, json={"inputs": [_tensor("x", "FP32", wide.shape, data)]})
+        answer = serving.HTTP.post(url, json={"inputs": [_tensor("x", "FP32", wide.shape, data)]})
         assert answer.json()["outputs"][0]["shape"][0] == size
 
 
@@ -79,7 +78,7 @@ def test_json_takes_flat_and_nested_lists(server, size):
 def test_json_keeps_every_type(server, datatype, values, count):
     data = values * (count // 3)
     tensor = _tensor("x", datatype, (count,), data)
-    answer = httpx.post(_url(server, f"identity_{datatype}"), json={"inputs": [tensor]})
+    answer = serving.HTTP.post(_url(server, f"identity_{datatype}"), json={"inputs": [tensor]})
     assert answer.status_code == 200, answer.text
     assert answer.json()["outputs"][0]["data"] == data
 
@@ -106,7 +105,7 @@ def test_json_that_does_not_fit_is_refused(server, datatype, value, count):
     tensor = _tensor("x", datatype, (count + 1,), [value] * count)
     if value == "a\0b":
         tensor["shape"] = [count]
-    answer = httpx.post(_url(server, f"identity_{datatype}"), json={"inputs": [tensor]})
+    answer = serving.HTTP.post(_url(server, f"identity_{datatype}"), json={"inputs": [tensor]})
     assert answer.status_code == 400, answer.text
     assert "input 'x'" in answer.json()["error"]
 
@@ -138,7 +137,7 @@ _SHAPED = b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": %b, "data": [
     ],
 )
 def test_nonsense_is_a_400(server, content):
-    answer = httpx.post(_url(server, "identity_FP32"), content=content)
+    answer = serving.HTTP.post(_url(server, "identity_FP32"), content=content)
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]
 
@@ -155,7 +154,7 @@ def test_nonsense_is_a_400(server, content):
 )
 def test_raw_tensors_of_other_sizes_are_refused(server, size, sent, said):
     text = {"inputs": [_tensor(data=None, binary_data_size=size)]}
-    answer = httpx.post(_url(server, "identity_FP32"), **_raw(text, b"\0" * sent))
+    answer = serving.HTTP.post(_url(server, "identity_FP32"), **_raw(text, b"\0" * sent))
     assert answer.status_code == 400
     assert said in answer.json()["error"]
 
@@ -163,7 +162,7 @@ def test_raw_tensors_of_other_sizes_are_refused(server, size, sent, said):
 @pytest.mark.parametrize("length", ["-1", "x", "99999999999999999999999", "100000"])
 def test_a_wrong_header_length_is_refused(server, length):
     headers = {"Inference-Header-Content-Length": length}
-    answer = httpx.post(_url(server, "identity_FP32"), content=b"{}", headers=headers)
+    answer = serving.HTTP.post(_url(server, "identity_FP32"), content=b"{}", headers=headers)
     assert answer.status_code == 400
     assert "Inference-Header-Content-Length".lower() in answer.json()["error"].lower()
 
@@ -171,7 +170,7 @@ def test_a_wrong_header_length_is_refused(server, length):
 def test_numbers_that_json_has_not_are_to_be_asked_for_raw(server):
     x = np.float32([1, np.nan, np.inf])
     text = {"inputs": [_tensor(data=None, binary_data_size=x.nbytes)]}
-    answer = httpx.post(_url(server, "identity_FP32"), **_raw(text, x.tobytes()))
+    answer = serving.HTTP.post(_url(server, "identity_FP32"), **_raw(text, x.tobytes()))
     assert answer.status_code == 400
     assert "binary_data" in answer.json()["error"]
 
@@ -182,25 +181,25 @@ def test_answers_are_compressed_where_that_is_asked_for(server):
     url = _url(server, "identity_FP32")
     content = gzip.compress(json.dumps(request).encode())
     headers = {"Content-Encoding": "gzip", "Accept-Encoding": "gzip"}
-    answer = httpx.post(url, content=content, headers=headers)
+    answer = serving.HTTP.post(url, content=content, headers=headers)
     assert answer.headers["content-encoding"] == "gzip"
     assert answer.json()["outputs"][0]["data"] == data
-    plain = httpx.post(url, json=request, headers={"Accept-Encoding": "identity"})
+    plain = serving.HTTP.post(url, json=request, headers={"Accept-Encoding": "identity"})
     assert "content-encoding" not in plain.headers
     for coding, body in (("gzip", b"no"), ("br", b"x"), ("gzip", content[:-4])):
-        refused = httpx.post(url, content=body, headers={"Content-Encoding": coding})
+        refused = serving.HTTP.post(url, content=body, headers={"Content-Encoding": coding})
         assert refused.status_code == 400
 
 
 def test_the_first_protocol_predicts(server):
     url = f"http://{server.http}/v1/models/add_sub:predict"
     instances = [{"INPUT0": [number] * 16, "INPUT1": [1] * 16} for number in range(3)]
-    answer = httpx.post(url, json={"instances": instances})
+    answer = serving.HTTP.post(url, json={"instances": instances})
     assert answer.json()["predictions"][2] == {"OUTPUT0": [3] * 16, "OUTPUT1": [1] * 16}
     columns = {"INPUT0": [[5] * 16], "INPUT1": [[1] * 16]}
-    answer = httpx.post(url, json={"inputs": columns})
+    answer = serving.HTTP.post(url, json={"inputs": columns})
     assert answer.json()["outputs"] == {"OUTPUT0": [[6] * 16], "OUTPUT1": [[4] * 16]}
-    single = httpx.post(
+    single = serving.HTTP.post(
         f"http://{server.http}/v1/models/identity_FP32:predict", json={"instances": [0.5, 2]}
     )
     assert single.json() == {"predictions": [0.5, 2.0]}
@@ -221,7 +220,7 @@ def test_the_first_protocol_predicts(server):
     ],
 )
 def test_the_first_protocol_tells_what_is_wrong(server, body):
-    answer = httpx.post(f"http://{server.http}/v1/models/add_sub:predict", json=body)
+    answer = serving.HTTP.post(f"http://{server.http}/v1/models/add_sub:predict", json=body)
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]
 

@@ -17,6 +17,9 @@ import onnx
 
 from tests.support import models
 
+HTTP = httpx.Client(verify=False, limits=httpx.Limits(max_keepalive_connections=0))
+"""A connection for each request, without what httpx itself loads for each of its own."""
+
 
 def plus(number, batch="batch"):
     """y = x + number, for x of [batch, 4]: which model answered is in the answer."""
