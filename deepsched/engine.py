@@ -425,18 +425,27 @@ class Engine(Uncopied):
         *,
         timeout: float | None = None,
         priority: int = 0,
+        block: bool = True,
         shrink_memory: bool | None = None,
+        times_ns: list[int] | None = None,
     ) -> Coroutine[Any, Any, list[Any]]:
         """`run` for asyncio, to be awaited: it neither blocks the event loop nor starts a thread.
 
-        Cancelling the task withdraws the request, or stops it if it runs. If the queue is full it
-        waits for room. For arguments and errors see `run`; the arrays must not be changed until it
-        is done.
+        Cancelling the task withdraws the request, or stops it if it runs. For other arguments and
+        errors see `run`; the arrays must not be changed until it is done.
+
+        Args:
+            block: whether to wait for room if the queue is full.
+            times_ns: a list that gets, once the request is answered, when it was queued and when
+                its run began and ended, in ns of `time.monotonic_ns()`.
+
+        Raises:
+            QueueFull: the queue is full, and `block` is False.
         """
         if type(inp) is not list:
             inp = self._in_order(inp)
         shrinks = self._wants_shrink(shrink_memory)
-        return run_on_loop(self._model, inp, timeout, priority, val_inp, shrinks)
+        return run_on_loop(self._model, inp, timeout, priority, val_inp, block, shrinks, times_ns)
 
     def map(
         self,

@@ -102,5 +102,9 @@ class ThreadError(DeepschedError, OSError):
     """The system refused to start or to pin a thread."""
 
 
+class ServerError(DeepschedError, ConnectionError):
+    """A server that is to be measured cannot be reached, or refused a request."""
+
+
 class FileLimitError(DeepschedError, OSError):
     """The process may open no more files (RLIMIT_NOFILE), and a request needs a descriptor."""

@@ -21,6 +21,7 @@ from deepsched.formatting import printable
 from deepsched.version import __version__
 
 COMMANDS = {
+    "serve": "serve models over HTTP and gRPC",
     "benchmark": "measure throughput and latency of a model",
     "advise": "find the scheduler, streams and cores that serve a model best here",
     "analyze": "show which operators a model's time goes into, and which stop scaling",

@@ -4,7 +4,7 @@ cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from deepsched.runtime.dispatch cimport (
-    ACCEPTED, CLOSED, FULL, WAKE_ANY, Dispatcher, Submitted, is_short,
+    ACCEPTED, CLOSED, FULL, SERVED, WAKE_ANY, Dispatcher, Submitted, is_short,
 )
 from deepsched.runtime.estimates cimport Estimates, believe
 from deepsched.runtime.futex cimport WAKE_ALL, futex_wait, now_ns
@@ -66,8 +66,9 @@ cdef class Model:
         self.state.output_names = <const char**>calloc(len(self.outputs) + 1, sizeof(char*))
         self.state.estimates = <Estimates*>calloc(1, sizeof(Estimates))
         self.state.short_classes = <InputClass*>calloc(NUM_CLASSES, sizeof(InputClass))
+        self.state.instant_classes = <InputClass*>calloc(NUM_CLASSES, sizeof(InputClass))
         if (
-            self.state.short_classes == NULL or self.state.estimates == NULL
+            self.state.short_classes == NULL or self.state.instant_classes == NULL or self.state.estimates == NULL
             or self.state.sessions == NULL or self.state.teams == NULL or self.state.stats == NULL
             or self.state.input_names == NULL or self.state.output_names == NULL
         ):
@@ -87,6 +88,7 @@ cdef class Model:
         free(self.state.stats)
         free(self.state.estimates)
         free(self.state.short_classes)
+        free(self.state.instant_classes)
         free(self.state.input_names)
         free(self.state.output_names)
 
@@ -168,11 +170,14 @@ cdef class Model:
     def start(
         self, list inputs, Inbox inbox not None, tag=None, timeout=None, priority=0,
         bint check_inputs=True, bint block=True, bint is_producer=False, bint shrinks=False,
+        bint may_inline=False,
     ) -> Request | None:
         """Queues a request, which will arrive in `inbox` with its `tag` when it has ended.
 
         None: there is no room, and `block` is False. `is_producer`: the caller goes on queuing and
         taking, will `help` or `wake_workers` before it waits, and does not want to share its core.
+        `may_inline`: a run that takes microseconds may be done here and now: see
+        `Request.ran_inline`.
         """
         cdef Dispatcher dispatcher = self.dispatcher
         cdef Request request = self.prepare(inputs, timeout, priority, check_inputs, shrinks)
@@ -190,8 +195,17 @@ cdef class Model:
                 shrinks,
             )
         Py_INCREF(request)  # the node's; Inbox.take gives it back
-        # With the GIL: it never waits.
-        submitted = dispatcher.submit(&request.state, False, 0)
+        if may_inline:
+            request.key = key_of(request.borrowed)
+            may_inline = is_known_short(self.state.instant_classes, request.key)
+        if may_inline:
+            with nogil:
+                submitted = dispatcher.submit(&request.state, True, 0)
+            if submitted == SERVED:
+                Py_DECREF(request)
+                return request
+        else:  # with the GIL: it never waits
+            submitted = dispatcher.submit(&request.state, False, 0)
         while submitted == FULL and block:
             try:
                 is_in = self.check_interrupts(request)

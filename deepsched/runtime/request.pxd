@@ -43,6 +43,7 @@ cdef struct ModelState:
     atomic[uint64_t] lowered_ns  # when a refusal lowered `needed_ns` last
     atomic[uint64_t] probed_ns  # when a request was begun in spite of it last
     InputClass* short_classes  # NUM_CLASSES of them
+    InputClass* instant_classes  # as many: those that an event loop runs itself
     TraceState* trace
     uint32_t number  # what traces call it
 
@@ -85,6 +86,7 @@ cdef class Request:
     cdef readonly object owner
     cdef readonly Inbox inbox
     cdef public object tag
+    cdef uint64_t key  # the class of its inputs, where that is to be learned; else 0
     cdef uint32_t generation
 
     cpdef list outputs(self)

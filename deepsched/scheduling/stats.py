@@ -204,6 +204,55 @@ class Counts:
             np.maximum(self._longest_ns[-1], longest_ns, out=self._longest_ns[-1])
         self._unrun += other._unrun
 
+    def flat(self) -> Counts:
+        """The same counts as if of one stream."""
+        counts = Counts(1)
+        counts._busy_ns[0] = self._busy_ns.sum()
+        counts._by_width = dict(self._by_width)
+        counts._numbers[0] = self._numbers.sum(axis=0)
+        counts._buckets[0] = self._buckets.sum(axis=0)
+        counts._totals_ns[0] = self._totals_ns.sum(axis=0)
+        counts._longest_ns[0] = self._longest_ns.max(axis=0)
+        counts._unrun += self._unrun
+        return counts
+
+    def outcomes(self) -> dict[str, int]:
+        """Number of requests by how they ended: done, failed, expired, cancelled, rejected."""
+        done, failed, expired, cancelled, _ = self._numbers.sum(axis=0).tolist()
+        unrun_expired, unrun_cancelled, rejected = self._unrun.tolist()
+        return {
+            "done": done,
+            "failed": failed,
+            "expired": expired + unrun_expired,
+            "cancelled": cancelled + unrun_cancelled,
+            "rejected": rejected,
+        }
+
+    def batches(self) -> dict[int, int]:
+        """Number of runs by the number of requests that ran together."""
+        return {1: sum(self._by_width.values())}
+
+    def busy_seconds(self) -> list[float]:
+        """Time in which each stream ran requests."""
+        return [ns / 1e9 for ns in self._busy_ns[: self._num_streams].tolist()]
+
+    def cumulative(self, which: str, bounds_s: Sequence[float]) -> tuple[Any, float]:
+        """A histogram with other bounds: the number of requests up to each, then of all; and their
+        total time in s. A native bucket counts where its middle is.
+
+        Args:
+            which: "waiting" or "running".
+            bounds_s: upper bounds in seconds, ascending.
+        """
+        index = ("waiting", "running").index(which)
+        buckets = self._buckets[:, index].sum(axis=0).astype(np.int64)
+        ranks = np.concatenate([[0], np.cumsum(buckets)])
+        middles_ns = (_bounds().sum(axis=1) - 1) / 2
+        # Rounded: 1e-05 * 1e9 is not quite 10,000.
+        bounds_ns = np.round(np.asarray(bounds_s) * 1e9, 3)
+        below = ranks[np.searchsorted(middles_ns, bounds_ns, side="right")]
+        return np.append(below, ranks[-1]), float(self._totals_ns[:, index].sum()) / 1e9
+
     def since(self, earlier: Counts) -> Counts:
         """What was counted after `earlier`, which holds the same models' counts."""
         counts = Counts(self._num_streams, self._ranges)
@@ -231,19 +280,18 @@ class Counts:
         """Stats of what was counted, after `seconds`."""
         streams = tuple(self._stream(index, seconds) for index in range(self._num_streams))
         every = range(len(self._numbers))
-        done, failed, expired, cancelled, inline = (int(n) for n in self._numbers.sum(axis=0))
-        unrun_expired, unrun_cancelled, rejected = (int(n) for n in self._unrun)
+        outcomes = self.outcomes()
         return Stats(
-            done=done,
-            failed=failed,
-            expired=expired + unrun_expired,
-            cancelled=cancelled + unrun_cancelled,
-            rejected=rejected,
+            done=outcomes["done"],
+            failed=outcomes["failed"],
+            expired=outcomes["expired"],
+            cancelled=outcomes["cancelled"],
+            rejected=outcomes["rejected"],
             queue_depth=queue_depth,
             queue_depth_max=queue_depth_max,
             queue_capacity=queue_capacity,
-            inline=inline,
-            by_worker=max(0, done + failed + expired + cancelled - inline),
+            inline=int(self._numbers[:, 4].sum()),
+            by_worker=max(0, int(self._numbers[:, :4].sum() - self._numbers[:, 4].sum())),
             busy_fraction=float(np.mean([stream.busy_fraction for stream in streams])),
             by_width=dict(sorted(self._by_width.items())),
             seconds=seconds,
