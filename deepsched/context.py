@@ -117,7 +117,9 @@ class Context(Uncopied):
 
     def _hold(self, shared: SharedStreams) -> None:
         self._shared = shared
-        _open_contexts[id(self)] = weakref.ref(self)
+        # At exit the module's name for it may be gone before we are.
+        self._listed_in = _open_contexts
+        self._listed_in[id(self)] = weakref.ref(self)
 
     @property
     def _layout(self) -> Layout:
@@ -250,7 +252,7 @@ class Context(Uncopied):
     def close(self) -> None:
         """Closes the engines of this context and ends its threads. May be called again."""
         self._shared.close()
-        _open_contexts.pop(id(self), None)
+        self._listed_in.pop(id(self), None)
 
     def stats(self) -> Stats:
         """Outcomes and latencies of the requests of all its engines, closed ones included.
