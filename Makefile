@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 .PHONY: build debug tsan asan quicktest test numa soak lint docs bench clean
 
 build: $(VENV)
-	$(BIN)/pip install -q -e '.[test]'
+	$(BIN)/pip install -q -e '.[test,serve]'
 
 $(VENV):
 	$(PYTHON) -m venv $(VENV)

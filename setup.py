@@ -52,6 +52,8 @@ if __name__ == "__main__":
                 "cdivision": True,
                 "binding": True,
                 "embedsignature": True,
+                # README of runtime/, "Without a GIL".
+                "freethreading_compatible": True,
             },
         )
     )

@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.build import native
+from bench.crowd import run_crowd
 from bench.micro import identity_model
 from bench.models import make_mlp
 from bench.peers import NUM_CORES, RawForms, raw_session
@@ -214,36 +215,15 @@ def identity_rows() -> Iterator[list[Row]]:
 
 @contextmanager
 def mlp_rows() -> Iterator[list[Row]]:
-    model = make_mlp()
-    raw = RawForms(model)
-    raw_runs = {
-        "all threads": raw.run_all_threads,
-        "1 thread, shared": raw.run_shared,
-        "one per stream": raw.run_per_stream,
-    }
-    with compile_model(model, scheduler="multi_stream", num_streams=min(2, NUM_CORES)) as engine:
+    raw = RawForms(make_mlp())
+    with two_streams() as engine:
         inputs = engine.generate_random_inputs()
         feed = {engine.input_names[0]: inputs[0]}
-
-        def by_callers(run: Callable[[Any], Any], callers: int) -> Callable[[], float]:
-            return lambda: rate(run, inputs, callers, 0.5)
 
         def raw_loop() -> float:
             return loop_rate(lambda: raw.shared.run(None, feed))
 
         yield [
-            *(
-                Row(
-                    f"MLP 3x128, {callers} threads",
-                    2.5,
-                    True,
-                    "requests/s",
-                    {"ours": by_callers(engine.run, callers)}
-                    | {name: by_callers(run, callers) for name, run in raw_runs.items()},
-                    ours_over_best,
-                )
-                for callers in (4, 8)
-            ),
             Row(
                 "MLP 3x128, map, 1 thread",
                 2.5,
@@ -260,13 +240,76 @@ def mlp_rows() -> Iterator[list[Row]]:
                 {"ours": lambda: asyncio_rate(engine, inputs, 64), "run in a loop": raw_loop},
                 ours_over_best,
             ),
+        ]
+
+
+def two_streams() -> Engine:
+    return compile_model(make_mlp(), scheduler="multi_stream", num_streams=min(2, NUM_CORES))
+
+
+@contextmanager
+def crowd_rows() -> Iterator[list[Row]]:
+    """Python threads that call in a loop, from one to a crowd."""
+    raw = RawForms(make_mlp())
+    with two_streams() as engine:
+        inputs = engine.generate_random_inputs()
+        forms = {
+            "ours": engine.run,
+            "all threads": raw.run_all_threads,
+            "1 thread, shared": raw.run_shared,
+            "one per stream": raw.run_per_stream,
+        }
+
+        def of_crowd(run: Callable[[Any], Any], callers: int, figure: str) -> Callable[[], float]:
+            return lambda: float(getattr(run_crowd(run, inputs, callers, 0.5, 0.1), figure))
+
+        def ours(medians: dict[str, float]) -> float:
+            return medians["ours"]
+
+        def rates(callers: int) -> Forms:
+            return {name: of_crowd(run, callers, "per_second") for name, run in forms.items()}
+
+        yield [
+            *(
+                Row(
+                    f"MLP 3x128, {callers} thread{'s' * (callers != 1)}",
+                    goal,
+                    True,
+                    "requests/s",
+                    rates(callers),
+                    ours_over_best,
+                )
+                for callers, goal in ((1, 1.0), (2, 1.0), (4, 2.8), (8, 3.0), (32, 2.5))
+            ),
             Row(
-                "MLP 3x128, 32 callers against own 4",
+                "the same, 32 threads against own 4",
                 0.85,
                 True,
                 "requests/s",
-                {"ours": by_callers(engine.run, 32), "ours, 4": by_callers(engine.run, 4)},
+                {
+                    "ours": of_crowd(engine.run, 32, "per_second"),
+                    "ours, 4": of_crowd(engine.run, 4, "per_second"),
+                },
                 ours_over_best,
+            ),
+            *(
+                Row(
+                    f"the same, {callers} threads, {name}",
+                    goal,
+                    higher_is_better,
+                    unit,
+                    {
+                        form: of_crowd(forms[form], callers, figure)
+                        for form in ("ours", "1 thread, shared")
+                    },
+                    ratio,
+                )
+                for callers in (8, 32)
+                for name, figure, goal, higher_is_better, unit, ratio in (
+                    ("fewest calls over most", "fairness", 0.8, True, "by thread", ours),
+                    ("latency", "p999_ms", 1.0, False, "p99.9 ms", ours_over_least),
+                    ("another thread is late", "late_p99_ms", 1.0, False, "p99 ms", ours),
+                )
             ),
         ]
 
@@ -419,6 +462,7 @@ def open_loop_rows() -> Iterator[list[Row]]:
 GROUPS: dict[str, Callable[[], Any]] = {
     "identity": identity_rows,
     "mlp": mlp_rows,
+    "crowd": crowd_rows,
     "open_loop": open_loop_rows,
     **{name: lambda name=name: large_rows(name) for name in LARGE},
 }

@@ -28,11 +28,11 @@ from deepsched import Engine
 from deepsched.models.compiled import open_model
 from deepsched.models.locations import DEFAULT_CACHE
 from deepsched.models.numa_copies import nodes_of
+from deepsched.runtime.model import Model
 from deepsched.runtime.session import trim_heap
 from deepsched.scheduler import Scheduler
 from deepsched.scheduling.layout import Layout, lay_out
-from deepsched.scheduling.streams import ServedModel, SharedStreams
-from deepsched.timeline.records import TracedModel
+from deepsched.scheduling.placement import Manner, Placement
 
 Pages = Counter[int]
 """Resident pages by NUMA node."""
@@ -161,7 +161,7 @@ def fixed(
 def elastic(report: Report, model: bytes) -> None:
     """Without an engine, which would run the model on each core group when it is made."""
     layout = lay_out(None, None, Scheduler.elastic, "core", None)
-    streams = SharedStreams(layout, is_exclusive=True)
+    placement = Placement(layout, None, Manner("ds", 1024, "auto", True, None))
     try:
         opened = open_model(
             model,
@@ -169,21 +169,21 @@ def elastic(report: Report, model: bytes) -> None:
             None,
             (),
             DEFAULT_CACHE,
-            streams.compile_options,
+            placement.compile_options,
             layout.groups,
-            streams.open_session,
+            placement.open_session,
             "none",
             True,
         )
-        served = ServedModel(streams, opened, TracedModel("placed", 1))
-        streams.serve(served)
+        served = Model(placement.dispatcher, opened.sessions)
         inputs = [np.ones((1, 2048), np.float32)]
         for group in layout.groups:
             with report.activations(f"elastic, CPUs {group.cpus}", nodes_of(group)):
-                served.model.measure(group.index, inputs, 0.0)
+                served.measure(group.index, inputs, 0.0)
         report.copies("elastic", layout)
+        served.close()
     finally:
-        streams.close()
+        placement.close()
 
 
 def unshared(report: Report, model: bytes) -> None:

@@ -37,6 +37,8 @@ def compile_model(
     deterministic: bool = False,
     rewrites: str = "fast",
     batching: BatchingOption = "auto",
+    cores: str | None = None,
+    lease_timeout: float = 0.0,
 ) -> Engine:
     """Compiles `model`; see Engine for the parameters and errors.
 
@@ -87,6 +89,8 @@ def compile_model(
         deterministic=deterministic,
         rewrites=rewrites,
         batching=batching,
+        cores=cores,
+        lease_timeout=lease_timeout,
     )
 
 

@@ -99,8 +99,8 @@ def check_flag(name: str, value: object, *, otherwise: str = "") -> bool:
     raise OptionError(f"{name} must be {expected}, got {value!r:.80}")
 
 
-def check_timeout(timeout: object) -> float | None:
-    """Returns `timeout` in seconds as a float, or None.
+def check_timeout(timeout: object, name: str = "timeout") -> float | None:
+    """Returns `timeout` in seconds as a float, or None; `name` is the option's.
 
     At most 1e9 s, which are 32 years: native clocks count in ns, and have room for that.
 
@@ -124,7 +124,7 @@ def check_timeout(timeout: object) -> float | None:
             pass
     if not seconds >= 0:
         raise OptionError(
-            f"timeout must be a number of seconds, at least 0, or None, got {timeout!r:.80}"
+            f"{name} must be a number of seconds, at least 0, or None, got {timeout!r:.80}"
         )
     return min(seconds, 1e9)
 

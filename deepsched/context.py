@@ -11,25 +11,28 @@ from contextlib import contextmanager
 from typing import Any
 
 from deepsched.checks import check_integer
-from deepsched.errors import ClosedError, CopyError, ForkError
+from deepsched.errors import ClosedError, CopyError, ForkError, OptionError
 from deepsched.formatting import counted
+from deepsched.machine.leases import Lease
 from deepsched.machine.partition import PartitionWarning, Stream
 from deepsched.machine.topology import Topology
 from deepsched.recipe import Uncopied, recipe_of, remake
 from deepsched.scheduler import Scheduler
-from deepsched.scheduling.layout import Layout, lay_out, log_warnings
+from deepsched.scheduling.layout import Layout, log_warnings
 from deepsched.scheduling.stats import Stats
-from deepsched.scheduling.streams import SharedStreams
+from deepsched.scheduling.streams import Asked, SharedStreams, share_streams
 from deepsched.timeline.trace import Trace
 
 logger = logging.getLogger("deepsched")
 
-_open_contexts: weakref.WeakSet[Context] = weakref.WeakSet()
+# By id. Not a WeakSet, which another thread may change while it is listed.
+_open_contexts: dict[int, weakref.ref[Context]] = {}
 
 
 def open_contexts() -> list[Context]:
     """Those of this process, engines' own included; not those of a parent."""
-    return [it for it in list(_open_contexts) if not it._shared.dispatcher.is_forked]
+    found = [reference() for reference in list(_open_contexts.values())]
+    return [it for it in found if it is not None and not it._shared.dispatcher.is_forked]
 
 
 class Context(Uncopied):
@@ -53,10 +56,19 @@ class Context(Uncopied):
         spin: what idle threads do. "auto": spin for about as long as a wake-up takes, not at all
             under a CPU quota or without pinning; "latency": spin for 1 ms, ORT's threads until the
             next request; "power": park at once.
+        cores: "lease" takes whole cores that no other live process of deepsched has, next to one
+            another, and keeps them until it is closed or the process ends; without num_cores all
+            that are free, in a worker an equal share. "share" takes cores of the budget whoever
+            else uses them, which is logged. None: as DEEPSCHED_CORES says; unless that is set
+            "lease" in a worker of gunicorn, uvicorn, Celery or a process pool, else "share".
+        lease_timeout: seconds to wait for cores that other processes have.
+        follow: "cpuset" does by itself what `resize` does, within a second or two of a change of
+            the affinity mask, the cgroup's cpuset or its CPU quota.
 
     Raises:
         StreamConfigError: the streams are not possible on this machine.
         OptionError: an option has a value that is not allowed.
+        LeaseError: too few cores are free for a lease; names who has them.
         ThreadError: the system refuses the threads, or to pin them as pin="core" says.
 
     Example:
@@ -80,12 +92,21 @@ class Context(Uncopied):
         *,
         queue_capacity: int = 1024,
         spin: str = "auto",
+        cores: str | None = None,
+        lease_timeout: float = 0.0,
+        follow: str | None = None,
     ) -> None:
         self._recipe = recipe_of(locals())
         named = Scheduler.from_str(Scheduler.default if scheduler is None else scheduler)
-        layout = lay_out(num_cores, num_streams, named, pin, topology)
-        self._hold(SharedStreams(layout, queue_capacity=queue_capacity, spin=spin))
-        log_warnings(layout, num_streams)
+        if follow not in (None, "cpuset"):
+            raise OptionError(f"follow must be 'cpuset' or None, got {follow!r}")
+        if follow is not None and topology is not None:
+            raise OptionError("follow='cpuset' follows this machine; leave topology out")
+        asked = Asked(num_cores, num_streams, named, pin, topology, follow)
+        self._hold(
+            share_streams(asked, cores, lease_timeout, queue_capacity=queue_capacity, spin=spin)
+        )
+        log_warnings(self._layout, num_streams)
 
     @classmethod
     def _over(cls, shared: SharedStreams) -> Context:
@@ -96,8 +117,13 @@ class Context(Uncopied):
 
     def _hold(self, shared: SharedStreams) -> None:
         self._shared = shared
-        self._layout: Layout = shared.layout
-        _open_contexts.add(self)
+        # At exit the module's name for it may be gone before we are.
+        self._listed_in = _open_contexts
+        self._listed_in[id(self)] = weakref.ref(self)
+
+    @property
+    def _layout(self) -> Layout:
+        return self._shared.layout
 
     @property
     def scheduler(self) -> Scheduler:
@@ -128,6 +154,11 @@ class Context(Uncopied):
     def num_cores(self) -> int:
         """Number of physical cores of all streams together."""
         return self._layout.num_cores
+
+    @property
+    def lease(self) -> Lease | None:
+        """The lease on its cores; None if it shares them with whoever uses them."""
+        return self._shared.placement.lease
 
     @property
     def pin(self) -> str:
@@ -168,11 +199,12 @@ class Context(Uncopied):
             <Trace of 1 request, single_stream, 1 stream>
         """
         capacity = check_integer("capacity", capacity, 1, 2**30)
-        dispatcher, registry = self._shared.dispatcher, self._shared.registry
+        registry = self._shared.registry
         self._check_fork()  # before it takes a lock that a thread of the parent may have held
+        registry.retain_names()  # from here on it is not moved
+        dispatcher, layout = self._shared.dispatcher, self._layout
         tracer = dispatcher.tracer
         trace = Trace(self.scheduler, self.streams, time.monotonic_ns())
-        registry.retain_names()
         try:
             # Within the block that stops it: Ctrl-C may come at any moment.
             tracer.start(capacity, trace)
@@ -183,12 +215,44 @@ class Context(Uncopied):
                 entries, num_dropped = tracer.stop(trace)
                 num_waiting = dispatcher.backlog.depth
                 names = registry.release_names()
-                trace._fill(entries, num_dropped, num_waiting, names, self._layout.ranges)
+                trace._fill(entries, num_dropped, num_waiting, names, layout.ranges)
+
+    def resize(
+        self, num_cores: int | None = None, num_streams: int | None = None, *, timeout: float = 0.0
+    ) -> None:
+        """Goes on with another number of cores, or on the cores that there are by now.
+
+        Its engines are opened on the new cores, from their compiled form, while they serve on the
+        old ones. Then requests go to the new streams; those that were accepted before run where
+        they are, and the old streams end with the last of them, which is when this returns. No
+        request is lost, and none waits for the opening. A lease takes what it lacks before, and
+        gives back what it does not need after.
+
+        Args:
+            num_cores: as for Context; None for all that this process may use by now.
+            num_streams: None for as many as Context was asked for, or as there are cores.
+            timeout: seconds to wait for cores that other processes have leased.
+
+        Raises:
+            StreamConfigError, ThreadError, LeaseError: see Context; the old streams serve on.
+            ModelError: a model cannot be opened again; the old streams serve on.
+            OptionError: it is being traced.
+            ClosedError, ForkError: it is closed, or belongs to a parent process.
+
+        Example:
+            >>> from deepsched import Context
+            >>> with Context(num_cores=1) as context:
+            ...     context.resize()
+            ...     context.num_cores == len(context.topology.cores)
+            True
+        """
+        self._check_fork()
+        self._shared.resize(num_cores, num_streams, timeout)
 
     def close(self) -> None:
         """Closes the engines of this context and ends its threads. May be called again."""
         self._shared.close()
-        _open_contexts.discard(self)
+        self._listed_in.pop(id(self), None)
 
     def stats(self) -> Stats:
         """Outcomes and latencies of the requests of all its engines, closed ones included.
@@ -231,7 +295,7 @@ class Context(Uncopied):
 @atexit.register
 def _close_all() -> None:
     """Threads that run while the interpreter goes away crash it."""
-    for context in list(_open_contexts):
+    for context in open_contexts():
         try:
             context.close()
         except Exception:  # the others are to be closed all the same

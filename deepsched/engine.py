@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence, Sized
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,23 +28,22 @@ from deepsched.invocation.request_map import RequestMap
 from deepsched.invocation.sequential_timing import BenchmarkResults, timed_requests
 from deepsched.machine.partition import Stream
 from deepsched.models.batch import AUTO, BatchSize
-from deepsched.models.batching.option import OFF, BatchingOption, check_batching
-from deepsched.models.compiled import Compiled, OpenedModel, open_model
+from deepsched.models.batching.option import BatchingOption, check_batching
+from deepsched.models.compiled import Compiled
 from deepsched.models.custom_ops import CustomOps, check_custom_ops
 from deepsched.models.locations import DEFAULT_CACHE, CacheDir
-from deepsched.models.memory_usage import Memory, memory_usage, sizes_at_opening
+from deepsched.models.memory_usage import Memory, memory_usage
 from deepsched.models.prepare import ModelLike, Shapes, explain_override
 from deepsched.models.random_inputs import random_inputs
 from deepsched.models.rewrites.option import check_rewrites
 from deepsched.recipe import Uncopied, recipe_of, remake
+from deepsched.runtime.model import Model
 from deepsched.scheduler import Scheduler
-from deepsched.scheduling.determinism import open_with_one_width, warn_of_varying_bits
-from deepsched.scheduling.layout import lay_out, log_warnings
+from deepsched.scheduling.determinism import warn_of_varying_bits
+from deepsched.scheduling.layout import log_warnings
+from deepsched.scheduling.opening import Opener
 from deepsched.scheduling.stats import Stats
-from deepsched.scheduling.streams import ServedModel, SharedStreams
-from deepsched.timeline.records import TracedModel
-
-logger = logging.getLogger("deepsched")
+from deepsched.scheduling.streams import Asked, share_streams
 
 Shape = tuple[int | str | None, ...]
 Inputs = Sequence[Any] | Mapping[str, Any]
@@ -66,7 +63,8 @@ class Engine(Uncopied):
             file's, which is any batch where the file leaves it open. Which inputs have a batch is
             told by the symbol of an open first dimension: one that names the batch or that most
             inputs share, and not one that names a length or comes after an open dimension.
-        num_cores, num_streams, pin: see Context; only for an engine with a context of its own.
+        num_cores, num_streams, pin, cores, lease_timeout: see Context; only for an engine with a
+            context of its own.
         scheduler: a member of Scheduler or its name, "single_stream" unless given; as above, only
             for an engine with a context of its own.
         input_shapes: a shape for each input in the graph's order, such as [[1, 3, 320, 320]],
@@ -99,6 +97,7 @@ class Engine(Uncopied):
         ModelNotFoundError, InvalidModelError, UnsupportedModelError: the model cannot be used.
         ShapeOverrideError: it cannot be compiled for this batch_size or these input_shapes.
         StreamConfigError: the streams are not possible on this machine.
+        LeaseError: too few cores are free for a lease; names who has them.
         OptionError: an option has a value that is not allowed; or deterministic is True, and the
             model draws random numbers; or batching is a number, and the model's inputs and outputs
             share no open first dimension, or its items are not independent.
@@ -128,6 +127,8 @@ class Engine(Uncopied):
         deterministic: bool = False,
         rewrites: str = "fast",
         batching: BatchingOption = "auto",
+        cores: str | None = None,
+        lease_timeout: float = 0.0,
     ) -> None:
         self._recipe = recipe_of(locals())
         if not isinstance(model, (str, os.PathLike)):
@@ -135,22 +136,31 @@ class Engine(Uncopied):
         libraries = check_custom_ops(custom_ops)
         self._shrinks = check_flag("shrink_memory", shrink_memory)
         deterministic = check_flag("deterministic", deterministic)
-        batching = check_batching(batching)
+        opener = Opener(
+            model,
+            batch_size,
+            input_shapes,
+            libraries,
+            cache_dir,
+            deterministic,
+            check_rewrites(rewrites),
+            check_batching(batching),
+        )
         self._owns_context = context is None
         if context is None:
-            layout = lay_out(
+            asked = Asked(
                 num_cores,
                 num_streams,
                 Scheduler.from_str(Scheduler.default if scheduler is None else scheduler),
                 "auto" if pin is None else pin,
                 None,
             )
-            context = Context._over(SharedStreams(layout, is_exclusive=True))
+            context = Context._over(share_streams(asked, cores, lease_timeout, is_exclusive=True))
         elif not isinstance(context, Context):
             raise OptionError(f"context must be a Context, got {context!r}")
-        elif (num_cores, num_streams, scheduler, pin) != (None,) * 4:
+        elif (num_cores, num_streams, scheduler, pin, cores) != (None,) * 5:
             raise OptionError(
-                "num_cores, num_streams, scheduler and pin are the context's; give them to "
+                "num_cores, num_streams, scheduler, pin and cores are the context's; give them to "
                 "Context(...) when engines share one"
             )
         self._context = context
@@ -162,56 +172,18 @@ class Engine(Uncopied):
                 "this context was created before os.fork() and is the parent's; create one here"
             )
         try:
-
-            def open_groups(groups: list[Stream], options: Mapping[str, object]) -> OpenedModel:
-                return open_model(
-                    model,
-                    batch_size,
-                    input_shapes,
-                    libraries,
-                    cache_dir,
-                    {**shared.compile_options, **options},
-                    groups,
-                    shared.open_session,
-                    check_rewrites(rewrites),
-                    OFF if shared.is_inspected else batching,
-                    deterministic or rewrites != "fast",
-                    shared.layout.pin == "core",
-                )
-
-            if deterministic:
-                opened = open_with_one_width(open_groups, shared.layout)
-            else:
-                opened = open_groups(shared.layout.groups, {})
-            name = Path(opened.path).stem if opened.path else "model"
-            self._served = ServedModel(shared, opened, TracedModel(name, opened.batch_size))
-            self._model = self._served.model
-            self._arenas = sizes_at_opening(opened.sessions)
-            if deterministic:
-                self._model.keep_narrow()
-            elif shared.layout.scheduler == Scheduler.elastic:
-                self._measure_scaling()
+            self._served = shared.open(opener)
             self._born = time.monotonic()
             shared.serve(self._served)
-            if opened.changed_fixed_sizes:
+            if self._served.opened.changed_fixed_sizes:
                 self._check_override(input_shapes)
             if self._owns_context:  # last: an error is all that its user should read
                 log_warnings(shared.layout, num_streams)
             if not deterministic:
-                warn_of_varying_bits(opened, shared.layout)
+                warn_of_varying_bits(self._served.opened, shared.layout)
         except BaseException:
             self._abort_init()
             raise
-
-    def _measure_scaling(self) -> None:
-        try:
-            self._shared.measure_scaling(self._served, self.generate_random_inputs())
-        except (OptionError, InputError, InferenceError) as error:
-            logger.warning(
-                "requests take one stream each, since how the model scales cannot be measured with "
-                "made-up inputs now: %s",
-                error,
-            )
 
     def _check_override(self, input_shapes: Shapes | None) -> None:
         try:
@@ -226,6 +198,11 @@ class Engine(Uncopied):
             self._context.close()
 
     # --- The model --------------------------------------------------------------------------
+
+    @property
+    def _model(self) -> Model:
+        """Its native form where its streams are."""
+        return self._served.model
 
     @property
     def model_path(self) -> str | None:
@@ -325,8 +302,8 @@ class Engine(Uncopied):
         """
         if self.is_closed:
             raise ClosedError("this engine is closed, and its memory freed")
-        opened = self._served.opened
-        return memory_usage(opened.sessions, self._arenas, opened.inodes)
+        placed = self._served.placed
+        return memory_usage(placed.opened.sessions, placed.arenas, placed.opened.inodes)
 
     def trim(self) -> None:
         """Gives back the memory that earlier requests took and that nothing uses now.
@@ -402,7 +379,9 @@ class Engine(Uncopied):
         """
         if type(inp) is not list:
             inp = self._in_order(inp)
-        return self._model.run(inp, timeout, priority, val_inp, self._wants_shrink(shrink_memory))
+        return self._served.model.run(
+            inp, timeout, priority, val_inp, self._wants_shrink(shrink_memory)
+        )
 
     def __call__(self, inp: Inputs, val_inp: bool = True, **options: Any) -> list[Any]:
         """The same as `run`."""
@@ -456,18 +435,27 @@ class Engine(Uncopied):
         *,
         timeout: float | None = None,
         priority: int = 0,
+        block: bool = True,
         shrink_memory: bool | None = None,
+        times_ns: list[int] | None = None,
     ) -> Coroutine[Any, Any, list[Any]]:
         """`run` for asyncio, to be awaited: it neither blocks the event loop nor starts a thread.
 
-        Cancelling the task withdraws the request, or stops it if it runs. If the queue is full it
-        waits for room. For arguments and errors see `run`; the arrays must not be changed until it
-        is done.
+        Cancelling the task withdraws the request, or stops it if it runs. For other arguments and
+        errors see `run`; the arrays must not be changed until it is done.
+
+        Args:
+            block: whether to wait for room if the queue is full.
+            times_ns: a list that gets, once the request is answered, when it was queued and when
+                its run began and ended, in ns of `time.monotonic_ns()`.
+
+        Raises:
+            QueueFull: the queue is full, and `block` is False.
         """
         if type(inp) is not list:
             inp = self._in_order(inp)
         shrinks = self._wants_shrink(shrink_memory)
-        return run_on_loop(self._model, inp, timeout, priority, val_inp, shrinks)
+        return run_on_loop(self._model, inp, timeout, priority, val_inp, block, shrinks, times_ns)
 
     def map(
         self,
@@ -505,7 +493,6 @@ class Engine(Uncopied):
         requests = RequestMap(
             self._model,
             self._in_order,
-            self.num_streams,
             in_flight,
             ordered,
             priority,

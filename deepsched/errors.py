@@ -29,6 +29,10 @@ class OptionError(DeepschedError, ValueError):
     """An option of an engine, a context or the command line has a value that is not allowed."""
 
 
+class LeaseError(DeepschedError, RuntimeError):
+    """Too few cores are free of other processes for a lease, or there can be no leases here."""
+
+
 # --- The model -------------------------------------------------------------------------------
 
 
@@ -96,6 +100,10 @@ class OrtImportError(DeepschedError, ImportError):
 
 class ThreadError(DeepschedError, OSError):
     """The system refused to start or to pin a thread."""
+
+
+class ServerError(DeepschedError, ConnectionError):
+    """A server that is to be measured cannot be reached, or refused a request."""
 
 
 class FileLimitError(DeepschedError, OSError):

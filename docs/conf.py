@@ -28,7 +28,13 @@ extensions = [
     "sphinx_argparse_cli",
     "sphinx_external_toc",
 ]
-include_patterns = ["*.md", "docs/**.md", "examples/README.md", "deepsched/runtime/README.md"]
+include_patterns = [
+    "*.md",
+    "docs/**.md",
+    "deploy/README.md",
+    "examples/README.md",
+    "deepsched/runtime/README.md",
+]
 exclude_patterns = [".*", "build", "**/__pycache__"]
 root_doc = "docs/README"
 external_toc_path = "docs/_toc.yml"

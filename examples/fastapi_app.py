@@ -24,8 +24,7 @@ Environment: MODEL, a path (SqueezeNet of the onnx wheel unless given); TIMEOUT,
 request (1); QUEUE, how many may wait (64); SCHEDULER (elastic).
 
 One process is enough for all cores: the GIL is not held while the model runs. If decoding in Python
-takes long, start several with WEB_CONCURRENCY=4 (not with --workers): each takes a share of the
-cores of its own, instead of all of them taking all.
+takes long, start several with `uvicorn --workers 4`: each leases an equal share of the cores.
 """
 
 from __future__ import annotations
@@ -36,10 +35,9 @@ import io
 import json
 import math
 import os
-import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -47,7 +45,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 
-from deepsched import Context, Engine, Topology, partition
+from deepsched import Context, Engine
 from deepsched.benchmark import bundled_model
 from deepsched.errors import ClosedError, DeadlineExceeded, InferenceError, InputError, QueueFull
 from examples.decoding import decode_image, view_npy
@@ -91,7 +89,6 @@ def create_app(
         # Here, not at import: an engine does not survive a fork, and importing should cost nothing.
         # uvicorn waits for the requests under way before it leaves this block.
         with (
-            take_share(int(os.environ.get("WEB_CONCURRENCY", "1"))) or nullcontext(),
             Context(scheduler=scheduler, queue_capacity=queue_capacity) as context,
             Engine(model or bundled_model("squeezenet"), context=context) as engine,
             ThreadPoolExecutor(min(engine.num_cores, MOST_DECODERS)) as decoders,
@@ -306,31 +303,6 @@ class UnknownType(ValueError):
 
 class NotJson(ValueError):
     """Outputs with numbers that JSON does not have."""
-
-
-def take_share(num_workers: int) -> socket.socket | None:
-    """Gives this worker cores of its own, by its affinity mask, which engines respect.
-
-    A worker's number is the first name that nobody has bound yet, in the kernel's table of
-    abstract sockets: they go with their process, so a worker that is started again gets the number
-    of the one that died.
-    """
-    if num_workers < 2:
-        return None
-    for number, stream in enumerate(partition(Topology.detect(), num_streams=num_workers).streams):
-        taken = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        try:
-            taken.bind(f"\0deepsched-example-{os.getppid()}-{number}")
-        except OSError:
-            taken.close()
-            continue
-        try:
-            os.sched_setaffinity(0, {cpu for core in stream.cores for cpu in core.cpus})
-        except OSError:
-            taken.close()
-            raise
-        return taken
-    raise RuntimeError(f"{num_workers} workers run already")
 
 
 def _described(names: list[str], shapes: list[Any], dtypes: list[Any]) -> list[dict[str, Any]]:

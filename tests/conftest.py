@@ -19,9 +19,11 @@ hypothesis.settings.load_profile("deepsched")
 
 @pytest.fixture(autouse=True, scope="session")
 def _cache_of_its_own(tmp_path_factory):
-    """The user's cache stays as it is; subprocesses inherit ours."""
+    """The user's cache and leases stay as they are; subprocesses inherit ours."""
     patch = pytest.MonkeyPatch()
     patch.setenv("DEEPSCHED_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+    # Engines of other programs on this machine are none of the tests'.
+    patch.setenv("DEEPSCHED_LEASE_DIR", str(tmp_path_factory.mktemp("leases")))
     yield
     patch.undo()
 
@@ -29,9 +31,9 @@ def _cache_of_its_own(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _no_context_is_left_open():
     yield
-    if context_module._open_contexts:
+    if context_module.open_contexts():
         gc.collect()
-    assert not list(context_module._open_contexts), "a test left a context open"
+    assert not context_module.open_contexts(), "a test left a context open"
 
 
 @pytest.fixture

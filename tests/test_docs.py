@@ -66,6 +66,7 @@ DOCUMENTS = [
     "CONTRIBUTING.md",
     "SECURITY.md",
     "LICENSE",
+    "deploy/README.md",
     "examples/README.md",
     "deepsched/runtime/README.md",
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")),

@@ -79,6 +79,7 @@ def test_healthy_machine_is_told_so(tree: SysfsTree) -> None:
     assert unknown == {
         "core_latency",
         "streams",
+        "leases",
         "shared_memory",
         "thread_pools",
         "packages",

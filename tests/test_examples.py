@@ -28,6 +28,7 @@ from PIL import Image
 
 from deepsched import Engine, Topology
 from deepsched.errors import ClosedError, InputError
+from deepsched.machine.leases import holders
 from examples import batch_folder, decoding, fastapi_app
 from examples.asyncio_worker import END, Job, Worker
 from tests.support import models
@@ -524,19 +525,6 @@ def test_a_run_that_fails_gets_500_and_says_why(tmp_path):
     asyncio.run(main())
 
 
-def test_an_application_that_cannot_start_gives_its_share_back(monkeypatch, tmp_path):
-    share = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    monkeypatch.setattr(fastapi_app, "take_share", lambda _: share)
-
-    async def main():
-        async with client_of(fastapi_app.create_app(str(tmp_path / "missing.onnx"))):
-            pass
-
-    with pytest.raises(FileNotFoundError):
-        asyncio.run(main())
-    assert share.fileno() == -1
-
-
 def test_a_view_of_an_npy_file_copies_nothing():
     body = bytearray(npy(np.arange(6, dtype=np.float32).reshape(2, 3)))
     view = decoding.view_npy(body)
@@ -598,15 +586,13 @@ def test_sigterm_lets_uvicorn_finish_running_requests(mlp, tmp_path):
 @pytest.mark.skipif(len(Topology.detect().cores) < 2, reason="two workers need two cores")
 def test_workers_share_the_cores_instead_of_fighting_over_them(mlp):
     with ended(serve(mlp, WEB_CONCURRENCY="2")) as server:
-        workers, num_ready = set(), 0
+        num_ready = 0
         while num_ready < 2:  # each says so when its engine is there
             line = server.stderr.readline()
             assert line, "it ended"
-            workers.update(map(int, re.findall(r"Started server process \[\D*(\d+)", line)))
             num_ready += "Application startup complete" in line
-        masks = [os.sched_getaffinity(worker) for worker in workers]
-        assert not masks[0] & masks[1]
-        assert masks[0] | masks[1] <= os.sched_getaffinity(0)
+        one, other = (set(holder.cpus) for holder in holders() if holder.is_lease)
+        assert one and other and not one & other
         server.send_signal(signal.SIGTERM)
         server.wait(60)
 

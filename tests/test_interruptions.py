@@ -366,6 +366,8 @@ FILES = (
     "context.py",
     "invocation/futures.py",
     "scheduling/streams.py",
+    "scheduling/served.py",
+    "scheduling/placement.py",
     "scheduling/model_registry.py",
 )
 
@@ -407,6 +409,54 @@ def test_a_handler_may_close_the_context_at_any_line_of_opening_an_engine():
     assert at_each_line(FILES, open_engine) > 20
 
 
+@pytest.mark.field
+def test_a_handler_may_close_the_context_or_submit_at_any_line_of_a_move():
+    model = models.identity()
+
+    def closing(inject):
+        with unpinned(2) as context, Engine(model, None, context=context):
+            with contextlib.suppress(ClosedError), inject(context.close):
+                context.resize(1)
+            assert not context._shared._left
+
+    def submitting(inject):
+        with unpinned(2) as context:
+            engine = Engine(model, None, context=context)
+            futures = []
+            with inject(lambda: futures.append(engine.submit([X[0][0]]))):
+                context.resize(1)
+            assert all(future.result(timeout=60) for future in futures)
+            assert engine.stats().done == context.stats().done == len(futures)
+
+    assert at_each_line(FILES, closing) > 50
+    assert at_each_line(FILES, submitting) > 50
+
+
+@pytest.mark.field
+def test_a_move_may_be_interrupted_at_any_line_and_tried_again():
+    class Interrupted(Exception):
+        pass
+
+    def interrupt():
+        raise Interrupted
+
+    model = models.identity()
+
+    def move(inject):
+        with unpinned(2) as context:
+            engine = Engine(model, None, context=context)
+            engine.run([X[0][0]])
+            with contextlib.suppress(Interrupted), inject(interrupt):
+                context.resize(1)
+            engine.run([X[0][0]])
+            context.resize(1)
+            engine.run([X[0][0]])
+            assert context.num_streams == 1
+            assert engine.stats().done == context.stats().done == 3
+
+    assert at_each_line(FILES, move) > 50
+
+
 def test_close_may_be_interrupted_at_any_line_and_called_again():
     class Interrupted(Exception):
         pass
@@ -424,7 +474,7 @@ def test_close_may_be_interrupted_at_any_line_and_called_again():
         engine.close()
         context.close()
         assert engine._served.opened.sessions[0].arena_bytes() is None  # freed
-        assert context not in context_module._open_contexts
+        assert context not in context_module.open_contexts()
 
     assert at_each_line(FILES, close) > 20
 

@@ -15,6 +15,7 @@ import pytest
 from deepsched import Context, Engine, Topology, compile_model
 from deepsched.errors import (
     ClosedError,
+    DeadlineExceeded,
     InferenceError,
     InputError,
     InputTypeError,
@@ -246,6 +247,66 @@ def test_coroutines_wait_for_room_in_a_full_queue():
         results = asyncio.run(main(engine))
         assert [output.shape for (output,) in results] == [(64, 64)] * 30
         assert engine.stats().rejected == 0
+
+
+def test_coroutines_may_ask_not_to_wait_for_room():
+    with (
+        unpinned(1, queue_capacity=1) as context,
+        Engine(models.spin(), None, context=context) as engine,
+    ):
+        futures = [run_until_busy(engine), engine.submit(LONG)]
+        with pytest.raises(QueueFull, match="queue_capacity"):
+            asyncio.run(_run_at_once(engine))
+        assert engine.stats().rejected == 1
+        for future in futures:
+            future.cancel()
+
+
+async def _run_at_once(engine):
+    return await engine.run_async([STEPS, SQUARE], block=False)
+
+
+def test_a_loop_runs_what_takes_microseconds_itself(gather):
+    async def ask(count):
+        for number in range(count):
+            (y,) = await gather.run_async(item(number))
+            assert y.item() == number
+
+    asyncio.run(ask(300))
+    assert gather.stats().inline > 100
+
+
+def test_a_loop_leaves_longer_runs_to_workers_though_short_ones_came_before(spin):
+    async def main():
+        for _ in range(50):
+            await spin.run_async([np.array(1, np.int64), SQUARE])
+        ticks = 0
+        under_way = asyncio.ensure_future(spin.run_async(LONG, timeout=0.3))
+        while not under_way.done():
+            ticks += 1
+            await asyncio.sleep(0.001)
+        with pytest.raises(DeadlineExceeded):
+            await under_way
+        return ticks
+
+    assert asyncio.run(main()) > 10
+
+
+def test_a_task_whose_requests_end_at_once_leaves_others_their_turn(gather):
+    async def main():
+        is_over = False
+
+        async def ask():
+            while not is_over:
+                await gather.run_async(item(1))
+
+        asking = asyncio.ensure_future(ask())
+        for _ in range(20):
+            await asyncio.sleep(0.001)
+        is_over = True
+        await asking
+
+    asyncio.run(main())
 
 
 def test_loops_of_several_threads_share_an_engine(gather):

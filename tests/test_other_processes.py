@@ -142,7 +142,7 @@ def test_a_context_is_sent_with_its_options():
     ):
         assert (other.scheduler, other.num_streams, other.pin) == ("elastic", 2, "none")
         assert other.topology == machine and other.stats().queue_capacity == 7
-        assert other._shared._spin == "power"
+        assert other._shared.placement.spin == "power"
 
 
 def test_a_subclass_stays_one(mlp):

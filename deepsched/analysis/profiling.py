@@ -21,7 +21,8 @@ from deepsched.models.random_inputs import tried_inputs
 from deepsched.models.rewrites.tried import Tried
 from deepsched.scheduler import Scheduler
 from deepsched.scheduling.layout import lay_out
-from deepsched.scheduling.streams import Inspection, SharedStreams
+from deepsched.scheduling.placement import Inspection
+from deepsched.scheduling.streams import SharedStreams
 
 # Approximate limit for one profile, where each event is a line of about a kilobyte.
 _MAX_EVENTS = 50_000

@@ -88,12 +88,12 @@ class OpenedEngine(Protocol):
         """Items in a request."""
 
     @property
-    def num_cores(self) -> int:
-        """Number of physical cores that it was told to use."""
+    def num_cores(self) -> int | None:
+        """Number of physical cores that it was told to use; None: nobody here knows."""
 
     @property
-    def num_streams(self) -> int:
-        """Number of requests that it was told to run in parallel."""
+    def num_streams(self) -> int | None:
+        """Number of requests that it was told to run in parallel; None likewise."""
 
     def run(self, inputs: Any) -> Any:
         """Answers a request; called from several threads at once."""
@@ -115,8 +115,9 @@ class EngineSetting(NamedTuple):
     engine: str
     """Its repr: name, version and configuration."""
     batch_size: int | None
-    num_cores: int
-    num_streams: int
+    num_cores: int | None
+    """None: it is a server's."""
+    num_streams: int | None
     scheduler: Scheduler | None
     """None: the engine is not deepsched's."""
     batching: str | None = None

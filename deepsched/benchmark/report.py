@@ -19,12 +19,15 @@ from deepsched.version import __version__
 FIELDS: dict[str, tuple[str, str]] = {
     "engine": ("text", "the engine and its configuration"),
     "version": ("text", "deepsched's"),
-    "orig_model_path": ("path", "MODEL"),
+    "orig_model_path": ("path", "MODEL, or --server"),
     "model_path": ("path", "the same; in DeepSparse the path of the downloaded file"),
     "batch_size": ("items", "in a request"),
     "input_shapes": ("list", "--input-shapes; null: the model's"),
     "sequence_length": ("items", "--sequence-length; null: the model's"),
-    "num_cores": ("cores", "physical cores that the engine was told to use"),
+    "num_cores": (
+        "cores",
+        "physical cores that the engine was told to use; null: a server's, as num_streams",
+    ),
     "scenario": ("text", "singlestream, multistream or elastic; in benchmark_result once more"),
     "scheduler": ("text", "deepsched's; null for other engines"),
     "seconds_to_run": ("s", "--seconds"),
@@ -91,7 +94,11 @@ FIELDS: dict[str, tuple[str, str]] = {
         "for each stream: requests answered, of which inline (on the caller's thread) and "
         "by_worker; busy_fraction of the time",
     ),
-    "cpu_seconds_per_item": ("s", "CPU time of the process per item, the callers' included"),
+    "cpu_seconds_per_item": (
+        "s",
+        "CPU time of the process per item, the callers' included; with --server only theirs, "
+        "likewise in the fields that follow",
+    ),
     "peak_memory_bytes": (
         "bytes",
         "peak resident memory of the process during the load, warm-up included",

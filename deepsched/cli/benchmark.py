@@ -59,6 +59,7 @@ from deepsched.cli.options import (
     streams_to_compare,
 )
 from deepsched.cli.progress import ProgressBar, progress_bar
+from deepsched.client.engine import TENSORS, open_server
 from deepsched.errors import OptionError
 from deepsched.machine.partition import most_cores
 from deepsched.machine.topology import Topology
@@ -75,7 +76,11 @@ Closed loop (the default): each of --callers threads sends its next request when
 answered. Open loop (--rate): requests arrive on a fixed schedule, however slow the engine is, and
 latency counts from the scheduled arrival, so a stall shows in every request that it delays
 (no coordinated omission). A request that no caller could send within --seconds of its arrival is
-dropped and counted."""
+dropped and counted.
+
+With --server the model is one behind a server that speaks the Open Inference Protocol v2: this
+project's, Triton, KServe, MLServer, OpenVINO Model Server or another. What is measured then is what
+its client sees."""
 
 _EPILOG = f"""\
 engines:
@@ -117,6 +122,8 @@ examples:
   deepsched benchmark model.onnx --p99-limit 20
   deepsched benchmark model.onnx --sweep num_streams=1,2,4 --sweep batch_size=1,8 --csv out.csv
   deepsched benchmark model.onnx -e onnxruntime:per_stream --json
+  deepsched benchmark --server http://localhost:8000 -m model --callers 4
+  deepsched benchmark --server grpc://localhost:8001 -m model --rate 100 --poisson
 """
 
 
@@ -135,6 +142,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     add_model(parser)
     _add_engine_options(parser.add_argument_group("engine"))
+    _add_server_options(parser.add_argument_group("server"))
     _add_load_options(parser.add_argument_group("load"))
     _add_output_options(parser.add_argument_group("output"))
     parser.set_defaults(run=run)
@@ -189,6 +197,28 @@ def _add_engine_options(group: argparse._ActionsContainer) -> None:
         default="deepsched",
         metavar="ENGINE",
         help=f"{', '.join(ENGINES)}; see below (default deepsched)",
+    )
+
+
+def _add_server_options(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--server",
+        metavar="URL",
+        help="measure a server: http://HOST:PORT or https://, REST; grpc://HOST:PORT, gRPC. "
+        "--batch-size and --input-shapes say what is sent; options of the engine are the server's",
+    )
+    group.add_argument(
+        "-m", "--model", metavar="NAME", help="a model there (default: the only one it has)"
+    )
+    add_option(
+        group, "--model-version", default="", metavar="V", help="default: the server's choice"
+    )
+    group.add_argument(
+        "--tensors",
+        choices=TENSORS,
+        default="binary",
+        help="binary: raw bytes, in REST by Triton's extension; json: REST's lists of numbers "
+        "(default binary)",
     )
 
 
@@ -325,11 +355,36 @@ def _check(args: argparse.Namespace, axes: Mapping[str, Sequence[Any]]) -> None:
             )
     if args.poisson and args.rate is None and args.p99_limit is None and "rate" not in axes:
         raise OptionError("--poisson needs an open loop: give --rate or --p99-limit too")
+    _check_server(args, axes)
     if args.plot:
         if not axes:
             raise OptionError("--plot draws a sweep: give --sweep num_streams=1,2, for example")
         check_plot(args.plot)
     check_distinct(args, "output", "csv", "plot")
+
+
+_OF_THE_ENGINE = {
+    "model_path": "MODEL",
+    "num_cores": "--num-cores",
+    "num_streams": "--num-streams",
+    "scheduler": "--scheduler",
+    "custom_ops": "--custom-ops",
+    "sequence_length": "--sequence-length",
+}
+"""What says how a model is opened here, and its flag."""
+
+
+def _check_server(args: argparse.Namespace, axes: Mapping[str, Sequence[Any]]) -> None:
+    if args.server is None:
+        if args.model or args.model_version:
+            raise OptionError("--model and --model-version name a model of --server; give that too")
+        return
+    given = [flag for name, flag in _OF_THE_ENGINE.items() if getattr(args, name)]
+    given += [f"--sweep {axis}" for axis in axes if axis not in ("batch_size", "callers", "rate")]
+    if args.engine != "deepsched":
+        given.append("--engine")
+    if given:
+        raise OptionError(f"{', '.join(given)}: with --server that is the server's; leave it out")
 
 
 # --- The measurements -------------------------------------------------------------------------
@@ -345,7 +400,7 @@ def _measure(
         return _sweep(args, axes, bar), print_sweep
     if args.p99_limit is not None:
         return _search(args, bar), print_search
-    is_ours = args.engine in ("deepsched", "deepsparse")
+    is_ours = args.server is None and args.engine in ("deepsched", "deepsparse")
     if is_ours and args.scheduler is None and args.rate is None:
         return _compare(args, bar), print_comparison
     return _measure_one(args, bar), print_report
@@ -407,7 +462,7 @@ def _compare(args: argparse.Namespace, bar: ProgressBar) -> Result:
         _open(args, scheduler=Scheduler.multi_stream) as multi,
     ):
         measured: list[tuple[EngineSetting, Measurement]] = []
-        loads = (1, 2 * multi.num_streams) if args.callers is None else (args.callers,)
+        loads = (1, 2 * (multi.num_streams or 1)) if args.callers is None else (args.callers,)
         interrupted = False
         for callers, engine in itertools.product(loads, (single, multi)):
             name = EngineSetting.of(engine).scheduler
@@ -445,7 +500,18 @@ def _open(args: argparse.Namespace, **changes: Any) -> Iterator[OpenedEngine]:
 
 
 def _opener(args: argparse.Namespace) -> Callable[..., OpenedEngine]:
-    """`open_engine`, with options that depend on those of each combination of a sweep."""
+    """`open_engine`, with options that depend on those of each combination of a sweep; or
+    `open_server`."""
+
+    def opened_remote(name: str, model_path: str, **options: Any) -> OpenedEngine:
+        return open_server(
+            args.server,
+            args.model,
+            args.model_version,
+            tensors=args.tensors,
+            batch_size=options["batch_size"],
+            input_shapes=options["input_shapes"],
+        )
 
     def opened(name: str, model_path: str, **options: Any) -> OpenedEngine:
         if args.sequence_length is not None:
@@ -458,18 +524,19 @@ def _opener(args: argparse.Namespace) -> Callable[..., OpenedEngine]:
             options["num_streams"] = streams_to_compare(options["num_cores"])
         return open_engine(name, model_path, **options)
 
-    return opened
+    return opened if args.server is None else opened_remote
 
 
 # --- From options to arguments ----------------------------------------------------------------
 
 
 def _model(args: argparse.Namespace) -> str:
-    return args.model_path or bundled_model()
+    return args.server or args.model_path or bundled_model()
 
 
 def _title(args: argparse.Namespace) -> str:
-    return args.engine if args.rate is None else f"{args.engine}, {args.rate:g} requests/sec"
+    name = args.server or args.engine
+    return name if args.rate is None else f"{name}, {args.rate:g} requests/sec"
 
 
 def _asked(args: argparse.Namespace) -> Asked:

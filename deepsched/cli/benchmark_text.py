@@ -38,11 +38,14 @@ def print_report(report: Report) -> None:
     print(f"Batch Size: {report['batch_size']}")
     if report["sequence_length"] is not None:
         print(f"Sequence Length: {report['sequence_length']}")
-    print(f"Scenario: {scenario.get(report['scenario'], report['scenario'])}")
+    is_remote = report["num_cores"] is None
+    if not is_remote:
+        print(f"Scenario: {scenario.get(report['scenario'], report['scenario'])}")
     if report["scheduler"] is None:
         print(f"Engine: {printable(report['engine'])}")
-    print(f"Cores, Streams: {report['num_cores']}, {report['num_streams']}")
-    if report["batching"] is not None:
+    if not is_remote:
+        print(f"Cores, Streams: {report['num_cores']}, {report['num_streams']}")
+    if report.get("batching") is not None:
         print(f"Batching: {printable(report['batching'])}")
     print(f"Callers: {result['callers']}")
     print(f"Time (sec): {result['seconds_ran']:.1f}")
@@ -71,14 +74,17 @@ def print_report(report: Report) -> None:
     if result["streams"]:
         counts = ", ".join(str(stream["requests"]) for stream in result["streams"])
         print(f"Requests by Stream: {counts}")
+    own = "Client's " if is_remote else ""
     if result["cpu_seconds_per_item"] is not None:
-        print(f"CPU Time (ms/item): {result['cpu_seconds_per_item'] * 1e3:.4f}")
-    print(f"Peak Memory (MB): {result['peak_memory_bytes'] / 1e6:.1f}")
+        print(f"{own}CPU Time (ms/item): {result['cpu_seconds_per_item'] * 1e3:.4f}")
+    print(f"{own}Peak Memory (MB): {result['peak_memory_bytes'] / 1e6:.1f}")
     if result["throttled_seconds"]:
         print(f"Throttled by the CPU Quota (sec): {result['throttled_seconds']:.4f}")
-    print(f"State, by the Round Trip between Cores: {report['state'] or 'changed, or not seen'}")
-    for note in contention_notes(result["others_share"], result["steal_share"]):
-        print(f"Note: {note}")
+    if not is_remote:  # a server on this machine is one of the others
+        state = report["state"] or "changed, or not seen"
+        print(f"State, by the Round Trip between Cores: {state}")
+        for note in contention_notes(result["others_share"], result["steal_share"]):
+            print(f"Note: {note}")
     if result["dropped"]:
         print(f"Dropped: {result['dropped']} requests; the offered load exceeds the capacity")
     elif not result["keeps_up"]:
@@ -158,7 +164,10 @@ def _are_alike(reports: Sequence[Report]) -> bool:
 def print_sweep(result: Report) -> None:
     """Prints a row for each combination."""
     axes = list(result["sweep"])
-    columns = (*axes, "requests", "items/sec", "mean ms", *_PERCENTILES, *_COSTS, "state")
+    is_remote = all(report.get("num_cores") is None for report in result["measurements"])
+    columns = [*axes, "requests", "items/sec", "mean ms", *_PERCENTILES, *_COSTS]
+    if not is_remote:
+        columns.append("state")
     table = _table(result["model_path"].rsplit("/", 1)[-1], columns)
     failed = []
     for report in result["measurements"]:
@@ -178,14 +187,16 @@ def print_sweep(result: Report) -> None:
             *_percentiles(numbers),
             "-" if cpu is None else rounded(cpu * 1e3),
             f"{numbers['peak_memory_bytes'] / 1e6:.0f}",
-            report["state"] or "?",
+            *([] if is_remote else [report["state"] or "?"]),
         )
     _print(table)
     _explain_marks(result["measurements"])
-    _explain_states(result["measurements"])
+    if not is_remote:
+        _explain_states(result["measurements"])
     for line in failed:
         print(line)
-    _print_contention(result["measurements"])
+    if not is_remote:  # a server on this machine is one of the others
+        _print_contention(result["measurements"])
     if result["interrupted"]:
         print("Interrupted: the last line may be of a shorter time; others are missing.")
 

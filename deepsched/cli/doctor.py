@@ -29,6 +29,7 @@ checks:
   cpuset          the CPUs that the cgroup allows
   streams         whether the engines of this process may still use their CPUs; call
                   deepsched.check_hardware() in a program to see that program's
+  leases          whether other processes of deepsched have cores that this one may use
   cpu_quota       the cgroup's CPU quota in cores, compared with the usable cores
   throttling      share of the quota's periods in which it was used up since the cgroup was created,
                   and for how long threads were throttled, in s summed over CPUs

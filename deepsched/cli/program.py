@@ -21,12 +21,14 @@ from deepsched.formatting import printable
 from deepsched.version import __version__
 
 COMMANDS = {
+    "serve": "serve models over HTTP and gRPC",
     "benchmark": "measure throughput and latency of a model",
     "advise": "find the scheduler, streams and cores that serve a model best here",
     "analyze": "show which operators a model's time goes into, and which stop scaling",
     "topology": "show the machine and the streams it would make",
     "doctor": "find what slows inference down on this machine, and what to do",
     "trace": "draw which cores serve which request, from a measurement",
+    "lease": "list which processes have which cores",
     "cache": "list or clear the compiled models on disk",
     "report": "print what a bug report needs, as JSON",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 
 from rich.columns import Columns
 from rich.padding import Padding
@@ -19,6 +20,7 @@ from deepsched.cli.topology_svg import draw_svg
 from deepsched.errors import OptionError
 from deepsched.machine.diagram import OFFLINE, UNUSED, Box, Cell, Diagram, build_diagram
 from deepsched.machine.inventory import Machine, read_machine
+from deepsched.machine.leases import holders
 from deepsched.machine.partition import Partition, partition
 from deepsched.machine.topology import Topology
 
@@ -37,6 +39,8 @@ fields of the JSON:
   topology        the cores that this process may use; cpu_quota in cores, null for none
   streams         index, cpus (OS numbers), and the ids of the caches, nodes and packages they touch
   warnings        drawbacks of these streams: kind, streams (indexes), message, explanation
+  holders         other processes of deepsched with some of these CPUs: pid, command, cpus, is_lease
+                  (whether they have them for themselves); of this machine only
   forbidden_cpus  OS numbers of the CPUs that are offline or not available to this process
   measured        with --measure: cpus (one of each core), round_trips_ns (a row and a column for
                   each of them; null: no figure), memory_latency_ns (of one load), l3_groups (CPUs
@@ -114,12 +118,17 @@ def run(args: argparse.Namespace) -> None:
             file.write(draw_svg(diagram, [draw_piece(measured.look)] if args.measure else []))
     if args.json:
         fields = machine.to_dict(parts)
+        if topology.is_local:
+            fields["holders"] = [asdict(holder) for holder in holders(topology.cpus)]
         print(to_json({**fields, "measured": measured.to_dict()} if args.measure else fields))
         return
     console = Console()
     _print_diagram(console, diagram)
     for line in _reasons(args, topology, parts):
         console.print(line, soft_wrap=True)
+    if topology.is_local:
+        for holder in holders(topology.cpus):
+            console.print(f"{holder}", soft_wrap=True)
     for title, explanation in diagram.warnings:
         console.print(f"\n{title}", soft_wrap=True)
         console.print(Padding(explanation, (0, 0, 0, 2), expand=False))

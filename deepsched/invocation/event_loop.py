@@ -18,6 +18,9 @@ from deepsched.runtime.request import Request
 # When to wake the workers that queuing left asleep; see LoopInbox.note.
 _WAKE_AFTER_S = 0.001
 
+# How long others of a loop may wait for a task whose requests the loop runs itself.
+_YIELD_EVERY_S = 0.001
+
 # Retries of a coroutine that found the queue full: exponential backoff between these.
 _FIRST_RETRY_S = 0.0005
 _LAST_RETRY_S = 0.01
@@ -29,6 +32,8 @@ class LoopInbox:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.inbox = Inbox(with_eventfd=True)  # closes the eventfd with itself
         self.num_under_way = 0
+        self.yields_at = 0.0
+        """Of the loop's clock: when a request that the loop runs itself lets others go first."""
         self._ended: deque[Request] = deque()
         """Taken from the inbox, and not handed over yet."""
         self._unwoken: set[Model] = set()
@@ -131,33 +136,50 @@ async def run_on_loop(
     timeout: float | None,
     priority: int,
     check_inputs: bool,
+    block: bool,
     shrinks: bool,
+    times_ns: list[int] | None = None,
 ) -> list[Any]:
     """See Engine.run_async."""
     timeout = check_timeout(timeout)
     loop = asyncio.get_running_loop()
     ended = _inbox_of(loop)
-    future: asyncio.Future[list[Any]] = loop.create_future()
     ended.num_under_way += 1  # before: Ctrl-C may come between a start and what follows it
     try:
         request = model.start(
-            inputs, ended.inbox, future, timeout, priority, check_inputs, False, True, shrinks
+            inputs, ended.inbox, None, timeout, priority, check_inputs, False, True, shrinks, True
         )
+        if request is None and not block:
+            model.reject()
         if request is None:
             request, timeout = await _start_when_there_is_room(
-                model, inputs, ended.inbox, future, timeout, priority, check_inputs, shrinks
+                model, inputs, ended.inbox, timeout, priority, check_inputs, shrinks
             )
     except KeyboardInterrupt:
         raise  # it may have been started: counted once too often does less harm than not at all
     except BaseException:
         ended.num_under_way -= 1
         raise
+    if request.ran_inline:
+        ended.num_under_way -= 1
+        if loop.time() > ended.yields_at:  # a task that does nothing else leaves others their turn
+            await asyncio.sleep(0)
+            ended.yields_at = loop.time() + _YIELD_EVERY_S
+        if times_ns is not None:
+            times_ns[:] = request.times_ns
+        return request.outputs()
+    # Time enough: what has ended is handed over by the loop, which we have not left since.
+    future: asyncio.Future[list[Any]] = loop.create_future()
+    request.tag = future
     ended.note(loop, model)
     timer = None
     if timeout is not None:
         timer = loop.call_later(timeout, _expire, model, request, future)
     try:
-        return await future
+        outputs = await future
+        if times_ns is not None:
+            times_ns[:] = request.times_ns
+        return outputs
     except (asyncio.CancelledError, GeneratorExit):
         model.cancel(request)
         request.tag = None  # else it keeps the loop alive until it is taken from the inbox
@@ -177,7 +199,6 @@ async def _start_when_there_is_room(
     model: Model,
     inputs: list[Any],
     inbox: Inbox,
-    future: asyncio.Future[list[Any]],
     timeout: float | None,
     priority: int,
     check_inputs: bool,
@@ -197,7 +218,7 @@ async def _start_when_there_is_room(
                     "the request's timeout expired before the queue had room for it"
                 )
         request = model.start(
-            inputs, inbox, future, timeout, priority, check_inputs, False, False, shrinks
+            inputs, inbox, None, timeout, priority, check_inputs, False, False, shrinks
         )
         if request is not None:
             return request, timeout

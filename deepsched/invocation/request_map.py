@@ -29,7 +29,6 @@ class RequestMap:
         self,
         model: Model,
         in_order: Callable[[Any], list[Any]],
-        num_streams: int,
         in_flight: int | None,
         ordered: bool,
         priority: int,
@@ -38,7 +37,6 @@ class RequestMap:
     ) -> None:
         self._model = model
         self._in_order = in_order
-        self._num_streams = num_streams
         self._in_flight = check_optional_integer("in_flight", in_flight, 1)
         self._ordered = ordered
         self._priority = priority
@@ -90,7 +88,8 @@ class RequestMap:
             return self._in_flight
         most = max(_MAX_AHEAD, _BATCHES_AHEAD * self._model.most_together)
         ahead = min(max(2, _AHEAD_NS // (self._model.request_ns or _AHEAD_NS)), most)
-        return min(self._num_streams * ahead, self._model.dispatcher.backlog.capacity)
+        dispatcher = self._model.dispatcher
+        return min(dispatcher.num_streams * ahead, dispatcher.backlog.capacity)
 
     def _send_from(self, source: Iterator[Any], most: int) -> None:
         try:
@@ -124,5 +123,6 @@ class RequestMap:
                 self._inbox.wait()
         for request in ended:
             request.tag = True  # has ended
+        self._model = self._model.current  # its streams may have moved
         self._limit = self._choose_limit()
         return ended

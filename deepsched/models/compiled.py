@@ -97,6 +97,10 @@ class OpenedModel(NamedTuple):
     """Its operators that may give other bits on other numbers of threads."""
     measurements: Measurements | None = None
     """What it was measured to do; None if the model is not kept on disk."""
+    width: int | None = None
+    """Number of threads that each session has; None: as many as its stream has CPUs."""
+    stamp: tuple[int, ...] = ()
+    """Tells whether the model's file has been written to since."""
 
     def close(self) -> None:
         """Frees it, if no engine has it."""
@@ -224,6 +228,7 @@ def open_model(
     batching: BatchingOption,
     needs_same_bits: bool,
     is_pinned: bool,
+    elsewhere: OpenedModel | None = None,
 ) -> OpenedModel:
     """Opens a model's sessions: from the cache, else from memory, else each with its own weights.
 
@@ -236,9 +241,12 @@ def open_model(
         rewrites, batching: see Engine.
         needs_same_bits: whether batches have to keep every bit, unless `batching` is a number.
         is_pinned: whether the sessions' threads are.
+        elsewhere: the same model with sessions on other cores: its compiled form is opened again,
+            if it is kept.
 
     Raises:
-        ModelError: see prepare_model, and what ONNX Runtime says of the model.
+        ModelError: see prepare_model, and what ONNX Runtime says of the model; or `elsewhere` is
+            not kept, and the file has another model by now.
         OptionError: cache_dir is not a folder, or one of custom_ops no library of operators; or
             batching is a number, and requests cannot run together.
         ThreadError: the system refuses a session's threads.
@@ -259,6 +267,16 @@ def open_model(
         needs_same_bits,
         is_pinned,
     )
+    stamp = _stamp(request.path)
+    if elsewhere is not None:
+        if elsewhere.entry is not None:
+            again = _open_compiled(elsewhere.entry, request, was_cached=True)
+            return again._replace(measurements=elsewhere.measurements, stamp=elsewhere.stamp)
+        if stamp != elsewhere.stamp:
+            raise ModelError(
+                f"{request.path} has been written to since it was opened, and is not kept in the "
+                "cache: it cannot be opened again on other cores. Open it anew"
+            )
     opened = None
     try:
         opened = _open(request)
@@ -266,7 +284,18 @@ def open_model(
         if batch_size != AUTO:
             raise
     # Nobody asked for a batch of 1: the model may not take it.
-    return opened or _open(replace(request, batch_size=None))
+    opened = opened or _open(replace(request, batch_size=None))
+    return opened._replace(stamp=stamp)
+
+
+def _stamp(path: str | None) -> tuple[int, ...]:
+    if path is None:
+        return ()
+    try:
+        status = os.stat(path)
+    except OSError:  # told better by whoever reads it
+        return ()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _open(request: _Request) -> OpenedModel:

@@ -39,5 +39,6 @@ def _what_freezers_read() -> None:
         shrink,
         statistics,
         stopping,
+        turnstile,
         values,
     )

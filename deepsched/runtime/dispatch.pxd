@@ -11,6 +11,7 @@ from deepsched.runtime.request cimport Request, RequestState, Stage
 from deepsched.runtime.runner cimport Runner
 from deepsched.runtime.stopping cimport RunSlots
 from deepsched.runtime.tracing cimport Tracer
+from deepsched.runtime.turnstile cimport Turnstile
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp.atomic cimport atomic
 
@@ -37,14 +38,15 @@ cdef class Dispatcher:
     cdef RunSlots slots
     cdef Runner runner
     cdef readonly Pins pins
+    cdef readonly Turnstile turnstile  # of callers of run(), before they submit
     cdef int* group_of_cpu
     cdef bint is_pinned
     cdef int64_t spin_ns
+    # Two lists for good: other threads may be reading.
     cdef list abandoned
     cdef list orphans  # (inbox, requests still to arrive): nobody takes them but reap()
     cdef readonly uint32_t generation
     cdef readonly Tracer tracer
-    cdef uint32_t num_models  # so far, closed ones included
     cdef char _pad0[64]
     cdef atomic[uint64_t] backlog_ns  # how long the queued requests are expected to run
     cdef atomic[uint32_t] num_long  # of them, those that are not short

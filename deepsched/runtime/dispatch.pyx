@@ -23,11 +23,12 @@ from deepsched.runtime.posix cimport (
 )
 from deepsched.runtime.queue cimport Tag
 from deepsched.runtime.request cimport (
-    CANCELLED, EXPIRED, NO_DEADLINE, RUNNING, Stage, begin, finish, is_late, leave, withdraw,
+    CANCELLED, CLOSING, EXPIRED, NO_DEADLINE, RUNNING, Stage, begin, finish, is_late, leave, withdraw,
 )
 from deepsched.runtime.runner cimport SHORT_RUN_NS, Runner, is_short
 from deepsched.runtime.session cimport ThreadTeam
 from deepsched.runtime.stopping cimport ask_to_stop
+from deepsched.runtime.turnstile cimport Turnstile
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_seq_cst
@@ -76,6 +77,7 @@ cdef class Dispatcher:
             self.is_elastic = True
             self.num_groups = tree.tree.num_groups
         self.pool = WorkerPool(num_streams)
+        self.turnstile = Turnstile(num_streams)
         self.tracer = Tracer()
         self.slots = RunSlots(self.num_groups, thread_prefix)
         self.runner = Runner(self.slots, self.elastic)
@@ -111,6 +113,11 @@ cdef class Dispatcher:
     def is_forked(self) -> bool:
         """Whether this process is a forked child of the one that made the dispatcher."""
         return self.generation != fork_generation()
+
+    @property
+    def num_streams(self) -> int:
+        """Number of streams, as which a context's requests run in parallel."""
+        return self.groups.num_groups
 
     @property
     def num_busy(self) -> int:
@@ -210,11 +217,11 @@ cdef class Dispatcher:
                 self.backlog.space_waiters.fetch_sub(1, memory_order_relaxed)
                 break
             error = 0
-            if not request.model.closing.load(memory_order_seq_cst):
+            if request.model.admission.load(memory_order_seq_cst) != CLOSING:
                 error = -1 if patience_ns == 0 else self.backlog.wait_for_space(epoch, patience_ns)
             # relaxed: deregistering late only costs a wake-up too many.
             self.backlog.space_waiters.fetch_sub(1, memory_order_relaxed)
-            if request.model.closing.load(memory_order_seq_cst):
+            if request.model.admission.load(memory_order_seq_cst) == CLOSING:
                 self.subtract_expected_load(request)
                 return CLOSED
             if error:
@@ -660,24 +667,28 @@ cdef class Dispatcher:
     cdef reap(self):
         """Frees abandoned requests that have ended, and what arrived in orphaned inboxes."""
         cdef Request request
-        # Allocate, then swap: an allocation may run the garbage collector, and with it finalizers
-        # that call this again. Nothing runs between the two lines of the swap.
-        fresh = []
-        waiting = self.abandoned
-        self.abandoned = fresh
-        for request in waiting:
+        cdef list left = []
+        # One at a time: another thread may be here, or a finalizer come here between any two lines.
+        while self.abandoned:
+            try:
+                request = self.abandoned.pop()
+            except IndexError:
+                break
             if is_complete(&request.state.completion):
                 Py_DECREF(request)
             else:
-                self.abandoned.append(request)
-        # What take() frees may run any finalizer, this function included.
-        fresh = []
-        orphans = self.orphans
-        self.orphans = fresh
-        for inbox, num_left in orphans:
+                left.append(request)
+        self.abandoned.extend(left)
+        left = []
+        while self.orphans:
+            try:
+                inbox, num_left = self.orphans.pop()
+            except IndexError:
+                break
             num_left -= len(inbox.take())
             if num_left:
-                self.orphans.append((inbox, num_left))
+                left.append((inbox, num_left))
+        self.orphans.extend(left)
 
 
 cdef Trying may_try(RequestState* request) noexcept nogil:

@@ -111,10 +111,14 @@ cdef void learn_length(
     InputClass* classes, uint64_t key, uint64_t length_ns, int num_streams
 ) noexcept nogil:
     """A run with inputs of this class has taken so long, on so many streams together."""
-    cdef InputClass* place = &classes[key >> 58]
-    cdef bint is_short = (
-        length_ns < SHORT_NS and length_ns * num_streams < SHORT_ON_ONE_STREAM_NS
+    note_class(
+        classes, key, length_ns < SHORT_NS and length_ns * num_streams < SHORT_ON_ONE_STREAM_NS
     )
+
+
+cdef void note_class(InputClass* classes, uint64_t key, bint is_short) noexcept nogil:
+    """A run with inputs of this class was short, or was not."""
+    cdef InputClass* place = &classes[key >> 58]
     if key and is_known_short(classes, key) != is_short:
         # Of two that learn at once, one counts. What is known of another class goes: its next run
         # in the main thread is left to a worker once more.

@@ -8,12 +8,17 @@ from deepsched.runtime.ort cimport (
     ALLOCATOR_DEVICE, API_VERSION, LOG_FATAL, MEMORY_DEFAULT, MIN_MINOR_VERSION, OrtApiBase,
 )
 from deepsched.runtime.posix cimport pthread_atfork
+from libc.stdint cimport uint32_t
 from libc.stdio cimport fflush
+from libcpp.atomic cimport (
+    atomic, memory_order_acquire, memory_order_relaxed, memory_order_release,
+)
 
 import importlib.util
 import os
 import re
 import sys
+import threading
 from pathlib import Path
 
 from deepsched.errors import InferenceError, OrtImportError
@@ -37,6 +42,10 @@ ctypedef const OrtApiBase* (*GetApiBaseFn)() noexcept nogil
 INSTALL_HINT = f"install it with: pip install 'onnxruntime>=1.{MIN_MINOR_VERSION}'"
 
 cdef Library _library
+# Set last: whoever sees it sees the rest.
+cdef atomic[uint32_t] _is_loaded
+# Reentrant: a finalizer or a signal handler may come here while it is held.
+cdef object _loading = threading.RLock()
 cdef str _path = None
 cdef str _version = None
 
@@ -73,8 +82,12 @@ def describe_library() -> dict[str, str]:
 
 cdef Library* library() except NULL:
     """The library, loaded at the first call."""
-    if _library.api == NULL:
-        _load(find_library())
+    # acquire: pairs with the release in _load().
+    if not _is_loaded.load(memory_order_acquire):
+        path = find_library()
+        with _loading:
+            if not _is_loaded.load(memory_order_relaxed):  # relaxed: ordered by the lock
+                _load(path)
     return &_library
 
 
@@ -128,6 +141,7 @@ cdef _load(str path):
     global _library
     _library = loaded
     _path, _version = path, version
+    _is_loaded.store(1, memory_order_release)
 
 
 cdef str _take_message(const OrtApi* api, OrtStatus* status, int* code):

@@ -60,6 +60,13 @@ cdef uint64_t measure(
     return shortest_ns
 
 
+cdef warm(Dispatcher dispatcher, int group, Request request):
+    """Runs `request` on `group`, uncounted. Nobody may use the dispatcher yet."""
+    with nogil:
+        time_run(dispatcher, &request.state, group)
+    request.outputs()  # raises what went wrong
+
+
 cdef Measuring try_measure(
     Dispatcher dispatcher, RequestState* request, int group, uint64_t enough_ns, uint64_t window_ns,
     uint64_t* shortest_ns,

@@ -7,6 +7,7 @@ cdef class Model:
     cdef ModelState state
     cdef readonly uint32_t number
     cdef readonly Dispatcher dispatcher
+    cdef Model moved_to  # None: it has not moved
     cdef readonly list inputs
     cdef readonly list overridable
     cdef readonly list outputs
@@ -19,9 +20,13 @@ cdef class Model:
     cdef Request prepare(
         self, list inputs, object timeout, object priority, bint check_inputs, bint shrinks=*
     )
-    cdef submit_and_wait(self, Request request, uint64_t key)
-    cdef Request start_prepared(
-        self, Request request, Inbox inbox, object tag, bint block, bint is_producer
+    cdef object start_prepared(
+        self, Request request, Inbox inbox, object tag, bint block, bint is_producer,
+        bint may_inline=*
     )
-    cdef check_interrupts(self, Request request)
+    cdef bint submit_and_wait(self, Request request, uint64_t key, bint needs_turn) except -1
+    cdef bint check_interrupts(self, Request request) except -1
+    cdef Model find_current(self)
+    cdef Model successor(self)
+    cdef wait_until_idle(self)
     cpdef check_fork(self)

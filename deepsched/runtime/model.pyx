@@ -7,29 +7,34 @@ from deepsched.runtime.batch_plan cimport (
     IS_ON, BatchPlan, failure_of, free_plan, new_plan, note_failure, release_allocators,
 )
 from deepsched.runtime.batching cimport MAX_VALUES
-from deepsched.runtime.dispatch cimport ACCEPTED, CLOSED, FULL, WAKE_ANY, Dispatcher, Submitted
+from deepsched.runtime.dispatch cimport (
+    ACCEPTED, CLOSED, FULL, SERVED, WAKE_ANY, Dispatcher, Submitted,
+)
 from deepsched.runtime.estimates cimport Estimates, believe
 from deepsched.runtime.futex cimport WAKE_ALL, futex_wait, now_ns
 from deepsched.runtime.inbox cimport Inbox
 from deepsched.runtime.known_short cimport (
     NUM_CLASSES, InputClass, is_known_short, key_of, learn_length,
 )
-from deepsched.runtime.measuring cimport measure
+from deepsched.runtime.measuring cimport measure, warm
 from deepsched.runtime.ort cimport OrtSession
 from deepsched.runtime.pool cimport fork_generation
 from deepsched.runtime.posix cimport SIGNAL_CHECK_NS, is_main_thread
 from deepsched.runtime.request cimport (
-    CANCELLED, DONE, EXPIRED, NO_DEADLINE, REFUSED, Request, Stage, enter, leave, new_request,
-    withdraw,
+    CANCELLED, CLOSING, DONE, EXPIRED, MOVED, NO_DEADLINE, OPEN, REFUSED, Request, Stage, enter,
+    leave, new_request, withdraw,
 )
 from deepsched.runtime.runner cimport is_short
 from deepsched.runtime.session cimport Session, ThreadTeam
 from deepsched.runtime.shrink cimport shrink
 from deepsched.runtime.statistics cimport GroupStats, snapshot_group, snapshot_unrun
+from deepsched.runtime.turnstile cimport Turnstile
 from deepsched.runtime.values cimport ValueInfo
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libcpp.atomic cimport memory_order_relaxed, memory_order_release, memory_order_seq_cst
+from libcpp.atomic cimport (
+    atomic, memory_order_relaxed, memory_order_release, memory_order_seq_cst,
+)
 
 from deepsched.errors import (
     ClosedError, DeadlineExceeded, ForkError, InputError, OptionError, QueueFull,
@@ -42,11 +47,12 @@ cdef class Model:
     """One model's sessions, one for each core group of `dispatcher`.
 
     Args:
+        number: what traces call it; None for a new one.
         batch_size: the first dimension that every input of a request must have, if the sessions
             leave it open; None for whatever they take.
     """
 
-    def __cinit__(self, Dispatcher dispatcher, list sessions, batch_size=None):
+    def __cinit__(self, Dispatcher dispatcher, list sessions, number=None, batch_size=None):
         cdef Session session
         cdef ValueInfo info
         cdef int group
@@ -66,8 +72,10 @@ cdef class Model:
         self.output_names = [info.name.encode() for info in self.outputs]
         self.state.num_outputs = len(self.outputs)
         self.state.trace = &dispatcher.tracer.state
-        self.state.number = self.number = dispatcher.num_models
-        dispatcher.num_models += 1
+        if number is None:
+            # relaxed: only to be unique.
+            number = _num_models.fetch_add(1, memory_order_relaxed)
+        self.state.number = self.number = number
         self.state.sessions = <OrtSession**>calloc(len(sessions), sizeof(OrtSession*))
         self.state.teams = <ThreadTeam**>calloc(len(sessions), sizeof(ThreadTeam*))
         self.state.stats = <GroupStats*>calloc(len(sessions), sizeof(GroupStats))
@@ -75,8 +83,9 @@ cdef class Model:
         self.state.output_names = <const char**>calloc(len(self.outputs) + 1, sizeof(char*))
         self.state.estimates = <Estimates*>calloc(1, sizeof(Estimates))
         self.state.short_classes = <InputClass*>calloc(NUM_CLASSES, sizeof(InputClass))
+        self.state.instant_classes = <InputClass*>calloc(NUM_CLASSES, sizeof(InputClass))
         if (
-            self.state.short_classes == NULL or self.state.estimates == NULL
+            self.state.short_classes == NULL or self.state.instant_classes == NULL or self.state.estimates == NULL
             or self.state.sessions == NULL or self.state.teams == NULL or self.state.stats == NULL
             or self.state.input_names == NULL or self.state.output_names == NULL
         ):
@@ -96,6 +105,7 @@ cdef class Model:
         free(self.state.stats)
         free(self.state.estimates)
         free(self.state.short_classes)
+        free(self.state.instant_classes)
         free(self.state.input_names)
         free(self.state.output_names)
         free_plan(self.state.plan.load(memory_order_relaxed))
@@ -109,13 +119,24 @@ cdef class Model:
         of `overridable`; None leaves one of these out."""
         cdef Request request = self.prepare(inputs, timeout, priority, check_inputs, shrinks)
         cdef uint64_t key = key_of(request.borrowed)
-        if not enter(&self.state):
-            raise _closed()
-        self.submit_and_wait(request, key)
-        return request.outputs()
+        cdef Turnstile turnstile = self.dispatcher.turnstile
+        cdef bint needs_turn, has_ended
+        if enter(&self.state):
+            needs_turn = turnstile.come(&request.state)
+            try:
+                has_ended = self.submit_and_wait(request, key, needs_turn)
+            finally:
+                turnstile.go(&request.state)
+            if has_ended:
+                return request.outputs()
+        return self.successor().run(inputs, time_left(request), priority, check_inputs, shrinks)
 
-    cdef submit_and_wait(self, Request request, uint64_t key):
-        """Submits `request`, which has been counted in, and waits for its end. `key`: of its inputs."""
+    cdef bint submit_and_wait(self, Request request, uint64_t key, bint needs_turn) except -1:
+        """Submits `request`, which has been counted in, and waits for its end.
+
+        `key`: of its inputs. `needs_turn`: it has to pass the turnstile first. False: it has been
+        counted out, since the model moved or closed while it waited for room.
+        """
         cdef Dispatcher dispatcher = self.dispatcher
         cdef Submitted submitted = FULL
         # Python's signal handlers run in the main thread only, and not while it is inside ORT: there
@@ -125,16 +146,21 @@ cdef class Model:
         )
         while True:
             with nogil:
-                submitted = dispatcher.submit(
-                    &request.state, may_inline, _patience(request.state.deadline_ns)
-                )
+                if not needs_turn or dispatcher.turnstile.wait_turn(
+                    &request.state, is_main_thread()
+                ):
+                    submitted = dispatcher.submit(
+                        &request.state, may_inline, _patience(request.state.deadline_ns)
+                    )
             if submitted != FULL:
                 break
-            self.check_interrupts(request)
+            needs_turn = False
+            if not self.check_interrupts(request):
+                return False
         if submitted == CLOSED:
             leave(&self.state)
             request.state.stage.store(REFUSED, memory_order_relaxed)
-            return
+            return True
         if submitted == ACCEPTED:
             dispatcher.wait(request)
         if request.state.stage.load(memory_order_relaxed) == DONE:  # relaxed: it has ended
@@ -142,39 +168,53 @@ cdef class Model:
                 self.state.short_classes, key, request.state.alone_ns,
                 dispatcher.num_streams_of(&request.state),
             )
+        return True
 
-    cdef check_interrupts(self, Request request):
-        """Checks signals, the deadline and closing while a counted-in request waits for room.
+    cdef bint check_interrupts(self, Request request) except -1:
+        """Checks signals and the deadline while a counted-in request waits for room. False: the
+        model has moved or is closing.
 
-        Not counted in meanwhile, nor if this raises: a signal's handler may close the model, which
-        waits for all that is counted in.
+        Not counted in meanwhile, nor if this is False or raises: a signal's handler may close the
+        model, which waits for all that is counted in.
         """
         leave(&self.state)
         PyErr_CheckSignals()
         if request.state.deadline_ns != NO_DEADLINE and request.state.deadline_ns <= now_ns():
             # relaxed: a statistic.
-            self.state.unrun.num_expired.fetch_add(1, memory_order_relaxed)
+            self.find_current().state.unrun.num_expired.fetch_add(1, memory_order_relaxed)
             raise DeadlineExceeded("the request's timeout expired before the queue had room for it")
-        if not enter(&self.state):
-            raise _closed()
+        return enter(&self.state)
 
     def start(
         self, list inputs, Inbox inbox not None, tag=None, timeout=None, priority=0,
         bint check_inputs=True, bint block=True, bint is_producer=False, bint shrinks=False,
+        bint may_inline=False,
     ) -> Request | None:
         """Queues a request, which will arrive in `inbox` with its `tag` when it has ended.
 
         None: there is no room, and `block` is False. `is_producer`: the caller goes on queuing and
         taking, will `help` or `wake_workers` before it waits, and does not want to share its core.
+        `may_inline`: a run that takes microseconds may be done here and now: see
+        `Request.ran_inline`.
         """
         cdef Request request = self.prepare(inputs, timeout, priority, check_inputs, shrinks)
-        return self.start_prepared(request, inbox, tag, block, is_producer)
+        started = self.start_prepared(request, inbox, tag, block, is_producer, may_inline)
+        if started is not NotImplemented:
+            return started
+        return self.successor().start(
+            inputs, inbox, tag, time_left(request), priority, check_inputs, block, is_producer,
+            shrinks,
+        )
 
-    cdef Request start_prepared(
-        self, Request request, Inbox inbox, object tag, bint block, bint is_producer
+    cdef object start_prepared(
+        self, Request request, Inbox inbox, object tag, bint block, bint is_producer,
+        bint may_inline=False,
     ):
+        """As `start` does. NotImplemented: the model has moved or is closing, and the request is to
+        be prepared and started by `successor`."""
         cdef Dispatcher dispatcher = self.dispatcher
         cdef Submitted submitted = FULL
+        cdef bint is_in
         request.tag = tag
         request.state.is_producer = is_producer
         request.inbox = inbox
@@ -182,16 +222,28 @@ cdef class Model:
         request.state.node.owner = <void*>request
         dispatcher.slots.try_start_watcher()
         if not enter(&self.state):
-            raise _closed()
+            return NotImplemented
         Py_INCREF(request)  # the node's; Inbox.take gives it back
-        # With the GIL: it never waits.
-        submitted = dispatcher.submit(&request.state, False, 0)
+        if may_inline:
+            request.key = key_of(request.borrowed)
+            may_inline = is_known_short(self.state.instant_classes, request.key)
+        if may_inline:
+            with nogil:
+                submitted = dispatcher.submit(&request.state, True, 0)
+            if submitted == SERVED:
+                Py_DECREF(request)
+                return request
+        else:  # with the GIL: it never waits
+            submitted = dispatcher.submit(&request.state, False, 0)
         while submitted == FULL and block:
             try:
-                self.check_interrupts(request)
+                is_in = self.check_interrupts(request)
             except BaseException:
                 Py_DECREF(request)
                 raise
+            if not is_in:
+                Py_DECREF(request)
+                return NotImplemented
             with nogil:
                 submitted = dispatcher.submit(
                     &request.state, False, _patience(request.state.deadline_ns)
@@ -207,7 +259,7 @@ cdef class Model:
     def reject(self) -> None:
         """Counts a request that found no room, and raises QueueFull."""
         # relaxed: a statistic.
-        self.state.unrun.num_rejected.fetch_add(1, memory_order_relaxed)
+        self.find_current().state.unrun.num_rejected.fetch_add(1, memory_order_relaxed)
         raise QueueFull(
             f"{self.dispatcher.backlog.capacity} requests wait already, which is the context's "
             "queue_capacity; try again later, or let the call wait"
@@ -219,9 +271,11 @@ cdef class Model:
         It arrives in its inbox all the same. Nothing happens if it has ended.
         """
         cdef Stage end = EXPIRED if as_expired else CANCELLED
-        if self.dispatcher.generation == fork_generation():
+        # Where it is: its model may have moved since, or before it was accepted.
+        cdef Dispatcher dispatcher = (<Model>request.owner).dispatcher
+        if dispatcher.generation == fork_generation():
             if not withdraw(&request.state, end):
-                self.dispatcher.stop_running(&request.state, end)
+                dispatcher.stop_running(&request.state, end)
 
     def help(self, int most) -> int:
         """Serves up to `most` queued requests on the calling thread, if runs are that short.
@@ -230,6 +284,8 @@ cdef class Model:
         """
         cdef int num_served = 0
         self.check_fork()
+        if self.moved_to is not None:
+            return self.find_current().help(most)
         if not is_short(&self.state):
             self.wake_workers()
         elif enter(&self.state):  # what we serve may be another model's; its end waits for ours
@@ -244,11 +300,14 @@ cdef class Model:
         """Wakes a worker for the backlog, if a group is free."""
         if self.dispatcher.generation == fork_generation():
             self.dispatcher.kick(WAKE_ANY)
+            if self.moved_to is not None:  # some may have been queued there
+                self.find_current().dispatcher.kick(WAKE_ANY)
 
     def orphan(self, Inbox inbox, int num_left) -> None:
         """Leaves the `num_left` requests that are still to arrive in `inbox` to `reap`."""
         if num_left and self.dispatcher.generation == fork_generation():
-            self.dispatcher.orphans.append((inbox, num_left))
+            # Not to be left where nothing may come any more, and nobody look.
+            self.find_current().dispatcher.orphans.append((inbox, num_left))
             self.dispatcher.reap()
 
     cdef Request prepare(
@@ -260,7 +319,8 @@ cdef class Model:
         self.check_fork()
         if dispatcher.pins.has_news():
             dispatcher.pins.tell()
-        if self.state.closing.load(memory_order_relaxed):  # relaxed: enter() looks again
+        # relaxed: enter() looks again.
+        if self.state.admission.load(memory_order_relaxed) == CLOSING and self.moved_to is None:
             raise _closed()
         cdef list infos = self.inputs
         if len(inputs) != len(infos):
@@ -319,7 +379,7 @@ cdef class Model:
         cdef BatchPlan* plan = self.state.plan.load(memory_order_relaxed)  # relaxed: the GIL orders it
         self.check_fork()
         if not enter(&self.state):  # close() waits until we have left
-            raise _closed()
+            return self.successor().trim()
         with nogil:
             for group in range(num_groups):
                 # Streams of one core share a session: the same ones follow each other.
@@ -402,6 +462,12 @@ cdef class Model:
         """Shortest of several runs on a core group, in ns; see measuring.measure."""
         return measure(self.dispatcher, group, self.prepare(inputs, None, 0, True), seconds)
 
+    def warm(self, list inputs) -> None:
+        """Runs once on each core group, uncounted: a first run fills the arena, and takes longer.
+        Nobody may use its dispatcher yet."""
+        for group in range(len(self.sessions)):
+            warm(self.dispatcher, group, self.prepare(inputs, None, 0, True))
+
     def set_run_ns(self, list run_ns) -> None:
         """Sets what the elastic policy is to believe until runs tell: the run length by core group
         when nothing else runs, in ns; 0: unknown. Groups of one width share it."""
@@ -414,32 +480,77 @@ cdef class Model:
         else uses this model."""
         self.state.estimates.stays_narrow.store(1, memory_order_relaxed)
 
+    # --- Moving: README, "Moving" ---------------------------------------------------------------
+
+    @property
+    def current(self) -> Model:
+        """The model that it has moved to, the last of several; or itself."""
+        return self.find_current()
+
+    def move_to(self, Model model not None) -> None:
+        """From here on requests go to `model`; those that this one has accepted run where they are.
+        """
+        cdef uint32_t is_open = OPEN
+        # First: who is not counted in any more looks for it. Once: others read it meanwhile.
+        if self.moved_to is None:
+            self.moved_to = model
+        # seq_cst: see enter(). Not if it is closing, which says more.
+        self.state.admission.compare_exchange_strong(is_open, MOVED, memory_order_seq_cst)
+
+    def drain(self) -> None:
+        """After `move_to`: waits until all that it has accepted has ended."""
+        if self.dispatcher.generation == fork_generation():
+            with nogil:
+                self.dispatcher.turnstile.dismiss_all()
+                self.dispatcher.kick(WAKE_ANY)
+            self.wait_until_idle()
+
+    cdef Model find_current(self):
+        cdef Model model = self
+        while model.moved_to is not None:
+            model = model.moved_to
+        return model
+
+    cdef Model successor(self):
+        """For a request that this model has not accepted. Raises ClosedError if there is none."""
+        if self.moved_to is None:
+            raise _closed()
+        return self.find_current()
+
     # --- Its end ------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Refuses new requests, ends the queued ones as closed, waits for the running ones."""
         cdef Dispatcher dispatcher = self.dispatcher
         cdef Session session
-        cdef uint32_t in_flight
         if dispatcher.generation != fork_generation():
             return  # the threads and the sessions are the parent's
-        self.state.closing.store(1, memory_order_seq_cst)
-        # Whoever waits for space in the queue looks at `closing` again.
+        self.state.admission.store(CLOSING, memory_order_seq_cst)
+        # Whoever waits for space in the queue looks at `admission` again.
         dispatcher.backlog.announce_space(WAKE_ALL)
-        while True:
-            in_flight = self.state.in_flight.load(memory_order_seq_cst)
-            if in_flight == 0:
-                break
-            with nogil:
-                # In slices: a signal may arrive.
-                futex_wait(&self.state.in_flight, in_flight, SIGNAL_CHECK_NS)
-            PyErr_CheckSignals()
+        with nogil:
+            dispatcher.turnstile.dismiss_all()
+        self.wait_until_idle()
         dispatcher.reap()
         if self.batch_sessions:
             release_allocators(self.state.plan.load(memory_order_relaxed))  # relaxed: the GIL
         for session in self.sessions + self.batch_sessions:
             session.close()
 
+    cdef wait_until_idle(self):
+        cdef uint32_t in_flight
+        while True:
+            in_flight = self.state.in_flight.load(memory_order_seq_cst)
+            if in_flight == 0:
+                return
+            with nogil:
+                # In slices: a signal may arrive.
+                futex_wait(&self.state.in_flight, in_flight, SIGNAL_CHECK_NS)
+            PyErr_CheckSignals()
+
+
+# Of all models so far.
+cdef atomic[uint32_t] _num_models
 
 cdef object _NORMAL = 0
 
@@ -462,3 +573,12 @@ cdef int64_t _patience(uint64_t deadline_ns) noexcept nogil:
     if deadline_ns <= now:
         return 0
     return min(<int64_t>(deadline_ns - now), SIGNAL_CHECK_NS)
+
+
+cdef time_left(Request request):
+    """What is left of its timeout, in s; None if it has none."""
+    cdef uint64_t now
+    if request.state.deadline_ns == NO_DEADLINE:
+        return None
+    now = now_ns()
+    return (request.state.deadline_ns - now) / 1e9 if now < request.state.deadline_ns else 0.0

@@ -118,7 +118,11 @@ cdef start_parts(Model model, list parts, Inbox inbox, object sent, object prior
         request.state.num_parts = <uint32_t>len(parts)
         request.state.num_items = <uint32_t>cnp.PyArray_DIM(<cnp.ndarray>inputs[0], 0)
         request.parts_inputs = parts
-    sent.append(model.start_prepared(request, inbox, False, True, True))
+    started = model.start_prepared(request, inbox, False, True, True)
+    if started is NotImplemented:
+        start_parts(model.successor(), parts, inbox, sent, priority)
+    else:
+        sent.append(started)
 
 
 cdef cnp.ndarray joined(list parts, Py_ssize_t index):

@@ -12,8 +12,8 @@ cdef class Pins:
     cdef atomic[uint8_t]* is_lost  # by CPU
     cdef atomic[uint32_t] num_changes  # of is_lost, so far
     cdef atomic[uint64_t] changed_ns  # when the last one was noticed
-    cdef uint32_t num_told  # of the changes, under the GIL
-    cdef list told
+    cdef atomic[uint32_t] num_told  # of the changes
+    cdef list told  # the lost CPUs then; in a critical section
 
     cdef bint move(self, CpuMask* own, int group) noexcept nogil
     cdef void put_back(self, CpuMask* own) noexcept nogil

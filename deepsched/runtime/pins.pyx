@@ -190,21 +190,25 @@ cdef class Pins:
 
     cdef bint has_news(self) noexcept nogil:
         # relaxed: seen late, it is told by the next request.
-        return self.num_changes.load(memory_order_relaxed) != self.num_told
+        return self.num_changes.load(memory_order_relaxed) != self.num_told.load(
+            memory_order_relaxed
+        )
 
     cdef tell(self):
         """Logs what has changed since the last time, once it has settled."""
         if now_ns() - self.changed_ns.load(memory_order_relaxed) < SETTLED_NS:
             return
         # Before anything that a signal handler may interrupt.
-        self.num_told = self.num_changes.load(memory_order_relaxed)
-        lost, before = self.lost_cpus, self.told
-        self.told = lost
+        self.num_told.store(self.num_changes.load(memory_order_relaxed), memory_order_relaxed)
+        lost = self.lost_cpus
+        with cython.critical_section(self):
+            before = self.told
+            self.told = lost
         if gone := [str(cpu) for cpu in lost if cpu not in before]:
             logger.warning(
                 "this process may not use CPU %s any more: its cpuset or its affinity has changed. "
-                "Requests go on, on the CPUs that are left, which several threads now share; an "
-                "engine that is opened anew has streams that fit",
+                "Requests go on, on the CPUs that are left, which several threads now share, until "
+                "Context.resize() moves the streams; Context(follow='cpuset') does so by itself",
                 ", ".join(gone),
             )
         if back := [str(cpu) for cpu in before if cpu not in lost]:

@@ -164,9 +164,10 @@ cdef class WorkerPool:
 
     cdef stop(self):
         """Ends and joins the threads, once. No request may be queued or running."""
-        # Taken while we hold the GIL, so that of two callers one finds 0.
-        cdef int group, num_started = self.num_started
-        self.num_started = 0
+        cdef int group, num_started
+        with cython.critical_section(self):  # of two callers one finds 0
+            num_started = self.num_started
+            self.num_started = 0
         with nogil:
             for group in range(num_started):
                 # release: the worker reads nothing through it; what it still does, it owns.

@@ -81,8 +81,11 @@ cdef class PythonThread:
             with nogil:
                 futex_wait(&self.has_ended, 0, min(until - now, <uint64_t>SIGNAL_CHECK_NS))
             PyErr_CheckSignals()
-        if self.is_joinable:
-            self.is_joinable = False  # before the GIL is released: of two callers, one joins
+        cdef bint joins
+        with cython.critical_section(self):  # of two callers, one joins
+            joins = self.is_joinable
+            self.is_joinable = False
+        if joins:
             with nogil:
                 pthread_join(self.thread, NULL)
         return True

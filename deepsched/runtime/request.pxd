@@ -24,8 +24,14 @@ cdef enum Stage:
     CANCELLED = 5  # withdrawn before it began, or stopped
     REFUSED = 6  # its model was closed before it began
 
+cdef enum Admission:
+    # Whether a model takes requests; only grows.
+    OPEN = 0
+    MOVED = 1  # none that come now; those that have been accepted run as usual
+    CLOSING = 2  # none; those that have not begun are refused
+
 cdef struct ModelState:
-    # What threads without the GIL see of a model. `closing` is set once.
+    # What threads without the GIL see of a model.
     OrtSession** sessions  # by core group
     ThreadTeam** teams  # theirs
     Estimates* estimates  # of its run lengths; of elastic contexts
@@ -34,7 +40,7 @@ cdef struct ModelState:
     const char** input_names
     const char** output_names
     size_t num_outputs
-    atomic[uint32_t] closing
+    atomic[uint32_t] admission
     atomic[uint32_t] in_flight  # requests between enter and leave; a futex word for close
     atomic[uint64_t] typical_ns  # smoothed length of a run; 0 until the first
     atomic[uint64_t] needed_ns  # with less left before its deadline a request is not begun
@@ -42,6 +48,7 @@ cdef struct ModelState:
     atomic[uint64_t] probed_ns  # when a request was begun in spite of it last
     InputClass* short_classes  # NUM_CLASSES of them
     atomic[BatchPlanPointer] plan  # of how its requests run together; NULL: they do not. Set once
+    InputClass* instant_classes  # as many: those that an event loop runs itself
     TraceState* trace
     uint32_t number  # what traces call it
 
@@ -92,6 +99,7 @@ cdef class Request:
     cdef readonly Inbox inbox
     cdef public object tag
     cdef readonly list parts_inputs  # of each of its parts, if it has several
+    cdef uint64_t key  # the class of its inputs, where that is to be learned; else 0
     cdef uint32_t generation
 
     cpdef list outputs(self)

@@ -7,6 +7,7 @@ cimport cython
 from cpython.list cimport PyList_GetSlice
 from deepsched.runtime.completion cimport complete, start_completion
 from deepsched.runtime.futex cimport WAKE_ALL, futex_wake, now_ns
+from deepsched.runtime.known_short cimport note_class
 from deepsched.runtime.library cimport loaded_library, take_message
 from deepsched.runtime.ort cimport ORT_INVALID_ARGUMENT, OrtApi, OrtValue
 from deepsched.runtime.pool cimport fork_generation
@@ -21,6 +22,10 @@ from libcpp.atomic cimport (
 from concurrent.futures import CancelledError
 
 from deepsched.errors import ClosedError, DeadlineExceeded, InferenceError, InputError
+
+# A run that an event loop does itself holds it up for this long at most, where inputs of one class
+# take as long each time. A worker that is woken costs the loop as much.
+cdef uint64_t INSTANT_NS = 30_000
 
 # What users read of how a request ended, by Stage.
 OUTCOMES = {
@@ -73,6 +78,11 @@ cdef class Request:
             if code == ORT_INVALID_ARGUMENT and "while running" not in message:
                 raise InputError(f"onnxruntime does not take these inputs: {message}")
             raise InferenceError(f"onnxruntime failed (code {code}): {message}")
+        if self.key:
+            note_class(
+                self.state.model.instant_classes, self.key,
+                self.state.alone_ns < INSTANT_NS,
+            )
         outputs = [None] * <Py_ssize_t>self.state.model.num_outputs
         for i in range(self.state.model.num_outputs):
             value = self.state.outputs[i]
@@ -97,9 +107,20 @@ cdef class Request:
         return DeadlineExceeded(f"the request's timeout of {timeout_s:.4g} s expired {where}")
 
     @property
+    def ran_inline(self) -> bool:
+        """Whether the thread that started it ran it; it has ended then, and is in no inbox."""
+        return not self.state.by_worker
+
+    @property
     def is_running(self) -> bool:
         """Whether it has begun and not ended."""
         return self.state.stage.load(memory_order_relaxed) == RUNNING
+
+    @property
+    def times_ns(self) -> tuple:
+        """When it was queued, and when its run began and ended, by the monotonic clock. Of a
+        request that has ended; 0: it never ran."""
+        return self.state.submitted_ns, self.state.started_ns, self.state.ended_ns
 
 
 cdef Request new_request(
@@ -173,8 +194,8 @@ cdef bint begin(RequestState* request, bint others_wait) noexcept nogil:
     """A worker takes it out of its caller's hands. False: it has ended, without a run."""
     cdef uint32_t queued = QUEUED
     cdef uint32_t next_stage = RUNNING
-    # acquire: pairs with Model.close; a request that sees it set is refused.
-    if request.model.closing.load(memory_order_acquire):
+    # acquire: pairs with Model.close; a request that sees it closing is refused.
+    if request.model.admission.load(memory_order_acquire) == CLOSING:
         next_stage = REFUSED
     elif is_late(request) or (others_wait and is_hopeless(request)):
         next_stage = EXPIRED
@@ -279,12 +300,13 @@ cdef void* finish(RequestState* request) noexcept nogil:
 
 
 cdef bint enter(ModelState* model) noexcept nogil:
-    """Counts a request in; False where the model is closing.
+    """Counts a request in; False where the model has moved, or is closing.
 
-    seq_cst, here and in Model.close: either we see `closing`, or close() sees us counted.
+    seq_cst, here and where `admission` is set: either we see that, or whoever set it sees us
+    counted.
     """
     model.in_flight.fetch_add(1, memory_order_seq_cst)
-    if model.closing.load(memory_order_seq_cst):
+    if model.admission.load(memory_order_seq_cst) != OPEN:
         leave(model)
         return False
     return True
@@ -293,5 +315,5 @@ cdef bint enter(ModelState* model) noexcept nogil:
 cdef void leave(ModelState* model) noexcept nogil:
     """Counts a request out. The caller keeps `model` alive."""
     model.in_flight.fetch_sub(1, memory_order_seq_cst)
-    if model.closing.load(memory_order_seq_cst):
+    if model.admission.load(memory_order_seq_cst) != OPEN:
         futex_wake(&model.in_flight, WAKE_ALL)

@@ -135,9 +135,10 @@ cdef class Session:
 
     cdef close(self):
         """Releases ORT's session, once. No run may be under way."""
-        # Under the GIL, so that of two callers one finds NULL.
-        cdef OrtSession* handle = self.handle
-        self.handle = NULL
+        cdef OrtSession* handle
+        with cython.critical_section(self):  # of two callers one finds NULL
+            handle = self.handle
+            self.handle = NULL
         if handle == NULL or self.generation != fork_generation():
             return  # a forked child has none of the threads that ORT would wait for
         with nogil:
@@ -214,9 +215,15 @@ cdef class Session:
         """
         cdef Library* lib = library()
         cdef char* path = NULL
-        if self.handle == NULL:
+        cdef OrtStatus* status = NULL
+        cdef bint is_open
+        with cython.critical_section(self):  # nobody closes it meanwhile
+            is_open = self.handle != NULL
+            if is_open:
+                status = lib.api.SessionEndProfiling(self.handle, lib.allocator, &path)
+        if not is_open:
             raise ClosedError("this session is closed, and its profile with it")
-        check(lib.api.SessionEndProfiling(self.handle, lib.allocator, &path))
+        check(status)
         try:
             return os.fsdecode(<bytes>path)
         finally:
@@ -228,17 +235,19 @@ cdef class Session:
         cdef Library* lib = library()
         cdef OrtAllocator* allocator = NULL
         cdef OrtKeyValuePairs* stats = NULL
+        cdef OrtStatus* status
         cdef const char* total
-        if self.handle == NULL:
-            return None
-        check(lib.api.CreateAllocator(self.handle, lib.cpu_memory, &allocator))
-        try:
-            check(lib.api.AllocatorGetStats(allocator, &stats))
-            total = lib.api.GetKeyValue(stats, b"TotalAllocated")
-            found = None if total == NULL else int(total)
-            lib.api.ReleaseKeyValuePairs(stats)
-        finally:
-            lib.api.ReleaseAllocator(allocator)
+        with cython.critical_section(self):  # nobody closes it meanwhile
+            if self.handle == NULL:
+                return None
+            status = lib.api.CreateAllocator(self.handle, lib.cpu_memory, &allocator)
+            if status == NULL:
+                status = lib.api.AllocatorGetStats(allocator, &stats)
+                lib.api.ReleaseAllocator(allocator)
+        check(status)
+        total = lib.api.GetKeyValue(stats, b"TotalAllocated")
+        found = None if total == NULL else int(total)
+        lib.api.ReleaseKeyValuePairs(stats)
         return found
 
 

@@ -12,33 +12,37 @@ from deepsched.runtime.library cimport check, library, loaded_library
 from deepsched.runtime.ort cimport ELEMENT_STRING, OrtApi, OrtRunOptions, OrtStatus, OrtValue
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy
+from libcpp.atomic cimport atomic, memory_order_acq_rel, memory_order_acquire
 
 cdef extern from "<malloc.h>" nogil:
     int malloc_trim(size_t pad)
 
-# For all sessions: it is only read.
-cdef OrtRunOptions* _options = NULL
+ctypedef OrtRunOptions* OptionsPointer
+
+# For all sessions: it is only read. NULL until there is one.
+cdef atomic[OptionsPointer] _options
 
 
 def prepare_shrinking() -> None:
     """To be called before `shrink`."""
-    global _options
-    cdef OrtRunOptions* options = NULL
-    if _options != NULL:
+    cdef OptionsPointer options = NULL, none = NULL
+    if _options.load(memory_order_acquire) != NULL:
         return
     check(library().api.CreateRunOptions(&options))
     check(library().api.AddRunConfigEntry(
         options, b"memory.enable_memory_arena_shrinkage", b"cpu:0"
     ))
     check(library().api.RunOptionsSetTerminate(options))
-    _options = options
+    # release: pairs with the acquire above and in shrink().
+    if not _options.compare_exchange_strong(none, options, memory_order_acq_rel):
+        library().api.ReleaseRunOptions(options)  # another thread was first
 
 
 cdef void shrink(OrtSession* session, const char** output_names) noexcept nogil:
     """Gives back what the session's arena does not use now, and what the heap does not."""
     cdef OrtValue* output = NULL
     cdef OrtStatus* status = loaded_library().api.Run(
-        session, _options, NULL, NULL, 0, output_names, 1, &output
+        session, _options.load(memory_order_acquire), NULL, NULL, 0, output_names, 1, &output
     )
     if status != NULL:  # always: it was told to stop
         loaded_library().api.ReleaseStatus(status)

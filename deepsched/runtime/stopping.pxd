@@ -28,8 +28,8 @@ cdef class RunSlots:
     cdef RunSlot* slots
     cdef int num_slots
     cdef uint32_t generation
-    cdef bint has_watcher
-    cdef atomic[uint32_t] is_watched  # the same, for threads without the GIL
+    cdef bint has_watcher  # there is one to join
+    cdef atomic[uint32_t] is_watched  # there is or was one
     cdef pthread_t watcher
     cdef str watcher_name
     cdef char _pad0[64]

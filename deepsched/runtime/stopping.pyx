@@ -142,21 +142,22 @@ cdef class RunSlots:
         """Starts the watcher, if it does not run yet. Returns 0 or an errno."""
         cdef CpuMask anywhere
         cdef int error
-        # While it closes, a request that comes here is refused a moment later. relaxed: the GIL
-        # orders it.
-        if self.has_watcher or self.is_closing.load(memory_order_relaxed):
+        # relaxed: whoever sees it late only defers later, or looks again below.
+        if self.is_watched.load(memory_order_relaxed):
             return 0
         name = thread_name(self.watcher_name)
-        # Again: a finalizer may have come here, or closed this, while that was allocated.
-        if self.has_watcher or self.is_closing.load(memory_order_relaxed):
-            return 0
         anywhere.num_bytes = 0
-        error = start_thread(&self.watcher, name, &anywhere, _watcher_main, <void*>self)
-        if error:
-            return error
-        self.has_watcher = True
-        # relaxed: whoever sees it late only defers later.
-        self.is_watched.store(1, memory_order_relaxed)
+        # Nothing in here allocates, and so runs a finalizer that closes this.
+        with cython.critical_section(self):
+            # While it closes, a request that comes here is refused a moment later. relaxed: ordered
+            # by the critical section.
+            if self.has_watcher or self.is_closing.load(memory_order_relaxed):
+                return 0
+            error = start_thread(&self.watcher, name, &anywhere, _watcher_main, <void*>self)
+            if error:
+                return error
+            self.has_watcher = True
+            self.is_watched.store(1, memory_order_relaxed)
         return 0
 
     cdef start_watcher(self):
@@ -175,13 +176,16 @@ cdef class RunSlots:
 
     cdef close(self):
         """Ends the watcher, once. Nothing may run any more."""
-        # Under the GIL: of two callers one finds the watcher, and nobody starts another.
-        cdef bint has_watcher = self.has_watcher
-        cdef pthread_t watcher = self.watcher
-        self.has_watcher = False
+        cdef bint has_watcher
+        cdef pthread_t watcher
         if self.generation != fork_generation():
             return
-        self.is_closing.store(1, memory_order_seq_cst)
+        # Of two callers one finds the watcher, and nobody starts another.
+        with cython.critical_section(self):
+            has_watcher = self.has_watcher
+            watcher = self.watcher
+            self.has_watcher = False
+            self.is_closing.store(1, memory_order_seq_cst)
         if not has_watcher:
             return
         with nogil:

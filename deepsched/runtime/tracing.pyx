@@ -18,8 +18,8 @@ from deepsched.errors import OptionError
 cdef class Tracer:
     """Collects an entry for each request that ends between `start` and `stop`.
 
-    The GIL orders these: one trace at a time, from its start until its stop is over. They take no
-    lock, since the garbage collector may end an abandoned trace at any moment.
+    One trace at a time, from its start until its stop is over. They take no lock, since the garbage
+    collector may end an abandoned trace at any moment.
     """
 
     def __cinit__(self):
@@ -30,20 +30,25 @@ cdef class Tracer:
         free(self.state.buffer.load(memory_order_relaxed))
 
     def start(self, size_t capacity, owner) -> None:
-        """Keeps the first `capacity` entries, for `owner`.
+        """Keeps the first `capacity` entries, for `owner`, who stops it.
 
         Raises:
             OptionError: it has been started already.
         """
         cdef TraceBuffer* buffer
-        if self.owner is not None:
-            raise OptionError("this context is being traced already; one trace at a time")
+        cdef bint is_free
         # Pages that are not written to take no memory.
         buffer = <TraceBuffer*>calloc(1, sizeof(TraceBuffer) + capacity * sizeof(TraceEntry))
         if buffer == NULL:
             raise MemoryError(f"no memory for a trace of {capacity} requests")
         buffer.capacity = capacity
-        self.owner = owner
+        with cython.critical_section(self):
+            is_free = self.owner is None
+            if is_free:
+                self.owner = owner
+        if not is_free:
+            free(buffer)
+            raise OptionError("this context is being traced already; one trace at a time")
         # Also releases: publishes the capacity, pairs with record_entry().
         self.state.buffer.store(buffer, memory_order_seq_cst)
 
@@ -52,7 +57,10 @@ cdef class Tracer:
         were). Nothing in a forked child, or if what is under way is not the trace of `owner`."""
         cdef TraceBuffer* buffer
         cdef size_t num_taken, num_kept
-        if self.owner is not owner or self.generation != fork_generation():
+        cdef bint is_own
+        with cython.critical_section(self):
+            is_own = self.owner is owner
+        if not is_own or self.generation != fork_generation():
             # In a child the parent's writers never come to their end: let it leak.
             return b"", 0
         buffer = self.state.buffer.exchange(NULL, memory_order_seq_cst)
@@ -70,7 +78,8 @@ cdef class Tracer:
             )
         finally:
             free(buffer)
-            self.owner = None
+            with cython.critical_section(self):
+                self.owner = None
 
 
 ENTRY = np.dtype([

@@ -39,7 +39,7 @@ def open_with_one_width(open_groups: OpenGroups, layout: Layout) -> OpenedModel:
                 f"({', '.join(opened.varying.random)})"
             )
         if width == 1 or not opened.varying.by_run:
-            return opened
+            return opened._replace(width=width)
         opened.close()
         width = 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -45,9 +46,14 @@ class Layout(NamedTuple):
         return min(len(stream.cpus) for stream in self.streams)
 
     def groups_of(self, width: int) -> list[Stream]:
-        """`groups`, of each its first `width` CPUs."""
+        """`groups`, of each its first `width` CPUs; of one that has fewer, these in turn."""
         return [
-            Stream(group.index, group.cores[:width], group.cpus[:width]) for group in self.groups
+            Stream(
+                group.index,
+                group.cores[:width],
+                tuple(itertools.islice(itertools.cycle(group.cpus), width)),
+            )
+            for group in self.groups
         ]
 
     @property
@@ -86,7 +92,7 @@ def lay_out(
     """
     if pin not in ("auto", "core", "none"):
         raise OptionError(f"pin must be 'auto', 'core' or 'none', got {pin!r}")
-    machine = Topology.detect() if topology is None else _check_topology(topology)
+    machine = check_topology(topology) or Topology.detect()
     if pin != "none" and not machine.is_local and topology != Topology.detect():
         raise StreamConfigError(
             "pinned threads need the topology of this machine, got another one; use pin='none' to "
@@ -121,8 +127,9 @@ def _pinning(streams: Sequence[Stream], is_asked_for: bool) -> str:
     return "none"
 
 
-def _check_topology(topology: Topology) -> Topology:
-    if not isinstance(topology, Topology):
+def check_topology(topology: Topology | None) -> Topology | None:
+    """Raises OptionError for what is no Topology."""
+    if topology is not None and not isinstance(topology, Topology):
         raise OptionError(f"topology must be a Topology, got {type(topology).__name__}")
     return topology
 

@@ -6,24 +6,11 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
 
-from deepsched.runtime.model import Model
+from deepsched.errors import OptionError
+from deepsched.scheduling.served import ServedModel
 from deepsched.scheduling.stats import Counts
 from deepsched.timeline.records import TracedModel
-
-if TYPE_CHECKING:
-    from deepsched.runtime.model import GroupCounts
-
-
-class Served(Protocol):
-    """A model that can be closed; see streams.ServedModel."""
-
-    model: Model
-    name: TracedModel
-
-    def close(self) -> None:
-        """Ends it."""
 
 
 class ModelRegistry:
@@ -31,31 +18,34 @@ class ModelRegistry:
 
     `retire` may be called by the garbage collector, in any thread and at any moment: so it takes
     no lock. What it leaves is drained by whoever comes next.
+
+    Args:
+        new_counts: of nothing yet, by the streams of the moment.
     """
 
     def __init__(self, new_counts: Callable[[], Counts]) -> None:
         self._new_counts = new_counts
         self._lock = threading.RLock()
-        self._served: dict[int, Served] = {}
+        self._served: dict[int, ServedModel] = {}
         self._names: dict[int, TracedModel] = {}
-        self._retired: deque[tuple[int, tuple[list[GroupCounts], tuple[int, int, int]]]] = deque()
-        self._counts_of_retired = new_counts()
+        self._retired: deque[tuple[int, Counts]] = deque()
+        self._counts_of_retired: Counts | None = None
         self._unnamed: list[int] = []
         """Retired ones whose names a trace may still ask for."""
         self._num_traces = 0
 
-    def add(self, served: Served) -> None:
+    def add(self, served: ServedModel) -> None:
         """A model that is about to be used."""
         with self._lock:
             self._drain()
             self._served[served.model.number] = served
             self._names[served.model.number] = served.name
 
-    def retire(self, model: Model) -> None:
+    def retire(self, served: ServedModel) -> None:
         """A model that has been closed; its counts are final. The second time has no effect."""
-        self._retired.append((model.number, model.counts()))
+        self._retired.append((served.model.number, served.counts()))
 
-    def served(self) -> list[Served]:
+    def served(self) -> list[ServedModel]:
         """Models that have not been retired, as far as has been drained."""
         return list(self._served.values())
 
@@ -64,10 +54,25 @@ class ModelRegistry:
         total = self._new_counts()
         with self._lock:
             self._drain()
-            total.add_all(self._counts_of_retired)
+            if self._counts_of_retired is not None:
+                total.add_all(self._counts_of_retired)
             for served in self.served():  # a copy: a signal handler may add one meanwhile
-                total.add(served.model.counts())
+                total.add_all(served.counts())
         return total
+
+    def untraced(self, change: Callable[[], None]) -> None:
+        """Calls `change`, before or after which a trace may begin.
+
+        Raises:
+            OptionError: one is under way.
+        """
+        with self._lock:
+            if self._num_traces:
+                raise OptionError(
+                    "this context is being traced, and a trace has one set of streams; resize it "
+                    "before or after"
+                )
+            change()
 
     def retain_names(self) -> None:
         """From here on no model's name is forgotten, until `release_names` is called as often."""
@@ -94,7 +99,12 @@ class ModelRegistry:
         while self._retired:
             number, counts = self._retired.popleft()
             if self._served.pop(number, None) is not None:
-                self._counts_of_retired.add(counts)
+                # By the streams of the moment: what ran on others is a sum.
+                total = self._new_counts()
+                if self._counts_of_retired is not None:
+                    total.add_all(self._counts_of_retired)
+                total.add_all(counts)
+                self._counts_of_retired = total
                 self._unnamed.append(number)
         while self._unnamed and not self._num_traces:
             self._names.pop(self._unnamed.pop(), None)

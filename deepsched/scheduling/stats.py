@@ -123,7 +123,7 @@ class Stats:
     running: Latency
     """Inside ONNX Runtime."""
     streams: tuple[StreamStats, ...]
-    """By stream."""
+    """By stream. After `Context.resize` those that there are; the figures above have all."""
     lost_cpus: tuple[int, ...] = ()
     """OS numbers of the context's CPUs that this process was found not to be allowed on any more:
     its cpuset or its affinity has changed. Looked at while requests run, ten times a second."""
@@ -164,11 +164,14 @@ class Stats:
 
 
 class Counts:
-    """Counts of one or several models, by stream."""
+    """Counts of one or several models, by stream; and one more sum, of the streams that there were
+    before, where the context has moved."""
 
     def __init__(self, num_streams: int, ranges: Sequence[tuple[int, int]] | None = None) -> None:
         """`ranges`: the streams of each core group; None: each group is one stream."""
         self._ranges = ranges or [(index, index + 1) for index in range(num_streams)]
+        self._num_streams = num_streams
+        num_streams += 1
         self._by_width: Counter[int] = Counter()
         self._by_batch: Counter[int] = Counter()
         self._busy_ns = np.zeros(num_streams, np.int64)
@@ -204,19 +207,81 @@ class Counts:
         self._longest_ns[stream, which] = max(self._longest_ns[stream, which], longest_ns)
 
     def add_all(self, other: Counts) -> None:
-        """Adds what `other`, of the same streams, holds."""
+        """Adds what `other` holds: by stream if its streams are like these, else as a sum."""
         self._by_width += other._by_width
         self._by_batch += other._by_batch
-        self._busy_ns += other._busy_ns
-        self._numbers += other._numbers
-        self._buckets += other._buckets
-        self._totals_ns += other._totals_ns
-        np.maximum(self._longest_ns, other._longest_ns, out=self._longest_ns)
+        if self._ranges == other._ranges:
+            self._busy_ns += other._busy_ns
+            self._numbers += other._numbers
+            self._buckets += other._buckets
+            self._totals_ns += other._totals_ns
+            np.maximum(self._longest_ns, other._longest_ns, out=self._longest_ns)
+        else:
+            self._busy_ns[-1] += other._busy_ns.sum()
+            self._numbers[-1] += other._numbers.sum(axis=0)
+            self._buckets[-1] += other._buckets.sum(axis=0)
+            self._totals_ns[-1] += other._totals_ns.sum(axis=0)
+            longest_ns = other._longest_ns.max(axis=0)
+            np.maximum(self._longest_ns[-1], longest_ns, out=self._longest_ns[-1])
         self._unrun += other._unrun
+
+    def flat(self) -> Counts:
+        """The same counts as if of one stream."""
+        counts = Counts(1)
+        counts._busy_ns[0] = self._busy_ns.sum()
+        counts._by_width += self._by_width
+        counts._by_batch += self._by_batch
+        counts._numbers[0] = self._numbers.sum(axis=0)
+        counts._buckets[0] = self._buckets.sum(axis=0)
+        counts._totals_ns[0] = self._totals_ns.sum(axis=0)
+        counts._longest_ns[0] = self._longest_ns.max(axis=0)
+        counts._unrun += self._unrun
+        return counts
+
+    def outcomes(self) -> dict[str, int]:
+        """Number of requests by how they ended: done, failed, expired, cancelled, rejected."""
+        done, failed, expired, cancelled, _ = self._numbers.sum(axis=0).tolist()
+        unrun_expired, unrun_cancelled, rejected = self._unrun.tolist()
+        return {
+            "done": done,
+            "failed": failed,
+            "expired": expired + unrun_expired,
+            "cancelled": cancelled + unrun_cancelled,
+            "rejected": rejected,
+        }
+
+    def batches(self) -> dict[int, int]:
+        """Number of runs by the number of requests that ran together."""
+        return dict(self._by_batch)
+
+    def busy_seconds(self) -> list[float]:
+        """Time in which each stream ran requests."""
+        return [ns / 1e9 for ns in self._busy_ns[: self._num_streams].tolist()]
+
+    def cumulative(self, which: str, bounds_s: Sequence[float]) -> tuple[Any, float]:
+        """A histogram with other bounds: the number of requests up to each, then of all; and their
+        total time in s. A native bucket counts where its middle is.
+
+        Args:
+            which: "waiting" or "running".
+            bounds_s: upper bounds in seconds, ascending.
+        """
+        index = ("waiting", "running").index(which)
+        buckets = self._buckets[:, index].sum(axis=0).astype(np.int64)
+        ranks = np.concatenate([[0], np.cumsum(buckets)])
+        middles_ns = (_bounds().sum(axis=1) - 1) / 2
+        # Rounded: 1e-05 * 1e9 is not quite 10,000.
+        bounds_ns = np.round(np.asarray(bounds_s) * 1e9, 3)
+        below = ranks[np.searchsorted(middles_ns, bounds_ns, side="right")]
+        return np.append(below, ranks[-1]), float(self._totals_ns[:, index].sum()) / 1e9
 
     def since(self, earlier: Counts) -> Counts:
         """What was counted after `earlier`, which holds the same models' counts."""
-        counts = Counts(len(self._numbers), self._ranges)
+        counts = Counts(self._num_streams, self._ranges)
+        if self._ranges != earlier._ranges:
+            same = Counts(self._num_streams, self._ranges)
+            same.add_all(earlier)
+            earlier = same
         counts._busy_ns = self._busy_ns - earlier._busy_ns
         counts._by_width = self._by_width - earlier._by_width
         counts._by_batch = self._by_batch - earlier._by_batch
@@ -233,21 +298,20 @@ class Counts:
         self, seconds: float, queue_depth: int, queue_depth_max: int, queue_capacity: int
     ) -> Stats:
         """Stats of what was counted, after `seconds`."""
-        streams = tuple(self._stream(index, seconds) for index in range(len(self._numbers)))
+        streams = tuple(self._stream(index, seconds) for index in range(self._num_streams))
         every = range(len(self._numbers))
-        done, failed, expired, cancelled, inline = (int(n) for n in self._numbers.sum(axis=0))
-        unrun_expired, unrun_cancelled, rejected = (int(n) for n in self._unrun)
+        outcomes = self.outcomes()
         return Stats(
-            done=done,
-            failed=failed,
-            expired=expired + unrun_expired,
-            cancelled=cancelled + unrun_cancelled,
-            rejected=rejected,
+            done=outcomes["done"],
+            failed=outcomes["failed"],
+            expired=outcomes["expired"],
+            cancelled=outcomes["cancelled"],
+            rejected=outcomes["rejected"],
             queue_depth=queue_depth,
             queue_depth_max=queue_depth_max,
             queue_capacity=queue_capacity,
-            inline=inline,
-            by_worker=sum(stream.by_worker for stream in streams),
+            inline=int(self._numbers[:, 4].sum()),
+            by_worker=max(0, int(self._numbers[:, :4].sum() - self._numbers[:, 4].sum())),
             busy_fraction=float(np.mean([stream.busy_fraction for stream in streams])),
             by_width=dict(sorted(self._by_width.items())),
             by_batch=dict(sorted(self._by_batch.items())),

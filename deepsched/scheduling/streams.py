@@ -6,53 +6,58 @@ Context and Engine both hold it; tools of this package ask it, and no private of
 from __future__ import annotations
 
 import itertools
+import logging
+import threading
 import time
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
-from deepsched.checks import check_integer
-from deepsched.errors import ClosedError, OptionError
+from deepsched.checks import check_timeout
+from deepsched.errors import ClosedError
 from deepsched.invocation.futures import FutureResolver
-from deepsched.machine.partition import Stream
-from deepsched.machine.shape import cpu_models, describe_shape
-from deepsched.machine.state import neighbour_trips_ns
-from deepsched.models.compiled import OpenedModel
-from deepsched.models.numa_copies import nodes_of
-from deepsched.models.sources import Source
+from deepsched.machine.leases import Lease, take_lease
+from deepsched.machine.partition import most_cores, partition
+from deepsched.machine.sysfs import format_cpu_list
+from deepsched.machine.topology import Topology
 from deepsched.runtime.dispatch import Dispatcher
-from deepsched.runtime.model import Model
-from deepsched.runtime.policy import PolicyTree
-from deepsched.runtime.session import Session, open_session
-from deepsched.scheduling.layout import Layout
+from deepsched.scheduler import Scheduler
+from deepsched.scheduling.cores import lease_cores, topology_of
+from deepsched.scheduling.following import Follower
+from deepsched.scheduling.layout import Layout, check_topology, lay_out, log_warnings
 from deepsched.scheduling.model_registry import ModelRegistry
-from deepsched.scheduling.scaling import run_lengths
+from deepsched.scheduling.opening import Opener
+from deepsched.scheduling.placement import Inspection, Manner, Placement
+from deepsched.scheduling.served import Placed, ServedModel
 from deepsched.scheduling.stats import Counts, Stats
-from deepsched.timeline.records import TracedModel
 
-# How long a worker whose queue ran dry spins, in ns. -1: as long as a wake-up takes here.
-_SPIN_NS = {"auto": -1, "latency": 1_000_000, "power": 0}
-
-_ELASTIC_SPIN_US = 100
+logger = logging.getLogger("deepsched")
 
 _numbers = itertools.count()
 
 
-class Inspection(NamedTuple):
-    """Opens sessions to be profiled, not to serve."""
+class Asked(NamedTuple):
+    """What a context's user asked for; see Context."""
 
-    profile_to: str | None
-    """Prefix of the path that ONNX Runtime writes its timelines to; None writes none."""
-    optimizes: bool
-    """Whether ONNX Runtime optimises the model, as it does for engines."""
+    num_cores: int | None
+    num_streams: int | None
+    scheduler: Scheduler
+    pin: str
+    topology: Topology | None
+    follow: str | None = None
 
 
 class SharedStreams:
     """Dispatcher, futures and models of one context.
 
     Args:
+        lease: of the cores of the layout; this owns it. None: they are shared.
         is_exclusive: only one engine will use them, so ONNX Runtime's threads may spin between its
             runs: no other session wants their cores.
         inspection: for sessions that are to be profiled.
+        asked: what `resize` starts from.
 
     Raises:
         OptionError: `spin` or `queue_capacity` has a value that is not allowed.
@@ -63,32 +68,39 @@ class SharedStreams:
         self,
         layout: Layout,
         *,
+        lease: Lease | None = None,
         queue_capacity: int = 1024,
         spin: str = "auto",
         is_exclusive: bool = False,
         inspection: Inspection | None = None,
+        asked: Asked | None = None,
     ) -> None:
-        if spin not in _SPIN_NS:
-            raise OptionError(f"spin must be 'auto', 'latency' or 'power', got {spin!r}")
-        queue_capacity = check_integer("queue_capacity", queue_capacity, 1, 2**20)
-        self.layout = layout
         self.name = f"ds{next(_numbers)}"
-        self._spin = spin
-        self._is_exclusive = is_exclusive
-        self._inspection = inspection
-        tree = layout.tree
-        is_pinned = layout.pin == "core"
-        self.dispatcher = Dispatcher(
-            [list(stream.cpus) if is_pinned else None for stream in layout.streams],
-            queue_capacity=queue_capacity,
-            spin_ns=_SPIN_NS[spin] if self._may_spin else 0,
-            thread_prefix=self.name,
-            tree=None if tree is None else PolicyTree(tree.leaves, tree.parents, tree.straddling),
-        )
+        self._manner = Manner(self.name, queue_capacity, spin, is_exclusive, inspection)
+        self._manner.check()
+        self._asked = asked or Asked(None, None, layout.scheduler, layout.pin, None)
+        self.placement = Placement(layout, lease, self._manner)
+        """Where the streams are; changed by `resize` only."""
+        self._moving = threading.RLock()  # a signal handler may come between
+        """Held by whoever moves models from one placement to another."""
+        self._left: deque[Placement] = deque()
+        """Placements where requests may still run; the present one too, while it is being left."""
+        self._most_queued = 0
         self.resolver = FutureResolver(f"{self.name}-futures")
-        self.registry = ModelRegistry(self.new_counts)
+        self.registry = ModelRegistry(lambda: self.placement.new_counts())
         self.is_closed = False
         self._born = time.monotonic()
+        self._follower = Follower(self, f"{self.name}-follow") if self._asked.follow else None
+
+    @property
+    def layout(self) -> Layout:
+        """Its streams."""
+        return self.placement.layout
+
+    @property
+    def dispatcher(self) -> Dispatcher:
+        """What requests go to."""
+        return self.placement.dispatcher
 
     def close(self) -> None:
         """Closes the models and ends the threads. May be called again, also while it runs: by a
@@ -96,77 +108,28 @@ class SharedStreams:
         if self.dispatcher.is_forked:
             return  # all of it is the parent's
         self.is_closed = True
+        if self._follower is not None:
+            self._follower.close()
         for served in self.registry.served():  # no more come: see serve()
             served.close()
-        self.dispatcher.close()
+        for placement in list(self._left):
+            placement.close()
+        self.placement.close()
         self.resolver.close()
         self.registry.drain()  # breaks the cycle of a model and its streams
 
     # --- Models -----------------------------------------------------------------------------
 
-    @property
-    def is_inspected(self) -> bool:
-        """Whether sessions are to be profiled."""
-        return self._inspection is not None
+    def open(self, opener: Opener) -> ServedModel:
+        """Opens a model where the streams are. To be given to `serve`, or closed.
 
-    @property
-    def compile_options(self) -> dict[str, object]:
-        """What decides how `open_session` compiles a model, beside the model; JSON."""
-        return {"optimizes": self._inspection is None or self._inspection.optimizes}
-
-    def open_session(self, source: Source, stream: Stream, save_to: str | None) -> Session:
-        """A session whose threads are pinned to the cores of `stream`."""
-        is_optimized, profile_to = source.is_optimized, None
-        if self._inspection is not None:
-            is_optimized = is_optimized or not self._inspection.optimizes
-            # The session that saves the compiled form is not the one that runs.
-            profile_to = self._inspection.profile_to if save_to is None else None
-        return open_session(
-            source.model,
-            num_threads=len(stream.cpus),
-            cpus=list(stream.cpus) if self.layout.pin == "core" else None,
-            thread_prefix=f"{self.name}-s{stream.index}",
-            config={**source.config, **self._spin_config()},
-            name=source.name,
-            is_optimized=is_optimized,
-            save_to=save_to,
-            profile_to=profile_to,
-            custom_ops=source.custom_ops,
-            files=source.files,
-            nodes=nodes_of(stream) if len(self.layout.topology.numa_nodes) > 1 else (),
-        )
-
-    def measure_scaling(self, served: ServedModel, inputs: list[Any]) -> None:
-        """Tells the elastic policy how long the model's runs take on groups of each width: what it
-        starts from, and corrects in service.
-
-        Before anybody else uses the model. Does nothing where runs have one width.
+        Raises:
+            What `Opener.open` raises.
         """
-        layout = self.layout
-        if layout.tree is None:
-            return
-        cores = [core for stream in layout.streams for core in stream.cores]
-        conditions = [
-            layout.pin,
-            self._spin,
-            layout.topology.cpu_quota,
-            [len(stream.cpus) for stream in layout.streams],
-            describe_shape(cores),
-            cpu_models(),
-        ]
-        model = served.model
-        lengths = run_lengths(
-            layout.tree,
-            lambda group, seconds: model.measure(group, inputs, seconds),
-            served.opened.measurements,
-            conditions,
-            None if layout.pin == "none" else {cpu for core in cores for cpu in core.cpus},
-            () if layout.pin == "none" else neighbour_trips_ns([core.cpus[0] for core in cores]),
-        )
-        model.set_run_ns(lengths)
+        return ServedModel(self.placement, opener, self.registry.retire)
 
     def serve(self, served: ServedModel) -> None:
-        """From here on, closing the streams closes the model.
+        """From here on, closing the streams closes the model, and it moves with them.
 
         Raises:
             ClosedError: they have been closed.
@@ -177,77 +140,158 @@ class SharedStreams:
         if self.is_closed:
             served.close()
             raise ClosedError("this context is closed; make a new one")
+        if served.placed.placement is not self.placement:  # resize() sets it, then looks for models
+            with self._moving:
+                self._settle({})
+
+    # --- Moving: runtime/README.md, "Moving" --------------------------------------------------
+
+    def resize(self, num_cores: int | None, num_streams: int | None, timeout: float) -> None:
+        """See Context.resize."""
+        timeout = check_timeout(timeout) or 0.0
+        with self._moving:
+            if self.is_closed:
+                raise ClosedError("this context is closed; make a new one")
+            self._move(self._machine(), num_cores, num_streams, timeout)
+            self._asked = self._asked._replace(
+                num_cores=num_cores, num_streams=num_streams or self._asked.num_streams
+            )
+
+    def fit(self, machine: Topology) -> None:
+        """Moves to what this process may use by now, unless that makes no difference.
+
+        Raises:
+            What `resize` raises.
+        """
+        with self._moving:
+            asked, lease = self._asked, self.placement.lease
+            # A worker's share stays what it is.
+            wanted = asked.num_cores if lease is None else len(lease.cores)
+            num_cores = None if wanted is None else min(wanted, most_cores(machine))
+            if lease is None:
+                cores = partition(machine, num_cores, 1).streams[0].cores
+                stays = cores == tuple(it for stream in self.layout.streams for it in stream.cores)
+            else:
+                stays = num_cores == wanted and set(lease.cores) <= set(machine.cores)
+            if not stays and not self.is_closed:
+                self._move(machine, num_cores, None, 0.0)
+                logger.warning(
+                    "the CPUs of this process have changed: %s by now serves on %s",
+                    self.name,
+                    format_cpu_list(self.layout.topology.cpus),
+                )
+
+    def _machine(self) -> Topology:
+        """The budget: as it was given, unless it has changed."""
+        given = self._asked.topology
+        if given is not None and not given.is_local:
+            return given
+        machine = Topology.detect()
+        if given is None or (given.cpus, given.cpu_quota) != (machine.cpus, machine.cpu_quota):
+            return machine
+        return given
+
+    def _move(
+        self, machine: Topology, num_cores: int | None, num_streams: int | None, timeout: float
+    ) -> None:
+        lease = self.placement.lease
+        if lease is not None:
+            lease = take_lease(machine, num_cores, timeout, beside=lease)
+            machine, num_cores = topology_of(lease, machine), None
+        try:
+            streams = num_streams
+            if streams is None and self._asked.num_streams is not None:
+                streams = min(self._asked.num_streams, num_cores or len(machine.cores))
+            layout = lay_out(num_cores, streams, self._asked.scheduler, self._asked.pin, machine)
+            self._move_to(Placement(layout, lease, self._manner))
+        except BaseException:
+            if lease is not None and self.placement.lease is not lease:
+                lease.close()
+            raise
+        log_warnings(layout, streams)
+
+    def _move_to(self, target: Placement) -> None:
+        """Opens everything there, then takes over, then drains and closes what is left."""
+        fresh: dict[ServedModel, Placed | None] = {}
+        try:
+            self._settle({})  # where an earlier move was interrupted
+            while missing := [it for it in self.registry.served() if it not in fresh]:
+                for served in missing:
+                    fresh[served] = served.open_beside(target)
+            self.registry.untraced(partial(self._switch, target))
+        except BaseException:
+            if self.placement is not target:
+                for placed in fresh.values():
+                    if placed is not None:
+                        placed.model.close()
+                target.close()
+            raise
+        self._settle(fresh)
+        if self.is_closed:  # close() sets the flag, then looks for placements
+            target.close()
+
+    def _switch(self, target: Placement) -> None:
+        most_queued = self.dispatcher.backlog.max_depth
+        self._most_queued = max(self._most_queued, most_queued)
+        self._left.append(self.placement)
+        self.placement = target
+
+    def _settle(self, fresh: Mapping[ServedModel, Placed | None]) -> None:
+        """Moves what is not where the streams are, to what is open there if it is among `fresh`;
+        then ends what has been left. May be interrupted anywhere, and is then to be done again."""
+        for served in self.registry.served():
+            if served.placed.placement is not self.placement:
+                placed = fresh.get(served) or served.open_beside(self.placement)
+                if placed is not None:
+                    served.take_over(placed)
+        for served in self.registry.served():
+            served.settle()
+        for placement in list(self._left):
+            if placement is not self.placement:
+                placement.close()
+                self._left.remove(placement)
 
     # --- Numbers ----------------------------------------------------------------------------
-
-    def new_counts(self) -> Counts:
-        """Counts of nothing yet, by stream."""
-        return Counts(len(self.layout.streams), self.layout.ranges)
 
     def stats(self, counts: Counts, born: float | None = None) -> Stats:
         """`counts` and the queue's figures. `born`: when counting began, of time.monotonic."""
         backlog = self.dispatcher.backlog
         seconds = time.monotonic() - (self._born if born is None else born)
-        stats = counts.summary(seconds, backlog.depth, backlog.max_depth, backlog.capacity)
+        most = max(self._most_queued, backlog.max_depth)
+        stats = counts.summary(seconds, backlog.depth, most, backlog.capacity)
         return replace(stats, lost_cpus=tuple(self.dispatcher.pins.lost_cpus))
 
-    # --- Spinning ---------------------------------------------------------------------------
 
-    @property
-    def _may_spin(self) -> bool:
-        # Spinning under a quota burns what the kernels could have used; spinning on cores that
-        # are not ours, or not there, keeps others from working.
-        if self._spin != "auto":
-            return self._spin == "latency"
-        return self.layout.pin == "core" and self.layout.topology.cpu_quota is None
+def share_streams(
+    asked: Asked,
+    cores: str | None,
+    lease_timeout: float,
+    *,
+    queue_capacity: int = 1024,
+    spin: str = "auto",
+    is_exclusive: bool = False,
+) -> SharedStreams:
+    """Streams on cores of the budget, or on a lease; see Context.
 
-    def _spin_config(self) -> dict[str, str]:
-        """What ONNX Runtime's threads do between two runs."""
-        if not self._may_spin:
-            return {"session.intra_op.allow_spinning": "0"}
-        if self.layout.tree is not None:
-            # The next run may be in a session on a part of the same cores. This long does not hurt
-            # it; and a caller that comes again at once finds the threads awake.
-            return {"session.intra_op.spin_duration_us": str(_ELASTIC_SPIN_US)}
-        if not self._is_exclusive and self._spin == "auto":
-            # The next request may be another engine's, on the same cores but in another session,
-            # whose threads must not compete with ours looking for work.
-            return {"session.force_spinning_stop": "1"}
-        return {}
-
-
-class ServedModel:
-    """A model on the streams: its native form, its sessions, and what goes when it is closed."""
-
-    def __init__(self, streams: SharedStreams, opened: OpenedModel, name: TracedModel) -> None:
-        batching = opened.compiled.batching
-        # With batches, the sessions take any number of items; a request still has its own.
-        self.model = Model(
-            streams.dispatcher, opened.sessions, opened.batch_size if batching.sizes else None
+    Raises:
+        StreamConfigError, OptionError, ThreadError, LeaseError: see Context.
+    """
+    num_cores, num_streams, scheduler, pin, topology, _ = asked
+    machine = check_topology(topology)
+    lease = lease_cores(cores, num_cores, lease_timeout, pin, machine)
+    try:
+        if lease is not None:
+            machine, num_cores = topology_of(lease, machine or Topology.detect()), None
+        layout = lay_out(num_cores, num_streams, scheduler, pin, machine)
+        return SharedStreams(
+            layout,
+            lease=lease,
+            queue_capacity=queue_capacity,
+            spin=spin,
+            is_exclusive=is_exclusive,
+            asked=asked,
         )
-        if batching.sizes:
-            self.model.set_batching(opened.sessions, list(batching.sizes), list(batching.run_ns))
-        self.opened = opened
-        self.name = name
-        """What traces call it."""
-        self.is_closed = False
-        self._is_retired = False
-        self._streams = streams
-
-    def counts(self) -> Counts:
-        """What happened to its requests so far."""
-        counts = self._streams.new_counts()
-        counts.add(self.model.counts())
-        return counts
-
-    def close(self) -> None:
-        """Ends queued requests as closed, waits for the running ones, frees the sessions. May be
-        called again; by the garbage collector too, at any moment and in any thread."""
-        self.is_closed = True
-        self.model.close()  # again, too: Ctrl-C may have ended the first early
-        # Each of these may be done twice, and none is left out if Ctrl-C comes in between.
-        if not self._is_retired:
-            self._streams.registry.retire(self.model)
-            self._is_retired = True
-        if self.opened.entry is not None:
-            self.opened.entry.close()
+    except BaseException:
+        if lease is not None:
+            lease.close()
+        raise

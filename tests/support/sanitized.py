@@ -29,6 +29,8 @@ TESTS = {
         "elastic",
         "trace",
         "pingpong",
+        "turnstile",
+        "resize",
     ),
     "address": ("interruptions", "values", "invocation", "request_options", "dispatch"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 
@@ -38,12 +39,12 @@ def produce_and_consume(push, pop, num_threads, per_producer):
     def produce(producer):
         for n in range(1, per_producer + 1):
             while not push(producer << 32 | n):
-                pass
+                os.sched_yield()
 
     def consume(mine):
         while left.acquire(blocking=False):
             while (item := pop()) is None:
-                pass
+                os.sched_yield()
             mine.append(item)
 
     in_threads(

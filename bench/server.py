@@ -1,0 +1,366 @@
+"""`deepsched serve` against what is under it: a row for each promise, with its goal.
+
+    python -m bench.server [--rows rest-small,grpc-image,...] [--rounds 5] [--requests 2000]
+
+What is counted is a server process's CPU time for a request over one connection: of ours, with a
+model that returns its input, and of a raw ASGI application on uvicorn, or of grpc.aio, that echoes
+the same bytes. The two take turns; the ratio is of the medians over the rounds. With clients, it is
+throughput against the engine in this process with the same number of callers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import msgspec
+import numpy as np
+import onnx
+import psutil
+from onnx import TensorProto, helper
+from rich.console import Console
+from rich.table import Table
+
+from deepsched import Context, Engine
+from deepsched.benchmark import bundled_model, measure
+from deepsched.server.grpc_messages import SERVICE, message_class
+
+SHAPES = {"small": (128,), "image": (1, 3, 224, 224)}
+
+
+@dataclass
+class Row:
+    name: str
+    goal: float
+    most: bool
+    """Whether the goal is the most that counts as met, or the least."""
+    measure: Callable[[argparse.Namespace], tuple[float, float]]
+    """Ours and the other's."""
+
+
+# --- Servers in processes of their own ------------------------------------------------------
+
+RAW_ASGI = """
+import uvicorn
+async def app(scope, receive, send):
+    parts = []
+    while True:
+        message = await receive()
+        parts.append(message["body"])
+        if not message["more_body"]:
+            break
+    body = b"".join(parts)
+    await send({"type": "http.response.start", "status": 200, "headers": [
+        (b"content-type", b"application/octet-stream"),
+        (b"content-length", str(len(body)).encode())]})
+    await send({"type": "http.response.body", "body": body})
+uvicorn.run(app, port=PORT, http="httptools", loop="uvloop", log_level="error", access_log=False,
+            lifespan="off")
+"""
+
+GRPC_ECHO = """
+import asyncio, grpc
+async def echo(message, context):
+    return message
+async def main():
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", 1 << 27)])
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("SERVICE", {
+        "ModelInfer": grpc.unary_unary_rpc_method_handler(echo)})])
+    server.add_insecure_port("127.0.0.1:PORT")
+    await server.start()
+    await server.wait_for_termination()
+import uvloop
+uvloop.run(main())
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def running(arguments: list[str], port: int) -> Iterator[psutil.Process]:
+    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
+    try:
+        wait_for(port)
+        yield psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def wait_for(port: int) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        if time.monotonic() > deadline:
+            raise SystemExit(f"nothing listens at port {port}")
+        time.sleep(0.05)
+
+
+def echo_arguments(code: str, port: int) -> list[str]:
+    return ["-c", code.replace("PORT", str(port)).replace("SERVICE", SERVICE)]
+
+
+def our_arguments(model: str, http: int, rpc: int, *options: str) -> list[str]:
+    ports = ["--port", str(http), "--grpc-port", str(rpc)]
+    return ["-m", "deepsched", "serve", model, *ports, *options]
+
+
+# --- Requests -------------------------------------------------------------------------------
+
+
+def rest_request(model: str, shape: tuple[int, ...]) -> bytes:
+    raw = np.zeros(shape, np.float32).tobytes()
+    text = msgspec.json.encode(
+        {
+            "inputs": [
+                {
+                    "name": "x",
+                    "datatype": "FP32",
+                    "shape": shape,
+                    "parameters": {"binary_data_size": len(raw)},
+                }
+            ],
+            "parameters": {"binary_data_output": True},
+        }
+    )
+    head = (
+        f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: localhost\r\n"
+        f"Inference-Header-Content-Length: {len(text)}\r\nContent-Length: {len(text) + len(raw)}"
+        "\r\nContent-Type: application/octet-stream\r\n\r\n"
+    )
+    return head.encode() + text + raw
+
+
+class RestClient:
+    """One connection and one request after the other."""
+
+    def __init__(self, port: int, model: str, shape: tuple[int, ...]) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port))
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._request = rest_request(model, shape)
+        self._buffer = bytearray(2**20)
+
+    def __call__(self) -> None:
+        self._socket.sendall(self._request)
+        view, got, end = memoryview(self._buffer), 0, -1
+        while got != end:
+            count = self._socket.recv_into(view[got:])
+            if not count:
+                raise SystemExit("the server has closed the connection")
+            got += count
+            if end < 0 and (at := self._buffer.find(b"\r\n\r\n", 0, got)) >= 0:
+                head = bytes(self._buffer[:at]).lower()
+                if not head.startswith(b"http/1.1 200"):
+                    raise SystemExit(f"refused: {bytes(self._buffer[:got])!r}")
+                length = head.partition(b"content-length: ")[2].partition(b"\r")[0]
+                # "inference-header-content-length" ends so, too
+                for line in head.split(b"\r\n"):
+                    if line.startswith(b"content-length:"):
+                        length = line.partition(b":")[2]
+                end = at + 4 + int(length)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class GrpcClient:
+    """One channel and one request after the other."""
+
+    def __init__(self, port: int, model: str, shape: tuple[int, ...]) -> None:
+        request = message_class("ModelInferRequest")(model_name=model)
+        request.inputs.add(name="x", datatype="FP32", shape=shape)
+        request.raw_input_contents.append(np.zeros(shape, np.float32).tobytes())
+        self._request = request.SerializeToString()
+        self._channel = grpc.insecure_channel(
+            f"127.0.0.1:{port}", options=[("grpc.max_receive_message_length", 1 << 27)]
+        )
+        self._call = self._channel.unary_unary(f"/{SERVICE}/ModelInfer")
+
+    def __call__(self) -> None:
+        self._call(self._request)
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+def cpu_us(process: psutil.Process, call: Callable[[], None], count: int) -> float:
+    """CPU time of the server for a request, in us."""
+    for _ in range(max(10, count // 10)):
+        call()
+    before = thread_ns(process.pid)
+    for _ in range(count):
+        call()
+    after = thread_ns(process.pid)
+    return sum(ns - before.get(thread, 0) for thread, ns in after.items()) / count / 1e3
+
+
+def thread_ns(pid: int) -> dict[str, int]:
+    """CPU time of each thread so far, as exact as the kernel's scheduler knows it."""
+    found = {}
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with contextlib.suppress(FileNotFoundError):
+            text = Path(f"/proc/{pid}/task/{thread}/schedstat").read_text()
+            found[thread] = int(text.split()[0])
+    return found
+
+
+def against_echo(kind: str, size: str) -> Callable[[argparse.Namespace], tuple[float, float]]:
+    client, code = {"rest": (RestClient, RAW_ASGI), "grpc": (GrpcClient, GRPC_ECHO)}[kind]
+
+    def run(args: argparse.Namespace) -> tuple[float, float]:
+        shape = SHAPES[size]
+        count = args.requests if size == "small" else args.requests // 4
+        http, rpc, echo = free_port(), free_port(), free_port()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "echo.onnx")
+            onnx.save(echo_model(shape), path)
+            arguments = our_arguments(str(path), http, rpc, *args.serve)
+            with (
+                running(arguments, http) as ours,
+                running(echo_arguments(code, echo), echo) as other,
+            ):
+                wait_ready(http)
+                calls = [
+                    client(http if kind == "rest" else rpc, "echo", shape),
+                    client(echo, "echo", shape),
+                ]
+                figures = [
+                    [
+                        cpu_us(process, call, count)
+                        for process, call in zip((ours, other), calls, strict=True)
+                    ]
+                    for _ in range(args.rounds)
+                ]
+                for call in calls:
+                    call.close()
+        return tuple(map(statistics.median, zip(*figures, strict=True)))  # type: ignore[return-value]
+
+    return run
+
+
+def echo_model(shape: tuple[int, ...]) -> onnx.ModelProto:
+    """Returns its input."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "echo", [x], [y])
+    opsets = [helper.make_opsetid("", 17)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def wait_ready(port: int) -> None:
+    while True:
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(b"GET /v2/health/ready HTTP/1.0\r\n\r\n")
+            if b" 200 " in connection.recv(4096):
+                return
+        time.sleep(0.1)
+
+
+def against_engine(model: str, callers: int) -> Callable[[argparse.Namespace], tuple[float, float]]:
+    """Requests a second over gRPC, and of the engine in this process."""
+
+    def run(args: argparse.Namespace) -> tuple[float, float]:
+        path = str(bundled_model(model))
+        name = Path(path).stem
+        http, rpc = free_port(), free_port()
+        figures = []
+        for _ in range(args.rounds):
+            with running(our_arguments(path, http, rpc, *args.serve), http):
+                wait_ready(http)
+                ours = served_rate(rpc, name, callers, args.seconds)
+            with Context(scheduler="elastic") as context, Engine(path, None, context=context) as it:
+                inputs = [np.zeros((1, 3, 224, 224), np.float32)]
+                result = measure(it.run, inputs, callers=callers, seconds=args.seconds)
+                figures.append((ours, result.items_per_sec))
+        return tuple(map(statistics.median, zip(*figures, strict=True)))  # type: ignore[return-value]
+
+    return run
+
+
+def served_rate(port: int, model: str, callers: int, seconds: float) -> float:
+    input_name = {"resnet50": "gpu_0/data_0"}.get(model, "data_0")
+    done = [0] * callers
+    stop = threading.Event()
+
+    def work(number: int) -> None:
+        client: Any = GrpcClient(port, model, SHAPES["image"])
+        request = message_class("ModelInferRequest").FromString(client._request)
+        request.inputs[0].name = input_name
+        client._request = request.SerializeToString()
+        while not stop.is_set():
+            client()
+            done[number] += 1
+        client.close()
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(callers)]
+    for thread in threads:
+        thread.start()
+    time.sleep(seconds / 5)
+    began, before = time.perf_counter(), sum(done)
+    time.sleep(seconds)
+    rate = (sum(done) - before) / (time.perf_counter() - began)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    return rate
+
+
+ROWS = [
+    Row("rest-small", 1.3, True, against_echo("rest", "small")),
+    Row("rest-image", 1.2, True, against_echo("rest", "image")),
+    Row("grpc-small", 1.2, True, against_echo("grpc", "small")),
+    Row("grpc-image", 1.2, True, against_echo("grpc", "image")),
+    *(
+        Row(f"{model}-{callers}", 0.93, False, against_engine(model, callers))
+        for model in ("squeezenet", "resnet50")
+        for callers in (4, 16)
+    ),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rows", default=",".join(row.name for row in ROWS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--serve", nargs="*", default=[], help="options of deepsched serve")
+    args = parser.parse_args()
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    table = Table("row", "ours", "other", "ratio", "goal", "met")
+    for row in ROWS:
+        if row.name in args.rows.split(","):
+            ours, other = row.measure(args)
+            ratio = ours / other
+            met = ratio <= row.goal if row.most else ratio >= row.goal
+            goal = f"{'at most' if row.most else 'at least'} {row.goal}"
+            table.add_row(
+                row.name,
+                f"{ours:.1f}",
+                f"{other:.1f}",
+                f"{ratio:.3f}",
+                goal,
+                "yes" if met else "no",
+            )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,14 @@
+"""What pytest is not to look into: what needs an extra that is not installed here."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+_HAS_SERVE = all(find_spec(name) for name in ("grpc", "msgspec", "simdjson", "uvloop"))
+
+collect_ignore = [] if _HAS_SERVE else ["deepsched/server", "tests/server"]
+if not find_spec("ray"):
+    collect_ignore.append("deepsched/ray")
+for name in ("dask", "pyspark"):
+    if not find_spec(name):
+        collect_ignore.append(f"examples/{name.removeprefix('py')}_predict.py")

@@ -1,0 +1,1 @@
+"""Servers with several worker processes, each of which has cores of its own."""

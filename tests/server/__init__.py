@@ -1,0 +1,1 @@
+"""`deepsched serve`, by programs that nobody here wrote where there are such."""

@@ -1,0 +1,317 @@
+"""What goes over the wire, byte by byte, where clients hide it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import grpc
+import ml_dtypes
+import numpy as np
+import pytest
+
+from deepsched.server.grpc_messages import SERVICE, message_class
+from tests.support import serving
+
+pytestmark = pytest.mark.server
+
+
+def _url(server, model="add_sub", action="infer"):
+    return f"http://{server.http}/v2/models/{model}/{action}"
+
+
+def _tensor(name="x", datatype="FP32", shape=(3,), data=(1, 2, 3), **parameters):
+    tensor = {"name": name, "datatype": datatype, "shape": list(shape), "parameters": parameters}
+    return {**tensor, "data": data} if data is not None else tensor
+
+
+def _raw(text, *tensors, **headers):
+    """The body and headers of a request with raw tensors."""
+    head = json.dumps(text).encode()
+    headers = {"Inference-Header-Content-Length": str(len(head)), **headers}
+    return {"content": b"".join([head, *tensors]), "headers": headers}
+
+
+def test_raw_tensors_go_both_ways(server):
+    x = np.float32([1, -2, 3.5])
+    tensor = _tensor(data=None, binary_data_size=x.nbytes)
+    text = {"inputs": [tensor], "outputs": [{"name": "y", "parameters": {"binary_data": True}}]}
+    answer = serving.HTTP.post(_url(server, "identity_FP32"), **_raw(text, x.tobytes()))
+    assert answer.headers["content-type"] == "application/octet-stream"
+    length = int(answer.headers["inference-header-content-length"])
+    described = json.loads(answer.content[:length])["outputs"][0]
+    assert described["parameters"] == {"binary_data_size": x.nbytes}
+    assert "data" not in described
+    assert answer.content[length:] == x.tobytes()
+
+
+@pytest.mark.parametrize("size", [5, 2000])
+def test_json_takes_flat_and_nested_lists(server, size):
+    values = np.arange(2 * size, dtype=np.float32).reshape(2, size)
+    url = _url(server, "mlp")
+    shape = (2, size)
+    for data in (values.tolist(), values.ravel().tolist()):
+        answer = serving.HTTP.post(url, json={"inputs": [_tensor("x", "FP32", shape, data)]})
+        # The model takes 64 features: that it tells so shows that the numbers were read.
+        assert "[-1, 64]" in answer.json()["error"]
+    wide = np.linspace(-1, 1, 64 * size, dtype=np.float32).reshape(size, 64)
+    for data in (wide.tolist(), wide.ravel().tolist()):
+        answer = serving.HTTP.post(url, json={"inputs": [_tensor("x", "FP32", wide.shape, data)]})
+        assert answer.json()["outputs"][0]["shape"][0] == size
+
+
+@pytest.mark.parametrize("count", [3, 3000])
+@pytest.mark.parametrize(
+    ("datatype", "values"),
+    [
+        ("INT64", [-(2**63), 2**63 - 1, 0]),
+        ("UINT64", [0, 2**64 - 1, 7]),
+        ("INT8", [-128, 127, 0]),
+        ("FP64", [1e308, -0.5, 3]),
+        ("FP16", [0.5, -2, 65504]),
+        ("BF16", [0.5, -2, 256]),
+        ("FP8_E5M2", [0.5, -2, 1]),
+        ("BOOL", [True, False, True]),
+        ("BYTES", ["a", "ä", ""]),
+    ],
+)
+def test_json_keeps_every_type(server, datatype, values, count):
+    data = values * (count // 3)
+    tensor = _tensor("x", datatype, (count,), data)
+    answer = serving.HTTP.post(_url(server, f"identity_{datatype}"), json={"inputs": [tensor]})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["outputs"][0]["data"] == data
+
+
+@pytest.mark.parametrize("count", [1, 3000])
+@pytest.mark.parametrize(
+    ("datatype", "value"),
+    [
+        ("INT8", 128),
+        ("INT64", 2**63),
+        ("INT32", 1.5),
+        ("INT32", "1"),
+        ("INT32", True),
+        ("UINT8", -1),
+        ("FP32", "1"),
+        ("FP32", None),
+        ("FP32", [[1]]),
+        ("BOOL", 1),
+        ("BYTES", 1),
+        ("BYTES", "a\0b"),
+    ],
+)
+def test_json_that_does_not_fit_is_refused(server, datatype, value, count):
+    tensor = _tensor("x", datatype, (count + 1,), [value] * count)
+    if value == "a\0b":
+        tensor["shape"] = [count]
+    answer = serving.HTTP.post(_url(server, f"identity_{datatype}"), json={"inputs": [tensor]})
+    assert answer.status_code == 400, answer.text
+    assert "input 'x'" in answer.json()["error"]
+
+
+_SHAPED = b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": %b, "data": [1]}]}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"inputs": 1}',
+        b'{"inputs": [{}]}',
+        b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1]}]}',
+        b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1], "data": []}]}',
+        b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": ["1"], "data": [1]}]}',
+        b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": 1}]}',
+        b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [NaN]}]}',
+        _SHAPED % b"[99999999999999999999]",
+        _SHAPED % b"[4294967296, 4294967296]",
+        b'{"inputs": [], "parameters": {"timeout": -1}}',
+        b'{"inputs": []}',
+        b"[" * 100_000,
+        b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": ' + b"[" * 50_000,
+        "ä".encode("latin-1"),
+    ],
+)
+def test_nonsense_is_a_400(server, content):
+    answer = serving.HTTP.post(_url(server, "identity_FP32"), content=content)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("size", "sent", "said"),
+    [
+        (12, 8, "8 bytes are left"),
+        (8, 8, "expected 12 bytes"),
+        (12, 16, "4 bytes behind the JSON"),
+        (-1, 12, "binary_data_size"),
+        ("12", 12, "binary_data_size"),
+    ],
+)
+def test_raw_tensors_of_other_sizes_are_refused(server, size, sent, said):
+    text = {"inputs": [_tensor(data=None, binary_data_size=size)]}
+    answer = serving.HTTP.post(_url(server, "identity_FP32"), **_raw(text, b"\0" * sent))
+    assert answer.status_code == 400
+    assert said in answer.json()["error"]
+
+
+@pytest.mark.parametrize("length", ["-1", "x", "99999999999999999999999", "100000"])
+def test_a_wrong_header_length_is_refused(server, length):
+    headers = {"Inference-Header-Content-Length": length}
+    answer = serving.HTTP.post(_url(server, "identity_FP32"), content=b"{}", headers=headers)
+    assert answer.status_code == 400
+    assert "Inference-Header-Content-Length".lower() in answer.json()["error"].lower()
+
+
+def test_numbers_that_json_has_not_are_to_be_asked_for_raw(server):
+    x = np.float32([1, np.nan, np.inf])
+    text = {"inputs": [_tensor(data=None, binary_data_size=x.nbytes)]}
+    answer = serving.HTTP.post(_url(server, "identity_FP32"), **_raw(text, x.tobytes()))
+    assert answer.status_code == 400
+    assert "binary_data" in answer.json()["error"]
+
+
+def test_answers_are_compressed_where_that_is_asked_for(server):
+    data = [0] * 5000
+    request = {"inputs": [_tensor("x", "FP32", (5000,), data)]}
+    url = _url(server, "identity_FP32")
+    content = gzip.compress(json.dumps(request).encode())
+    headers = {"Content-Encoding": "gzip", "Accept-Encoding": "gzip"}
+    answer = serving.HTTP.post(url, content=content, headers=headers)
+    assert answer.headers["content-encoding"] == "gzip"
+    assert answer.json()["outputs"][0]["data"] == data
+    plain = serving.HTTP.post(url, json=request, headers={"Accept-Encoding": "identity"})
+    assert "content-encoding" not in plain.headers
+    for coding, body in (("gzip", b"no"), ("br", b"x"), ("gzip", content[:-4])):
+        refused = serving.HTTP.post(url, content=body, headers={"Content-Encoding": coding})
+        assert refused.status_code == 400
+
+
+def test_the_first_protocol_predicts(server):
+    url = f"http://{server.http}/v1/models/add_sub:predict"
+    instances = [{"INPUT0": [number] * 16, "INPUT1": [1] * 16} for number in range(3)]
+    answer = serving.HTTP.post(url, json={"instances": instances})
+    assert answer.json()["predictions"][2] == {"OUTPUT0": [3] * 16, "OUTPUT1": [1] * 16}
+    columns = {"INPUT0": [[5] * 16], "INPUT1": [[1] * 16]}
+    answer = serving.HTTP.post(url, json={"inputs": columns})
+    assert answer.json()["outputs"] == {"OUTPUT0": [[6] * 16], "OUTPUT1": [[4] * 16]}
+    single = serving.HTTP.post(
+        f"http://{server.http}/v1/models/identity_FP32:predict", json={"instances": [0.5, 2]}
+    )
+    assert single.json() == {"predictions": [0.5, 2.0]}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"instances": []},
+        {"instances": [1, 2]},
+        {"instances": [{"INPUT0": [1] * 16}]},
+        {"instances": [{"INPUT0": [1] * 16, "INPUT1": [1] * 16}, {}]},
+        {"instances": [{"INPUT0": [[1], [2, 3]], "INPUT1": [1] * 16}]},
+        {"inputs": {"INPUT0": [[1] * 15], "INPUT1": [[1] * 15]}},
+        {"inputs": {"Z": 1}},
+        {"instances": [{"INPUT0": ["a"] * 16, "INPUT1": [1] * 16}]},
+    ],
+)
+def test_the_first_protocol_tells_what_is_wrong(server, body):
+    answer = serving.HTTP.post(f"http://{server.http}/v1/models/add_sub:predict", json=body)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]
+
+
+def _call(server, request):
+    with grpc.insecure_channel(server.grpc) as channel:
+        call = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+        response = call(request if isinstance(request, bytes) else request.SerializeToString())
+    return message_class("ModelInferResponse").FromString(response)
+
+
+def _request(datatype, shape=(3,)):
+    request = message_class("ModelInferRequest")(model_name=f"identity_{datatype}")
+    request.inputs.add(name="x", datatype=datatype, shape=shape)
+    return request
+
+
+@pytest.mark.parametrize(
+    ("datatype", "field", "values"),
+    [
+        ("FP32", "fp32_contents", [0.5, 1, 2]),
+        ("FP64", "fp64_contents", [0.5, 1, 2]),
+        ("INT8", "int_contents", [-1, 0, 1]),
+        ("INT64", "int64_contents", [-1, 0, 1]),
+        ("UINT16", "uint_contents", [1, 0, 1]),
+        ("UINT64", "uint64_contents", [1, 0, 2**64 - 1]),
+        ("BOOL", "bool_contents", [True, False, True]),
+        ("BYTES", "bytes_contents", [b"a", b"", b"ccc"]),
+    ],
+)
+def test_grpc_takes_typed_contents(server, datatype, field, values):
+    request = _request(datatype)
+    getattr(request.inputs[0].contents, field).extend(values)
+    response = _call(server, request)
+    assert response.outputs[0].datatype == datatype
+    raw = response.raw_output_contents[0]
+    if datatype == "BYTES":
+        assert raw == b"\1\0\0\0a\0\0\0\0\3\0\0\0ccc"
+    else:
+        dtype = {"FP32": "f4", "FP64": "f8", "INT8": "i1", "INT64": "i8", "UINT16": "u2"}
+        kind = {**dtype, "UINT64": "u8", "BOOL": "?"}[datatype]
+        np.testing.assert_array_equal(np.frombuffer(raw, kind), values)
+
+
+@pytest.mark.parametrize("size", [4, 100_000])
+def test_grpc_takes_raw_contents_of_any_size(server, size):
+    x = np.arange(size).astype(ml_dtypes.bfloat16)
+    request = _request("BF16", (size,))
+    request.raw_input_contents.append(x.tobytes())
+    assert _call(server, request).raw_output_contents[0] == x.tobytes()
+    # Protobuf lets fields come in any order.
+    message = request.SerializeToString()
+    tail = message.index(x.tobytes())
+    head = len(message_class("ModelInferRequest").FromString(message).model_name) + 2
+    assert _call(server, message[head:] + message[:head]).raw_output_contents[0] == x.tobytes()
+    assert tail > head
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"\xff",
+        b"\x3a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x7f",
+        b"\x3a\x80" + b"\x80" * 20_000,
+        b"\x0a\x05abc" + b"\0" * 20_000,
+        b"x" * 20_000,
+    ],
+)
+def test_grpc_refuses_what_is_no_message(server, message):
+    with pytest.raises(grpc.RpcError) as caught:
+        _call(server, message)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_grpc_refuses_contents_that_do_not_fit(server):
+    request = _request("INT8")
+    request.inputs[0].contents.int_contents.extend([1, 2, 300])
+    for wrong, said in ((request, "got 300"), (_request("FP32"), "expected 3 elements")):
+        with pytest.raises(grpc.RpcError, match="input 'x'") as caught:
+            _call(server, wrong)
+        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert said in caught.value.details()
+    request.raw_input_contents.append(b"123")
+    with pytest.raises(grpc.RpcError, match="one way"):
+        _call(server, request)
+    double = _request("INT8")
+    double.raw_input_contents.extend([b"123", b"456"])
+    with pytest.raises(grpc.RpcError, match="2 elements"):
+        _call(server, double)
+
+
+def test_kubernetes_can_ask_over_grpc(server):
+    with grpc.insecure_channel(server.grpc) as channel:
+        assert channel.unary_unary("/grpc.health.v1.Health/Check")(b"") == b"\x08\x01"
