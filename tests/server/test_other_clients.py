@@ -64,7 +64,7 @@ def test_the_clients_of_kserve_are_answered(server):
     assert process.stdout.strip().endswith("answered")
 
 
-def test_requests_made_up_from_the_openapi_page_meet_no_error_of_the_server(server):
+def test_requests_made_up_from_the_openapi_page_meet_no_error_of_the_server(server, tmp_path):
     """All checks of schemathesis but one: it takes every request that is of the page's form for
     one that is to be done, whatever the models take."""
     pytest.importorskip("schemathesis")
@@ -80,5 +80,6 @@ def test_requests_made_up_from_the_openapi_page_meet_no_error_of_the_server(serv
         capture_output=True,
         text=True,
         timeout=110,
+        cwd=tmp_path,  # where it keeps what it has found
     )
     assert process.returncode == 0, process.stdout[-6000:]
