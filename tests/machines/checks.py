@@ -1,0 +1,316 @@
+"""Run inside an emulated machine: python -m tests.machines.checks NAME
+
+Prints "CHECK: ok" or "CHECK: WRONG: why" for each check of the case of that name. What is right is
+compared with the kernel's own words: /proc, /sys, and hwloc's reading of them.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import xml.etree.ElementTree
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+import bench.numa
+from deepsched import Context, Engine, Topology, check_hardware, partition
+from deepsched.machine.sysfs import format_cpu_list
+from tests.machines.catalog import CASES, Case
+from tests.support import models
+from tests.support.cgroups import limits
+from tests.support.threads import in_threads
+
+_PATIENCE_S = 120
+
+
+def _lists(topology: Topology, level: str) -> tuple[str, ...]:
+    """The CPUs of each of a topology's groups."""
+    groups: dict[object, list[int]] = {}
+    for core in topology.cores:
+        groups.setdefault(getattr(core, level), []).extend(core.cpus)
+    return tuple(format_cpu_list(cpus) for cpus in groups.values())
+
+
+def _equal(what: str, found: object, wanted: object) -> None:
+    if found != wanted:
+        raise AssertionError(f"{what}: {found}, not {wanted}")
+
+
+def _wait_until(what: str, condition) -> None:
+    ends = time.monotonic() + _PATIENCE_S
+    while not condition():
+        if time.monotonic() > ends:
+            raise AssertionError(f"waited in vain until {what}")
+        time.sleep(0.05)
+
+
+# --- Structure ----------------------------------------------------------------------------------
+
+
+def topology(case: Case) -> None:
+    found = Topology.detect()
+    _equal("cores", len(found.cores), case.cores)
+    _equal("packages", _lists(found, "package"), case.packages)
+    _equal("NUMA nodes", _lists(found, "numa_node"), case.nodes)
+    _equal("L3 caches", _lists(found, "l3"), case.caches)
+
+
+def lstopo(case: Case) -> None:
+    """hwloc's groups are ours."""
+    command = ["lstopo-no-graphics", "--of", "xml", "-"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    root = xml.etree.ElementTree.fromstring(listed)
+    found = Topology.detect()
+    for kind, ours in (
+        ("Package", set(_lists(found, "package"))),
+        ("NUMANode", set(_lists(found, "numa_node"))),
+        ("L3Cache", set(_lists(found, "l3"))),
+        ("Core", {format_cpu_list(core.cpus) for core in found.cores}),
+    ):
+        sets = [node.get("cpuset") for node in root.iter("object") if node.get("type") == kind]
+        _equal(kind, ours, {_cpus_of(mask) for mask in sets} - {""})
+
+
+def _cpus_of(mask: str) -> str:
+    """hwloc writes words of 32 bits, the highest first."""
+    words = mask.split(",")
+    bits = sum(int(word or "0", 16) << 32 * place for place, word in enumerate(reversed(words)))
+    return format_cpu_list(cpu for cpu in range(bits.bit_length()) if bits >> cpu & 1)
+
+
+def partition_(case: Case) -> None:
+    machine = Topology.detect()
+    streams = partition(machine).streams
+    _equal("default streams", tuple(format_cpu_list(it.cpus) for it in streams), case.streams)
+    for num_streams, wanted in case.warnings.items():
+        warnings = partition(machine, num_streams=num_streams).warnings
+        found = {str(it.kind): format_cpu_list(it.streams) for it in warnings}
+        _equal(f"warnings of {num_streams} streams", found, wanted)
+
+
+def doctor(case: Case) -> None:
+    diagnosis = check_hardware()
+    for name, wanted in case.doctor.items():
+        if wanted not in diagnosis[name].found:
+            raise AssertionError(f"{name}: {diagnosis[name].found!r}, not {wanted!r}")
+    for check in diagnosis.checks:
+        if bool(check.advice) != (check.status == "warn"):
+            raise AssertionError(f"{check.name}: {check.status} with advice {check.advice!r}")
+
+
+# --- Serving ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _engine(scheduler: str, num_streams: int | None = None) -> Iterator[Engine]:
+    """Threads that do not spin: emulated CPUs are many more than real ones."""
+    with Context(scheduler=scheduler, num_streams=num_streams, spin="power") as context:
+        yield Engine(models.gemm(), 4, context=context)
+
+
+def _inputs() -> list[np.ndarray]:
+    return [np.ones((4, 256), np.float32)]
+
+
+def _threads() -> dict[str, tuple[str, int]]:
+    """By name: the CPUs that the thread may use, and the one that it was on last."""
+    found = {}
+    for thread in Path("/proc/self/task").iterdir():
+        status = dict(
+            line.split(":\t", 1)
+            for line in (thread / "status").read_text().splitlines()
+            if ":\t" in line
+        )
+        stat = (thread / "stat").read_text().rpartition(") ")[2].split()
+        found[status["Name"]] = status["Cpus_allowed_list"], int(stat[36])
+    return found
+
+
+def threads(case: Case) -> None:
+    """A worker or a thread of ONNX Runtime for each CPU of each stream, on that CPU alone."""
+    with _engine("multi_stream") as engine:
+        streams = engine.context.streams
+        while any(stream.done == 0 for stream in engine.stats().streams):
+            list(engine.map([_inputs()] * 64))
+        found = _threads()
+        prefix = min(name for name in found if name.endswith("-s0")).removesuffix("s0")
+        for stream in streams:
+            names = [f"{prefix}s{stream.index}"]
+            names += [f"{names[0]}-op{place}" for place in range(1, len(stream.cpus))]
+            for name, cpu in zip(names, stream.cpus, strict=True):
+                _equal(f"{name} may use", found[name[:15]], (str(cpu), cpu))
+
+
+def near_streams(case: Case) -> None:
+    """A caller on a node is served by a stream of that node, as long as one is free there."""
+    num_streams = len(case.nodes) * 2 if case.cores >= 2 * len(case.nodes) else len(case.nodes)
+    with _engine("multi_stream", num_streams) as engine:
+        engine.run(_inputs())
+        streams = engine.context.streams
+        for stream in streams:
+
+            def call(cpu: int = stream.cpus[0]) -> None:
+                os.sched_setaffinity(0, {cpu})
+                for _ in range(5):
+                    engine.run(_inputs())
+
+            with engine.context.trace() as trace:
+                in_threads(1, lambda _: call())
+            nodes = {streams[record.stream].numa_nodes for record in trace}
+            _equal(f"nodes of a caller on CPU {stream.cpus[0]}", nodes, {stream.numa_nodes})
+        with engine.context.trace() as trace:
+            list(engine.map([_inputs()] * 20 * num_streams))
+            in_threads(2 * num_streams, lambda _: [engine.run(_inputs()) for _ in range(5)])
+        _equal("streams that serve a crowd", len({it.stream for it in trace}), num_streams)
+
+
+def elastic(case: Case) -> None:
+    """While more wait than there are streams, no request runs on a group that spans nodes, unless
+    it is one stream."""
+    with _engine("elastic") as engine:
+        num_streams = engine.context.num_streams
+        with engine.context.trace() as trace:
+            list(engine.map([_inputs()] * 20 * num_streams))
+    streams = trace.streams
+    last_submitted = max(record.submitted_ns for record in trace)
+    by_start = sorted(trace, key=lambda record: record.started_ns)
+    # Those that start later than all streams' next ones were in the queue when it was decided.
+    for place, record in enumerate(by_start[: -num_streams - 1]):
+        if record.started_ns < last_submitted:
+            continue
+        own = streams[record.stream : record.stream + record.num_streams]
+        nodes = {node for stream in own for node in stream.numa_nodes}
+        if len(own) > 1 and len(nodes) > 1:
+            raise AssertionError(f"request {place} of {len(by_start)} ran on nodes {nodes}")
+    _equal("requests", {record.outcome for record in trace}, {"done"})
+
+
+def weights(case: Case) -> None:
+    _equal("exit status of bench.numa", bench.numa.main(), 0)
+
+
+# --- CPUs that come and go ----------------------------------------------------------------------
+
+
+def offline(case: Case) -> None:
+    """The last CPU is taken offline and comes back while requests go on."""
+    cpu = max(Topology.detect().cpus)
+    switch = Path(f"/sys/devices/system/cpu/cpu{cpu}/online")
+    end = threading.Event()
+    failures = []
+    with _engine("multi_stream") as engine:
+        wanted = engine.run(_inputs())[0].tobytes()
+
+        def serve() -> None:
+            while not end.is_set():
+                try:
+                    _equal("outputs", engine.run(_inputs())[0].tobytes() == wanted, True)
+                except BaseException as error:
+                    failures.append(error)
+                    return
+
+        callers = [threading.Thread(target=serve) for _ in range(2 * engine.num_streams)]
+        for caller in callers:
+            caller.start()
+        try:
+            for is_online, lost in ((0, (cpu,)), (1, ())):
+                switch.write_text(str(is_online))
+                _wait_until(
+                    f"CPU {lost} is lost", lambda lost=lost: engine.stats().lost_cpus == lost
+                )
+                done = engine.stats().done
+                _wait_until("requests go on", lambda done=done: engine.stats().done > done + 100)
+                status = "ok" if is_online else "warn"
+                _equal("doctor's streams", str(check_hardware()["streams"].status), status)
+                _equal("cores now", cpu in Topology.detect().cpus, bool(is_online))
+        finally:
+            end.set()
+            for caller in callers:
+                caller.join()
+    _equal("failures", failures, [])
+
+
+def _python(code: str, **limits_: object) -> list[str]:
+    with limits(**limits_) as group:
+        done = group.run([sys.executable, "-c", code], timeout=_PATIENCE_S)
+    if done.returncode:
+        raise AssertionError(done.stderr)
+    return done.stdout.splitlines()
+
+
+_TELL = """
+from deepsched import Topology, check_hardware, partition
+machine = Topology.detect()
+print(",".join(map(str, machine.cpus)), machine.cpu_quota, len(partition(machine).streams))
+diagnosis = check_hardware()
+print(diagnosis["cpuset"].found)
+print(diagnosis["cpu_quota"].status)
+"""
+
+
+def cpuset(case: Case) -> None:
+    facts, told, _ = _python(_TELL, cpuset="1-2")
+    _equal("CPUs, quota, streams", facts, "1,2 None 2")
+    _equal("doctor", told, "the cgroup allows 2 CPUs (1-2) of the 4 online")
+
+
+def quota(case: Case) -> None:
+    facts, _, status = _python(_TELL, cpus=(200_000, 100_000))
+    _equal("CPUs, quota, streams", facts, "0,1,2,3 2.0 1")
+    _equal("doctor", status, "ok")
+
+
+def changing_cpuset(case: Case) -> None:
+    """The tests of lost CPUs, whose control groups are version 2 here."""
+    options = ["-q", "-p", "no:cacheprovider", "-m", "field or not field", "-rs"]
+    command = [sys.executable, "-m", "pytest", *options, "tests/test_lost_cpus.py"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode or "skipped" in done.stdout:
+        raise AssertionError(done.stdout[-3000:])
+
+
+CHECKS = {
+    "partition": partition_,
+    **{
+        check.__name__: check
+        for check in (
+            topology,
+            lstopo,
+            doctor,
+            threads,
+            near_streams,
+            elastic,
+            weights,
+            offline,
+            cpuset,
+            quota,
+            changing_cpuset,
+        )
+    },
+}
+
+
+def main(name: str) -> int:
+    case = CASES[name]
+    is_right = True
+    for check in case.checks:
+        try:
+            CHECKS[check](case)
+        except BaseException as error:
+            traceback.print_exc()
+            print(f"{check}: WRONG: {error}", flush=True)
+            is_right = False
+        else:
+            print(f"{check}: ok", flush=True)
+    return 0 if is_right else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
