@@ -21,17 +21,21 @@ from tests.support.guest import kernel, run_python
 
 
 def main(names: list[str]) -> int:
+    chosen = {name: CASES[name] for name in names or CASES}
+    columns = list(dict.fromkeys(check for case in chosen.values() for check in case.checks))
+    print("|", " | ".join(["machine", *columns, "seconds"]), "|")
+    print("|", " | ".join(["---"] * (len(columns) + 2)), "|", flush=True)
     is_right = True
     with kernel() as unpacked:
-        for name in names or CASES:
+        for name, case in chosen.items():
             began = time.monotonic()
-            case = CASES[name]
             output, _ = run_python(unpacked, case.machine, ["-m", "tests.machines.checks", name])
-            verdicts = dict(re.findall(r"^(\w+): (ok|WRONG)", output, re.M))
             seconds = time.monotonic() - began
-            cells = [f"{check} {verdicts.get(check, 'missing')}" for check in case.checks]
-            print(f"{name} ({seconds:.0f} s): {', '.join(cells)}", flush=True)
-            if set(verdicts.values()) != {"ok"} or len(verdicts) < len(case.checks):
+            verdicts = dict(re.findall(r"^(\w+): (ok|WRONG)", output, re.M))
+            found = {check: verdicts.get(check, "missing") for check in case.checks}
+            cells = [found.get(column, "") for column in columns]
+            print("|", " | ".join([name, *cells, f"{seconds:.0f}"]), "|", flush=True)
+            if set(found.values()) != {"ok"}:
                 print(output, flush=True)
                 is_right = False
     return 0 if is_right else 1

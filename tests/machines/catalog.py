@@ -125,6 +125,3 @@ CASES = {
         checks=("topology", "cpuset", "quota", "changing_cpuset"),
     ),
 }
-
-FEW = ("two-sockets", "cgroup")
-"""What CI boots."""

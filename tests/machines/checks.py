@@ -165,10 +165,6 @@ def near_streams(case: Case) -> None:
                 in_threads(1, lambda _: call())
             nodes = {streams[record.stream].numa_nodes for record in trace}
             _equal(f"nodes of a caller on CPU {stream.cpus[0]}", nodes, {stream.numa_nodes})
-        with engine.context.trace() as trace:
-            list(engine.map([_inputs()] * 20 * num_streams))
-            in_threads(2 * num_streams, lambda _: [engine.run(_inputs()) for _ in range(5)])
-        _equal("streams that serve a crowd", len({it.stream for it in trace}), num_streams)
 
 
 def elastic(case: Case) -> None:

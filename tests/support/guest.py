@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 _MODULES = ("fs/9p", "net/9p", "fs/netfs", "fs/fscache", "drivers/virtio")
 _STATUS = "guest: exit status "
-_SECONDS = 600
+_SECONDS = 1200
 
 _INIT = """#!/busybox sh
 busybox() {{ /busybox "$@"; }}
