@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 import xml.etree.ElementTree
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def _equal(what: str, found: object, wanted: object) -> None:
         raise AssertionError(f"{what}: {found}, not {wanted}")
 
 
-def _wait_until(what: str, condition) -> None:
+def _wait_until(what: str, condition: Callable[[], bool]) -> None:
     ends = time.monotonic() + _PATIENCE_S
     while not condition():
         if time.monotonic() > ends:
@@ -137,19 +137,22 @@ def _threads() -> dict[str, tuple[str, int]]:
     return found
 
 
-def threads(case: Case) -> None:
+def _check_pins(engine: Engine) -> None:
     """A worker or a thread of ONNX Runtime for each CPU of each stream, on that CPU alone."""
+    found = _threads()
+    prefix = min(name for name in found if name.endswith("-s0")).removesuffix("s0")
+    for stream in engine.context.streams:
+        names = [f"{prefix}s{stream.index}"]
+        names += [f"{names[0]}-op{place}" for place in range(1, len(stream.cpus))]
+        for name, cpu in zip(names, stream.cpus, strict=True):
+            _equal(f"{name} may use", found[name[:15]], (str(cpu), cpu))
+
+
+def threads(case: Case) -> None:
     with _engine("multi_stream") as engine:
-        streams = engine.context.streams
         while any(stream.done == 0 for stream in engine.stats().streams):
             list(engine.map([_inputs()] * 64))
-        found = _threads()
-        prefix = min(name for name in found if name.endswith("-s0")).removesuffix("s0")
-        for stream in streams:
-            names = [f"{prefix}s{stream.index}"]
-            names += [f"{names[0]}-op{place}" for place in range(1, len(stream.cpus))]
-            for name, cpu in zip(names, stream.cpus, strict=True):
-                _equal(f"{name} may use", found[name[:15]], (str(cpu), cpu))
+        _check_pins(engine)
 
 
 def near_streams(case: Case) -> None:
@@ -202,10 +205,9 @@ def weights(case: Case) -> None:
 # --- CPUs that come and go ----------------------------------------------------------------------
 
 
-def offline(case: Case) -> None:
-    """The last CPU is taken offline and comes back while requests go on."""
-    cpu = max(Topology.detect().cpus)
-    switch = Path(f"/sys/devices/system/cpu/cpu{cpu}/online")
+def _serve_through(changes: Iterable[tuple[Path, str, tuple[int, ...]]]) -> None:
+    """Requests go on while files are written to: the file, what to write, the CPUs that this takes
+    from the engine."""
     end = threading.Event()
     failures = []
     with _engine("multi_stream") as engine:
@@ -223,21 +225,44 @@ def offline(case: Case) -> None:
         for caller in callers:
             caller.start()
         try:
-            for is_online, lost in ((0, (cpu,)), (1, ())):
-                switch.write_text(str(is_online))
-                _wait_until(
-                    f"CPU {lost} is lost", lambda lost=lost: engine.stats().lost_cpus == lost
-                )
+            for file, text, lost in changes:
+                file.write_text(text)
+                _wait_until(f"{lost} are lost", lambda lost=lost: engine.stats().lost_cpus == lost)
                 done = engine.stats().done
                 _wait_until("requests go on", lambda done=done: engine.stats().done > done + 100)
-                status = "ok" if is_online else "warn"
-                _equal("doctor's streams", str(check_hardware()["streams"].status), status)
-                _equal("cores now", cpu in Topology.detect().cpus, bool(is_online))
+                _equal("doctor", str(check_hardware()["streams"].status), "warn" if lost else "ok")
+                _equal("lost ones in use", set(lost) & set(Topology.detect().cpus), set())
+            _check_pins(engine)
         finally:
             end.set()
             for caller in callers:
                 caller.join()
     _equal("failures", failures, [])
+
+
+def offline(case: Case) -> None:
+    """The last CPU is taken offline, and comes back."""
+    cpu = max(Topology.detect().cpus)
+    switch = Path(f"/sys/devices/system/cpu/cpu{cpu}/online")
+    _serve_through([(switch, "0", (cpu,)), (switch, "1", ())])
+
+
+def changing_cpuset(case: Case) -> None:
+    """A control group's cpuset shrinks, and grows."""
+    root = Path("/sys/fs/cgroup")
+    (root / "cgroup.subtree_control").write_text("+cpuset")
+    group = root / "changing"
+    group.mkdir()
+    (group / "cpuset.cpus").write_text("0-3")
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+    try:
+        cpus = group / "cpuset.cpus"
+        _serve_through(
+            [(cpus, "0-1", (2, 3)), (cpus, "0-3", ()), (cpus, "1-3", (0,)), (cpus, "0-3", ())]
+        )
+    finally:
+        (root / "cgroup.procs").write_text(str(os.getpid()))
+        group.rmdir()
 
 
 def _python(code: str, **limits_: object) -> list[str]:
@@ -268,15 +293,6 @@ def quota(case: Case) -> None:
     facts, _, told = _python(_TELL, cpus=(200_000, 100_000))
     _equal("CPUs, quota, streams", facts, "0,1,2,3 2.0 1")
     _equal("doctor", told.partition(";")[0], "2 cores of CPU time for 4 usable cores")
-
-
-def changing_cpuset(case: Case) -> None:
-    """The tests of lost CPUs, whose control groups are version 2 here."""
-    options = ["-q", "-p", "no:cacheprovider", "-m", "field or not field", "-rs"]
-    command = [sys.executable, "-m", "pytest", *options, "tests/test_lost_cpus.py"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode or "skipped" in done.stdout:
-        raise AssertionError(done.stdout[-3000:])
 
 
 CHECKS = {
