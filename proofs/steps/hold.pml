@@ -1,7 +1,9 @@
 /* Section: How wide
  * Property: a request that is held for a wider group is served, though the time after which its
  *     worker would look again never comes
- * Left out: the policy: a worker may want to hold whenever a part of the wide group is taken
+ * Left out: the policy: a worker may want to hold whenever a part of the wide group is taken, and
+ *     takes any width
+ * MUTANT_KEEP_WITHOUT_LOOK: a worker that has kept a wide group leaves it without looking
  * MUTANT_HOLD_WITHOUT_LOOK: the worker that holds does not look whether anybody runs
  * MUTANT_LOOK_THEN_END: a runner looks at the backlog, then ends its run
  */
@@ -37,14 +39,14 @@ proctype pusher() {
 }
 
 proctype worker(byte leaf) {
-    byte woken;
-    bool is_wide;
+    byte woken, own, group, rest;
     do
     :: is_granted[leaf] -> is_granted[leaf] = false;
-serve: do
+serve: own = 1 << leaf;
+       do
        :: if
-          :: places > 0 && !(bits & (2 >> leaf)) -> /* the other leaf is taken: wait for both */
-             bits = bits | (1 << leaf); /* H1 */
+          :: places > 0 && ((bits | own) != 3) -> /* a part is taken by others: wait for both */
+             bits = bits | own; /* H1 */
 #ifdef MUTANT_HOLD_WITHOUT_LOOK
              goto next;
 #else
@@ -52,8 +54,8 @@ serve: do
              :: num_running > 0 -> goto next /* H2 */
              :: else ->
                 if
-                :: atomic { bits & (1 << leaf) -> bits = bits & ~(1 << leaf) }
-                :: else -> goto next /* whoever has it looks */
+                :: atomic { (bits & own) == own -> bits = bits & ~own }
+                :: else -> goto next /* whoever has a part of it looks */
                 fi
              fi
 #endif
@@ -64,20 +66,29 @@ serve: do
           :: else -> break
           fi;
           places--;
-          is_wide = false;
+          if :: group = 1 << leaf :: group = 3 fi; /* widen */
+          rest = group & ~own;
           if
-          :: atomic { bits & (2 >> leaf) -> bits = bits & ~(2 >> leaf); is_wide = true }
-          :: true
+          :: rest != 0 ->
+             if
+             :: atomic { (bits & rest) == rest -> bits = bits & ~rest }
+             :: else -> group = 1 << leaf
+             fi
+          :: else
           fi;
+          if :: own & ~group -> bits = bits | (own & ~group) :: else fi;
+          own = group; /* kept while requests wait */
           if :: HAS_ITEMS -> kick() :: else fi;
           num_running++;
           num_running--; /* R1 */
-          if :: is_wide -> bits = bits | (2 >> leaf) :: else fi;
           num_served++;
           if :: !HAS_ITEMS -> break :: else fi /* R2 */
        od;
-       bits = bits | (1 << leaf);
+       bits = bits | own;
        if
+#ifdef MUTANT_KEEP_WITHOUT_LOOK
+       :: own == 3
+#endif
        :: HAS_ITEMS ->
           if
           :: atomic { bits & (1 << leaf) -> bits = bits & ~(1 << leaf) } -> goto serve
