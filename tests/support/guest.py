@@ -57,6 +57,7 @@ class Machine(NamedTuple):
     nodes: Sequence[str]
     """The CPUs of each NUMA node; "" for one without."""
     mb_per_node: int = 1024
+    cpu: str = "max"
     boot: str = ""
     """Options for the kernel."""
 
@@ -105,7 +106,8 @@ def _command(machine: Machine, image: Path, initial: Path) -> list[str]:
         nodes += ["-numa", f"node,nodeid={node}{of},memdev=m{node}"]
     memory = f"{machine.mb_per_node * len(machine.nodes)}M"
     return [
-        *("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", memory),
+        *("qemu-system-x86_64", "-accel", "tcg,thread=multi"),
+        *("-cpu", machine.cpu, "-m", memory),
         *("-smp", machine.smp, *nodes),
         *("-kernel", str(image), "-initrd", str(initial)),
         *("-append", f"console=ttyS0 quiet panic=-1 {machine.boot}", "-no-reboot"),
