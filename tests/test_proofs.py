@@ -17,6 +17,7 @@ NOT_MODELLED = {
     "What the GIL costs",
     "Giving memory back",
     "Fork",
+    "Without a GIL",
     "Memory ordering",
     "Proofs",
 }
