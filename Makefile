@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: build debug tsan asan quicktest test numa soak lint docs bench clean
+.PHONY: build debug tsan asan quicktest test numa proofs machines soak lint docs bench clean
 
 build: $(VENV)
 	$(BIN)/pip install -q -e '.[test,serve]'
@@ -29,6 +29,12 @@ test:
 
 numa:
 	$(BIN)/python -m tests.support.guest -m bench.numa
+
+proofs:
+	$(PYTHON) -m proofs
+
+machines:
+	$(BIN)/python -m tests.machines
 
 soak:
 	$(BIN)/pytest -m soak

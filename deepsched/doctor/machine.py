@@ -99,7 +99,7 @@ def numa(host: Host) -> Check:
     return ok(
         name,
         f"the cores that deepsched uses span {len(used)} nodes ({format_cpu_list(used)})",
-        "A stream that spans nodes, as single_stream's does, reads its weights from one of them. "
+        "A stream that spans nodes, as single_stream's does, reads its weights from each in turn. "
         "multi_stream keeps a copy of the weights on each node that has streams.",
         **data,
     )

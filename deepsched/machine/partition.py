@@ -73,15 +73,15 @@ class WarningKind(enum.StrEnum):
 
 
 _EXPLANATIONS = {
-    WarningKind.straddles_packages: "The weights of a stream are in the memory of its first "
-    "core's node. Its cores in other packages read them, and exchange activations, over the link "
-    "between the packages, which has the highest latency and the lowest bandwidth of the machine. "
+    WarningKind.straddles_packages: "The weights of a stream lie in turn on each node of its "
+    "cores. So its cores read a part of them, and exchange activations, over the link between the "
+    "packages, which has the highest latency and the lowest bandwidth of the machine. "
     "Choose num_streams so that each package has whole streams (the number of packages or a "
     "multiple), or a num_cores that fits into one package.",
-    WarningKind.straddles_nodes: "The weights of a stream are in the memory of its first core's "
-    "node. Its cores in other nodes read them with more latency and less bandwidth. The nodes are "
-    "in one package, so this costs less than several packages. Choose num_streams so that each "
-    "NUMA node has whole streams.",
+    WarningKind.straddles_nodes: "The weights of a stream lie in turn on each node of its cores, "
+    "which read a part of them with more latency and less bandwidth. The nodes are in one package, "
+    "so this costs less than several packages. Choose num_streams so that each NUMA node has whole "
+    "streams.",
     WarningKind.shares_l3: "Streams on one L3 cache evict each other's activations and weights, so "
     "that each may run slower than alone, especially with large models. It often pays: small "
     "models, and those that do not scale with cores, gain more from parallel streams than they "

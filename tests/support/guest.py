@@ -1,10 +1,11 @@
-"""Python on an emulated machine with two NUMA nodes: python -m tests.support.guest ARGUMENTS
+"""Python on an emulated machine: python -m tests.support.guest ARGUMENTS
 
     python -m tests.support.guest -m bench.numa
 
 Boots Debian's kernel under QEMU's emulation (no /dev/kvm is needed; about a minute), with two
-sockets of two cores and 1 GiB each. The root is this machine's, read-only; /dev/shm is the guest's
-own, and the only folder that can be written to. Exits with the status of that Python.
+sockets of two cores, a NUMA node of 1 GiB each. tests/machines has others. The root is this
+machine's, read-only; /dev/shm is the guest's own, and with control groups all that can be written
+to. Exits with the status of that Python.
 
     apt-get install -y --no-install-recommends qemu-system-x86
 
@@ -18,14 +19,16 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 
 _MODULES = ("fs/9p", "net/9p", "fs/netfs", "fs/fscache", "drivers/virtio")
 _STATUS = "guest: exit status "
-_SECONDS = 600
+_SECONDS = 1200
 
 _INIT = """#!/busybox sh
 busybox() {{ /busybox "$@"; }}
@@ -36,7 +39,7 @@ exec < /dev/null > /dev/ttyS0 2>&1
 busybox depmod
 for module in virtio_pci 9pnet_virtio 9p; do busybox modprobe $module; done
 busybox mount -t 9p -o trans=virtio,version=9p2000.L,ro,cache=loose,msize=1048576 root /root
-for kind in proc sysfs:sys devtmpfs:dev tmpfs:dev/shm; do
+for kind in proc sysfs:sys cgroup2:sys/fs/cgroup devtmpfs:dev tmpfs:dev/shm; do
     busybox mkdir -p /root/${{kind#*:}}
     busybox mount -t ${{kind%:*}} guest /root/${{kind#*:}}
 done
@@ -46,51 +49,75 @@ busybox poweroff -f
 """
 
 
-def main(arguments: list[str]) -> int:
-    """Runs Python with these arguments in the guest, and prints what it prints."""
-    with tempfile.TemporaryDirectory() as folder:
-        unpacked = Path(folder)
-        _download(unpacked)
-        (kernel,) = unpacked.glob("boot/vmlinuz-*")
-        initial = unpacked / "initrd"
-        initial.write_bytes(b"".join(_archive(_files(unpacked, arguments))))
-        guest = subprocess.run(
-            _machine(kernel, initial), stdout=subprocess.PIPE, text=True, timeout=_SECONDS
-        )
+class Machine(NamedTuple):
+    """What is emulated."""
+
+    smp: str
+    """CPUs, sockets, dies, cores and threads, as QEMU's -smp takes them. A die has an L3 cache."""
+    nodes: Sequence[str]
+    """The CPUs of each NUMA node; "" for one without."""
+    mb_per_node: int = 1024
+    cpu: str = "max"
+    boot: str = ""
+    """Options for the kernel."""
+
+
+TWO_SOCKETS = Machine("4,sockets=2,cores=2,threads=1", ("0-1", "2-3"))
+
+
+@contextmanager
+def kernel() -> Iterator[Path]:
+    """A folder with Debian's kernel, its modules and busybox, for `run_python`."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        depends = ["apt-cache", "depends", "linux-image-amd64"]
+        listed = subprocess.run(depends, capture_output=True, text=True, check=True).stdout
+        image = next(line.split()[1] for line in listed.splitlines() if "Depends:" in line)
+        packages = folder / "packages"
+        packages.mkdir()
+        download = ["apt-get", "-qq", "download", image, "busybox-static"]
+        subprocess.run(download, cwd=packages, check=True, stdout=subprocess.DEVNULL)
+        for package in packages.iterdir():
+            subprocess.run(["dpkg", "-x", package, folder], check=True)
+        yield folder
+
+
+def run_python(unpacked: Path, machine: Machine, arguments: Sequence[str]) -> tuple[str, int]:
+    """Python with these arguments in a guest: what it printed, and its exit status.
+
+    Raises:
+        subprocess.TimeoutExpired: it has not ended in ten minutes.
+    """
+    (image,) = unpacked.glob("boot/vmlinuz-*")
+    initial = unpacked / "initrd"
+    initial.write_bytes(b"".join(_archive(_files(unpacked, arguments))))
+    guest = subprocess.run(
+        _command(machine, image, initial), stdout=subprocess.PIPE, text=True, timeout=_SECONDS
+    )
     output, _, status = guest.stdout.replace("\r", "").partition(_STATUS)
-    print(output, end="")
-    return int(status.split()[0]) if status else 1
+    return output, int(status.split()[0]) if status else 1
 
 
-def _download(folder: Path) -> None:
-    depends = ["apt-cache", "depends", "linux-image-amd64"]
-    listed = subprocess.run(depends, capture_output=True, text=True, check=True).stdout
-    kernel = next(line.split()[1] for line in listed.splitlines() if "Depends:" in line)
-    packages = folder / "packages"
-    packages.mkdir()
-    download = ["apt-get", "-qq", "download", kernel, "busybox-static"]
-    subprocess.run(download, cwd=packages, check=True, stdout=subprocess.DEVNULL)
-    for package in packages.iterdir():
-        subprocess.run(["dpkg", "-x", package, folder], check=True)
-
-
-def _machine(kernel: Path, initial: Path) -> list[str]:
+def _command(machine: Machine, image: Path, initial: Path) -> list[str]:
     nodes: list[str] = []
-    for node, cpus in enumerate(("0-1", "2-3")):
-        nodes += ["-object", f"memory-backend-ram,id=m{node},size=1G"]
-        nodes += ["-numa", f"node,nodeid={node},cpus={cpus},memdev=m{node}"]
+    for node, cpus in enumerate(machine.nodes):
+        nodes += ["-object", f"memory-backend-ram,id=m{node},size={machine.mb_per_node}M"]
+        of = f",cpus={cpus}" * bool(cpus)
+        nodes += ["-numa", f"node,nodeid={node}{of},memdev=m{node}"]
+    memory = f"{machine.mb_per_node * len(machine.nodes)}M"
     return [
-        *("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", "2G"),
-        *("-smp", "4,sockets=2,cores=2,threads=1", *nodes),
-        *("-kernel", str(kernel), "-initrd", str(initial)),
-        *("-append", "console=ttyS0 quiet panic=-1", "-no-reboot"),
+        *("qemu-system-x86_64", "-accel", "tcg,thread=multi"),
+        *("-cpu", machine.cpu, "-m", memory),
+        *("-smp", machine.smp, *nodes),
+        *("-kernel", str(image), "-initrd", str(initial)),
+        *("-append", f"console=ttyS0 quiet panic=-1 {machine.boot}", "-no-reboot"),
         *("-nodefaults", "-display", "none", "-serial", "stdio", "-monitor", "none"),
         "-virtfs",
         "local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap",
     ]
 
 
-def _files(unpacked: Path, arguments: list[str]) -> Iterator[tuple[str, int, bytes]]:
+def _files(unpacked: Path, arguments: Sequence[str]) -> Iterator[tuple[str, int, bytes]]:
     """Name, mode and content of all that the initial file system has."""
     variables = {
         "PATH": os.environ["PATH"],
@@ -125,6 +152,14 @@ def _archive(files: Iterator[tuple[str, int, bytes]]) -> Iterator[bytes]:
 
 def _padded(content: bytes) -> bytes:
     return content + bytes(-len(content) % 4)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs Python with these arguments in the guest, and prints what it prints."""
+    with kernel() as unpacked:
+        output, status = run_python(unpacked, TWO_SOCKETS, arguments)
+    print(output, end="")
+    return status
 
 
 if __name__ == "__main__":
