@@ -33,7 +33,7 @@ def overlapping(records):
 @pytest.mark.parametrize("num_streams", [1, 2, 4, 70])
 def test_a_stream_serves_one_request_at_a_time(num_streams):
     with unpinned(num_streams) as context:
-        engine = Engine(models.mlp(), None, context=context)
+        engine = Engine(models.mlp(), None, context=context, batching="off")
         x = np.zeros((1, 64), np.float32)
         with context.trace() as records:
             in_threads(8, lambda _: [engine.run([x]) for _ in range(100)])
