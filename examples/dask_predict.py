@@ -7,6 +7,7 @@ python -m examples.dask_predict [--model model.onnx] [--rows 64]
 from __future__ import annotations
 
 import argparse
+import math
 from functools import cache
 from typing import Any
 
@@ -37,8 +38,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     with Engine(args.model, num_cores=1) as engine:
-        shape = [size or 1 for size in engine.input_shapes[0][1:]]
-        width = int(np.prod(engine.output_shapes[0][1:]))
+        shape = [int(size or 1) for size in engine.input_shapes[0][1:]]
+        width = math.prod(int(size or 1) for size in engine.output_shapes[0][1:])
     images = da.random.random((args.rows, *shape), chunks=(8, *shape)).astype(np.float32)
     scores = images.map_blocks(
         predict,
