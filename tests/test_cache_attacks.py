@@ -338,10 +338,10 @@ def injected(monkeypatch, name, before=None, after=None):
     original = getattr(compiled, name)
     hooks = {"before": before, "after": after}
 
-    def wrapper(*args):
+    def wrapper(*args, **options):
         if hook := hooks.pop("before", None):
             hook()
-        result = original(*args)
+        result = original(*args, **options)
         if hook := hooks.pop("after", None):
             hook()
         return result
@@ -390,11 +390,11 @@ def test_a_model_that_never_rests_is_served_uncached(tmp_path, cache_dir, monkey
     num_tries = 0
     original = compiled.prepare_model
 
-    def changing(*args):
+    def changing(*args, **options):
         nonlocal num_tries
         num_tries += 1
         save(num_tries, path)
-        return original(*args)
+        return original(*args, **options)
 
     monkeypatch.setattr(compiled, "prepare_model", changing)
     with (

@@ -30,7 +30,7 @@ from deepsched.models.locations import default_folder
 from deepsched.models.prepare import prepare_model
 from deepsched.models.rewrites.catalog import RULES, rewrite
 from deepsched.models.tag import TAG
-from deepsched.scheduling.streams import SharedStreams
+from deepsched.scheduling.placement import Placement
 from tests.support import models, rewrite_patterns
 from tests.support.contexts import two_sessions
 from tests.support.models import gemm
@@ -66,14 +66,14 @@ def compile_into(folder, seed=0):
 
 
 def failing(monkeypatch, error, is_hit=lambda source: source.is_optimized):
-    original = SharedStreams.open_session
+    original = Placement.open_session
 
     def open_session(self, source, stream, save_to):
         if is_hit(source):
             raise error
         return original(self, source, stream, save_to)
 
-    monkeypatch.setattr(SharedStreams, "open_session", open_session)
+    monkeypatch.setattr(Placement, "open_session", open_session)
 
 
 @pytest.mark.parametrize("error", [ModelError("no memory"), ThreadError("no more threads")])

@@ -41,11 +41,12 @@ class Manner(NamedTuple):
     is_exclusive: bool
     inspection: Inspection | None
 
-    def check(self) -> None:
-        """Raises OptionError for a value that is not allowed."""
+    def checked(self) -> Manner:
+        """With plain integers. Raises OptionError for a value that is not allowed."""
         if self.spin not in _SPIN_NS:
             raise OptionError(f"spin must be 'auto', 'latency' or 'power', got {self.spin!r}")
-        check_integer("queue_capacity", self.queue_capacity, 1, 2**20)
+        capacity = check_integer("queue_capacity", self.queue_capacity, 1, 2**20)
+        return self._replace(queue_capacity=capacity)
 
 
 class Placement:

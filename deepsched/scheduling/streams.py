@@ -76,8 +76,7 @@ class SharedStreams:
         asked: Asked | None = None,
     ) -> None:
         self.name = f"ds{next(_numbers)}"
-        self._manner = Manner(self.name, queue_capacity, spin, is_exclusive, inspection)
-        self._manner.check()
+        self._manner = Manner(self.name, queue_capacity, spin, is_exclusive, inspection).checked()
         self._asked = asked or Asked(None, None, layout.scheduler, layout.pin, None)
         self.placement = Placement(layout, lease, self._manner)
         """Where the streams are; changed by `resize` only."""
