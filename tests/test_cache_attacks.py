@@ -399,7 +399,7 @@ def test_a_model_that_never_rests_is_served_uncached(tmp_path, cache_dir, monkey
     monkeypatch.setattr(compiled, "prepare_model", changing)
     with (
         caplog.at_level(logging.WARNING, "deepsched"),
-        Engine(path, None, cache_dir=cache_dir) as engine,
+        Engine(path, None, cache_dir=cache_dir, batching="off") as engine,
     ):
         assert_equals_plain(engine, str(path))
         assert "changed while it was compiled, 3 times" in engine.compiled.why_not

@@ -571,7 +571,7 @@ def test_how_a_model_scales_is_measured_once_for_each_layout(tmp_path, monkeypat
     kept = sorted(tmp_path.glob("v1/measured/*"))
     assert len(kept) == 2
     monkeypatch.setattr(
-        "deepsched.scheduling.streams.run_lengths",
+        "deepsched.scheduling.opening.run_lengths",
         lambda tree, measure, *others: run_lengths(tree, None, *others),
     )
     open_with(2)  # a call of None would have failed
@@ -613,7 +613,7 @@ def test_without_a_cache_it_is_measured_each_time(monkeypatch):
         measured.append(kept)
         return run_lengths(tree, measure, kept, *others)
 
-    monkeypatch.setattr("deepsched.scheduling.streams.run_lengths", run_lengths_counted)
+    monkeypatch.setattr("deepsched.scheduling.opening.run_lengths", run_lengths_counted)
     with unpinned(2, "elastic") as context:
         Engine(models.spin(), None, context=context, cache_dir=None)
     assert measured == [None]
