@@ -68,7 +68,7 @@ def test_single_stream_runs_requests_in_order_of_arrival():
 def test_engines_of_a_context_share_its_streams():
     with unpinned(2) as context:
         a = MultiModelEngine(models.spin(), None, context)
-        b = Engine(models.mlp(), None, context=context)
+        b = Engine(models.mlp(), None, context=context, batching="off")
         x = np.zeros((1, 64), np.float32)
 
         def work(i):
