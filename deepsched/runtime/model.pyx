@@ -33,7 +33,7 @@ from deepsched.runtime.values cimport ValueInfo
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libcpp.atomic cimport (
-    atomic, memory_order_relaxed, memory_order_release, memory_order_seq_cst,
+    atomic, memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst,
 )
 
 from deepsched.errors import (
@@ -294,6 +294,8 @@ cdef class Model:
             leave(&self.state)
             if not num_served:
                 self.wake_workers()
+        else:
+            self.wake_workers()
         return num_served
 
     def wake_workers(self) -> None:
@@ -447,7 +449,9 @@ cdef class Model:
 
     def note_needless_failure(self) -> None:
         """A request of several parts has failed, and each of these succeeded by itself."""
-        note_failure(self.state.plan.load(memory_order_relaxed), True)  # relaxed: the GIL orders it
+        cdef BatchPlan* plan = self.state.plan.load(memory_order_acquire)
+        if plan != NULL:  # it may have moved since to where nothing runs together
+            note_failure(plan, True)
 
     @property
     def batching_failure(self) -> str | None:
@@ -532,8 +536,9 @@ cdef class Model:
             dispatcher.turnstile.dismiss_all()
         self.wait_until_idle()
         dispatcher.reap()
-        if self.batch_sessions:
-            release_allocators(self.state.plan.load(memory_order_relaxed))  # relaxed: the GIL
+        with cython.critical_section(self):  # of two callers one finds NULL
+            if self.batch_sessions:
+                release_allocators(self.state.plan.load(memory_order_acquire))
         for session in self.sessions + self.batch_sessions:
             session.close()
 

@@ -52,8 +52,8 @@ def start_many(
             i += 1
             may_join = most_items > 1 and fits(model, parts[0] if parts else inputs, inputs)
             if parts and not may_join:
-                start_parts(model, parts, inbox, sent, priority)
-                parts = []
+                whole, parts = parts, []  # first: what raises is not started again
+                start_parts(model, whole, inbox, sent, priority)
                 may_join = fits(model, inputs, inputs)
             if not may_join:
                 sent.append(model.start(
@@ -66,8 +66,8 @@ def start_many(
                 # relaxed: a hint. Whoever frees finds something, or gets this at once.
                 or not model.dispatcher.backlog.places.load(memory_order_relaxed)
             ):
-                start_parts(model, parts, inbox, sent, priority)
-                parts = []
+                whole, parts = parts, []
+                start_parts(model, whole, inbox, sent, priority)
     finally:
         if parts:
             start_parts(model, parts, inbox, sent, priority)
@@ -119,10 +119,12 @@ cdef start_parts(Model model, list parts, Inbox inbox, object sent, object prior
         request.state.num_items = <uint32_t>cnp.PyArray_DIM(<cnp.ndarray>inputs[0], 0)
         request.parts_inputs = parts
     started = model.start_prepared(request, inbox, False, True, True)
-    if started is NotImplemented:
-        start_parts(model.successor(), parts, inbox, sent, priority)
-    else:
+    if started is not NotImplemented:
         sent.append(started)
+        return
+    # The model has moved to streams where less may run together, or nothing.
+    for inputs in parts:
+        sent.append(model.successor().start(inputs, inbox, False, None, priority, False, True, True))
 
 
 cdef cnp.ndarray joined(list parts, Py_ssize_t index):

@@ -170,17 +170,18 @@ cdef class Runner:
         """Runs the members of a batch that has failed one after another: each has its own end."""
         cdef RequestState* member = batch.first
         cdef BatchPlan* plan = batch.first.model.plan.load(memory_order_acquire)
-        cdef bint all_done = True
+        cdef bint all_done = True, has_parts = False
         while member != NULL:
             release_outputs(member)  # what a failed split left
             if member.num_parts > 1:
-                # Its caller starts the parts anew; these count then. relaxed: this thread's own.
+                has_parts = True
+                # Its caller starts the parts anew; these count then, and it tells whether they fail. relaxed: this thread's own.
                 member.stage.store(FAILED, memory_order_relaxed)
             else:
                 self.run(member, group, kept)
             all_done = all_done and member.stage.load(memory_order_relaxed) == DONE
             member = member.next_mate
-        if not batch.is_mixed:
+        if not batch.is_mixed and not has_parts:
             note_failure(plan, all_done)
 
     cdef void call_ort(self, RequestState* request, int group) noexcept nogil:

@@ -192,7 +192,9 @@ cdef class Turnstile:
             self.slots[turn.slot].number.store(0, memory_order_relaxed)
             self.num_leased -= 1
         turn.lease = 0
-        self.most = most
+        # A model's runs may have become long since its caller looked; who waits has to go on all the
+        # same.
+        self.most = max(most, 1)
         line = &self.lines[me.rank]
         me.previous = line.last
         if line.last == NULL:

@@ -102,6 +102,8 @@ class ServedModel:
 
     def _forget(self, left: Placed) -> None:
         """Its counts are final."""
+        if not any(it is left for it in self._history.placed):
+            return  # a signal's handler has moved the context meanwhile, and has seen to it
         counted = left.placement.new_counts()
         if self._history.counted is not None:
             counted.add_all(self._history.counted)

@@ -248,7 +248,8 @@ class SharedStreams:
         for placement in list(self._left):
             if placement is not self.placement:
                 placement.close()
-                self._left.remove(placement)
+                if placement in self._left:  # a signal's handler may have moved the context
+                    self._left.remove(placement)
 
     # --- Numbers ----------------------------------------------------------------------------
 
