@@ -31,6 +31,9 @@ _LONG = 16384
 _RAW_INPUT = 7 << 3 | 2
 _RAW_OUTPUT = bytes([6 << 3 | 2])
 
+# A length has 10 bytes at most; one without an end would be built bit by bit for minutes.
+_MOST_SHIFT = 63
+
 _INFER_RESPONSE = bytes([2 << 3 | 2])
 
 _CONTENTS = {
@@ -85,6 +88,8 @@ def _split(message: bytes) -> tuple[bytes, list[memoryview]]:
             if byte < 0x80:
                 break
             shift += 7
+            if shift > _MOST_SHIFT:
+                raise DecodeError(f"the length of the field at byte {start} does not end")
         if length > end - at:
             raise DecodeError(f"a field at byte {start} is longer than the message")
         if tag == _RAW_INPUT:

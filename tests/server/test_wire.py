@@ -10,6 +10,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from deepsched.server.errors import RequestError
+from deepsched.server.grpc_infer import parse
 from deepsched.server.grpc_messages import SERVICE, message_class
 from tests.support import serving
 
@@ -293,6 +295,11 @@ def test_grpc_refuses_what_is_no_message(server, message):
     with pytest.raises(grpc.RpcError) as caught:
         _call(server, message)
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_length_without_an_end_is_not_read_to_its_end():
+    with pytest.raises(RequestError, match="does not end"):
+        parse(b"\x3a" + b"\x80" * 20_000)
 
 
 def test_grpc_refuses_contents_that_do_not_fit(server):
