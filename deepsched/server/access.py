@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import os
 from collections.abc import Mapping
 
@@ -20,9 +21,10 @@ _LEAST = 16
 class Access:
     """The rule for the control endpoints: models come and go, shared memory, configuration.
 
-    With a token, requests must bring it. With mutual TLS and no token, whoever got a connection may
-    use them. Otherwise they are for programs of this machine alone, so they are off if the server
-    listens on other addresses, and for web pages, which a browser on this machine may show.
+    With a token, requests must bring it. Without one, they are not for web pages of others. With
+    mutual TLS, whoever else got a connection may use them. Otherwise they are for programs of this
+    machine alone, so they are off if the server listens on other addresses, and for what a proxy
+    passes on.
 
     Raises:
         OptionError: the token cannot be read, or is too short.
@@ -49,23 +51,39 @@ class Access:
                 raise Unauthorized(
                     "this needs the server's token, as the header 'Authorization: Bearer TOKEN'"
                 )
-        elif not self._is_mutual:
+            return
+        if not self._is_mutual:
             if not self._is_local:
                 raise Forbidden(
                     f"off, since the server listens on {self._host} and has no token: start it "
                     f"with --token-file FILE or {TOKEN_VARIABLE}, or with mutual TLS"
                 )
-            _check_page(headers)
+            _check_near(headers)
+        _check_page(headers)
 
 
-def _check_page(headers: Mapping[str, str]) -> None:
-    """Raises Forbidden where a browser asks for a page of another origin: it sends such requests to
-    any address, also to a name that its owner lets point to this machine."""
+_OF_PROXIES = ("forwarded", "x-forwarded-for", "via")
+
+
+def _check_near(headers: Mapping[str, str]) -> None:
+    """Raises Forbidden where the request comes from elsewhere: through a proxy on this machine, or
+    from a browser for a name that its owner lets point to this machine."""
+    for name in _OF_PROXIES:
+        if name in headers:
+            raise Forbidden(
+                f"without a token this is not for what comes through a proxy, got the header {name}"
+            )
     host = headers.get("host")
     if host is not None and not _is_local_name(host):
         raise Forbidden(
             f"without a token this is for addresses such as localhost, not for {host!r:.80}"
         )
+
+
+def _check_page(headers: Mapping[str, str]) -> None:
+    """Raises Forbidden where a browser asks for a page of another origin: it sends such requests to
+    any address, and shows the certificate that its user has."""
+    host = headers.get("host")
     origin = headers.get("origin")
     if origin is not None and origin.partition("://")[2] != host:
         raise Forbidden(f"without a token this is not for web pages, got origin {origin!r:.80}")
@@ -73,7 +91,12 @@ def _check_page(headers: Mapping[str, str]) -> None:
 
 def _is_local_name(host: str) -> bool:
     name = host.rpartition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
-    return name == "localhost" or (name[:1].isdigit() or ":" in name) and is_loopback(name)
+    if name == "localhost":
+        return True
+    try:  # never by DNS, which says what the owner of a name wants
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def _token(settings: Settings) -> bytes | None:

@@ -83,11 +83,34 @@ def test_the_token_may_be_in_the_environment(monkeypatch):
         {"host": "rebound.evil.example:8000"},
         {"host": "127.0.0.1.evil.example"},
         {"host": "localhost.evil.example"},
+        {"host": "1.rebound.evil.example"},
     ],
 )
-def test_web_pages_of_others_may_not_use_them(headers):
+def test_web_pages_of_others_may_not_use_them(headers, monkeypatch):
+    access = Access(Settings())
+
+    def resolve(*_, **__):  # the owner of a name decides what it resolves to
+        return [(0, 0, 0, "", ("127.0.0.1", 0))]
+
+    monkeypatch.setattr("socket.getaddrinfo", resolve)
     with pytest.raises(Forbidden, match="without a token"):
-        check(Settings(), **headers)
+        access.check({"host": "localhost:8000", **headers})
+
+
+def test_a_certificate_does_not_open_them_to_web_pages_of_others():
+    settings = Settings(host="0.0.0.0", tls_client_ca="ca.pem")
+    check(settings, host="models.example")
+    check(settings, host="models.example", origin="https://models.example")
+    with pytest.raises(Forbidden, match="not for web pages"):
+        check(settings, host="models.example", origin="https://evil.example")
+
+
+@pytest.mark.parametrize("name", ["forwarded", "x-forwarded-for", "via"])
+def test_what_a_proxy_passes_on_needs_a_token(name, token_file):
+    with pytest.raises(Forbidden, match=f"through a proxy, got the header {name}"):
+        check(Settings(), **{name: "192.0.2.1"})
+    headers = {name: "192.0.2.1", "authorization": f"Bearer {TOKEN}"}
+    check(Settings(token_file=token_file), **headers)
 
 
 def test_a_page_of_the_server_itself_may(token_file):
