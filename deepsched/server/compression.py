@@ -1,9 +1,10 @@
-"""gzip and deflate of HTTP bodies."""
+"""gzip and deflate of HTTP bodies, and of gRPC's messages."""
 
 from __future__ import annotations
 
 import asyncio
 import zlib
+from typing import Any
 
 from deepsched.server.errors import RequestError, TooLarge
 
@@ -15,6 +16,9 @@ _WORTH_BYTES = 1024
 
 # From here on, others are served meanwhile: 1 ms or so.
 _LONG = 32768
+
+# So much is inflated before others are: a small body may become a thousand times as large.
+_FIRST_BYTES = 2**20
 
 # Where level 6 takes three times as long, for a tenth less.
 _LEVEL = 1
@@ -35,24 +39,48 @@ async def decompressed(body: memoryview, encoding: bytes, max_bytes: int) -> mem
             f"Content-Encoding: expected gzip or deflate, got {encoding.decode('latin-1')!r:.40}"
         )
     bits = _ZLIB_BITS if coding == b"deflate" else _GZIP_BITS
-    if body.nbytes < _LONG:
-        return _inflate(body, bits, max_bytes)
-    return await asyncio.to_thread(_inflate, body, bits, max_bytes)
+    return await _inflated(body, bits, max_bytes)
 
 
-def _inflate(body: memoryview, bits: int, max_bytes: int) -> memoryview:
+async def decompressed_message(message: bytes, max_bytes: int) -> bytes:
+    """A message of gRPC, which does not say how it is compressed: it begins as gzip or zlib do, and
+    as none of the protocol's messages.
+
+    Raises:
+        RequestError: it begins so, and is not of that form.
+        TooLarge: more than `max_bytes`.
+    """
+    if message[:2] == b"\x1f\x8b":
+        bits = _GZIP_BITS
+    elif message[:1] == b"\x78" and int.from_bytes(message[:2]) % 31 == 0:  # zlib's check
+        bits = _ZLIB_BITS
+    else:
+        return message
+    return (await _inflated(memoryview(message), bits, max_bytes)).tobytes()
+
+
+async def _inflated(body: memoryview, bits: int, max_bytes: int) -> memoryview:
     inflater = zlib.decompressobj(bits)
-    try:
-        plain = inflater.decompress(body, max_bytes + 1)
-    except zlib.error as error:
-        raise RequestError(f"the body is not of its Content-Encoding: {error}") from None
+    if body.nbytes >= _LONG:
+        plain = await asyncio.to_thread(_inflate, inflater, body, max_bytes + 1)
+    else:
+        plain = _inflate(inflater, body, min(_FIRST_BYTES, max_bytes + 1))
+        left = max_bytes + 1 - len(plain)
+        if left > 0 and inflater.unconsumed_tail:
+            tail = memoryview(inflater.unconsumed_tail)
+            plain += await asyncio.to_thread(_inflate, inflater, tail, left)
     if len(plain) > max_bytes:
-        raise TooLarge(f"the body has more than {max_bytes} bytes when decompressed")
+        raise TooLarge(f"the request has more than {max_bytes} bytes when decompressed")
     if not inflater.eof or inflater.unused_data:
-        raise RequestError(
-            "the body is not of its Content-Encoding: it does not end where it should"
-        )
+        raise RequestError("the request is not of its encoding: it does not end where it should")
     return memoryview(plain)
+
+
+def _inflate(inflater: Any, body: memoryview, max_bytes: int) -> bytes:
+    try:
+        return bytes(inflater.decompress(body, max_bytes))
+    except zlib.error as error:
+        raise RequestError(f"the request is not of its encoding: {error}") from None
 
 
 def coding_for(accept: bytes, num_bytes: int, has_raw: bool) -> bytes:

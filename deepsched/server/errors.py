@@ -64,7 +64,7 @@ _RETRY = ((b"retry-after", b"1"),)
 # The first row whose class fits.
 _ROWS: tuple[tuple[type[BaseException], int, StatusCode, str, tuple[tuple[bytes, bytes], ...]], ...]
 _ROWS = (
-    (TooLarge, 413, StatusCode.INVALID_ARGUMENT, "invalid", ()),
+    (TooLarge, 413, StatusCode.RESOURCE_EXHAUSTED, "invalid", ()),
     (RequestError, 400, StatusCode.INVALID_ARGUMENT, "invalid", ()),
     (InputError, 400, StatusCode.INVALID_ARGUMENT, "invalid", ()),
     (ModelNotFound, 404, StatusCode.NOT_FOUND, "not_found", ()),

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from deepsched.errors import InputError
 from deepsched.server.classification import classify
-from deepsched.server.errors import RequestError
+from deepsched.server.errors import RequestError, TooLarge
 from deepsched.server.grpc_messages import message_class
 from deepsched.server.inference import Inference
 from deepsched.server.model_version import ModelVersion
@@ -52,15 +52,21 @@ _CONTENTS = {
 }
 
 
-def parse(message: bytes) -> tuple[Any, list[memoryview]]:
+def parse(message: bytes, max_bytes: int) -> tuple[Any, list[memoryview]]:
     """A ModelInferRequest without its raw tensors, and these.
 
     Raises:
         RequestError: it is none.
+        TooLarge: without them it has more than `max_bytes`.
     """
     try:
         if len(message) >= _LONG:
             rest, raw = _split(message)
+            if len(rest) > max_bytes:
+                raise TooLarge(
+                    f"the request has {len(rest)} bytes beside its raw_input_contents, at most "
+                    f"{max_bytes} are taken; send tensors as these"
+                )
             return _parse_request(rest), raw
         request = _parse_request(message)
     except (DecodeError, IndexError) as error:

@@ -40,6 +40,8 @@ class GrpcServer:
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", settings.max_body_bytes),
+                # grpc compares that with what came, and then decompresses any amount.
+                ("grpc.per_message_decompression", 0),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),  # or two servers would share a port in silence
             ],

@@ -12,6 +12,7 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError
 
 from deepsched.server import grpc_infer, protocol
+from deepsched.server.compression import decompressed_message
 from deepsched.server.errors import ModelNotFound, RequestError, answer_of
 from deepsched.server.grpc_messages import SERVICE, message_class, methods
 from deepsched.server.inference import Ended, run_times_ns
@@ -37,7 +38,7 @@ def handlers(service: Service) -> list[grpc.GenericRpcHandler]:
         answer = getattr(service, name, None)
         if answer is not None:
             calls[name] = grpc.unary_unary_rpc_method_handler(
-                _unary(answer, request_class, response_class)
+                _unary(service, answer, request_class, response_class)
             )
     calls["ModelInfer"] = grpc.unary_unary_rpc_method_handler(service.infer)
     calls["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(service.stream_infer)
@@ -49,6 +50,7 @@ def handlers(service: Service) -> list[grpc.GenericRpcHandler]:
 
 
 def _unary(
+    service: Service,
     answer: Callable[[Any, Context], Awaitable[dict[str, Any]]],
     request_class: Any,
     response_class: Any,
@@ -56,7 +58,7 @@ def _unary(
     async def handle(message: bytes, context: Context) -> bytes:
         try:
             try:
-                request = request_class.FromString(message)
+                request = request_class.FromString(await service.plain(message))
             except DecodeError as error:
                 raise RequestError(f"not a {request_class.DESCRIPTOR.name}: {error}") from None
             response = ParseDict(await answer(request, context), response_class())
@@ -79,8 +81,19 @@ class Service:
     def __init__(self, server: Server) -> None:
         self._server = server
         self._inference = server.inference
+        self._max_bytes = server.settings.max_body_bytes
+        self._max_contents = server.settings.max_json_bytes
         self.num_under_way = 0
         """Inferences that were taken and whose answers have not been sent."""
+
+    async def plain(self, message: bytes) -> bytes:
+        """A message, decompressed where it is not plain.
+
+        Raises:
+            RequestError: what it is compressed by cannot be told.
+            TooLarge: it has more bytes than a request may have.
+        """
+        return await decompressed_message(message, self._max_bytes)
 
     # --- Inference --------------------------------------------------------------------------
 
@@ -92,7 +105,7 @@ class Service:
         outcome = "done"
         request = None
         try:
-            request, raw = grpc_infer.parse(message)
+            request, raw = grpc_infer.parse(await self.plain(message), self._max_contents)
             pieces = await grpc_infer.answer(
                 self._inference, request, raw, context.time_remaining()
             )
@@ -174,7 +187,7 @@ class Service:
         outcome = "done"
         request = None
         try:
-            request, raw = grpc_infer.parse(message)
+            request, raw = grpc_infer.parse(await self.plain(message), self._max_contents)
             pieces = await grpc_infer.answer(
                 self._inference, request, raw, context.time_remaining()
             )

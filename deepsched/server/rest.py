@@ -11,9 +11,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from deepsched.server import protocol
-from deepsched.server.errors import ModelNotFound, RequestError, answer_of, error_json
+from deepsched.server.errors import ModelNotFound, RequestError, TooLarge, answer_of, error_json
 from deepsched.server.openapi import description
 from deepsched.server.server import Server
+
+# Of a body here: the longest holds a model's configuration.
+_MOST_BYTES = 2**20
 
 
 class _IndexRequest(msgspec.Struct):
@@ -47,7 +50,11 @@ def error_response(error: Exception) -> Response:
 
 async def _read(request: Request, kind: Any) -> Any:
     """A body that may be missing."""
-    body = await request.body()
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > _MOST_BYTES:
+            raise TooLarge(f"the body has more than {_MOST_BYTES} bytes")
     try:
         return msgspec.json.decode(body or b"{}", type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

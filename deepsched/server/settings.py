@@ -21,9 +21,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     grpc_port: Port = 8001
     """0: any free one."""
     max_body_bytes: int = 128 * MIB
-    """Of a request, as it is sent and as it is after decompression; gRPC's messages too."""
+    """Of an inference, as it is sent and as it is after decompression; of any message of gRPC."""
     max_json_bytes: int = 32 * MIB
-    """Of the JSON in a request. Reading it keeps the event loop for about 50 ms by 10 MB."""
+    """Of the JSON in a request; of a message of gRPC without its raw tensors. Reading it keeps the
+    event loop for about 50 ms by 10 MB."""
     max_connections: int = 1000
     """Of HTTP at once. One more gets 503 and is closed."""
     max_grpc_requests: int = 2048

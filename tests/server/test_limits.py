@@ -247,6 +247,23 @@ def test_a_body_may_not_be_more_when_decompressed(server):
     assert b"decompressed" in answer
 
 
+@pytest.mark.parametrize("name", ["ModelInfer", "RepositoryIndex"])
+def test_a_message_may_not_be_more_when_decompressed(server, name):
+    with _Rpc(server) as rpc:
+        call = rpc.channel.unary_unary(f"/{SERVICE}/{name}")
+        with pytest.raises(grpc.RpcError) as caught:
+            call(b" " * 50_000_000, compression=grpc.Compression.Gzip)
+    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "more than 2000000 bytes when decompressed" in caught.value.details()
+
+
+def test_what_is_no_inference_may_have_less(server):
+    url = f"{server.url}/v2/repository/index"
+    answer = serving.HTTP.post(url, content=b" " * (2**20 + 1))
+    assert answer.status_code == 413
+    assert "more than 1048576 bytes" in answer.json()["error"]
+
+
 def test_headers_that_do_not_come_end_their_connection(server):
     with socket.create_connection(server.address) as silent:
         with socket.create_connection(server.address) as slow:

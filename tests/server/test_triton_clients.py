@@ -98,6 +98,14 @@ def test_http_takes_and_gives_both_forms(server, binary_in, binary_out, compress
         _check(result, data)
 
 
+@pytest.mark.parametrize("compression", ["gzip", "deflate"])
+@pytest.mark.parametrize("count", [1, 5000])
+def test_grpc_takes_compressed_messages(server, compression, count):
+    with grpcclient.InferenceServerClient(server.grpc) as client:
+        data, inputs = _add_sub_inputs(grpcclient, count)
+        _check(client.infer("add_sub", inputs, compression_algorithm=compression), data)
+
+
 @pytest.mark.parametrize("datatype", sorted(set(TYPES) - {"FP8_E4M3FN", "FP8_E5M2"}))
 def test_each_type_comes_back_as_it_went(triton, datatype):
     module, client = triton

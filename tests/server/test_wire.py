@@ -299,7 +299,7 @@ def test_grpc_refuses_what_is_no_message(server, message):
 
 def test_a_length_without_an_end_is_not_read_to_its_end():
     with pytest.raises(RequestError, match="does not end"):
-        parse(b"\x3a" + b"\x80" * 20_000)
+        parse(b"\x3a" + b"\x80" * 20_000, 2**20)
 
 
 def test_grpc_refuses_contents_that_do_not_fit(server):
