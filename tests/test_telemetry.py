@@ -80,6 +80,8 @@ def trace(code, folder, **environment):
     home, temporary = folder / "home", folder / "tmp"
     home.mkdir()
     temporary.mkdir()
+    leases = folder / "leases"
+    leases.mkdir()
     inherited = {name: value for name, value in os.environ.items() if name not in CI_VARIABLES}
     inherited.pop("ORT_DISABLE_TELEMETRY", None)  # ours may have been set by an engine
     log = folder / "strace.log"
@@ -96,6 +98,7 @@ def trace(code, folder, **environment):
             "HOME": str(home),
             "TMPDIR": str(temporary),
             "DEEPSCHED_CACHE_DIR": str(folder / "cache"),
+            "DEEPSCHED_LEASE_DIR": str(leases),
             **environment,
         },
         cwd=home,
@@ -126,7 +129,10 @@ def test_nothing_is_sent_or_written_elsewhere(tmp_path, code):
     path = models.save(models.mlp(), tmp_path)
     traced = trace(code.format(path=path), tmp_path)
     assert traced.sockets == []
-    ours = (f"{tmp_path}/cache", f"{tmp_path}/tmp/", "/dev/", "/memfd:", "/proc/")
+    ours = (
+        *(f"{tmp_path}/cache", f"{tmp_path}/tmp/", f"{tmp_path}/leases/deepsched.cores"),
+        *("/dev/", "/memfd:", "/proc/"),
+    )
     assert [name for name in sorted(traced.written) if not name.startswith(ours)] == []
 
 
