@@ -16,8 +16,9 @@ from deepsched.server.inference import Ended, run_times_ns
 from deepsched.server.rest_infer import Body
 from deepsched.server.server import Server
 
-# Whose parts are remembered.
+# Whose parts are remembered; so none may be of any length.
 _MOST_PATHS = 256
+_LONGEST_PATH = 4096
 
 _JSON: Header = (b"content-type", b"application/json")
 _RAW: Header = (b"content-type", b"application/octet-stream")
@@ -59,7 +60,10 @@ class HttpInference:
         try:
             if self.inference.on_end is not None:
                 run_times_ns.set(())  # those of another request, where this one has not run
-            name, version = parse_path(exchange.url.partition(b"?")[0])
+            path = exchange.url.partition(b"?")[0]
+            if len(path) > _LONGEST_PATH:
+                raise RequestError(f"a path may have {_LONGEST_PATH} bytes, got {len(path)}")
+            name, version = parse_path(path)
             headers = dict(exchange.headers)
             body = exchange.body
             encoding = headers.get(b"content-encoding")

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Protocol
 
+import httptools
 import numpy as np
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
@@ -55,6 +56,7 @@ class Exchange:
         "_length",
         "_parts",
         "_ready",
+        "_refusal",
         "body",
         "connection",
         "disconnected",
@@ -67,7 +69,7 @@ class Exchange:
         "url",
     )
 
-    def __init__(self, connection: Connection, handler: Handler) -> None:
+    def __init__(self, connection: Connection, handler: Handler | None) -> None:
         self.connection = connection
         self.handler = handler
         self.url: bytes = connection.url
@@ -80,6 +82,7 @@ class Exchange:
         self.message_event = _NO_EVENT
         self.task: asyncio.Task[None] | None = None
         self._ready: asyncio.Future[None] | None = None
+        self._refusal: _Refused | None = None
         self._length = -1
         self._at = 0
         self._parts: list[bytes] = []
@@ -123,6 +126,12 @@ class Exchange:
             )
         self._parts.append(data)
 
+    def refuse_in_turn(self, refusal: _Refused) -> None:
+        """It is answered with `refusal`, once those before it are, and not handled."""
+        self._refusal = refusal
+        self.keep_alive = False
+        self.end()
+
     def _aligned(self) -> memoryview:
         """Memory for the body in which the first tensor, behind the JSON, is aligned."""
         behind = self.header(b"inference-header-content-length")
@@ -157,13 +166,18 @@ class Exchange:
         if self.connection.flow.write_paused:
             await self.connection.flow.drain()  # its client has not read the last answer yet
         try:
-            await self.handler(self)
+            if self._refusal is not None:
+                self._answer_refusal(self._refusal)
+            elif self.handler is not None:
+                await self.handler(self)
         except Exception:
             logger.exception("an answer could not be given")
             self.connection.transport.abort()
 
     def answer(self, status: int, headers: list[Header], parts: list[bytes | memoryview]) -> None:
         """Writes an answer. Memory in `parts` is not copied, and kept until it is sent."""
+        if self.response_complete:
+            return
         connection = self.connection
         self.response_complete = True
         if self.disconnected or connection.transport.is_closing():
@@ -179,7 +193,7 @@ class Exchange:
         head.append(b"content-length: %d\r\n\r\n" % length)
         connection.send(b"".join(head), parts)
         if self.keep_alive:
-            connection.answered()
+            connection.on_response_complete()
         else:
             connection.end()
 
@@ -188,6 +202,20 @@ class Exchange:
         answer = answer_of(error)
         headers = [(b"content-type", b"application/json"), *answer.headers]
         self.answer(answer.http_status, headers, [error_json(answer.message)])
+
+    def _answer_refusal(self, refusal: _Refused) -> None:
+        headers = [(b"content-type", b"application/json")]
+        if refusal.status == 503:
+            headers.append((b"retry-after", b"1"))
+        self.answer(refusal.status, headers, [error_json(str(refusal))])
+
+
+class _Refused(Exception):
+    """A request that is not taken, and ends its connection."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Connection(HttpToolsProtocol):
@@ -200,74 +228,130 @@ class Connection(HttpToolsProtocol):
         self.settings = endpoint.settings
         self._endpoint = endpoint
         self._claims = endpoint.claims
-        self._running: Exchange | None = None
+        self.url = b""
+        self.headers = []
+        self._running: RequestResponseCycle | Exchange | None = None
         self._default_headers: list[Header] | None = None
         self._default_head = b""
         self._is_within = _IDLE
         self._noted = _IDLE
+        self._num_found = 0
+        """Bytes of the request's URL, headers and trailers that the parser has found."""
+        self._num_unfinished = 0
+        """Bytes in which it has found no body: it may hold them as the start of a header."""
+        self._num_parts = 0
+        """Requests begun and parts of bodies in the bytes that are being parsed."""
         self._unsent = 0
-        self._since = time.monotonic()
+        self._since = self._moved = time.monotonic()
 
     # --- Limits -----------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > self.settings.max_connections:
-            self._turn_away(503, f"{self.settings.max_connections} connections are open already")
+            self._refuse(503, f"{self.settings.max_connections} connections are open already")
+            transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self.pipeline.clear()
         running = self._running
-        if running is not None and not running.response_complete and running.task is not None:
-            running.disconnected = True
+        if running is None or running.response_complete:
+            return
+        # Uvicorn knows the newest request only, which may be one that waits behind it.
+        running.disconnected = True
+        running.message_event.set()
+        if type(running) is Exchange and running.task is not None:
             running.task.cancel()  # its client has left
 
     def check_time(self, now: float) -> None:
         """Ends what has taken too long; to be called about once a second."""
-        if self._is_within == _IDLE:
-            unsent = self.transport.get_write_buffer_size()
-            if unsent != self._unsent:  # its client reads
-                self._unsent, self._since = unsent, now
-            limit = None
-            if self.cycle is None:
-                limit = self.settings.header_timeout
-            elif type(self.cycle) is Exchange and self.cycle.response_complete:
-                limit = self.settings.keep_alive
-            if limit is not None and now - self._since > limit:
-                if unsent:
-                    self.transport.abort()  # close() would wait until it has been read
-                else:
-                    self.transport.close()
-            return
-        if self._is_within == _LINGERING:
+        unsent = self.transport.get_write_buffer_size()
+        if unsent != self._unsent:  # its client reads
+            self._unsent, self._moved = unsent, now
+        if self.flow.write_paused and now - self._moved > self.settings.keep_alive:
+            self.transport.abort()  # close() would wait until it has been read
+        elif self._is_within == _LINGERING:
             if now - self._since > _LINGER_S:
                 self.transport.abort()
-            return
-        if self._is_within == _HEADERS:
-            limit, what = self.settings.header_timeout, "headers"
+        elif self._is_within in (_IDLE, _REFUSED):
+            self._check_idle(now)
+        elif self.flow.read_paused:
+            self._since = now  # what does not arrive is what we do not read
         else:
-            limit, what = self.settings.body_timeout, "body"
-        if now - self._since > limit:
-            self._turn_away(408, f"the request's {what} did not arrive within {limit:g} s")
+            if self._is_within == _HEADERS:
+                limit, what = self.settings.header_timeout, "headers"
+            else:
+                limit, what = self.settings.body_timeout, "body"
+            if now - self._since > limit:
+                self._refuse(408, f"the request's {what} did not arrive within {limit:g} s")
 
-    def _turn_away(self, status: int, message: str) -> None:
-        if self.transport.is_closing():
+    def _check_idle(self, now: float) -> None:
+        if self.cycle is None:
+            limit = self.settings.header_timeout
+        elif self.cycle.response_complete:
+            limit = self.settings.keep_alive
+        else:
             return
-        if self.cycle is None or self.cycle.response_complete or type(self.cycle) is Exchange:
-            text = error_json(message)
-            self.transport.write(
-                b"%bcontent-type: application/json\r\nconnection: close\r\nretry-after: 1\r\n"
-                b"content-length: %d\r\n\r\n%b" % (STATUS_LINE[status], len(text), text)
-            )
-        self.end()
+        if now - max(self._since, self._moved) > limit:
+            if self._unsent:
+                self.transport.abort()
+            else:
+                self.transport.close()
+
+    def _refuse(self, status: int, message: str) -> None:
+        """Takes nothing more, answers so once all that was accepted is answered, and ends."""
+        if self.transport.is_closing() or self._is_within in (_REFUSED, _LINGERING):
+            return
+        was_within, self._is_within = self._is_within, _REFUSED
+        refused = self.cycle
+        is_complete = was_within != _BODY or refused is None or refused.response_complete
+        if type(refused) is Exchange and not is_complete:
+            self._refuse_in_turn(refused, _Refused(status, message))
+            return
+        if refused is not None and not is_complete:
+            # Uvicorn's: its application runs already, or waits for its turn, which is taken away.
+            waits = bool(self.pipeline) and self.pipeline[0][0] is refused
+            refused.disconnected = True
+            refused.message_event.set()
+            if waits:
+                self.pipeline.popleft()
+            elif refused.response_started:  # type: ignore[union-attr]
+                self.end()
+                return
+            else:
+                refused.response_complete = True
+        exchange = Exchange(self, None)
+        self._queue(exchange)
+        self._refuse_in_turn(exchange, _Refused(status, message))
+
+    def _refuse_in_turn(self, exchange: Exchange, refusal: _Refused) -> None:
+        exchange.refuse_in_turn(refusal)
+        self._begin(exchange)
 
     # --- What the parser finds --------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        if self._is_within == _LINGERING:
+        if self._is_within in (_REFUSED, _LINGERING):
             return
-        super().data_received(data)
+        was_within = self._is_within
+        self._num_parts = 0
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._unsupported_upgrade_warning()
+        except httptools.HttpParserError as error:
+            # What a callback raises comes as the parser's error.
+            refusal = error.__context__
+            if not isinstance(refusal, _Refused):
+                logger.warning("a request that is not HTTP: %s", error)
+                refusal = _Refused(400, "Invalid HTTP request received.")
+            self._refuse(refusal.status, str(refusal))
+        else:
+            if self._num_parts == (was_within == _IDLE):  # all of it is of one head, or trailer
+                self._num_unfinished += len(data)
+                if self._num_unfinished > _MAX_HEAD and self._is_within != _IDLE:
+                    self._refuse(*_TOO_LONG)
         if self._is_within != self._noted:
             self._noted = self._is_within
             self._since = time.monotonic()
@@ -278,6 +362,22 @@ class Connection(HttpToolsProtocol):
         self.headers = []
         self.expect_100_continue = False
         self._is_within = _HEADERS
+        self._num_found = self._num_unfinished = 0
+        self._num_parts += 1
+
+    def _count(self, num_bytes: int) -> None:
+        self._num_found += num_bytes
+        if self._num_found > _MAX_HEAD:
+            raise _Refused(*_TOO_LONG)
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value) + len(b": \r\n"))
+        if self._is_within == _HEADERS:  # else it is a trailer, which nobody asks for
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._is_within = _BODY
@@ -290,23 +390,33 @@ class Connection(HttpToolsProtocol):
             self.scope["deepsched.connection"] = self  # type: ignore[typeddict-unknown-key]
             super().on_headers_complete()
             return
-        before = self.cycle
         exchange = Exchange(self, handler)
-        self.cycle = exchange
-        if before is not None and not before.response_complete:
-            # Its turn comes when the one before it is answered.
-            exchange._ready = self.loop.create_future()
-            self.flow.pause_reading()
-            self.pipeline.appendleft((exchange, self.app))  # type: ignore[arg-type]
+        self._queue(exchange)
         try:
             exchange.begin()
         except TooLarge as error:
-            self._refuse_body(exchange, error)
-            return
+            raise _Refused(413, str(error)) from error
         if self.expect_100_continue:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
+    def _queue(self, exchange: Exchange) -> None:
+        """The newest request. Its turn comes when the one before it is answered."""
+        before, self.cycle = self.cycle, exchange
+        if before is not None and not before.response_complete:
+            exchange._ready = self.loop.create_future()
+            self.flow.pause_reading()
+            self.pipeline.appendleft((exchange, self.app))  # type: ignore[arg-type]
+
+    def _begin(self, exchange: Exchange) -> None:
+        """Handles a request that is complete, as soon as its turn has come."""
+        if exchange._ready is not None:
+            exchange._ready.set_result(None)
+        else:
+            self._start_asgi_task(exchange, self.app)
+
     def on_body(self, body: bytes) -> None:
+        self._num_parts += 1
+        self._num_unfinished = 0
         cycle = self.cycle
         if type(cycle) is not Exchange:
             super().on_body(body)
@@ -314,11 +424,7 @@ class Connection(HttpToolsProtocol):
             try:
                 cycle.feed(body)
             except TooLarge as error:
-                self._refuse_body(cycle, error)
-
-    def _refuse_body(self, exchange: Exchange, error: TooLarge) -> None:
-        exchange.keep_alive = False
-        exchange.refuse(error)
+                raise _Refused(413, str(error)) from error
 
     def end(self) -> None:
         """Sends what has been written, and closes.
@@ -326,9 +432,12 @@ class Connection(HttpToolsProtocol):
         A socket that is closed with bytes that nobody has read resets the connection, and its
         client may never see the answer: so they are read for a while.
         """
-        if self._is_within == _BODY and self.transport.can_write_eof():
+        if self._is_within != _IDLE and self.transport.can_write_eof():
             self.transport.write_eof()
             self._is_within = _LINGERING
+            self._since = time.monotonic()
+            if self.flow.read_paused:
+                self.flow.resume_reading()
         else:
             self.transport.close()
 
@@ -339,18 +448,15 @@ class Connection(HttpToolsProtocol):
             super().on_message_complete()
         elif not exchange.response_complete:
             exchange.end()
-            if exchange._ready is not None:
-                exchange._ready.set_result(None)
-            else:
-                self._start_asgi_task(exchange, self.app)
+            self._begin(exchange)
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         if self._endpoint.is_last():
             cycle.keep_alive = False
+        self._running = cycle
         if type(cycle) is not Exchange:
             super()._start_asgi_task(cycle, app)
             return
-        self._running = cycle
         work = cycle.run_asgi(app)
         try:
             waits_for = work.send(None)
@@ -378,15 +484,23 @@ class Connection(HttpToolsProtocol):
         else:
             self.transport.writelines([head, *parts])
 
-    def answered(self) -> None:
-        """Goes on with the next request; uvicorn's `on_response_complete`, but for its timer, in
-        whose place `check_time` looks."""
+    def on_response_complete(self) -> None:
+        """Goes on with the next request; uvicorn's, but for its timer, in whose place `check_time`
+        looks."""
         self.server_state.total_requests += 1
         self._since = time.monotonic()
-        if self.flow.read_paused:
+        if self.pipeline:
+            # Not from here: an answer that is given at once would be given within this one.
+            self.loop.call_soon(self._go_on)
+        elif self.flow.read_paused:
             self.flow.resume_reading()
-        if self.pipeline and not self.transport.is_closing():
-            self._start_asgi_task(*self.pipeline.pop())
+
+    def _go_on(self) -> None:
+        if not self.pipeline or self.transport.is_closing():
+            return
+        self._start_asgi_task(*self.pipeline.pop())
+        if not self.pipeline and self.flow.read_paused:
+            self.flow.resume_reading()  # the newest, which has begun, may miss some of its body
 
 
 class _Begun:
@@ -417,7 +531,10 @@ class _Begun:
 
 
 _NOTHING = memoryview(b"")
-_IDLE, _HEADERS, _BODY, _LINGERING = range(4)
+_IDLE, _HEADERS, _BODY, _REFUSED, _LINGERING = range(5)
+
+_MAX_HEAD = 65536
+_TOO_LONG = 431, f"the request's URL and headers are longer than {_MAX_HEAD} bytes"
 
 _LINGER_S = 2.0
 _SMALL = 16384
