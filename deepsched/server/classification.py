@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from deepsched.server.errors import RequestError
-from deepsched.server.tensors import Array, TensorSpec
+from deepsched.server.tensors import MOST_ELEMENTS, Array, TensorSpec
+
+# Strings of an answer: they take about 2 us each.
+_MOST_NAMED = 100_000
 
 
 def classify(
@@ -27,7 +31,7 @@ def classify(
         Strings, of shape [batch, count] or [count]; fewer where there are fewer elements.
 
     Raises:
-        RequestError: `count` is no positive integer, or the output is not of numbers.
+        RequestError: `count` is no positive integer or too much, or the output is not of numbers.
 
     Example:
         >>> scores = TensorSpec("scores", "FP32", np.dtype(np.float32), (-1, 3), 0)
@@ -40,8 +44,17 @@ def classify(
         )
     if output.dtype == object or output.dtype.kind == "c":
         raise RequestError(f"output {spec.name!r} has no largest elements: {spec.datatype}")
-    rows = output.reshape(output.shape[0] if is_batch and output.ndim else 1, -1)
-    count = min(count, rows.shape[1])
+    num_rows = output.shape[0] if is_batch and output.ndim else 1
+    # As -1, the other size would be unknown where there are no rows.
+    width = math.prod(output.shape[1:]) if is_batch and output.ndim else output.size
+    rows = output.reshape(num_rows, width)
+    count = min(count, width)
+    if output.size > MOST_ELEMENTS or num_rows * count > _MOST_NAMED:
+        raise RequestError(
+            f"output {spec.name!r}: {num_rows * count} of its {output.size} elements are asked for "
+            f"by 'classification', at most {_MOST_NAMED} of {MOST_ELEMENTS} are given; ask for all "
+            "as raw bytes"
+        )
     largest = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :count]
     named = np.empty(largest.shape, object)
     for row, indexes in enumerate(largest):

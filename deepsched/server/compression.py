@@ -66,7 +66,7 @@ async def _inflated(body: memoryview, bits: int, max_bytes: int) -> memoryview:
     else:
         plain = _inflate(inflater, body, min(_FIRST_BYTES, max_bytes + 1))
         left = max_bytes + 1 - len(plain)
-        if left > 0 and inflater.unconsumed_tail:
+        if left > 0 and len(plain) == _FIRST_BYTES and not inflater.eof:
             tail = memoryview(inflater.unconsumed_tail)
             plain += await asyncio.to_thread(_inflate, inflater, tail, left)
     if len(plain) > max_bytes:

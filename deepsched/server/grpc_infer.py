@@ -18,7 +18,15 @@ from deepsched.server.errors import RequestError, TooLarge
 from deepsched.server.grpc_messages import message_class
 from deepsched.server.inference import Inference
 from deepsched.server.model_version import ModelVersion
-from deepsched.server.tensors import Array, TensorSpec, check_declared, from_raw, to_raw
+from deepsched.server.rest_infer import check_outputs
+from deepsched.server.tensors import (
+    Array,
+    TensorSpec,
+    check_count,
+    check_declared,
+    from_raw,
+    to_raw,
+)
 
 _Request = message_class("ModelInferRequest")
 _Response = message_class("ModelInferResponse")
@@ -131,6 +139,7 @@ async def answer(
     try:
         parameters = parameters_of(request)
         inputs = _inputs(inference, version, request, raw)
+        check_outputs(version, len(request.outputs))
         wanted = [
             (version.output(output.name), parameters_of(output)) for output in request.outputs
         ]
@@ -235,6 +244,7 @@ def _from_contents(spec: TensorSpec, shape: list[int], count: int, contents: Any
             f"input {spec.name!r}: expected {count} elements in {field} for shape {shape}, got "
             f"{len(values)}"
         )
+    check_count(spec, count)
     if spec.datatype == "BYTES":
         array = np.empty(count, object)
         array[:] = list(values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import simdjson
 from deepsched.errors import InputError
 from deepsched.server.datatypes import BYTES
 from deepsched.server.errors import RequestError
-from deepsched.server.tensors import Array, TensorSpec
+from deepsched.server.tensors import MOST_DIMENSIONS, MOST_ELEMENTS, Array, TensorSpec
 
 # From this length on, lists of Python's numbers take longer than a parser of its own.
 _LONG = 2048
@@ -33,7 +34,11 @@ def from_json(spec: TensorSpec, shape: Sequence[int], count: int, data: msgspec.
     if text.nbytes > _LONG and spec.dtype.kind in "iuf":
         values = _long(spec, text)
     else:
-        values = _short(spec, _decode(text))
+        check_items(f"input {spec.name!r}", text)
+        try:
+            values = _short(spec, _decode(text))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise InputError(_complaint(spec, str(error))) from None
     if values.size != count:
         raise InputError(
             f"input {spec.name!r}: expected {count} elements for shape {list(shape)}, got "
@@ -52,14 +57,14 @@ def _long(spec: TensorSpec, text: memoryview) -> Array:
     try:
         array: Any = simdjson.Parser().parse(text)
         values = np.frombuffer(array.as_buffer(of_type=kind), wide)
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise InputError(_complaint(spec, str(error))) from None
     return _narrowed(spec, values)
 
 
 def _short(spec: TensorSpec, data: Any) -> Array:
     if not isinstance(data, list):
-        raise InputError(_complaint(spec, f"{data!r:.40}"))
+        raise InputError(_complaint(spec, reprlib.repr(data)))
     flat: list[Any] = []
     _flatten(data, flat)
     if spec.datatype == BYTES:
@@ -81,7 +86,10 @@ def _short(spec: TensorSpec, data: Any) -> Array:
     if spec.dtype.kind == "c":
         raise InputError(f"input {spec.name!r}: {spec.datatype} has no form in JSON; send it raw")
     _check_kinds(spec, flat, int, float)
-    return _narrowed(spec, np.array(flat, np.float64))
+    try:
+        return _narrowed(spec, np.array(flat, np.float64))
+    except OverflowError:
+        raise InputError(_complaint(spec, "a number beyond its range")) from None
 
 
 def _flatten(data: list[Any], flat: list[Any]) -> None:
@@ -99,7 +107,7 @@ def _check_kinds(spec: TensorSpec, flat: list[Any], *kinds: type) -> None:
     for kind in set(map(type, flat)):
         if kind not in kinds:
             wrong = next(item for item in flat if type(item) is kind)
-            raise InputError(_complaint(spec, f"{wrong!r:.40}"))
+            raise InputError(_complaint(spec, reprlib.repr(wrong)))
 
 
 def _narrowed(spec: TensorSpec, values: Array) -> Array:
@@ -119,6 +127,22 @@ def _complaint(spec: TensorSpec, got: str) -> str:
     return f"input {spec.name!r}: expected a list of {spec.datatype} as 'data', got {got}"
 
 
+def check_items(what: str, text: memoryview) -> None:
+    """For JSON whose lists become Python's.
+
+    Raises:
+        InputError: it may hold more elements and lists than are taken.
+    """
+    if text.nbytes > MOST_ELEMENTS:
+        plain = text.tobytes()
+        count = plain.count(b",") + plain.count(b"[")
+        if count > MOST_ELEMENTS:
+            raise InputError(
+                f"{what}: expected at most {MOST_ELEMENTS} commas and brackets in this form, got "
+                f"{count}; send less at once, or numbers as raw bytes"
+            )
+
+
 def from_values(spec: TensorSpec, values: Any) -> Array:
     """The array of nested lists, whose shape is the lists'.
 
@@ -130,6 +154,10 @@ def from_values(spec: TensorSpec, values: Any) -> Array:
     while isinstance(level, list):
         shape.append(len(level))
         level = level[0] if level else None
+        if len(shape) > MOST_DIMENSIONS:
+            raise InputError(
+                f"input {spec.name!r}: expected nested lists of {MOST_DIMENSIONS} levels at most"
+            )
     if not _is_even(values, shape):
         raise InputError(
             f"input {spec.name!r}: expected nested lists of one length by level, got others"

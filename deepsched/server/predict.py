@@ -11,7 +11,7 @@ import numpy as np
 from deepsched.errors import InputError
 from deepsched.server.errors import RequestError, TooLarge
 from deepsched.server.inference import Inference
-from deepsched.server.json_tensors import from_values, to_json
+from deepsched.server.json_tensors import check_items, from_values, to_json
 from deepsched.server.model_version import ModelVersion
 from deepsched.server.rest_infer import Body
 from deepsched.server.tensors import Array
@@ -47,6 +47,7 @@ async def predict(
                 f"the request has {body.nbytes} bytes of JSON, at most {max_json_bytes} are taken; "
                 "send tensors to /v2 as binary data"
             )
+        check_items("the request", body)
         request = _parse(body)
         by_instance = request.instances is not None
         columns = (

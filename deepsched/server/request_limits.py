@@ -7,6 +7,19 @@ from typing import Any, NamedTuple
 
 from deepsched.server.errors import RequestError
 
+_MOST_DIGITS = 20  # of 64 bits
+
+
+def integer_of(value: Any) -> Any:
+    """A parameter's value; an integer where it is digits, as some clients write 64-bit integers.
+
+    >>> integer_of("12"), integer_of("a dozen")
+    (12, 'a dozen')
+    """
+    if type(value) is str and value.isdecimal() and len(value) <= _MOST_DIGITS:
+        return int(value)
+    return value
+
 
 class RequestLimits(NamedTuple):
     """What a model's configuration says of its requests; as if it had none."""
@@ -37,8 +50,7 @@ class RequestLimits(NamedTuple):
         timeout = self.timeout
         asked = parameters.get("timeout")
         if asked:
-            if type(asked) is str and asked.isdecimal():  # as some clients write 64-bit integers
-                asked = int(asked)
+            asked = integer_of(asked)
             if type(asked) is not int or not 0 < asked < 2**63:
                 raise RequestError(
                     f"parameter 'timeout': expected microseconds, an integer, got {asked!r:.40}"
@@ -62,9 +74,7 @@ class RequestLimits(NamedTuple):
             >>> [limits.engine_priority({"priority": it}) for it in (0, 1, 2)]
             [0, 1, 0]
         """
-        level = parameters.get("priority", 0)
-        if type(level) is str and level.isdecimal():
-            level = int(level)
+        level = integer_of(parameters.get("priority", 0))
         if type(level) is not int or level < 0:
             raise RequestError(
                 f"parameter 'priority': expected an integer, 1 the highest, got {level!r:.40}"

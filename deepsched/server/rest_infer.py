@@ -143,6 +143,15 @@ def _check_no_data(spec: TensorSpec, given: _Input, parameter: str) -> None:
         raise InputError(f"input {spec.name!r}: it has both 'data' and {parameter!r}")
 
 
+def check_outputs(version: ModelVersion, count: int) -> None:
+    """Raises RequestError where more outputs are asked for than there are: some would be sent again
+    and again."""
+    if count > len(version.outputs):
+        raise RequestError(
+            f"{count} outputs are asked for, but model {version.name!r} has {len(version.outputs)}"
+        )
+
+
 class _Wanted(NamedTuple):
     spec: TensorSpec
     parameters: dict[str, Any]
@@ -153,6 +162,7 @@ def _wanted(version: ModelVersion, request: _Request) -> list[_Wanted]:
     all_binary = request.parameters.get("binary_data_output") is True
     if not request.outputs:
         return [_Wanted(spec, {}, all_binary) for spec in version.outputs.values()]
+    check_outputs(version, len(request.outputs))
     wanted = []
     for asked in request.outputs:
         spec = version.output(asked.name)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deepsched.server.errors import RequestError
+from deepsched.server.request_limits import integer_of
 
 _FOLDER = Path("/dev/shm")
 
@@ -172,9 +173,7 @@ class Regions:
 
 
 def _integer(what: str, parameters: Mapping[str, Any], name: str, default: int | None) -> int:
-    value = parameters.get(name, default)
-    if type(value) is str and value.isdecimal():
-        value = int(value)
+    value = integer_of(parameters.get(name, default))
     if type(value) is not int or value < 0:
         raise RequestError(f"{what}: expected {name} to be 0 or more, got {value!r:.40}")
     return value

@@ -15,7 +15,12 @@ from deepsched.server.datatypes import BYTES
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _SMALL = 4096
-_MOST_DIMENSIONS = 32  # of numpy before 2.0
+MOST_DIMENSIONS = 32  # of numpy before 2.0
+_MOST_COUNT = 2**63 // 16 - 1  # of numpy, by its largest elements; it takes sizes of 0 for 1 here
+
+MOST_ELEMENTS = 2**20
+"""Of a tensor that Python takes or gives element by element: for 0.1 to 0.5 s nobody else is
+served."""
 
 
 class TensorSpec(NamedTuple):
@@ -39,16 +44,32 @@ def check_declared(spec: TensorSpec, datatype: str, shape: Sequence[int]) -> int
     """
     if datatype != spec.datatype:
         raise InputError(f"input {spec.name!r}: expected {spec.datatype}, got {datatype!r:.40}")
-    if len(shape) > _MOST_DIMENSIONS or (shape and min(shape) < 0):
+    if len(shape) > MOST_DIMENSIONS or (shape and min(shape) < 0):
         raise InputError(
-            f"input {spec.name!r}: expected sizes of 0 and more in {_MOST_DIMENSIONS} dimensions "
-            f"at most, got the shape {list(shape)!r:.80}"
+            f"input {spec.name!r}: expected sizes of 0 and more in {MOST_DIMENSIONS} dimensions "
+            f"at most, got {len(shape)}: {list(shape[:MOST_DIMENSIONS])!r:.80}"
         )
+    count = math.prod(shape)
+    if (count or math.prod(size or 1 for size in shape)) > _MOST_COUNT:
+        raise InputError(f"input {spec.name!r}: no array has the shape {list(shape)!r:.80}")
     if spec.shape and not _fits(shape, spec.shape):  # (): onnxruntime's word for any rank, too
         raise InputError(
             f"input {spec.name!r}: expected shape {list(spec.shape)}, got {list(shape)}"
         )
-    return math.prod(shape)
+    return count
+
+
+def check_count(spec: TensorSpec, count: int) -> None:
+    """For a form that is taken element by element.
+
+    Raises:
+        InputError: it has too many.
+    """
+    if count > MOST_ELEMENTS:
+        raise InputError(
+            f"input {spec.name!r}: expected at most {MOST_ELEMENTS} elements in this form, got "
+            f"{count}; send less at once, or numbers as raw bytes"
+        )
 
 
 def _fits(shape: Sequence[int], expected: tuple[int, ...]) -> bool:
@@ -66,6 +87,7 @@ def from_raw(spec: TensorSpec, shape: Sequence[int], count: int, data: memoryvie
         InputError: it holds less or more.
     """
     if spec.datatype == BYTES:
+        check_count(spec, count)
         return np.array(_strings_from_raw(spec.name, data, count), object).reshape(shape)
     dtype = spec.dtype
     if data.nbytes < _SMALL:

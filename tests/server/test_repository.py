@@ -16,6 +16,7 @@ from deepsched.server.inference import Inference
 from deepsched.server.repository import LoadError, Repository, Streams, Watcher
 from deepsched.server.repository import repository as repository_module
 from deepsched.server.repository.folder import Folder
+from deepsched.server.repository.pbtxt import read_json
 from deepsched.server.repository.sources import Sources
 from deepsched.server.repository.watching import is_being_written
 from deepsched.server.shared_memory import Regions
@@ -267,6 +268,12 @@ def test_requests_may_bring_a_configuration_but_name_no_files(root):
             await repository.load("../m", {})
 
     running(root, scenario)
+
+
+@pytest.mark.parametrize("text", ["[]", "1", 1, "{", '{"input": [{"data_type": 77}]}'])
+def test_what_is_no_configuration_is_refused(text):
+    with pytest.raises(OptionError, match="configuration as JSON|data_type 77 is none"):
+        read_json(text, "m")
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import queue
+from multiprocessing import shared_memory
 
 import ml_dtypes
 import numpy as np
 import pytest
 
+from deepsched.server.errors import RequestError
+from deepsched.server.shared_memory import Regions
 from tests.server.conftest import TYPES
 
 grpcclient = pytest.importorskip("tritonclient.grpc")
@@ -206,6 +209,19 @@ def test_keys_are_names_of_shared_memory_only(triton, key, said):
     _, client = triton
     with pytest.raises(utils.InferenceServerException, match=said):
         client.register_system_shared_memory("r", key, 64)
+
+
+def test_a_number_of_shared_memory_that_is_too_long_is_refused():
+    memory = shared_memory.SharedMemory(create=True, size=64)
+    try:
+        regions = Regions()
+        regions.register("r", memory.name, 0, 64)
+        asked = {"shared_memory_region": "r", "shared_memory_byte_size": "1" * 5000}
+        with pytest.raises(RequestError, match="shared_memory_byte_size to be 0 or more"):
+            regions.view("input 'x'", asked)
+    finally:
+        memory.close()
+        memory.unlink()
 
 
 def test_a_stream_answers_in_order_and_tells_errors(server):

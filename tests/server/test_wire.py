@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import gzip
 import json
+import zlib
 
 import grpc
 import ml_dtypes
 import numpy as np
 import pytest
 
-from deepsched.server.errors import RequestError
+from deepsched.errors import InputError
+from deepsched.server.classification import classify
+from deepsched.server.compression import decompressed
+from deepsched.server.errors import RequestError, TooLarge
 from deepsched.server.grpc_infer import parse
 from deepsched.server.grpc_messages import SERVICE, message_class
+from deepsched.server.tensors import TensorSpec, check_declared, from_raw
 from tests.support import serving
 
 pytestmark = pytest.mark.server
@@ -136,6 +143,15 @@ _SHAPED = b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": %b, "data": [
         b"[" * 100_000,
         b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": ' + b"[" * 50_000,
         "ä".encode("latin-1"),
+        _SHAPED % (b"[1" + b"0" * 4000 + b", 1" + b"0" * 4000 + b"]"),
+        _SHAPED.replace(b"[1]", b"[1e999]") % b"[1]",
+        _SHAPED.replace(b"[1]", b"[1" + b"0" * 1000 + b"]") % b"[1]",
+        _SHAPED.replace(b"[1]", b"[1" + b"0" * 4000 + b"]") % b"[1]",
+        _SHAPED.replace(b"[1]", b'["\xff"]') % b"[1]",
+        _SHAPED.replace(b"[1]", b"[" * 900 + b"]" * 900) % b"[1]",
+        b'{"inputs": [], "parameters": {"timeout": "%b"}}' % (b"1" * 5000),
+        b'{"inputs": [], "parameters": {"priority": "%b"}}' % (b"1" * 5000),
+        (_SHAPED % b"[1]")[:-1] + b', "outputs": [{"name": "y"}, {"name": "y"}]}',
     ],
 )
 def test_nonsense_is_a_400(server, content):
@@ -193,6 +209,24 @@ def test_answers_are_compressed_where_that_is_asked_for(server):
         assert refused.status_code == 400
 
 
+@pytest.mark.parametrize("size", [10, 2**20, 2**20 + 1, 16 * 2**20])
+def test_others_are_served_while_a_small_body_becomes_a_large_one(size, monkeypatch):
+    in_thread = []
+
+    async def to_thread(function, *arguments):
+        in_thread.append(plain := function(*arguments))
+        return plain
+
+    monkeypatch.setattr(asyncio, "to_thread", to_thread)
+    body = memoryview(zlib.compress(bytes(size)))
+    assert asyncio.run(decompressed(body, b"deflate", size)) == bytes(size)
+    assert size - sum(map(len, in_thread)) <= 2**20
+    with pytest.raises(TooLarge, match=f"more than {size - 1} bytes"):
+        asyncio.run(decompressed(body, b"deflate", size - 1))
+    with pytest.raises(RequestError, match="does not end where it should"):
+        asyncio.run(decompressed(body[:-1], b"deflate", size))
+
+
 def test_the_first_protocol_predicts(server):
     url = f"http://{server.http}/v1/models/add_sub:predict"
     instances = [{"INPUT0": [number] * 16, "INPUT1": [1] * 16} for number in range(3)]
@@ -219,6 +253,7 @@ def test_the_first_protocol_predicts(server):
         {"inputs": {"INPUT0": [[1] * 15], "INPUT1": [[1] * 15]}},
         {"inputs": {"Z": 1}},
         {"instances": [{"INPUT0": ["a"] * 16, "INPUT1": [1] * 16}]},
+        {"inputs": {"INPUT0": functools.reduce(lambda it, _: [it], range(100), 1), "INPUT1": [1]}},
     ],
 )
 def test_the_first_protocol_tells_what_is_wrong(server, body):
@@ -317,6 +352,54 @@ def test_grpc_refuses_contents_that_do_not_fit(server):
     double.raw_input_contents.extend([b"123", b"456"])
     with pytest.raises(grpc.RpcError, match="2 elements"):
         _call(server, double)
+
+
+@pytest.mark.parametrize("shape", [[0, 2**70], [0, 2**62, 2**62], [2**40, 2**40], [1] * 33])
+def test_shapes_of_no_array_are_refused(shape):
+    spec = TensorSpec("x", "FP32", np.dtype(np.float32), (), 0)
+    with pytest.raises(InputError, match="no array has the shape|in 32 dimensions at most, got 33"):
+        from_raw(spec, shape, check_declared(spec, "FP32", shape), memoryview(b""))
+
+
+_MANY = 2**20 + 1
+
+
+def test_what_is_taken_one_by_one_may_not_be_much(server):
+    text = {"inputs": [_tensor("x", "BYTES", (_MANY,), None, binary_data_size=4 * _MANY)]}
+    flags = b"true" + b",true" * (_MANY - 1)
+    tensor = b'{"inputs": [{"name": "x", "datatype": "BOOL", "shape": [%d], "data": [%b]}]}'
+    for name, action, body in (
+        ("BYTES", "v2/models/identity_BYTES/infer", _raw(text, bytes(4 * _MANY))),
+        ("BOOL", "v2/models/identity_BOOL/infer", {"content": tensor % (_MANY, flags)}),
+        ("BOOL", "v1/models/identity_BOOL:predict", {"content": b'{"inputs": [%b]}' % flags}),
+    ):
+        answer = serving.HTTP.post(f"http://{server.http}/{action}", **body)
+        assert answer.status_code == 400, name
+        assert "expected at most 1048576" in answer.json()["error"]
+    request = _request("BOOL", (_MANY,))
+    request.inputs[0].contents.bool_contents.extend([True] * _MANY)
+    with pytest.raises(grpc.RpcError, match="expected at most 1048576"):
+        _call(server, request)
+
+
+def test_contents_of_grpc_may_have_so_many_bytes():
+    request = _request("BYTES", (1,))
+    request.inputs[0].contents.bytes_contents.append(bytes(20_000))
+    message = request.SerializeToString()
+    assert parse(message, 21_000)[0] == request
+    with pytest.raises(TooLarge, match="beside its raw_input_contents"):
+        parse(message, 20_000)
+
+
+def test_a_classification_may_not_be_long_and_may_be_of_nothing():
+    spec = TensorSpec("y", "FP32", np.dtype(np.float32), (-1, -1), 0)
+    assert classify(spec, np.zeros((0, 5), np.float32), 2, True).shape == (0, 2)
+    for output, count in (
+        (np.zeros((1, _MANY), np.float32), 1),
+        (np.zeros((1001, 100), np.float32), 100),
+    ):
+        with pytest.raises(RequestError, match="at most 100000 of 1048576"):
+            classify(spec, output, count, True)
 
 
 def test_kubernetes_can_ask_over_grpc(server):

@@ -79,8 +79,10 @@ def read_json(text: Any, name: str) -> ModelOptions:
     where = "parameter 'config'"
     config = _ModelConfig()
     try:
+        if not isinstance(text, str) or not text.lstrip().startswith("{"):
+            raise TypeError(f"it is no object: {text!r:.40}")
         json_format.Parse(text, config)
-    except (json_format.ParseError, TypeError) as error:
+    except (json_format.ParseError, TypeError, ValueError, RecursionError) as error:
         raise OptionError(f"{where}: expected a configuration as JSON: {error}") from None
     files = [it.label_filename for it in config.output]
     files += [
@@ -206,7 +208,10 @@ def _declared(tensors: Any, max_batch_size: int) -> tuple[DeclaredTensor, ...]:
 def _datatype(tensor: Any) -> str:
     """The protocol's name of a type: TYPE_FP32 is FP32; BYTES is TYPE_STRING here."""
     enum = tensor.DESCRIPTOR.fields_by_name["data_type"].enum_type
-    name = enum.values_by_number[tensor.data_type].name.removeprefix("TYPE_")
+    found = enum.values_by_number.get(tensor.data_type)
+    if found is None:
+        raise OptionError(f"data_type {tensor.data_type} is none of the protocol's")
+    name = found.name.removeprefix("TYPE_")
     return {"INVALID": "", "STRING": "BYTES"}.get(name, str(name))
 
 
