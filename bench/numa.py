@@ -173,6 +173,8 @@ def elastic(report: Report, model: bytes) -> None:
             layout.groups,
             placement.open_session,
             "none",
+            "off",
+            False,
             True,
         )
         served = Model(placement.dispatcher, opened.sessions)
@@ -199,7 +201,7 @@ def unshared(report: Report, model: bytes) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     # ONNX Runtime and this thread take other memory meanwhile, on any node.
-    least = (1 - _TOLERANCE) * len(model) / 4096 / len(nodes)
+    least = (1 - 2 * _TOLERANCE) * len(model) / 4096 / len(nodes)
     is_right = all(pages[node] >= least for node in nodes)
     report.tell("single_stream without shared weights", dict(pages), is_right)
 
