@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -18,6 +19,9 @@ from deepsched.server.tensors import MOST_DIMENSIONS, MOST_ELEMENTS, Array, Tens
 
 # From this length on, lists of Python's numbers take longer than a parser of its own.
 _LONG = 2048
+
+# Each takes as long as several elements.
+_MOST_LISTS = MOST_ELEMENTS // 8
 
 _SMALL_INTEGERS = ("INT4", "UINT4", "INT2", "UINT2")
 
@@ -133,14 +137,14 @@ def check_items(what: str, text: memoryview) -> None:
     Raises:
         InputError: it may hold more elements and lists than are taken.
     """
-    if text.nbytes > MOST_ELEMENTS:
+    if text.nbytes > _MOST_LISTS:
         plain = text.tobytes()
-        count = plain.count(b",") + plain.count(b"[")
-        if count > MOST_ELEMENTS:
-            raise InputError(
-                f"{what}: expected at most {MOST_ELEMENTS} commas and brackets in this form, got "
-                f"{count}; send less at once, or numbers as raw bytes"
-            )
+        for sign, most in ((b",", MOST_ELEMENTS), (b"[", _MOST_LISTS)):
+            if (count := plain.count(sign)) > most:
+                raise InputError(
+                    f"{what}: expected at most {most} times {sign.decode()!r} in this form, got "
+                    f"{count}; send less at once, or numbers as raw bytes"
+                )
 
 
 def from_values(spec: TensorSpec, values: Any) -> Array:
@@ -150,28 +154,26 @@ def from_values(spec: TensorSpec, values: Any) -> Array:
         InputError: lists of different lengths, or elements that are not of the input's type.
     """
     shape: list[int] = []
-    level = values
-    while isinstance(level, list):
-        shape.append(len(level))
-        level = level[0] if level else None
-        if len(shape) > MOST_DIMENSIONS:
+    level = [values]  # all that is at one depth
+    while level and isinstance(level[0], list):
+        size = len(level[0])
+        if any(type(item) is not list or len(item) != size for item in level):
+            raise _uneven(spec)
+        if len(shape) == MOST_DIMENSIONS:
             raise InputError(
                 f"input {spec.name!r}: expected nested lists of {MOST_DIMENSIONS} levels at most"
             )
-    if not _is_even(values, shape):
-        raise InputError(
-            f"input {spec.name!r}: expected nested lists of one length by level, got others"
-        )
-    flat = values if isinstance(values, list) else [values]
-    return _short(spec, flat).reshape(shape)
+        shape.append(size)
+        level = list(chain.from_iterable(level))
+    if any(type(item) is list for item in level):
+        raise _uneven(spec)
+    return _short(spec, level).reshape(shape)
 
 
-def _is_even(values: Any, shape: Sequence[int]) -> bool:
-    if not shape:
-        return not isinstance(values, list)
-    if not isinstance(values, list) or len(values) != shape[0]:
-        return False
-    return all(_is_even(value, shape[1:]) for value in values)
+def _uneven(spec: TensorSpec) -> InputError:
+    return InputError(
+        f"input {spec.name!r}: expected nested lists of one length by level, got others"
+    )
 
 
 def to_json(spec: TensorSpec, array: Array, is_nested: bool = False) -> msgspec.Raw:
