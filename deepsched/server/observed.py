@@ -79,6 +79,8 @@ class Observed:
         self._lock = threading.Lock()
         self._open: list[ModelVersion] = []
         self._closed: dict[Key, Totals] = {}
+        self._batches: dict[Key, Counter[int]] = {}
+        """The highest counts that were published."""
 
     def opened(self, version: ModelVersion) -> None:
         """A version takes over; its requests count until its engine is closed, and are kept then:
@@ -103,6 +105,12 @@ class Observed:
             for version in self._open:
                 key = version.name, version.version
                 found.setdefault(key, Totals()).add(totals_of(version))
+            for key, totals in found.items():
+                # The runs of one request are all requests less those that ran together. These two
+                # are read one after the other: while requests end, the difference may sink.
+                published = self._batches.setdefault(key, Counter())
+                published |= totals.batches
+                totals.batches = published.copy()
         return found
 
     def names(self) -> dict[tuple[Context, int], str]:
