@@ -241,7 +241,7 @@ class ModelVersion:
             "version": self.version,
             "last_inference": self.last_inference_ms,
             "inference_count": stats.done,
-            "execution_count": stats.done,
+            "execution_count": sum(stats.by_batch.values()),
             "inference_stats": {
                 "success": {"count": stats.done, "ns": waiting["ns"] + running["ns"]},
                 "fail": {"count": num_unanswered + self.num_invalid, "ns": 0},
@@ -252,12 +252,20 @@ class ModelVersion:
                 "cache_hit": {"count": 0, "ns": 0},
                 "cache_miss": {"count": 0, "ns": 0},
             },
-            "batch_stats": [],
+            # By the number of requests that ran together. Times are not kept by it.
+            "batch_stats": [
+                {"batch_size": size, **dict.fromkeys(_STEPS, {"count": count, "ns": 0})}
+                for size, count in sorted(stats.by_batch.items())
+                if count
+            ],
         }
 
     def note_answer(self) -> None:
         """Takes note of when a request was answered."""
         self.last_inference_ms = time.time_ns() // 1_000_000
+
+
+_STEPS = "compute_input", "compute_infer", "compute_output"
 
 
 def _is_tensor(name: str, output: Any) -> bool:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import urllib.error
 import urllib.request
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -90,6 +91,31 @@ def test_a_native_bucket_counts_on_the_side_of_a_bound_where_its_middle_is():
     counts._buckets[0, 0, [0, 5, 64]] = 1, 2, 4  # 0 ns, 5 ns, 64 to 65 ns
     cumulative, _ = counts.cumulative("waiting", (5e-9, 64e-9, 65e-9, 1.0))
     assert list(cumulative) == [3, 3, 7, 7, 7]
+
+
+def test_runs_by_their_requests_never_sink(monkeypatch):
+    """Batches of two are counted before the requests in them are, by which runs of one sink."""
+    read = [Counter({1: 5}), Counter({1: 3, 2: 1}), Counter({1: 5, 2: 1}), Counter({1: 6, 2: 1})]
+    monkeypatch.setattr(
+        observed_module, "totals_of", lambda _: observed_module.Totals(batches=read.pop(0))
+    )
+    observed = observed_module.Observed()
+    with unpinned(1) as context, Engine(models.mlp(), context=context) as engine:
+        observed.opened(version_of(engine))
+        found = [observed.totals()["mlp", "1"].batches for _ in range(4)]
+    assert found == [{1: 5}, {1: 5, 2: 1}, {1: 5, 2: 1}, {1: 6, 2: 1}]
+
+
+def test_statistics_count_runs_by_the_requests_that_ran_together():
+    with unpinned(1) as context, Engine(models.mlp(), batching=4, context=context) as engine:
+        list(engine.map([X] for _ in range(40)))
+        by_batch = {size: count for size, count in engine.stats().by_batch.items() if count}
+        statistics = version_of(engine).statistics()
+    assert statistics["inference_count"] == 40
+    assert statistics["execution_count"] == sum(by_batch.values())
+    found = {it["batch_size"]: it["compute_infer"]["count"] for it in statistics["batch_stats"]}
+    assert found == by_batch
+    assert sum(size * count for size, count in found.items()) == 40
 
 
 # --- A server's -------------------------------------------------------------------------------
