@@ -208,7 +208,7 @@ class Repository:
         with suppress(DeepschedError):  # logged
             if model is not None and not await self._is_there(name):
                 await self._unload(name, "its files are gone")
-            elif model is None or not model.was_unloaded:
+            else:
                 await self._load(name, {}, is_forced=False)
 
     async def unload(self, name: str, parameters: Mapping[str, Any]) -> None:
@@ -222,7 +222,6 @@ class Repository:
             raise RequestError(f"unload takes 'unload_dependents' only, got {unknown!r:.80}")
         if name not in self._models:
             raise ModelNotFound(f"no model {name!r:.80}; there are {sorted(self._models)!r:.200}")
-        self._models[name].was_unloaded = True
         await self._unload(name, _BY_REQUEST)
 
     async def close(self) -> None:
@@ -251,6 +250,8 @@ class Repository:
             self._models.setdefault(name, _Model(should_serve=False))
         model = self._models[name]
         async with model.lock:
+            if model.was_unloaded and not is_forced:
+                return
             try:
                 found = await self._find(name, model, parameters)
                 await self._replace(name, model, found, is_forced)
@@ -364,6 +365,8 @@ class Repository:
         model = self._models[name]
         async with model.lock:
             model.should_serve = False
+            # Within the lock: a load that was under way would forget it at its end.
+            model.was_unloaded = model.was_unloaded or reason == _BY_REQUEST
             self._exchange(name, model, {}, reason)
         logger.info("model %r does not serve any more: %s", name, reason)
 
