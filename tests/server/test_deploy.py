@@ -69,6 +69,12 @@ def test_probes_ask_for_what_a_server_answers(server):
         text_of(f"http://{server.http}{path}")
 
 
+def test_a_pod_starts_though_one_of_its_models_cannot_be_opened():
+    (container,) = containers(MANIFESTS["deployment-deepsched-Deployment"])
+    assert container["startupProbe"]["httpGet"]["path"] == "/v2/health/live"
+    assert container["readinessProbe"]["httpGet"]["path"] == "/v2/health/ready"
+
+
 def test_the_autoscaler_s_metric_is_made_of_one_that_there_is(server):
     (rule,) = yaml.safe_load((FOLDER / "prometheus-adapter.yaml").read_text())["rules"]["custom"]
     (metric,) = MANIFESTS["hpa-deepsched-HorizontalPodAutoscaler"]["spec"]["metrics"]
