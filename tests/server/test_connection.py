@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import ssl
 import time
 
 import pytest
@@ -52,7 +53,7 @@ def post(url, content=b"", headers=b""):
 
 
 @contextlib.asynccontextmanager
-async def connected(app=None):
+async def connected(app=None, tls=(None, None)):
     """A client's ends, the endpoint, and the server's end of its connection."""
     endpoint, made = Endpoint(), []
 
@@ -61,8 +62,8 @@ async def connected(app=None):
         made.append(Connection(endpoint, config=config, server_state=ServerState(), app_state={}))
         return made[-1]
 
-    server = await asyncio.get_running_loop().create_server(make, "127.0.0.1")
-    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", ssl=tls[0])
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname(), ssl=tls[1])
     try:
         await until(lambda: made and made[0].transport is not None)
         yield reader, writer, endpoint, made[0]
@@ -215,13 +216,25 @@ async def endless(scope, receive, send):
 GET = b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-def test_a_stream_ends_with_its_connection_whatever_was_sent_behind():
+def tls():
+    """Contexts of a server and of a client that trusts it."""
+    authority = pytest.importorskip("trustme").CA()
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(server)
+    authority.configure_trust(client)
+    return server, client
+
+
+@pytest.mark.parametrize("use", [None, tls], ids=["plain", "TLS"])
+def test_a_stream_ends_with_its_connection_whatever_was_sent_behind(use):
+    contexts = use() if use else (None, None)
+
     async def run():
-        async with connected(endless) as (reader, writer, _, connection):
+        async with connected(endless, contexts) as (reader, writer, _, connection):
             writer.write(GET + GET)
             await until(lambda: connection.pipeline)
             await read_until(reader, b"event", 1)
-            connection.transport.abort()
+            (writer if use else connection).transport.abort()
             await until(lambda: not connection.tasks)
 
     uvloop.run(run())
