@@ -69,7 +69,7 @@ cdef class Dispatcher:
     cdef void kick(self, WakePolicy policy) noexcept nogil
     cdef void leave_group(self, int group, WakePolicy policy) noexcept nogil
     cdef int help(self, int most) noexcept nogil
-    cdef bint others_wait(self) noexcept nogil
+    cdef bint others_wait(self, RequestState* request) noexcept nogil
     cdef bint pop(self, RequestState** request) noexcept nogil
     cdef int gather(self, Batch* batch, int width, DeferredNotification* owed) noexcept nogil
     cdef uint32_t fair_share(

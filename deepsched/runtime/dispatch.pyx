@@ -334,7 +334,7 @@ cdef class Dispatcher:
             and self.pop(&request)
         ):
             begin_batch(&batch, request)
-            if begin(request, self.others_wait()):
+            if begin(request, self.others_wait(request)):
                 num_served += self.gather(&batch, 1, &owed)
                 moved = self.move_to(&own, request, group, is_there)
                 self.run_batch(&batch, group, self.mask_of(group))
@@ -345,11 +345,16 @@ cdef class Dispatcher:
         self.leave_group(group, SPARE_CALLER)
         return num_served
 
-    cdef bint others_wait(self) noexcept nogil:
-        """Whether more requests wait than there are free streams, whose workers may be waking."""
+    cdef bint others_wait(self, RequestState* request) noexcept nogil:
+        """Whether more requests wait than streams are free, or have been given to a worker that is
+        waking. Not looked at for a request without a deadline, for which it does not matter."""
         # relaxed: a hint.
-        cdef size_t num_free = self.groups.num_groups - self.groups.num_claimed()
-        return self.backlog.places.load(memory_order_relaxed) > num_free
+        cdef size_t num_waiting = self.backlog.places.load(memory_order_relaxed)
+        cdef size_t num_free
+        if request.deadline_ns == NO_DEADLINE:
+            return False
+        num_free = self.groups.num_groups - self.groups.num_claimed()
+        return num_waiting > num_free and num_waiting > num_free + self.pool.num_waking()
 
     cdef int gather(self, Batch* batch, int width, DeferredNotification* owed) noexcept nogil:
         """Pops what waits and may run together with the request that the caller has begun, for a group
@@ -374,7 +379,7 @@ cdef class Dispatcher:
             if mate == NULL:
                 return num_ended
             self.subtract_expected_load(mate)
-            if begin(mate, self.others_wait()):
+            if begin(mate, self.others_wait(mate)):
                 add_mate(batch, mate)
             else:
                 begin_batch(&ended, mate)
@@ -485,7 +490,7 @@ cdef class Dispatcher:
                     flush(&owed)
                 wide = self.widen(request, group, own)
                 own = self.mask_of(wide)
-                has_begun = begin(request, self.others_wait())
+                has_begun = begin(request, self.others_wait(request))
                 begin_batch(&batch, request)
                 if has_begun:
                     self.gather(&batch, self.width_of(wide), &owed)

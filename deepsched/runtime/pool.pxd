@@ -29,6 +29,7 @@ cdef class WorkerPool:
     cdef uint32_t generation
 
     cdef void wake(self, int group) noexcept nogil
+    cdef size_t num_waking(self) noexcept nogil
     cdef start(self, ServeFn serve, RetryFn retry, void* server, CpuMask* masks, str prefix)
     cdef stop(self)
 

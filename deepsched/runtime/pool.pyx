@@ -162,6 +162,15 @@ cdef class WorkerPool:
                     futex_wake(&worker.signal, 1)
                 return
 
+    cdef size_t num_waking(self) noexcept nogil:
+        """How many workers have been given their group and do not serve yet."""
+        cdef size_t num_waking = 0
+        cdef int group
+        for group in range(self.num_workers):
+            # relaxed: a hint.
+            num_waking += self.workers[group].signal.load(memory_order_relaxed) == GRANTED
+        return num_waking
+
     cdef stop(self):
         """Ends and joins the threads, once. No request may be queued or running."""
         cdef int group, num_started
