@@ -583,10 +583,13 @@ def test_a_map_that_is_closed_early_ends_what_is_under_way():
 def test_a_map_goes_on_by_single_runs_where_batches_fail():
     with batching(only_one()) as (engine, _):
         items = [[np.full((1, 4), i, np.float32)] for i in range(300)]
-        for i, (y,) in enumerate(engine.map(items)):
-            assert y.tolist() == [[i] * 4]
+        for times in range(1, 31):  # a worker may keep up, so that few wait and run together
+            for i, (y,) in enumerate(engine.map(items)):
+                assert y.tolist() == [[i] * 4]
+            assert (engine.stats().done, engine.stats().failed) == (300 * times, 0)
+            if engine._model.batching_failure:
+                break
         assert "by themselves did not" in engine._model.batching_failure
-        assert (engine.stats().done, engine.stats().failed) == (300, 0)
 
 
 def test_a_large_batch_is_split_into_items_that_run_together():
