@@ -508,8 +508,9 @@ def test_a_crowd_of_every_kind(num_streams, scheduler):
                 work[i % len(work)](doomed if i == 1 or i == 4 else engine, random.Random(i))
 
         in_threads(2 * len(work) + 1, body)
+        while context.stats().queue_depth:  # what was withdrawn last is popped soon
+            threading.Event().wait(0.001)
         stats = context.stats()
-        assert stats.queue_depth == 0
         assert ends["done"] > 0
         assert sum(size * count for size, count in stats.by_batch.items() if size > 1) > 0
         assert engine._model.batching_failure is None
