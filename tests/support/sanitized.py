@@ -37,8 +37,8 @@ TESTS = {
 # ORT's library is not instrumented: TSan would see its memory change but not why that is ordered.
 # glibc makes ORT's thread-locals at their first use and frees them when the thread's stack goes to
 # another; what orders the two is inside glibc, which is not instrumented either.
-# Inputs that run together are joined, and outputs cut, in memory of ORT's arena, which goes from run
-# to run and from stream to stream under a lock of ORT's.
+# Inputs that run together are joined, and outputs cut, in memory of ORT's arena, which goes from
+# run to run and from stream to stream under a lock of ORT's.
 # And at exit ORT 1.32 destroys a mutex and a condition variable that its own threads still use.
 SUPPRESSIONS = """
 called_from_lib:libonnxruntime.so
