@@ -50,7 +50,8 @@ def test_ctrl_c_at_any_time_prints_one_line_at_most(code, arguments, longest):
             text=True,
         )
         assert process.stdout.read(1) == "!"
-        time.sleep(0.001 + longest * number / 12)  # not to wait for something: any moment will do
+        # Not to wait for something: any moment will do once main() has been called.
+        time.sleep(0.01 + longest * number / 12)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
         assert err in ("", "deepsched: interrupted\n")
