@@ -10,24 +10,20 @@ import time
 
 import pytest
 
-# As pip's console script does; a byte on stdout says that our code can act from here on. Before,
-# Python starts, and says what it likes.
-SCRIPT = """
-import os, sys
-from deepsched.cli import main
-os.write(1, b"!")
-sys.exit(main())
-"""
-MODULE = """
-import os, runpy
+# A byte on stdout says that our code acts from here on. Before, Python starts, and says what it likes.
+TOLD = """
+import contextlib, os, runpy, sys
 import deepsched.cli
-main = deepsched.cli.main
-def told():  # runpy is Python's as well
-    os.write(1, b"!")
-    return main()
-deepsched.cli.main = told
-runpy.run_module("deepsched", run_name="__main__", alter_sys=True)
+exits_on_ctrl_c = deepsched.cli.exits_on_ctrl_c
+@contextlib.contextmanager
+def told():
+    with exits_on_ctrl_c():
+        os.write(1, b"!")
+        yield
+deepsched.cli.exits_on_ctrl_c = told
 """
+SCRIPT = TOLD + "sys.exit(deepsched.cli.main())"  # as pip's console script does
+MODULE = TOLD + 'runpy.run_module("deepsched", run_name="__main__", alter_sys=True)'
 
 
 @pytest.mark.parametrize(
@@ -50,8 +46,7 @@ def test_ctrl_c_at_any_time_prints_one_line_at_most(code, arguments, longest):
             text=True,
         )
         assert process.stdout.read(1) == "!"
-        # Not to wait for something: any moment will do once main() has been called.
-        time.sleep(0.01 + longest * number / 12)
+        time.sleep(0.001 + longest * number / 12)  # not to wait for something: any moment will do
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
         assert err in ("", "deepsched: interrupted\n")
