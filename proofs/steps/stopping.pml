@@ -1,39 +1,45 @@
 /* Section: Stopping a run
- * Property: a stop ends the run that it means, also if it comes before the run, and no other
- * Left out: groups: both requests run in one slot, one after the other
+ * Property: a run that nobody wants any more ends, also if that comes before it, and no other does
+ * Left out: groups: both runs are in one slot, one after the other
  * MUTANT_NO_WAIT: the owner clears the flag without waiting for registered stoppers (no O3)
  * MUTANT_CLEAR_THEN_WAIT: the owner clears the flag, then waits for them
  * MUTANT_LOOK_THEN_REGISTER: a stopper looks at the slot, then counts itself in
- * MUTANT_REASON_THEN_CURRENT: the runner looks whether it is to stop, then publishes its run
+ * MUTANT_REASONS_THEN_CURRENT: the runner looks whether it is to stop, then publishes its run
  * MUTANT_FIND_THEN_REASON: a stopper looks where the request runs, then says why it is to stop
+ * MUTANT_OWN_REASON: a stopper ends the run though somebody wants another request of it
  */
 
-#define MEANT 1 /* a run that never ends by itself; two threads want it stopped */
-#define OTHER 2 /* the next run in the slot */
+#define MEANT 1 /* a run of two requests, which never ends by itself; nobody wants either */
+#define OTHER 2 /* the next run in the slot, which somebody wants */
 
 byte current; /* 0: none */
 byte num_stoppers;
 bool is_terminated, flag; /* ours, and ORT's own */
-bool has_group[3], has_reason[3];
+bool has_group[2], has_reason[2]; /* of the requests of MEANT */
 bool is_done;
 
 proctype owner() {
-    byte request;
+    byte ran;
     bool is_stopped;
-    for (request : MEANT .. OTHER) {
-#ifdef MUTANT_REASON_THEN_CURRENT
-        is_stopped = has_reason[request];
+    for (ran : MEANT .. OTHER) {
+        is_stopped = false;
+#ifdef MUTANT_REASONS_THEN_CURRENT
+        if :: ran == MEANT -> is_stopped = has_reason[0]; is_stopped = is_stopped && has_reason[1]
+           :: else
+        fi;
 #endif
-        has_group[request] = true;
-        current = request; /* O1 */
-#ifndef MUTANT_REASON_THEN_CURRENT
-        is_stopped = has_reason[request];
+        if :: ran == MEANT -> has_group[0] = true; has_group[1] = true :: else fi;
+        current = ran; /* O1 */
+#ifndef MUTANT_REASONS_THEN_CURRENT
+        if :: ran == MEANT -> is_stopped = has_reason[0]; is_stopped = is_stopped && has_reason[1]
+           :: else
+        fi; /* O1' */
 #endif
         if
         :: is_stopped
         :: else -> /* inside ORT */
            if
-           :: request == MEANT -> flag
+           :: ran == MEANT -> flag
            :: else -> assert(!flag)
            fi
         fi;
@@ -52,28 +58,39 @@ proctype owner() {
     is_done = true
 }
 
-proctype stopper() {
-    bool was_set, is_there, is_mine;
+proctype stopper(bit mine) {
+    byte seen;
+    bool was_set, is_there, is_unwanted;
 #ifdef MUTANT_FIND_THEN_REASON
-    is_there = has_group[MEANT];
-    has_reason[MEANT] = true;
+    is_there = has_group[mine];
+    has_reason[mine] = true;
 #else
-    has_reason[MEANT] = true;
-    is_there = has_group[MEANT];
+    has_reason[mine] = true; /* S0 */
+    is_there = has_group[mine];
 #endif
     if
     :: is_there ->
 #ifdef MUTANT_LOOK_THEN_REGISTER
-       is_mine = (current == MEANT);
+       seen = current;
        num_stoppers++; /* S1 */
 #else
        num_stoppers++; /* S1 */
-       is_mine = (current == MEANT); /* S2 */
+       seen = current; /* S2 */
+#endif
+       is_unwanted = (seen == MEANT) && has_reason[mine];
+#ifndef MUTANT_OWN_REASON
+       is_unwanted = is_unwanted && has_reason[1 - mine];
 #endif
        if
-       :: is_mine ->
+       :: is_unwanted ->
           atomic { was_set = is_terminated; is_terminated = true };
-          if :: !was_set -> flag = true :: else fi
+          if
+          :: !was_set -> atomic {
+                assert(current != OTHER && has_reason[0] && has_reason[1]);
+                flag = true
+             }
+          :: else
+          fi
        :: else
        fi;
        num_stoppers--
@@ -82,7 +99,7 @@ proctype stopper() {
 }
 
 init {
-    atomic { run owner(); run stopper(); run stopper() }
+    atomic { run owner(); run stopper(0); run stopper(1) }
     timeout;
     assert(is_done)
 }
