@@ -32,6 +32,7 @@ cdef class RequestQueue:
     cdef char _pad2[56]
 
     cdef bint try_push(self, void* item, Tag tag) noexcept nogil
+    cdef bint find_head(self, size_t* position) noexcept nogil
     cdef bint try_pop(self, void** item) noexcept nogil
     cdef bint peek(self, Head* head) noexcept nogil
     cdef bint try_pop_at(self, size_t position, void** item) noexcept nogil

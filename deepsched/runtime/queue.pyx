@@ -71,25 +71,31 @@ cdef class RequestQueue:
         slot.turn.store(position + 1, memory_order_seq_cst)
         return True
 
+    cdef bint find_head(self, size_t* position) noexcept nogil:
+        """The position of the oldest item; False where there is none published.
+
+        A stale `head` cannot make it say no wrongly: the slot of a position that was popped has a
+        later turn, which sends us round again.
+        """
+        cdef size_t turn
+        while True:
+            # relaxed: as for `tail` in try_push.
+            position[0] = self.head.load(memory_order_relaxed)
+            # seq_cst: pairs with the publishing store in try_push, and makes the slot's content
+            # visible; the second half of release-then-look (README, "No lost wake-up").
+            turn = self.slots[position[0] & self.mask].turn.load(memory_order_seq_cst)
+            if turn == position[0] + 1:
+                return True
+            if <ptrdiff_t>(turn - (position[0] + 1)) < 0:
+                return False
+
     cdef bint try_pop(self, void** item) noexcept nogil:
         """Takes the oldest item; False where there is none published. Never blocks."""
-        # relaxed: as for `tail` in try_push.
-        cdef size_t position = self.head.load(memory_order_relaxed)
-        cdef size_t turn
-        cdef Slot* slot
-        while True:
-            slot = &self.slots[position & self.mask]
-            # seq_cst: pairs with the publishing store in try_push; makes slot.item visible.
-            turn = slot.turn.load(memory_order_seq_cst)
-            if turn == position + 1:
-                if self.head.compare_exchange_weak(position, position + 1, memory_order_relaxed):
-                    break
-            elif <ptrdiff_t>(turn - (position + 1)) < 0:
-                return False
-            else:
-                position = self.head.load(memory_order_relaxed)
-        item[0] = self.take(position)
-        return True
+        cdef size_t position = 0
+        while self.find_head(&position):
+            if self.try_pop_at(position, item):
+                return True
+        return False
 
     cdef bint peek(self, Head* head) noexcept nogil:
         """What is known of the oldest item; False where there is none published.
@@ -97,26 +103,18 @@ cdef class RequestQueue:
         It may be gone by now, and its slot in use by the pusher of the next lap. What was read holds
         if `try_pop_at` wins the position: README, "The queue".
         """
-        cdef size_t position = self.head.load(memory_order_relaxed)
-        cdef size_t turn
         cdef Slot* slot
-        while True:
-            slot = &self.slots[position & self.mask]
-            turn = slot.turn.load(memory_order_seq_cst)
-            if turn == position + 1:
-                break
-            if <ptrdiff_t>(turn - (position + 1)) < 0:
-                return False
-            position = self.head.load(memory_order_relaxed)
-        head.position = position
+        if not self.find_head(&head.position):
+            return False
+        slot = &self.slots[head.position & self.mask]
         # relaxed: published by the turn.
         head.tag.key = slot.key.load(memory_order_relaxed)
         head.tag.deadline_ns = slot.deadline_ns.load(memory_order_relaxed)
         return True
 
     cdef bint try_pop_at(self, size_t position, void** item) noexcept nogil:
-        """Takes the item that `peek` has seen at `position`; False if somebody else has."""
-        # relaxed: as in try_pop. `peek` has seen the turn of this position.
+        """Takes the item that `find_head` has found at `position`; False if somebody else has."""
+        # relaxed: winning the position publishes nothing. Its turn has been seen.
         if not self.head.compare_exchange_strong(position, position + 1, memory_order_relaxed):
             return False
         item[0] = self.take(position)
@@ -132,21 +130,9 @@ cdef class RequestQueue:
         return item
 
     cdef bint has_items(self) noexcept nogil:
-        """Whether a published item is at the head.
-
-        A stale `head` cannot make it say no wrongly: the slot of a position that was popped has a
-        later turn, which sends us round again.
-        """
-        cdef size_t position = self.head.load(memory_order_relaxed)
-        cdef size_t turn
-        while True:
-            # seq_cst: the second half of release-then-look (README, "No lost wake-up").
-            turn = self.slots[position & self.mask].turn.load(memory_order_seq_cst)
-            if turn == position + 1:
-                return True
-            if <ptrdiff_t>(turn - (position + 1)) < 0:
-                return False
-            position = self.head.load(memory_order_relaxed)
+        """Whether a published item is at the head."""
+        cdef size_t position = 0
+        return self.find_head(&position)
 
     def push(self, uintptr_t item, uint64_t key=0) -> bool:
         cdef bint pushed
