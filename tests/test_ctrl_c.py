@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-# A byte on stdout says that our code acts from here on. Before, Python starts, and says what it likes.
+# A byte on stdout says that our code acts from here on. Before, Python starts, and says what it
+# likes.
 TOLD = """
 import contextlib, os, runpy, sys
 import deepsched.cli
