@@ -16,24 +16,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from deepsched import Engine
 from deepsched.errors import ClosedError, DeadlineExceeded, InferenceError
-from deepsched.runtime.session import open_session
 from tests.support import models
+from tests.support.batches import HALVED, SIZES, first_only, let_run_together, only_one, pick, picks
 from tests.support.contexts import unpinned
 from tests.support.requests import run_until_busy
 from tests.support.threads import in_threads
-
-SIZES = [1, 2, 4, 8, 16]
-HALVED = [1000, 1500, 2000, 3000, 5000]
-"""Run lengths at these sizes, ns: batches pay."""
-
-
-def picks():
-    """y[i] = x[i, index[i]]; fails where an index is out of range."""
-    return models.make(
-        [helper.make_node("GatherElements", ["x", "index"], ["y"], axis=1)],
-        [models.tensor("x", ["n", "k"]), models.tensor("index", ["n", 1], TensorProto.INT64)],
-        [models.tensor("y", ["n", 1])],
-    )
 
 
 def paced():
@@ -68,53 +55,13 @@ def paced():
     )
 
 
-def first_only():
-    """y is the first item of x, so it has one however many x has; no shape tells."""
-    return models.make(
-        [helper.make_node("Compress", ["x", "first"], ["y"], axis=0)],
-        [models.tensor("x", ["n", 4])],
-        [models.tensor("y", ["m", 4])],
-        [numpy_helper.from_array(np.array([True]), "first")],
-    )
-
-
-def only_one():
-    """y = x, for one item; more of them fail."""
-    return models.make(
-        [
-            helper.make_node("Squeeze", ["x", "axes"], ["row"]),
-            helper.make_node("Shape", ["x"], ["shape"]),
-            helper.make_node("Reshape", ["row", "shape"], ["y"]),
-        ],
-        [models.tensor("x", ["n", 4])],
-        [models.tensor("y", ["n", 4])],
-        [numpy_helper.from_array(np.array([0], np.int64), "axes")],
-    )
-
-
-def let_run_together(engine, model, sizes=SIZES, run_ns=HALVED, batch_form=None):
-    proto = (batch_form or model).SerializeToString()
-    sessions = [
-        open_session(proto, num_threads=1, cpus=None, thread_prefix="b", config={})
-        for _ in range(engine._model.dispatcher.num_groups)
-    ]
-    engine._model.set_batching(sessions, list(sizes), list(run_ns))
-
-
 @contextmanager
 def batching(model, num_streams=1, scheduler="multi_stream", capacity=1024, **options):
     """An engine whose requests run together, and one that keeps its streams busy."""
     with unpinned(num_streams, scheduler, queue_capacity=capacity) as context:
         engine = Engine(model, None, context=context, batching="off")
-        let_run_together(engine, model, **options)
+        let_run_together(engine, **options)
         yield engine, Engine(models.spin(), None, context=context)
-
-
-def pick(i, items=1, width=3):
-    """Inputs for `picks`, and its answer."""
-    x = (np.arange(items * width, dtype=np.float32) + 100 * i).reshape(items, width)
-    index = np.full((items, 1), i % width, np.int64)
-    return [x, index], np.take_along_axis(x, index, 1)
 
 
 def waiting(engine, blocker, requests, **options):
@@ -349,15 +296,13 @@ def test_what_does_not_fit_is_refused():
     with unpinned(1) as context:
         engine = Engine(picks(), None, context=context, batching="off")
         with pytest.raises(ValueError, match="ascending sizes"):
-            let_run_together(engine, picks(), sizes=[2, 4], run_ns=[1, 1])
-        with pytest.raises(ValueError, match="expected"):
-            let_run_together(engine, models.identity())
-        let_run_together(engine, picks())
+            let_run_together(engine, sizes=[2, 4], run_ns=[1, 1])
+        let_run_together(engine)
         with pytest.raises(ValueError, match="already"):
-            let_run_together(engine, picks())
+            let_run_together(engine)
         fixed = Engine(models.identity((4,)), None, context=context)
         with pytest.raises(ValueError, match="open first dimension"):
-            let_run_together(fixed, models.identity((4,)))
+            let_run_together(fixed)
 
 
 @settings(max_examples=30, deadline=None)
@@ -493,7 +438,7 @@ def test_a_crowd_of_every_kind(num_streams, scheduler):
         engine = Engine(picks(), None, context=context, batching="off")
         doomed = Engine(picks(), None, context=context, batching="off")
         for one in (engine, doomed):
-            let_run_together(one, picks())
+            let_run_together(one)
             if scheduler == "elastic":  # as if the model scaled well
                 widths = [high - low for low, high in context._layout.tree.leaves]
                 one._model.set_run_ns([60_000 // width for width in widths])

@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from deepsched.checks import check_timeout
-from deepsched.errors import DeadlineExceeded
+from deepsched.errors import DeadlineExceeded, DeepschedError
 from deepsched.runtime.inbox import Inbox
 from deepsched.runtime.model import Model
+from deepsched.runtime.parts import outputs_of_parts, start_together
 from deepsched.runtime.request import Request
 
 # When to wake the workers that queuing left asleep; see LoopInbox.note.
@@ -21,9 +22,35 @@ _WAKE_AFTER_S = 0.001
 # How long others of a loop may wait for a task whose requests the loop runs itself.
 _YIELD_EVERY_S = 0.001
 
+# So many of these make it worth while to end each one's turn, so that their requests run together.
+_CROWD = 8
+
 # Retries of a coroutine that found the queue full: exponential backoff between these.
 _FIRST_RETRY_S = 0.0005
 _LAST_RETRY_S = 0.01
+
+
+class FailedTogether:
+    """A run of several requests that failed, for all that is known because of one of them."""
+
+    def __init__(self, model: Model, num_parts: int) -> None:
+        self._model = model
+        self._num_left = num_parts
+
+    async def await_one(self, alone: Coroutine[Any, Any, list[Any]]) -> list[Any]:
+        """Awaits what runs one of them by itself."""
+        outputs = await alone
+        self._num_left -= 1
+        if not self._num_left:  # none was to blame
+            self._model.note_needless_failure()
+        return outputs
+
+
+# Of a request that waited for the end of the loop's turn. None: it is to run by itself.
+_Gathered = list[Any] | FailedTogether | None
+
+# Such a request: its inputs, its future, run_async's times_ns.
+_Gathering = tuple[list[Any], asyncio.Future[_Gathered], list[int] | None]
 
 
 class LoopInbox:
@@ -37,6 +64,11 @@ class LoopInbox:
         self._ended: deque[Request] = deque()
         """Taken from the inbox, and not handed over yet."""
         self._unwoken: set[Model] = set()
+        self.gathers = False
+        """Whether requests that the loop runs itself are run at the end of its turn, together with
+        those that other tasks start in it: so long as there is a crowd of them."""
+        self._gathered: dict[Model, list[_Gathering]] = {}
+        self._num_yielding = 0
         # The loop refers to us from here on, and we do not refer to it: no cycle keeps it alive.
         loop.add_reader(self.inbox.eventfd, self._on_ended)
 
@@ -44,6 +76,70 @@ class LoopInbox:
         # The loop is gone. Requests that are still under way keep the inbox until _reap takes them.
         if getattr(self, "num_under_way", 0):  # not if __init__ was interrupted
             _orphans.append((self.inbox, self.num_under_way))
+
+    async def let_others_go_first(self, loop: asyncio.AbstractEventLoop) -> None:
+        """For a task whose requests the loop runs itself, and which may do nothing else."""
+        self._num_yielding += 1
+        try:
+            await asyncio.sleep(0)
+        finally:
+            self._num_yielding -= 1
+        if self._num_yielding + 1 >= _CROWD:  # they, too, do just that
+            self.gathers = True
+        self.yields_at = loop.time() + _YIELD_EVERY_S
+
+    def gather(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        model: Model,
+        inputs: list[Any],
+        times_ns: list[int] | None,
+    ) -> asyncio.Future[_Gathered]:
+        """Leaves a request to the end of the loop's turn."""
+        if not self._gathered:
+            loop.call_soon(self._run_gathered)
+        future: asyncio.Future[_Gathered] = loop.create_future()
+        self._gathered.setdefault(model, []).append((inputs, future, times_ns))
+        return future
+
+    def _run_gathered(self) -> None:
+        gathered, self._gathered = self._gathered, {}
+        self.gathers = any(len(waiting) >= _CROWD for waiting in gathered.values())
+        try:
+            for model, waiting in gathered.items():
+                self._run_together(model, waiting)
+        finally:
+            for waiting in gathered.values():
+                _start_alone(waiting)
+
+    def _run_together(self, model: Model, waiting: list[_Gathering]) -> None:
+        """Starts what may run together, and takes it out of `waiting`."""
+        waiting[:] = [each for each in waiting if not each[1].done()]  # cancelled
+        while len(waiting) > 1:
+            self.num_under_way += 1  # before: as in run_on_loop
+            try:
+                request, num_parts = start_together(
+                    model, [inputs for inputs, _, _ in waiting], self.inbox
+                )
+            except BaseException as error:
+                if isinstance(error, KeyboardInterrupt):
+                    raise  # as in run_on_loop
+                self.num_under_way -= 1
+                if isinstance(error, Exception):
+                    return  # closed, say: each will meet it by itself
+                raise
+            if request is None:
+                self.num_under_way -= 1
+                _start_alone(waiting[:1])
+                del waiting[:1]
+                continue
+            parts, waiting[:num_parts] = waiting[:num_parts], []
+            if request.ran_inline:
+                self.num_under_way -= 1
+                _hand_over_parts(request, parts)
+            else:
+                request.tag = parts
+                self.note(asyncio.get_running_loop(), model)
 
     def note(self, loop: asyncio.AbstractEventLoop, model: Model) -> None:
         """Takes note of a request of `model` that has been queued.
@@ -73,7 +169,33 @@ class LoopInbox:
                 asyncio.get_running_loop().call_soon(self._on_ended)
 
 
+def _start_alone(waiting: list[_Gathering], failed: FailedTogether | None = None) -> None:
+    for _, future, _ in waiting:
+        if not future.done():
+            future.set_result(failed)
+
+
+def _hand_over_parts(request: Request, parts: list[_Gathering]) -> None:
+    try:
+        outputs = outputs_of_parts(request)
+    except DeepschedError:  # closed, say: each will meet it by itself
+        _start_alone(parts)
+        return
+    if outputs is None:
+        _start_alone(parts, FailedTogether(request.owner, len(parts)))
+        return
+    for (_, future, times_ns), of_part in zip(parts, outputs, strict=True):
+        if times_ns is not None:
+            times_ns[:] = request.times_ns
+        if not future.done():
+            future.set_result(of_part)
+
+
 def _hand_over(request: Request) -> None:
+    if isinstance(request.tag, list):
+        parts, request.tag = request.tag, None
+        _hand_over_parts(request, parts)
+        return
     future: asyncio.Future[list[Any]] | None = request.tag
     request.tag = None
     if future is None or future.done():
@@ -139,11 +261,26 @@ async def run_on_loop(
     block: bool,
     shrinks: bool,
     times_ns: list[int] | None = None,
+    may_gather: bool = True,
 ) -> list[Any]:
-    """See Engine.run_async."""
+    """See Engine.run_async. `may_gather`: whether it may run together with those of other tasks."""
     timeout = check_timeout(timeout)
     loop = asyncio.get_running_loop()
     ended = _inbox_of(loop)
+    if (
+        (ended.gathers and may_gather)
+        and (timeout is None and priority == 0 and check_inputs and not shrinks)
+        and model.most_together > 1
+    ):
+        gathered = await ended.gather(loop, model, inputs, times_ns)
+        if isinstance(gathered, list):
+            return gathered
+        if gathered is not None:
+            return await gathered.await_one(
+                run_on_loop(
+                    model, inputs, timeout, priority, check_inputs, block, shrinks, times_ns, False
+                )
+            )
     ended.num_under_way += 1  # before: Ctrl-C may come between a start and what follows it
     try:
         request = model.start(
@@ -163,8 +300,7 @@ async def run_on_loop(
     if request.ran_inline:
         ended.num_under_way -= 1
         if loop.time() > ended.yields_at:  # a task that does nothing else leaves others their turn
-            await asyncio.sleep(0)
-            ended.yields_at = loop.time() + _YIELD_EVERY_S
+            await ended.let_others_go_first(loop)
         if times_ns is not None:
             times_ns[:] = request.times_ns
         return request.outputs()

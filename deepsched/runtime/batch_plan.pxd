@@ -1,5 +1,4 @@
-from deepsched.runtime.ort cimport OrtAllocator, OrtSession
-from deepsched.runtime.session cimport ThreadTeam
+from deepsched.runtime.ort cimport OrtAllocator
 from libc.stdint cimport uint32_t, uint64_t
 from libcpp.atomic cimport atomic
 
@@ -15,9 +14,7 @@ cdef enum WhyOff:
 cdef struct BatchPlan:
     # How requests of one model run together. Complete before it is published, and kept until the
     # model is gone.
-    OrtSession** sessions  # by core group, of the form whose first dimension is open
-    ThreadTeam** teams  # theirs
-    OrtAllocator** allocators  # of their arenas
+    OrtAllocator** allocators  # by core group, of its session's arena
     size_t num_inputs
     uint32_t most  # items in a run
     double cost[MAX_BATCH + 1]  # of a run, by its items, in runs of one; as it was measured

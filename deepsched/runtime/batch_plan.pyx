@@ -6,8 +6,8 @@ that is lost to another thread does no harm.
 
 from deepsched.runtime.histogram cimport highest_bit
 from deepsched.runtime.library cimport check, library, loaded_library
-from deepsched.runtime.session cimport Session, ThreadTeam
-from deepsched.runtime.ort cimport OrtAllocator, OrtSession
+from deepsched.runtime.ort cimport OrtAllocator
+from deepsched.runtime.session cimport Session
 from deepsched.runtime.values cimport ValueInfo
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -46,14 +46,10 @@ cdef BatchPlan* new_plan(list sessions, list sizes, list run_ns) except NULL:
     if plan == NULL:
         raise MemoryError("no memory for a model's batches")
     try:
-        plan.sessions = <OrtSession**>calloc(num_sessions, sizeof(OrtSession*))
-        plan.teams = <ThreadTeam**>calloc(num_sessions, sizeof(ThreadTeam*))
         plan.allocators = <OrtAllocator**>calloc(num_sessions + 1, sizeof(OrtAllocator*))
-        if plan.sessions == NULL or plan.teams == NULL or plan.allocators == NULL:
+        if plan.allocators == NULL:
             raise MemoryError("no memory for a model's batches")
         for group, session in enumerate(sessions):
-            plan.sessions[group] = session.handle
-            plan.teams[group] = &session.team
             check(library().api.CreateAllocator(
                 session.handle, library().cpu_memory, &plan.allocators[group]
             ))
@@ -77,6 +73,8 @@ cdef BatchPlan* new_plan(list sessions, list sizes, list run_ns) except NULL:
 cdef void release_allocators(BatchPlan* plan) noexcept:
     """Before its sessions are closed."""
     cdef size_t group = 0
+    if plan == NULL:
+        return
     while plan.allocators[group] != NULL:
         loaded_library().api.ReleaseAllocator(plan.allocators[group])
         plan.allocators[group] = NULL
@@ -86,8 +84,6 @@ cdef void release_allocators(BatchPlan* plan) noexcept:
 cdef void free_plan(BatchPlan* plan) noexcept:
     if plan == NULL:
         return
-    free(plan.sessions)
-    free(plan.teams)
     free(plan.allocators)
     free(plan)
 

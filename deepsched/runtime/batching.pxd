@@ -38,4 +38,5 @@ cdef OrtStatus* run_joined(
     Joined* joined, Batch* batch, BatchPlan* plan, int group, OrtRunOptions* options
 ) noexcept nogil
 cdef Split split_outputs(Joined* joined, Batch* batch) noexcept nogil
+cdef Split check_outputs(RequestState* request) noexcept nogil
 cdef void release_joined(Joined* joined, Batch* batch) noexcept nogil

@@ -163,7 +163,7 @@ cdef OrtStatus* run_joined(
         if status != NULL:
             return status
     return loaded_library().api.Run(
-        plan.sessions[group], options, first.input_names, joined.inputs, first.num_inputs,
+        first.model.sessions[group], options, first.input_names, joined.inputs, first.num_inputs,
         first.model.output_names, first.model.num_outputs, joined.outputs,
     )
 
@@ -214,6 +214,24 @@ cdef Split split_outputs(Joined* joined, Batch* batch) noexcept nogil:
     return split
 
 
+cdef Split check_outputs(RequestState* request) noexcept nogil:
+    """The same for a request of several parts that ran by itself: whoever has it cuts its outputs."""
+    cdef Shape shape
+    cdef size_t i
+    for i in range(request.model.num_outputs):
+        if not has_items(request.outputs[i], request.num_items, &shape):
+            return OUTPUTS_DO_NOT_FIT
+    return SPLIT
+
+
+cdef bint has_items(OrtValue* output, uint32_t num_items, Shape* shape) noexcept nogil:
+    """Whether it is a tensor of so many items. Reads its shape."""
+    return (
+        output != NULL and read_shape(output, shape) and 0 < shape.rank <= MAX_RANK
+        and shape.dims[0] == num_items
+    )
+
+
 cdef Split split_output(OrtValue* output, Batch* batch, size_t i) noexcept nogil:
     cdef const OrtApi* api = loaded_library().api
     cdef RequestState* member = batch.first
@@ -223,9 +241,7 @@ cdef Split split_output(OrtValue* output, Batch* batch, size_t i) noexcept nogil
     cdef void* source = NULL
     cdef void* target = NULL
     cdef size_t num_bytes = 0, item_bytes
-    if output == NULL or not read_shape(output, &shape):
-        return OUTPUTS_DO_NOT_FIT
-    if not 0 < shape.rank <= MAX_RANK or shape.dims[0] != batch.num_items:
+    if not has_items(output, batch.num_items, &shape):
         return OUTPUTS_DO_NOT_FIT
     memcpy(dims, shape.dims, shape.rank * sizeof(int64_t))
     status = api.GetTensorMutableData(output, &source)

@@ -142,6 +142,7 @@ cdef class Dispatcher:
         """Runs `request` here if nobody waits and a group is free."""
         cdef int cpu, preferred, leaf, group
         cdef Decision decision
+        cdef Batch batch
         cdef CpuMask own
         cdef bint moved
         # FIFO: nobody overtakes a request that waits. One that is late is for a worker to end.
@@ -168,7 +169,8 @@ cdef class Dispatcher:
         request.stage.store(RUNNING, memory_order_relaxed)
         request.by_worker = False
         moved = self.move_to(&own, request, group, cpu == self.pins.first_cpu[group])
-        self.runner.run(request, group, self.mask_of(leaf))
+        begin_batch(&batch, request)
+        self.run_batch(&batch, group, self.mask_of(leaf))
         self.move_back(&own, moved, request, group, leaf)
         self.leave_group(leaf, WAKE_ANY)
         return True
@@ -262,8 +264,6 @@ cdef class Dispatcher:
             return
         self.pins.check(self.pool.workers[leaf].thread, self.pins.first_cpu[leaf], request.ended_ns)
         team = request.model.teams[group]
-        if request.num_together > 1:
-            team = request.model.plan.load(memory_order_acquire).teams[group]
         for i in range(team.num_started):
             self.pins.check(team.threads[i].thread, team.cpus[i + 1], request.ended_ns)
 

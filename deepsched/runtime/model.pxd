@@ -12,7 +12,6 @@ cdef class Model:
     cdef readonly list overridable
     cdef readonly list outputs
     cdef list sessions
-    cdef list batch_sessions  # see set_batching
     cdef list all_inputs  # inputs, then overridable
     cdef list input_names  # of all_inputs
     cdef list output_names

@@ -59,7 +59,6 @@ cdef class Model:
         prepare_shrinking()
         self.dispatcher = dispatcher
         self.sessions = sessions
-        self.batch_sessions = []
         session = sessions[0]
         self.inputs = session.describe_inputs()
         self.overridable = session.describe_overridable()
@@ -224,7 +223,7 @@ cdef class Model:
         if not enter(&self.state):
             return NotImplemented
         Py_INCREF(request)  # the node's; Inbox.take gives it back
-        if may_inline:
+        if may_inline and request.parts_inputs is None:  # else whoever joined them has looked
             request.key = key_of(request.borrowed)
             may_inline = is_known_short(self.state.instant_classes, request.key)
         if may_inline:
@@ -378,7 +377,6 @@ cdef class Model:
     def trim(self) -> None:
         """Gives back what the arenas of its sessions keep and do not use now. Requests may run."""
         cdef int group, num_groups = len(self.sessions)
-        cdef BatchPlan* plan = self.state.plan.load(memory_order_relaxed)  # relaxed: the GIL orders it
         self.check_fork()
         if not enter(&self.state):  # close() waits until we have left
             return self.successor().trim()
@@ -387,19 +385,16 @@ cdef class Model:
                 # Streams of one core share a session: the same ones follow each other.
                 if group == 0 or self.state.sessions[group] != self.state.sessions[group - 1]:
                     shrink(self.state.sessions[group], self.state.output_names)
-                    if plan != NULL:
-                        shrink(plan.sessions[group], self.state.output_names)
             leave(&self.state)
 
     # --- Running together ---------------------------------------------------------------------
 
-    def set_batching(self, list sessions, list sizes, list run_ns) -> None:
+    def set_batching(self, list sizes, list run_ns) -> None:
         """From here on, requests that wait may run together: README, "Batching". Once.
 
+        The sessions' inputs and outputs have an open first dimension.
+
         Args:
-            sessions: by core group, as in the constructor, of a form of the model whose inputs and
-                outputs have an open first dimension, and else are the same. They are closed with the
-                model.
             sizes: ascending numbers of items, the first of them 1; a run has the last at most.
             run_ns: how long runs of so many items take on the narrowest group, in ns.
 
@@ -407,27 +402,18 @@ cdef class Model:
             ValueError: what is given does not fit; or this was called before.
             ClosedError: the model is closed.
         """
-        cdef Session session
-        cdef BatchPlan* plan
         self.check_fork()
-        if self.batch_sessions:
+        # relaxed: the GIL orders it.
+        if self.state.plan.load(memory_order_relaxed) != NULL:
             raise ValueError("this model's requests run together already")
-        if len(sessions) != len(self.sessions):
-            raise ValueError(f"expected {len(self.sessions)} sessions, got {len(sessions)}")
-        session = sessions[0]
-        for mine, other in (
-            (self.inputs, session.describe_inputs()), (self.outputs, session.describe_outputs())
-        ):
-            described = [[(info.name, info.dtype) for info in infos] for infos in (mine, other)]
-            if described[0] != described[1] or not 0 < len(mine) <= MAX_VALUES:
-                raise ValueError(f"expected {described[0]}, {MAX_VALUES} at most; got {described[1]}")
-        if not enter(&self.state):  # close() waits until we have left, and closes these sessions too
+        for infos in (self.inputs, self.outputs):
+            if not 0 < len(infos) <= MAX_VALUES:
+                raise ValueError(f"expected 1 to {MAX_VALUES} inputs and outputs, got {len(infos)}")
+        if not enter(&self.state):  # close() waits until we have left, and gives the plan's part back
             raise _closed()
         try:
-            plan = new_plan(sessions, sizes, run_ns)
-            self.batch_sessions = sessions
             # release: whoever sees the plan sees what is in it.
-            self.state.plan.store(plan, memory_order_release)
+            self.state.plan.store(new_plan(self.sessions, sizes, run_ns), memory_order_release)
         finally:
             leave(&self.state)
 
@@ -537,9 +523,8 @@ cdef class Model:
         self.wait_until_idle()
         dispatcher.reap()
         with cython.critical_section(self):  # of two callers one finds NULL
-            if self.batch_sessions:
-                release_allocators(self.state.plan.load(memory_order_acquire))
-        for session in self.sessions + self.batch_sessions:
+            release_allocators(self.state.plan.load(memory_order_acquire))
+        for session in self.sessions:
             session.close()
 
     cdef wait_until_idle(self):

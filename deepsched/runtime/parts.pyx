@@ -1,17 +1,20 @@
-"""Items of a map as parts of one request: joined when it is started, its outputs cut again.
+"""Items of one thread, of a map or of an event loop, as parts of one request: joined when it is
+started, its outputs cut again.
 
 README.md, "Batching".
 """
 
 cimport numpy as cnp
 from cpython.ref cimport Py_INCREF, PyObject, PyTypeObject
+from deepsched.runtime.batch_plan cimport BatchPlan, expected_ns
 from deepsched.runtime.inbox cimport Inbox
+from deepsched.runtime.known_short cimport is_known_short, key_of
 from deepsched.runtime.model cimport Model
-from deepsched.runtime.request cimport FAILED, Request
+from deepsched.runtime.request cimport FAILED, INSTANT_NS, Request
 from deepsched.runtime.values cimport MAX_RANK, ValueInfo
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
-from libcpp.atomic cimport memory_order_relaxed
+from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed
 
 cdef extern from "numpy/arrayobject.h":
     # Not in numpy's own .pxd. Steals a reference to the dtype.
@@ -74,6 +77,40 @@ def start_many(
     return i
 
 
+def start_together(
+    Model model not None, list items not None, Inbox inbox not None
+) -> tuple[Request | None, int]:
+    """Starts the first of `items`, and with it those that may follow it in a run of microseconds, as
+    one request, which is run here and now if a stream is free. Never waits.
+
+    Returns the request, and how many items it is made of. None: nothing has been started, as nothing
+    may go with the first, or there is no room, or the model has moved. Raises what `start` does;
+    nothing has been started then either.
+    """
+    cdef BatchPlan* plan = model.state.plan.load(memory_order_acquire)  # pairs with set_batching
+    cdef Py_ssize_t num_items = 0, most_items = model.most_together
+    cdef list inputs, parts = []
+    cdef Request request
+    cdef uint64_t key = 0
+    for inputs in items:
+        if most_items < 2 or not fits(model, parts[0] if parts else inputs, inputs):
+            break
+        num_items += cnp.PyArray_DIM(<cnp.ndarray>inputs[0], 0)
+        key = key_of(inputs)
+        if (
+            num_items > most_items or expected_ns(plan, <uint32_t>num_items) > INSTANT_NS
+            or not is_known_short(model.state.instant_classes, key)
+        ):
+            break
+        parts.append(inputs)
+    if len(parts) < 2:
+        return None, 1
+    request = prepare_parts(model, parts, 0)
+    request.key = key
+    started = model.start_prepared(request, inbox, None, False, True, True)
+    return (None if started is NotImplemented else started), len(parts)
+
+
 cdef bint fits(Model model, list first, list inputs) except -1:
     """Whether one request may be made of both: arrays that need no conversion, of one shape."""
     cdef ValueInfo info
@@ -109,6 +146,20 @@ cdef bint same_shape(cnp.ndarray one, cnp.ndarray other) noexcept:
 
 cdef start_parts(Model model, list parts, Inbox inbox, object sent, object priority):
     """Starts one request of items that fit together."""
+    cdef list inputs
+    started = model.start_prepared(
+        prepare_parts(model, parts, priority), inbox, False, True, True
+    )
+    if started is not NotImplemented:
+        sent.append(started)
+        return
+    # The model has moved to streams where less may run together, or nothing.
+    for inputs in parts:
+        sent.append(model.successor().start(inputs, inbox, False, None, priority, False, True, True))
+
+
+cdef Request prepare_parts(Model model, list parts, object priority):
+    """One request of items that fit together."""
     cdef Request request
     cdef list inputs = <list>parts[0]
     if len(parts) > 1:
@@ -118,13 +169,7 @@ cdef start_parts(Model model, list parts, Inbox inbox, object sent, object prior
         request.state.num_parts = <uint32_t>len(parts)
         request.state.num_items = <uint32_t>cnp.PyArray_DIM(<cnp.ndarray>inputs[0], 0)
         request.parts_inputs = parts
-    started = model.start_prepared(request, inbox, False, True, True)
-    if started is not NotImplemented:
-        sent.append(started)
-        return
-    # The model has moved to streams where less may run together, or nothing.
-    for inputs in parts:
-        sent.append(model.successor().start(inputs, inbox, False, None, priority, False, True, True))
+    return request
 
 
 cdef cnp.ndarray joined(list parts, Py_ssize_t index):

@@ -23,10 +23,6 @@ from concurrent.futures import CancelledError
 
 from deepsched.errors import ClosedError, DeadlineExceeded, InferenceError, InputError
 
-# A run that an event loop does itself holds it up for this long at most, where inputs of one class
-# take as long each time. A worker that is woken costs the loop as much.
-cdef uint64_t INSTANT_NS = 30_000
-
 # What users read of how a request ended, by Stage.
 OUTCOMES = {
     DONE: "done", FAILED: "failed", EXPIRED: "expired", CANCELLED: "cancelled", REFUSED: "closed",

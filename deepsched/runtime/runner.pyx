@@ -8,7 +8,8 @@ from deepsched.runtime.batch_plan cimport (
     OUTPUTS_DIFFER, BatchPlan, learn_cost, learn_together, note_failure,
 )
 from deepsched.runtime.batching cimport (
-    OUTPUTS_DO_NOT_FIT, SPLIT, Batch, Joined, Split, release_joined, run_joined, split_outputs,
+    OUTPUTS_DO_NOT_FIT, SPLIT, Batch, Joined, Split, check_outputs, release_joined, run_joined,
+    split_outputs,
 )
 from deepsched.runtime.elastic cimport Elastic
 from deepsched.runtime.estimates cimport learn
@@ -106,7 +107,7 @@ cdef class Runner:
         cdef Joined joined
         cdef Split split = SPLIT
         cdef Stage end
-        cdef bint is_wanted, has_run, was_stopped, has_ended
+        cdef bint is_wanted, has_run, is_joined, was_stopped, has_ended
         cdef double company = 0, cost = plan.cost[batch.num_items]
         if self.is_elastic:
             company = self.elastic.record_start(group, model.estimates, cost)
@@ -119,10 +120,17 @@ cdef class Runner:
             member.group.store(group, memory_order_seq_cst)
             member.num_together = batch.num_parts
             member.started_ns = started_ns
+            if not member.submitted_ns:
+                member.submitted_ns = started_ns
             member = member.next_mate
         is_wanted = self.slots.begin(group, batch.first, batch.num_requests, batch.deadline_ns)
         has_run = is_wanted and not batch.is_mixed
-        if has_run:
+        is_joined = batch.num_requests == 1  # of several parts
+        if has_run and is_joined:
+            self.call_ort(batch.first, group)
+            status = batch.first.status
+            batch.first.status = NULL
+        elif has_run:
             status = run_joined(&joined, batch, plan, group, self.slots.slots[group].options)
         ended_ns = now_ns()
         was_stopped = self.slots.end(group) or not is_wanted
@@ -137,8 +145,8 @@ cdef class Runner:
             member.alone_ns = alone_ns
             member = member.next_mate
         if has_run and status == NULL:
-            split = split_outputs(&joined, batch)
-        if has_run:
+            split = check_outputs(batch.first) if is_joined else split_outputs(&joined, batch)
+        if has_run and not is_joined:
             release_joined(&joined, batch)
         if split == OUTPUTS_DO_NOT_FIT:
             plan.why_off.store(OUTPUTS_DIFFER, memory_order_relaxed)

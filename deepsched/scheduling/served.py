@@ -152,7 +152,7 @@ def _open(opener: Opener, placement: Placement, elsewhere: Placed | None) -> Pla
         opened.batch_size if batching.sizes else None,
     )
     if batching.sizes:
-        model.set_batching(opened.sessions, list(batching.sizes), list(batching.run_ns))
+        model.set_batching(list(batching.sizes), list(batching.run_ns))
     placed = Placed(placement, model, opened, sizes_at_opening(opened.sessions))
     try:
         opener.prepare(placement, model, opened)
