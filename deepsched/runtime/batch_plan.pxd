@@ -29,6 +29,7 @@ ctypedef BatchPlan* BatchPlanPointer
 cdef BatchPlan* new_plan(list sessions, list sizes, list run_ns) except NULL
 cdef void release_allocators(BatchPlan* plan) noexcept
 cdef void free_plan(BatchPlan* plan) noexcept
+cdef uint32_t most_together(BatchPlan* plan) noexcept nogil
 cdef double expected_ns(BatchPlan* plan, uint32_t num_items) noexcept nogil
 cdef void learn_together(BatchPlan* plan, uint32_t num_items, uint64_t length_ns) noexcept nogil
 cdef void learn_cost(BatchPlan* plan, double cost, uint32_t num_requests) noexcept nogil

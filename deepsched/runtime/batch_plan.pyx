@@ -88,6 +88,13 @@ cdef void free_plan(BatchPlan* plan) noexcept:
     free(plan)
 
 
+cdef uint32_t most_together(BatchPlan* plan) noexcept nogil:
+    """Most items in a run; 1: a model's requests run by themselves. NULL is allowed."""
+    if plan == NULL or plan.why_off.load(memory_order_relaxed) != IS_ON:
+        return 1
+    return plan.most
+
+
 cdef double expected_ns(BatchPlan* plan, uint32_t num_items) noexcept nogil:
     """How long a run of so many items takes on one stream."""
     return plan.run_ns[num_items] * (

@@ -4,7 +4,7 @@ README.md, "Batching".
 """
 
 from deepsched.runtime.backlog cimport Backlog
-from deepsched.runtime.batch_plan cimport IS_ON, BatchPlan, expected_ns
+from deepsched.runtime.batch_plan cimport BatchPlan, expected_ns, most_together
 from deepsched.runtime.futex cimport now_ns
 from deepsched.runtime.known_short cimport mixed
 from deepsched.runtime.library cimport loaded_library
@@ -55,8 +55,8 @@ cdef Tag tag_of(RequestState* request) noexcept nogil:
     cdef int64_t num_items = 0
     tag.key = 0
     tag.deadline_ns = request.deadline_ns
-    # A request that gives memory back runs by itself; relaxed: a flag.
-    if plan == NULL or request.shrinks or plan.why_off.load(memory_order_relaxed) != IS_ON:
+    # A request that gives memory back runs by itself.
+    if request.shrinks or most_together(plan) == 1:
         return tag
     if request.num_inputs != plan.num_inputs or request.input_names != request.model.input_names:
         return tag  # it replaces a default, or leaves one input out before it

@@ -7,7 +7,7 @@ from deepsched.runtime.inbox cimport DeferredNotification
 from deepsched.runtime.pins cimport Pins
 from deepsched.runtime.pool cimport WorkerPool
 from deepsched.runtime.posix cimport CpuMask
-from deepsched.runtime.request cimport Request, RequestState, Stage
+from deepsched.runtime.request cimport ModelState, Request, RequestState, Stage
 from deepsched.runtime.runner cimport Runner
 from deepsched.runtime.stopping cimport RunSlots
 from deepsched.runtime.tracing cimport Tracer
@@ -50,6 +50,7 @@ cdef class Dispatcher:
     cdef char _pad0[64]
     cdef atomic[uint64_t] backlog_ns  # how long the queued requests are expected to run
     cdef atomic[uint32_t] num_long  # of them, those that are not short
+    cdef atomic[uint64_t] yields_again_ns  # when workers may let callers go first again
     cdef atomic[int] producer_group  # the group whose core the last producer used; or -1
 
     cdef bint try_inline(self, RequestState* request) noexcept nogil
@@ -71,6 +72,7 @@ cdef class Dispatcher:
     cdef int help(self, int most) noexcept nogil
     cdef bint others_wait(self, RequestState* request) noexcept nogil
     cdef bint pop(self, RequestState** request) noexcept nogil
+    cdef void let_callers_queue(self, ModelState* model) noexcept nogil
     cdef int gather(self, Batch* batch, int width, DeferredNotification* owed) noexcept nogil
     cdef uint32_t fair_share(
         self, RequestState* first, BatchPlan* plan, int width

@@ -19,11 +19,11 @@ from deepsched.runtime.policy cimport PolicyTree
 from deepsched.runtime.pins cimport Pins
 from deepsched.runtime.pool cimport fork_generation
 from deepsched.runtime.posix cimport (
-    MAX_CPUS, SIGNAL_CHECK_NS, CpuMask, is_main_thread, sched_getcpu,
+    MAX_CPUS, SIGNAL_CHECK_NS, CpuMask, is_main_thread, sched_getcpu, sched_yield,
 )
 from deepsched.runtime.queue cimport Tag
 from deepsched.runtime.request cimport (
-    CANCELLED, CLOSING, EXPIRED, NO_DEADLINE, RUNNING, Stage, begin, finish, is_late, leave, withdraw,
+    CANCELLED, CLOSING, EXPIRED, NO_DEADLINE, RUNNING, ModelState, Stage, begin, finish, is_late, leave, withdraw,
 )
 from deepsched.runtime.runner cimport SHORT_RUN_NS, Runner, is_short
 from deepsched.runtime.session cimport ThreadTeam
@@ -43,6 +43,20 @@ cdef uint64_t MAX_WAKE_NS = 100_000
 
 # When to look again at what another worker was woken for.
 cdef int64_t BRIEFLY_HELD_NS = 1_000_000
+
+# A crowd is more callers than this for each stream. README, "Batching".
+cdef int CROWD = 2
+
+# Between these run lengths its callers are let go first. Of shorter runs they take turns.
+cdef uint64_t MIN_YIELDING_NS = 12_000
+cdef uint64_t MAX_YIELDING_NS = 100_000
+
+# One yield lets each of those that are ready on this core go on until it waits.
+cdef int MAX_YIELDS = 4
+
+# A yield that took longer gave the core to somebody else, for a time slice.
+cdef uint64_t LONG_YIELD_NS = 1_000_000
+cdef uint64_t YIELD_PAUSE_NS = 100_000_000
 
 # A model that has not run yet counts for this much in the backlog: enough to wake a worker.
 cdef uint64_t UNKNOWN_NS = 1_000_000_000
@@ -356,6 +370,32 @@ cdef class Dispatcher:
         num_free = self.groups.num_groups - self.groups.num_claimed()
         return num_waiting > num_free and num_waiting > num_free + self.pool.num_waking()
 
+    cdef void let_callers_queue(self, ModelState* model) noexcept nogil:
+        """Lets callers go first who have a request of theirs to queue, and would use this core now.
+
+        README, "Batching". For runs so short that their callers' way through the GIL takes longer.
+        """
+        # relaxed, here and below: hints.
+        cdef uint64_t begin, end, typical_ns = model.typical_ns.load(memory_order_relaxed)
+        cdef size_t num_before
+        cdef int i
+        if (
+            not MIN_YIELDING_NS < typical_ns < MAX_YIELDING_NS
+            or self.turnstile.num_callers() <= CROWD * self.groups.num_groups
+        ):
+            return
+        begin = now_ns()
+        if begin < self.yields_again_ns.load(memory_order_relaxed):
+            return
+        for i in range(MAX_YIELDS):
+            num_before = self.backlog.places.load(memory_order_relaxed)
+            sched_yield()
+            if self.backlog.places.load(memory_order_relaxed) <= num_before:
+                break
+        end = now_ns()
+        if end - begin > LONG_YIELD_NS:
+            self.yields_again_ns.store(end + YIELD_PAUSE_NS, memory_order_relaxed)
+
     cdef int gather(self, Batch* batch, int width, DeferredNotification* owed) noexcept nogil:
         """Pops what waits and may run together with the request that the caller has begun, for a group
         of `width` streams. README, "Batching". Returns how many it has ended without a run."""
@@ -488,6 +528,8 @@ cdef class Dispatcher:
                 is_short_run = is_short(request.model)
                 if not is_short_run:
                     flush(&owed)
+                if request.batch_key:
+                    self.let_callers_queue(request.model)
                 wide = self.widen(request, group, own)
                 own = self.mask_of(wide)
                 has_begun = begin(request, self.others_wait(request))

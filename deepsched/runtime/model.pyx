@@ -4,7 +4,7 @@ cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from deepsched.runtime.batch_plan cimport (
-    IS_ON, BatchPlan, failure_of, free_plan, new_plan, note_failure, release_allocators,
+    BatchPlan, failure_of, free_plan, most_together, new_plan, note_failure, release_allocators,
 )
 from deepsched.runtime.batching cimport MAX_VALUES
 from deepsched.runtime.dispatch cimport (
@@ -420,10 +420,7 @@ cdef class Model:
     @property
     def most_together(self) -> int:
         """Most items in a run; 1: requests run by themselves."""
-        cdef BatchPlan* plan = self.state.plan.load(memory_order_relaxed)  # relaxed: the GIL orders it
-        if plan == NULL or plan.why_off.load(memory_order_relaxed) != IS_ON:
-            return 1
-        return plan.most
+        return most_together(self.state.plan.load(memory_order_acquire))  # pairs with set_batching
 
     @property
     def request_ns(self) -> int:

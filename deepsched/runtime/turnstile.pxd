@@ -63,7 +63,7 @@ cdef struct Line:
 cdef class Turnstile:
     cdef uint64_t id
     cdef int num_slots
-    cdef int num_inside  # callers between come() and go(); under the GIL
+    cdef atomic[int] num_inside  # callers between come() and go(); changes under the GIL
     cdef atomic[uint32_t] num_waiting  # this and the next change under the lock
     cdef atomic[uint64_t] num_granted
     cdef mutex lock
@@ -79,6 +79,7 @@ cdef class Turnstile:
     cdef bint wait_turn(self, RequestState* request, bint hears_signals) noexcept nogil
     cpdef void dismiss_all(self) noexcept nogil
     cdef bint is_crowded(self, ModelState* model) noexcept
+    cdef int num_callers(self) noexcept nogil
     cdef int num_useful(self, ModelState* model) noexcept nogil
     cdef bint holds_lease(self, Turn* turn) noexcept nogil
     cdef void arrive(self, Waiter* me, Turn* turn, int priority, int most, uint64_t now) noexcept nogil

@@ -4,6 +4,7 @@ README.md, "The turnstile".
 """
 
 cimport cython
+from deepsched.runtime.batch_plan cimport most_together
 from deepsched.runtime.futex cimport EINTR, futex_wait, futex_wake, now_ns
 from deepsched.runtime.posix cimport SIGNAL_CHECK_NS
 from deepsched.runtime.request cimport ModelState, NO_DEADLINE, RequestState
@@ -31,8 +32,11 @@ cdef uint64_t WATCH_NS = 1_000_000
 # Its lease would lie idle meanwhile, so it takes no turns.
 cdef uint64_t SOON_NS = 50_000
 
-# Longer runs keep callers away from the GIL by themselves.
+# Longer runs keep callers away from the GIL by themselves,
 cdef uint64_t LONG_NS = 30_000
+
+# and those that may run together save more that way than by turns, which leave few in the queue.
+cdef uint64_t LONG_TOGETHER_NS = 12_000
 
 # For about so long a call holds the GIL, so no more than one can begin in that time.
 cdef uint64_t GIL_NS = 4_000
@@ -68,7 +72,8 @@ cdef class Turnstile:
         cdef uint64_t now
         if not HAS_GIL:
             return False
-        self.num_inside += 1
+        # relaxed, here and below: the GIL orders the changes, and workers only take a hint.
+        self.num_inside.store(self.num_callers() + 1, memory_order_relaxed)
         if not self.is_crowded(request.model):
             return False
         turn = own_turn()
@@ -90,15 +95,19 @@ cdef class Turnstile:
                 turn.turnstile = self.id
                 turn.lease = 0
             turn.left_ns = now_ns()
-        self.num_inside -= 1
+        self.num_inside.store(self.num_callers() - 1, memory_order_relaxed)
+
+    cdef int num_callers(self) noexcept nogil:
+        """How many are inside `run`; 0 without a GIL, where nobody counts."""
+        return self.num_inside.load(memory_order_relaxed)
 
     cdef bint is_crowded(self, ModelState* model) noexcept:
         """Whether the callers of `model` are so many that they take turns."""
-        if self.num_inside <= FEW_CALLERS:
+        if self.num_callers() <= FEW_CALLERS:
             return False
         cdef int num_useful = self.num_useful(model)
         return num_useful > 0 and (
-            self.num_inside > FEW_CALLERS * num_useful
+            self.num_callers() > FEW_CALLERS * num_useful
             # relaxed: a hint. Nobody overtakes who waits already.
             or self.num_waiting.load(memory_order_relaxed) > 0
         )
@@ -108,7 +117,11 @@ cdef class Turnstile:
         0: its callers take no turns."""
         # relaxed: a statistic; 0 until the first run.
         cdef uint64_t typical_ns = model.typical_ns.load(memory_order_relaxed)
-        if not 0 < typical_ns < LONG_NS:
+        cdef uint64_t long_ns = LONG_NS
+        # acquire: pairs with set_batching.
+        if most_together(model.plan.load(memory_order_acquire)) > 1:
+            long_ns = LONG_TOGETHER_NS
+        if not 0 < typical_ns < long_ns:
             return 0
         return min(self.num_slots, 2 + <int>(typical_ns // GIL_NS))
 
