@@ -295,7 +295,12 @@ def against_engine(model: str, callers: int) -> Callable[[argparse.Namespace], t
 
 
 def served_rate(port: int, model: str, callers: int, seconds: float) -> float:
-    input_name = {"resnet50": "gpu_0/data_0"}.get(model, "data_0")
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        ask = channel.unary_unary(f"/{SERVICE}/ModelMetadata")
+        metadata = message_class("ModelMetadataResponse").FromString(
+            ask(message_class("ModelMetadataRequest")(name=model).SerializeToString())
+        )
+        input_name = metadata.inputs[0].name
     done = [0] * callers
     stop = threading.Event()
 

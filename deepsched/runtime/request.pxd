@@ -15,6 +15,9 @@ cdef enum:
     # A run that an event loop does itself holds it up for this long at most, where inputs of one
     # class take as long each time. A worker that is woken costs the loop as much.
     INSTANT_NS = 30_000
+    # From where on one of these is left to a worker again. Well above, as an interrupt in the run
+    # says nothing of the next.
+    NOT_INSTANT_NS = 100_000
 
 cdef enum Stage:
     # Leaves QUEUED once, by compare-and-swap; whoever moves it on decides how it ends.
