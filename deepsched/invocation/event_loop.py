@@ -103,35 +103,30 @@ class LoopInbox:
         return future
 
     def _run_gathered(self) -> None:
-        gathered, self._gathered = self._gathered, {}
-        self.gathers = any(len(waiting) >= _CROWD for waiting in gathered.values())
+        self.gathers = any(len(waiting) >= _CROWD for waiting in self._gathered.values())
         try:
-            for model, waiting in gathered.items():
-                self._run_together(model, waiting)
+            for model in list(self._gathered):
+                self._run_together(model, self._gathered[model])
+                del self._gathered[model]
         finally:
-            for waiting in gathered.values():
-                _start_alone(waiting)
+            if self._gathered:  # a signal handler's exception came between: go on after it
+                asyncio.get_running_loop().call_soon(self._run_gathered)
 
     def _run_together(self, model: Model, waiting: list[_Gathering]) -> None:
-        """Starts what may run together, and takes it out of `waiting`."""
+        """Starts what may run together, has the rest run alone, and takes both out of `waiting`."""
         waiting[:] = [each for each in waiting if not each[1].done()]  # cancelled
-        while len(waiting) > 1:
+        while waiting:
             self.num_under_way += 1  # before: as in run_on_loop
             try:
                 request, num_parts = start_together(
                     model, [inputs for inputs, _, _ in waiting], self.inbox
                 )
-            except BaseException as error:
-                if isinstance(error, KeyboardInterrupt):
-                    raise  # as in run_on_loop
-                self.num_under_way -= 1
-                if isinstance(error, Exception):
-                    return  # closed, say: each will meet it by itself
-                raise
+            except Exception:  # closed, say: each will meet it by itself
+                request, num_parts = None, len(waiting)
             if request is None:
                 self.num_under_way -= 1
-                _start_alone(waiting[:1])
-                del waiting[:1]
+                _start_alone(waiting[:num_parts])
+                del waiting[:num_parts]
                 continue
             parts, waiting[:num_parts] = waiting[:num_parts], []
             if request.ran_inline:

@@ -91,22 +91,20 @@ def start_together(
     cdef Py_ssize_t num_items = 0, most_items = model.most_together
     cdef list inputs, parts = []
     cdef Request request
-    cdef uint64_t key = 0
     for inputs in items:
         if most_items < 2 or not fits(model, parts[0] if parts else inputs, inputs):
             break
         num_items += cnp.PyArray_DIM(<cnp.ndarray>inputs[0], 0)
-        key = key_of(inputs)
         if (
             num_items > most_items or expected_ns(plan, <uint32_t>num_items) > INSTANT_NS
-            or not is_known_short(model.state.instant_classes, key)
+            or not is_known_short(model.state.instant_classes, key_of(inputs))
         ):
             break
         parts.append(inputs)
     if len(parts) < 2:
         return None, 1
     request = prepare_parts(model, parts, 0)
-    request.key = key
+    request.key = key_of(<list>parts[0])
     started = model.start_prepared(request, inbox, None, False, True, True)
     return (None if started is NotImplemented else started), len(parts)
 

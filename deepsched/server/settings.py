@@ -26,7 +26,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Of the JSON in a request; of a message of gRPC without its raw tensors. Reading it keeps the
     event loop for about 50 ms by 10 MB."""
     max_connections: int = 1000
-    """Of HTTP at once. One more gets 503 and is closed."""
+    """Of HTTP at once, and of gRPC. One more is closed; of HTTP it gets 503 first."""
     max_grpc_requests: int = 2048
     """Of gRPC at once. One more gets RESOURCE_EXHAUSTED."""
     header_timeout: float = 10.0

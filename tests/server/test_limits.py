@@ -354,3 +354,36 @@ def test_requests_of_one_connection_are_answered_in_their_order(server):
     places = [answers.index(f'"id":"r{number}"'.encode()) for number in range(5)]
     assert places == sorted(places)
     assert answers.count(b"HTTP/1.1 200") == 11
+
+
+def test_connections_of_grpc_are_bounded_and_a_closed_one_makes_room(server):
+    host, port = server.grpc.split(":")
+
+    def connect():
+        """A connection that the server keeps; None: it has closed it."""
+        connection = socket.create_connection((host, int(port)), 30)
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")
+        with contextlib.suppress(ConnectionError):
+            if connection.recv(1):  # its settings
+                return connection
+        connection.close()
+        return None
+
+    def is_refused():
+        with grpc.insecure_channel(server.grpc) as channel:
+            try:
+                channel.unary_unary(f"/{SERVICE}/ServerLive")(b"", timeout=10)
+            except grpc.RpcError as error:
+                return error.code() == grpc.StatusCode.UNAVAILABLE
+        return False
+
+    kept = []
+    while (connection := connect()) is not None:
+        kept.append(connection)
+    try:
+        assert 30 <= len(kept) <= 40  # others of this server's tests may be open still
+        assert is_refused()
+    finally:
+        for connection in kept:
+            connection.close()
+    serving.eventually(lambda: not is_refused())
