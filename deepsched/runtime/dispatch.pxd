@@ -1,13 +1,13 @@
 from deepsched.runtime.backlog cimport Backlog
-from deepsched.runtime.batch_plan cimport BatchPlan
 from deepsched.runtime.batching cimport Batch
 from deepsched.runtime.elastic cimport Elastic
+from deepsched.runtime.expected_load cimport ExpectedLoad
+from deepsched.runtime.gathering cimport Gatherer
 from deepsched.runtime.groups cimport CoreGroups
-from deepsched.runtime.inbox cimport DeferredNotification
 from deepsched.runtime.pins cimport Pins
 from deepsched.runtime.pool cimport WorkerPool
 from deepsched.runtime.posix cimport CpuMask
-from deepsched.runtime.request cimport ModelState, Request, RequestState, Stage
+from deepsched.runtime.request cimport Request, RequestState, Stage
 from deepsched.runtime.runner cimport Runner
 from deepsched.runtime.stopping cimport RunSlots
 from deepsched.runtime.tracing cimport Tracer
@@ -37,6 +37,8 @@ cdef class Dispatcher:
     cdef WorkerPool pool
     cdef RunSlots slots
     cdef Runner runner
+    cdef Gatherer gatherer
+    cdef ExpectedLoad load
     cdef readonly Pins pins
     cdef readonly Turnstile turnstile  # of callers of run(), before they submit
     cdef int* group_of_cpu
@@ -48,9 +50,6 @@ cdef class Dispatcher:
     cdef readonly uint32_t generation
     cdef readonly Tracer tracer
     cdef char _pad0[64]
-    cdef atomic[uint64_t] backlog_ns  # how long the queued requests are expected to run
-    cdef atomic[uint32_t] num_long  # of them, those that are not short
-    cdef atomic[uint64_t] yields_again_ns  # when workers may let callers go first again
     cdef atomic[int] producer_group  # the group whose core the last producer used; or -1
 
     cdef bint try_inline(self, RequestState* request) noexcept nogil
@@ -70,25 +69,13 @@ cdef class Dispatcher:
     cdef void kick(self, WakePolicy policy) noexcept nogil
     cdef void leave_group(self, int group, WakePolicy policy) noexcept nogil
     cdef int help(self, int most) noexcept nogil
-    cdef bint others_wait(self, RequestState* request) noexcept nogil
-    cdef bint pop(self, RequestState** request) noexcept nogil
-    cdef void let_callers_queue(self, ModelState* model) noexcept nogil
-    cdef int gather(self, Batch* batch, int width, DeferredNotification* owed) noexcept nogil
-    cdef uint32_t fair_share(
-        self, RequestState* first, BatchPlan* plan, int width
-    ) noexcept nogil
-    cdef void run_batch(self, Batch* batch, int group, uint64_t kept) noexcept nogil
     cdef uint64_t mask_of(self, int group) noexcept nogil
-    cdef void finish_batch(self, Batch* batch, DeferredNotification* owed) noexcept nogil
     cdef void run_on_worker(self, Batch* batch, int group, int leaf) noexcept nogil
     cdef int64_t hold(self, int leaf, uint64_t own) noexcept nogil
     cdef void release_stream(self, int leaf, uint64_t own) noexcept nogil
     cdef void retry(self) noexcept nogil
-    cdef void add_expected_load(self, RequestState* request) noexcept nogil
-    cdef void subtract_expected_load(self, RequestState* request) noexcept nogil
     cdef int64_t serve(self, int group) noexcept nogil
     cdef int64_t spin_time(self, uint64_t typical_ns) noexcept nogil
-    cdef uint64_t wake_ns(self) noexcept nogil
     cdef int num_streams_of(self, RequestState* request) noexcept nogil
     cdef int width_of(self, int group) noexcept nogil
     cdef void stop_running(self, RequestState* request, Stage reason) noexcept nogil

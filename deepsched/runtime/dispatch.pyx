@@ -6,26 +6,24 @@ README.md, "A request's life" and "No lost wake-up", is the argument; this is th
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from deepsched.runtime.batch_plan cimport BatchPlan, expected_ns
-from deepsched.runtime.batching cimport (
-    Batch, add_mate, begin_batch, pop_mate, tag_of,
-)
+from deepsched.runtime.batch_plan cimport BatchPlan
+from deepsched.runtime.batching cimport Batch, begin_batch, tag_of
 from deepsched.runtime.completion cimport WAIT_DONE, WaitResult, is_complete, wait_for
-from deepsched.runtime.elastic cimport NUM_COUNTERS
 from deepsched.runtime.estimates cimport MAY_HOLD, MAY_NOT_TRY, MAY_TRY, Decision, Trying
 from deepsched.runtime.futex cimport now_ns
-from deepsched.runtime.inbox cimport DeferredNotification, defer, flush, is_overdue
+from deepsched.runtime.gathering cimport finish_batch
+from deepsched.runtime.inbox cimport DeferredNotification, flush, is_overdue
 from deepsched.runtime.policy cimport PolicyTree
 from deepsched.runtime.pins cimport Pins
 from deepsched.runtime.pool cimport fork_generation
 from deepsched.runtime.posix cimport (
-    MAX_CPUS, SIGNAL_CHECK_NS, CpuMask, is_main_thread, sched_getcpu, sched_yield,
+    MAX_CPUS, SIGNAL_CHECK_NS, CpuMask, is_main_thread, sched_getcpu,
 )
 from deepsched.runtime.queue cimport Tag
 from deepsched.runtime.request cimport (
-    CANCELLED, CLOSING, EXPIRED, NO_DEADLINE, RUNNING, ModelState, Stage, begin, finish, is_late, leave, withdraw,
+    CANCELLED, CLOSING, EXPIRED, NO_DEADLINE, RUNNING, Stage, begin, is_late, leave, withdraw,
 )
-from deepsched.runtime.runner cimport SHORT_RUN_NS, Runner, is_short
+from deepsched.runtime.runner cimport is_short
 from deepsched.runtime.session cimport ThreadTeam
 from deepsched.runtime.stopping cimport ask_to_stop
 from deepsched.runtime.turnstile cimport Turnstile
@@ -38,28 +36,9 @@ from deepsched.errors import StreamConfigError
 # Queued work above which the worker whose core a producer uses is woken beside it, ns.
 cdef uint64_t SHARE_CORE_NS = 1_000_000
 
-# A wake-up that took longer waited for a core: that is contention, not the cost of waking.
-cdef uint64_t MAX_WAKE_NS = 100_000
-
 # When to look again at what another worker was woken for.
 cdef int64_t BRIEFLY_HELD_NS = 1_000_000
 
-# A crowd is more callers than this for each stream. README, "Batching".
-cdef int CROWD = 2
-
-# Between these run lengths its callers are let go first. Of shorter runs they take turns.
-cdef uint64_t MIN_YIELDING_NS = 12_000
-cdef uint64_t MAX_YIELDING_NS = 100_000
-
-# One yield lets each of those that are ready on this core go on until it waits.
-cdef int MAX_YIELDS = 4
-
-# A yield that took longer gave the core to somebody else, for a time slice.
-cdef uint64_t LONG_YIELD_NS = 1_000_000
-cdef uint64_t YIELD_PAUSE_NS = 100_000_000
-
-# A model that has not run yet counts for this much in the backlog: enough to wake a worker.
-cdef uint64_t UNKNOWN_NS = 1_000_000_000
 
 
 @cython.final
@@ -95,6 +74,10 @@ cdef class Dispatcher:
         self.tracer = Tracer()
         self.slots = RunSlots(self.num_groups, thread_prefix)
         self.runner = Runner(self.slots, self.elastic)
+        self.load = ExpectedLoad(self.elastic)
+        self.gatherer = Gatherer(
+            self.backlog, self.groups, self.pool, self.runner, self.turnstile, self.load
+        )
         self.abandoned = []
         self.orphans = []
         self.is_pinned = cpus_by_group[0] is not None
@@ -184,7 +167,7 @@ cdef class Dispatcher:
         request.by_worker = False
         moved = self.move_to(&own, request, group, cpu == self.pins.first_cpu[group])
         begin_batch(&batch, request)
-        self.run_batch(&batch, group, self.mask_of(leaf))
+        self.runner.run_batch(&batch, group, self.mask_of(leaf))
         self.move_back(&own, moved, request, group, leaf)
         self.leave_group(leaf, WAKE_ANY)
         return True
@@ -220,9 +203,7 @@ cdef class Dispatcher:
             request.submitted_ns = now_ns()
         request.by_worker = True
         request.is_stoppable = True
-        # relaxed: a statistic.
-        request.expected_ns = request.model.typical_ns.load(memory_order_relaxed) or UNKNOWN_NS
-        self.add_expected_load(request)
+        self.load.add(request)
         tag = tag_of(request)
         request.batch_key = tag.key
         while not self.backlog.try_push(request, request.priority, tag, 0):
@@ -238,10 +219,10 @@ cdef class Dispatcher:
             # relaxed: deregistering late only costs a wake-up too many.
             self.backlog.space_waiters.fetch_sub(1, memory_order_relaxed)
             if request.model.admission.load(memory_order_seq_cst) == CLOSING:
-                self.subtract_expected_load(request)
+                self.load.subtract(request)
                 return CLOSED
             if error:
-                self.subtract_expected_load(request)
+                self.load.subtract(request)
                 return FULL
         # From here on the request may end, and its caller free it, at any time.
         self.kick(policy)
@@ -303,7 +284,7 @@ cdef class Dispatcher:
         elif policy == SPARE_PRODUCER:
             producer_group = self.producer_group.load(memory_order_relaxed)
         if producer_group >= 0 and (
-            self.backlog_ns.load(memory_order_relaxed) >= SHARE_CORE_NS
+            self.load.ns.load(memory_order_relaxed) >= SHARE_CORE_NS
             or not self.groups.num_claimed()
         ):
             producer_group = -1  # too much waits, or nobody would look at the backlog again
@@ -344,150 +325,20 @@ cdef class Dispatcher:
         # count may be late, and then one long run is served here.
         while (
             num_served < most
-            and not self.num_long.load(memory_order_relaxed)
-            and self.pop(&request)
+            and not self.load.num_long.load(memory_order_relaxed)
+            and self.gatherer.pop(&request)
         ):
             begin_batch(&batch, request)
-            if begin(request, self.others_wait(request)):
-                num_served += self.gather(&batch, 1, &owed)
+            if begin(request, self.gatherer.others_wait(request)):
+                num_served += self.gatherer.gather(&batch, 1, &owed)
                 moved = self.move_to(&own, request, group, is_there)
-                self.run_batch(&batch, group, self.mask_of(group))
+                self.runner.run_batch(&batch, group, self.mask_of(group))
                 self.move_back(&own, moved, request, group, group)
             num_served += batch.num_parts
-            self.finish_batch(&batch, &owed)
+            finish_batch(&batch, &owed)
             flush(&owed)
         self.leave_group(group, SPARE_CALLER)
         return num_served
-
-    cdef bint others_wait(self, RequestState* request) noexcept nogil:
-        """Whether more requests wait than streams are free, or have been given to a worker that is
-        waking. Not looked at for a request without a deadline, for which it does not matter."""
-        # relaxed: a hint.
-        cdef size_t num_waiting = self.backlog.places.load(memory_order_relaxed)
-        cdef size_t num_free
-        if request.deadline_ns == NO_DEADLINE:
-            return False
-        num_free = self.groups.num_groups - self.groups.num_claimed()
-        return num_waiting > num_free and num_waiting > num_free + self.pool.num_waking()
-
-    cdef void let_callers_queue(self, ModelState* model) noexcept nogil:
-        """Lets callers go first who have a request of theirs to queue, and would use this core now.
-
-        README, "Batching". For runs so short that their callers' way through the GIL takes longer.
-        """
-        # relaxed, here and below: hints.
-        cdef uint64_t begin, end, typical_ns = model.typical_ns.load(memory_order_relaxed)
-        cdef size_t num_before
-        cdef int i
-        if (
-            not MIN_YIELDING_NS < typical_ns < MAX_YIELDING_NS
-            or self.turnstile.num_callers() <= CROWD * self.groups.num_groups
-        ):
-            return
-        begin = now_ns()
-        if begin < self.yields_again_ns.load(memory_order_relaxed):
-            return
-        for i in range(MAX_YIELDS):
-            num_before = self.backlog.places.load(memory_order_relaxed)
-            sched_yield()
-            if self.backlog.places.load(memory_order_relaxed) <= num_before:
-                break
-        end = now_ns()
-        if end - begin > LONG_YIELD_NS:
-            self.yields_again_ns.store(end + YIELD_PAUSE_NS, memory_order_relaxed)
-
-    cdef int gather(self, Batch* batch, int width, DeferredNotification* owed) noexcept nogil:
-        """Pops what waits and may run together with the request that the caller has begun, for a group
-        of `width` streams. README, "Batching". Returns how many it has ended without a run."""
-        cdef RequestState* mate
-        cdef BatchPlan* plan
-        cdef uint32_t most
-        cdef int num_ended = 0
-        cdef Batch ended
-        if not batch.first.batch_key or not self.backlog.has_items():
-            return 0
-        if (
-            is_short(batch.first.model)
-            # relaxed: a hint.
-            and self.backlog.places.load(memory_order_relaxed) <= <size_t>self.groups.num_groups
-        ):
-            return 0  # waking their callers all at once costs more than the runs
-        plan = batch.first.model.plan.load(memory_order_acquire)  # pairs with set_batching
-        most = self.fair_share(batch.first, plan, width)
-        while True:
-            mate = pop_mate(self.backlog, batch, plan, most)
-            if mate == NULL:
-                return num_ended
-            self.subtract_expected_load(mate)
-            if begin(mate, self.others_wait(mate)):
-                add_mate(batch, mate)
-            else:
-                begin_batch(&ended, mate)
-                self.finish_batch(&ended, owed)
-                num_ended += 1
-
-    cdef uint32_t fair_share(
-        self, RequestState* first, BatchPlan* plan, int width
-    ) noexcept nogil:
-        """How many items a run of `first` may have, so that the streams that this model's requests
-        use, or are about to, get as many each."""
-        # relaxed: hints.
-        cdef uint32_t num_items = 0, num_streams = 1 + self.runner.num_running(
-            first.model, &num_items
-        )
-        cdef int num_free = self.groups.num_groups - self.groups.num_claimed()
-        # What waits is taken to be as large.
-        num_items += first.num_items * <uint32_t>(
-            1 + self.backlog.places.load(memory_order_relaxed)
-        )
-        # A stream that has yet to wake takes nothing of what is over before that.
-        if num_free > 0 and expected_ns(plan, min(num_items, plan.most)) > self.wake_ns():
-            num_streams += num_free // width
-        return min(plan.most, (num_items + num_streams - 1) // num_streams)
-
-    cdef void run_batch(self, Batch* batch, int group, uint64_t kept) noexcept nogil:
-        """Runs what `gather` has left: one request, several together, or these one by one."""
-        if batch.num_parts == 1:
-            self.runner.run(batch.first, group, kept)
-        elif not self.runner.run_together(batch, group, kept):
-            self.runner.run_each(batch, group, kept)
-
-    cdef void finish_batch(self, Batch* batch, DeferredNotification* owed) noexcept nogil:
-        """Lets their callers have what has ended; these may free it from here on."""
-        cdef RequestState* request = batch.first
-        cdef RequestState* following
-        cdef void* inbox
-        while request != NULL:
-            following = request.next_mate
-            inbox = finish(request)
-            if inbox != NULL:
-                defer(owed, inbox)
-            request = following
-
-    cdef bint pop(self, RequestState** request) noexcept nogil:
-        if not self.backlog.try_pop(<void**>request):
-            return False
-        self.subtract_expected_load(request[0])
-        return True
-
-    cdef void add_expected_load(self, RequestState* request) noexcept nogil:
-        # relaxed, here and below: an estimate; nothing is read through it.
-        self.backlog_ns.fetch_add(request.expected_ns, memory_order_relaxed)
-        if request.expected_ns >= SHORT_RUN_NS:
-            self.num_long.fetch_add(1, memory_order_relaxed)
-        if self.is_elastic:
-            self.elastic.num_queued[request.model.number % NUM_COUNTERS].fetch_add(
-                1, memory_order_relaxed
-            )
-
-    cdef void subtract_expected_load(self, RequestState* request) noexcept nogil:
-        self.backlog_ns.fetch_sub(request.expected_ns, memory_order_relaxed)
-        if request.expected_ns >= SHORT_RUN_NS:
-            self.num_long.fetch_sub(1, memory_order_relaxed)
-        if self.is_elastic:
-            self.elastic.num_queued[request.model.number % NUM_COUNTERS].fetch_sub(
-                1, memory_order_relaxed
-            )
 
     cdef int64_t serve(self, int group) noexcept nogil:
         """A worker's turn: owns the stream `group` on entry, has given it up on return.
@@ -523,19 +374,19 @@ cdef class Dispatcher:
                 if held_ns:
                     flush(&owed)
                     return -held_ns
-                if not self.pop(&request):
+                if not self.gatherer.pop(&request):
                     break
                 is_short_run = is_short(request.model)
                 if not is_short_run:
                     flush(&owed)
                 if request.batch_key:
-                    self.let_callers_queue(request.model)
+                    self.gatherer.let_callers_queue(request.model)
                 wide = self.widen(request, group, own)
                 own = self.mask_of(wide)
-                has_begun = begin(request, self.others_wait(request))
+                has_begun = begin(request, self.gatherer.others_wait(request))
                 begin_batch(&batch, request)
                 if has_begun:
-                    self.gather(&batch, self.width_of(wide), &owed)
+                    self.gatherer.gather(&batch, self.width_of(wide), &owed)
                 if self.backlog.has_items():
                     # A pusher wakes one worker, but may find no group free while we own one that we
                     # then leave: so whoever pops a request and sees more wakes the next.
@@ -550,7 +401,7 @@ cdef class Dispatcher:
                 if is_drained:
                     # Before its caller is notified: one that returns at once finds the group free.
                     self.release_stream(group, own)
-                self.finish_batch(&batch, &owed)
+                finish_batch(&batch, &owed)
                 if (
                     is_drained or not is_short_run or is_overdue(&owed)
                     # relaxed: see start_watcher. Without it, nobody would notify during a run.
@@ -602,7 +453,7 @@ cdef class Dispatcher:
         )
         if moves:
             self.pins.move_worker(group)
-        self.run_batch(batch, group, self.mask_of(group))
+        self.runner.run_batch(batch, group, self.mask_of(group))
         if moves:
             self.pins.move_worker(leaf)
         self.check_pins(batch.first, group, leaf)
@@ -639,16 +490,11 @@ cdef class Dispatcher:
 
     cdef int64_t spin_time(self, uint64_t typical_ns) noexcept nogil:
         """How long to spin for the next request, in ns: README, "Spinning"."""
-        cdef uint64_t wake_ns = self.wake_ns()
+        cdef uint64_t wake_ns = self.pool.wake_ns()
         if self.spin_ns >= 0:
             return self.spin_ns
         # Where the wake-up that it might save is less than 1 % of a run: not at all.
         return 0 if typical_ns > 100 * wake_ns else <int64_t>wake_ns
-
-    cdef uint64_t wake_ns(self) noexcept nogil:
-        # relaxed: a statistic.
-        cdef uint64_t measured_ns = self.pool.state.wake_ns.load(memory_order_relaxed)
-        return measured_ns if measured_ns < MAX_WAKE_NS else MAX_WAKE_NS
 
     cdef int num_streams_of(self, RequestState* request) noexcept nogil:
         """How many streams a run that has ended had, together."""

@@ -30,6 +30,7 @@ cdef class WorkerPool:
 
     cdef void wake(self, int group) noexcept nogil
     cdef size_t num_waking(self) noexcept nogil
+    cdef uint64_t wake_ns(self) noexcept nogil
     cdef start(self, ServeFn serve, RetryFn retry, void* server, CpuMask* masks, str prefix)
     cdef stop(self)
 

@@ -23,6 +23,8 @@ cdef enum:
     AWAKE = 2  # serves, or looks at the word for its next grant; no system call wakes it
     STOPPING = 3  # must return; final
 
+# A wake-up that took longer waited for a core: that is contention, not the cost of waking.
+cdef uint64_t MAX_WAKE_NS = 100_000
 
 # What a wake-up is taken to cost until some were measured; 50 to 70 us on virtual machines.
 cdef uint64_t WAKE_NS = 50_000
@@ -161,6 +163,11 @@ cdef class WorkerPool:
                 if sleeps:
                     futex_wake(&worker.signal, 1)
                 return
+
+    cdef uint64_t wake_ns(self) noexcept nogil:
+        """How long it takes to wake a worker."""
+        # relaxed: a statistic.
+        return min(self.state.wake_ns.load(memory_order_relaxed), MAX_WAKE_NS)
 
     cdef size_t num_waking(self) noexcept nogil:
         """How many workers have been given their group and do not serve yet."""

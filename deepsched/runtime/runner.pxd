@@ -15,6 +15,7 @@ cdef class Runner:
     cdef Elastic elastic  # None: every request takes one stream
     cdef bint is_elastic
 
+    cdef void run_batch(self, Batch* batch, int group, uint64_t kept) noexcept nogil
     cdef void run(self, RequestState* request, int group, uint64_t kept) noexcept nogil
     cdef bint run_together(self, Batch* batch, int group, uint64_t kept) noexcept nogil
     cdef void run_each(self, Batch* batch, int group, uint64_t kept) noexcept nogil

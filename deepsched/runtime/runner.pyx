@@ -38,6 +38,13 @@ cdef class Runner:
         self.elastic = elastic
         self.is_elastic = elastic is not None
 
+    cdef void run_batch(self, Batch* batch, int group, uint64_t kept) noexcept nogil:
+        """Runs one request, several together, or these one by one."""
+        if batch.num_parts == 1:
+            self.run(batch.first, group, kept)
+        elif not self.run_together(batch, group, kept):
+            self.run_each(batch, group, kept)
+
     cdef void run(self, RequestState* request, int group, uint64_t kept) noexcept nogil:
         """Runs a request that has begun, on the calling thread, with the session of `group`.
 

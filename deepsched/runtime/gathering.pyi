@@ -1,0 +1,2 @@
+class Gatherer:
+    """Pops requests for the owners of core groups; native methods only. Made by the dispatcher."""

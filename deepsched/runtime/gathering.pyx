@@ -1,0 +1,149 @@
+"""What is taken from the backlog for one run, and its end.
+
+README.md, "Batching".
+"""
+
+cimport cython
+from deepsched.runtime.batch_plan cimport expected_ns
+from deepsched.runtime.batching cimport add_mate, begin_batch, pop_mate
+from deepsched.runtime.futex cimport now_ns
+from deepsched.runtime.inbox cimport defer
+from deepsched.runtime.posix cimport sched_yield
+from deepsched.runtime.request cimport NO_DEADLINE, begin, finish
+from deepsched.runtime.runner cimport is_short
+from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed
+
+# A crowd is more callers than this for each stream. README, "Batching".
+cdef int CROWD = 2
+
+# Between these run lengths its callers are let go first. Of shorter runs they take turns.
+cdef uint64_t MIN_YIELDING_NS = 12_000
+cdef uint64_t MAX_YIELDING_NS = 100_000
+
+# One yield lets each of those that are ready on this core go on until it waits.
+cdef int MAX_YIELDS = 4
+
+# A yield that took longer gave the core to somebody else, for a time slice.
+cdef uint64_t LONG_YIELD_NS = 1_000_000
+cdef uint64_t YIELD_PAUSE_NS = 100_000_000
+
+
+@cython.final
+cdef class Gatherer:
+    """Pops requests for the owners of a context's core groups."""
+
+    def __cinit__(
+        self, Backlog backlog not None, CoreGroups groups not None, WorkerPool pool not None,
+        Runner runner not None, Turnstile turnstile not None, ExpectedLoad load not None,
+    ):
+        self.backlog = backlog
+        self.groups = groups
+        self.pool = pool
+        self.runner = runner
+        self.turnstile = turnstile
+        self.load = load
+
+    cdef bint pop(self, RequestState** request) noexcept nogil:
+        if not self.backlog.try_pop(<void**>request):
+            return False
+        self.load.subtract(request[0])
+        return True
+
+    cdef void let_callers_queue(self, ModelState* model) noexcept nogil:
+        """Lets callers go first who have a request of theirs to queue, and would use this core now.
+
+        README, "Batching". For runs so short that their callers' way through the GIL takes longer.
+        """
+        # relaxed, here and below: hints.
+        cdef uint64_t begin, end, typical_ns = model.typical_ns.load(memory_order_relaxed)
+        cdef size_t num_before
+        cdef int i
+        if (
+            not MIN_YIELDING_NS < typical_ns < MAX_YIELDING_NS
+            or self.turnstile.num_callers() <= CROWD * self.groups.num_groups
+        ):
+            return
+        begin = now_ns()
+        if begin < self.yields_again_ns.load(memory_order_relaxed):
+            return
+        for i in range(MAX_YIELDS):
+            num_before = self.backlog.places.load(memory_order_relaxed)
+            sched_yield()
+            if self.backlog.places.load(memory_order_relaxed) <= num_before:
+                break
+        end = now_ns()
+        if end - begin > LONG_YIELD_NS:
+            self.yields_again_ns.store(end + YIELD_PAUSE_NS, memory_order_relaxed)
+
+    cdef bint others_wait(self, RequestState* request) noexcept nogil:
+        """Whether more requests wait than streams are free, or have been given to a worker that is
+        waking. Not looked at for a request without a deadline, for which it does not matter."""
+        # relaxed: a hint.
+        cdef size_t num_waiting = self.backlog.places.load(memory_order_relaxed)
+        cdef size_t num_free
+        if request.deadline_ns == NO_DEADLINE:
+            return False
+        num_free = self.groups.num_groups - self.groups.num_claimed()
+        return num_waiting > num_free and num_waiting > num_free + self.pool.num_waking()
+
+    cdef int gather(self, Batch* batch, int width, DeferredNotification* owed) noexcept nogil:
+        """Pops what waits and may run together with the request that the caller has begun, for a group
+        of `width` streams. README, "Batching". Returns how many it has ended without a run."""
+        cdef RequestState* mate
+        cdef BatchPlan* plan
+        cdef uint32_t most
+        cdef int num_ended = 0
+        cdef Batch ended
+        if not batch.first.batch_key or not self.backlog.has_items():
+            return 0
+        if (
+            is_short(batch.first.model)
+            # relaxed: a hint.
+            and self.backlog.places.load(memory_order_relaxed) <= <size_t>self.groups.num_groups
+        ):
+            return 0  # waking their callers all at once costs more than the runs
+        plan = batch.first.model.plan.load(memory_order_acquire)  # pairs with set_batching
+        most = self.fair_share(batch.first, plan, width)
+        while True:
+            mate = pop_mate(self.backlog, batch, plan, most)
+            if mate == NULL:
+                return num_ended
+            self.load.subtract(mate)
+            if begin(mate, self.others_wait(mate)):
+                add_mate(batch, mate)
+            else:
+                begin_batch(&ended, mate)
+                finish_batch(&ended, owed)
+                num_ended += 1
+
+    cdef uint32_t fair_share(
+        self, RequestState* first, BatchPlan* plan, int width
+    ) noexcept nogil:
+        """How many items a run of `first` may have, so that the streams that this model's requests
+        use, or are about to, get as many each."""
+        # relaxed: hints.
+        cdef uint32_t num_items = 0, num_streams = 1 + self.runner.num_running(
+            first.model, &num_items
+        )
+        cdef int num_free = self.groups.num_groups - self.groups.num_claimed()
+        # What waits is taken to be as large.
+        num_items += first.num_items * <uint32_t>(
+            1 + self.backlog.places.load(memory_order_relaxed)
+        )
+        # A stream that has yet to wake takes nothing of what is over before that.
+        if num_free > 0 and expected_ns(plan, min(num_items, plan.most)) > self.pool.wake_ns():
+            num_streams += num_free // width
+        return min(plan.most, (num_items + num_streams - 1) // num_streams)
+
+
+cdef void finish_batch(Batch* batch, DeferredNotification* owed) noexcept nogil:
+    """Lets their callers have what has ended; these may free it from here on."""
+    cdef RequestState* request = batch.first
+    cdef RequestState* following
+    cdef void* inbox
+    while request != NULL:
+        following = request.next_mate
+        inbox = finish(request)
+        if inbox != NULL:
+            defer(owed, inbox)
+        request = following
