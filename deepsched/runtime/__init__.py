@@ -31,6 +31,8 @@ def _what_freezers_read() -> None:
         elastic,
         element_types,
         estimates,
+        expected_load,
+        gathering,
         groups,
         known_short,
         measuring,
