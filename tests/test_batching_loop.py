@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from contextlib import contextmanager
 
@@ -11,10 +12,11 @@ import pytest
 
 from deepsched import Engine
 from deepsched.errors import ClosedError, InferenceError, InputError, QueueFull
-from deepsched.invocation.event_loop import _CROWD, _inbox_of
+from deepsched.invocation.event_loop import _CROWD, LoopInbox, _inbox_of
 from tests.support import models
 from tests.support.batches import first_only, let_run_together, only_one, pick, picks
 from tests.support.contexts import unpinned
+from tests.support.injection import at_each_line
 from tests.support.requests import run_until_busy
 
 NUM_TASKS = 2 * _CROWD
@@ -212,3 +214,63 @@ def test_a_full_queue_refuses_or_waits_as_ever():
     assert all(isinstance(end, QueueFull) for end in refused)
     for i, (answer,) in enumerate(answers):
         np.testing.assert_array_equal(answer, pick(i)[1])
+
+
+def test_a_caller_may_fill_one_list_anew_for_each_call():
+    async def main(engine):
+        await start_crowd(engine, [])
+        inputs, tasks = [None, None], []
+        for i in range(NUM_TASKS):
+            inputs[:] = pick(i)[0]
+            tasks.append(asyncio.create_task(engine.run_async(inputs)))
+            await asyncio.sleep(0)
+            _inbox_of(asyncio.get_running_loop()).gathers = True
+        return await asyncio.gather(*tasks)
+
+    with batching(picks()) as engine:
+        answers = asyncio.run(main(engine))
+    for i, (answer,) in enumerate(answers):
+        np.testing.assert_array_equal(answer, pick(i)[1])
+
+
+def test_a_crowd_whose_requests_may_not_run_together_stops_waiting_for_the_turns_end():
+    shapes = [pick(i, width=2 + i)[0] for i in range(NUM_TASKS)]
+
+    async def main(engine):
+        await run_crowd(engine, shapes)
+        return _inbox_of(asyncio.get_running_loop()).gathers
+
+    with batching(picks()) as engine:
+        assert not asyncio.run(main(engine))
+
+
+class Interrupted(BaseException):
+    """What a signal's handler raises."""
+
+
+def test_an_exception_of_a_signals_handler_loses_no_request(monkeypatch):
+    run_gathered = LoopInbox._run_gathered
+
+    def interrupt():
+        raise Interrupted
+
+    def scenario(inject):
+        def interrupted(inbox):
+            with inject(interrupt):
+                run_gathered(inbox)
+
+        async def main():
+            return await run_crowd(engine, [pick(i)[0] for i in range(NUM_TASKS)])
+
+        monkeypatch.setattr(LoopInbox, "_run_gathered", interrupted)
+        with contextlib.closing(asyncio.new_event_loop()) as loop:
+            task = loop.create_task(main())
+            while not task.done():
+                with contextlib.suppress(Interrupted):
+                    loop.run_until_complete(asyncio.wait([task]))
+            answers = task.result()
+        for i, (answer,) in enumerate(answers):
+            np.testing.assert_array_equal(answer, pick(i)[1])
+
+    with batching(picks()) as engine:
+        assert at_each_line(["invocation/event_loop.py"], scenario) > 20

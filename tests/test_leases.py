@@ -426,10 +426,11 @@ def live(seed):
 
 def is_alive(pid):
     try:
-        state = open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0]
+        fields = open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()
     except OSError:
         return False
-    return state not in "ZX"
+    # A process that ends gives its locks back before it is a zombie: PF_EXITING (proc_pid_stat(5)).
+    return fields[0] not in "ZX" and not int(fields[6]) & 0x4
 
 
 def start(seed):

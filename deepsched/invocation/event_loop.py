@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -21,6 +23,12 @@ _WAKE_AFTER_S = 0.001
 
 # How long others of a loop may wait for a task whose requests the loop runs itself.
 _YIELD_EVERY_S = 0.001
+
+# When to look for what should have run at the end of the loop's turn, and was not.
+_LOOK_AGAIN_AFTER_S = 0.5
+
+# More than start_together takes at once.
+_MOST_TOGETHER = 256
 
 # So many of these make it worth while to end each one's turn, so that their requests run together.
 _CROWD = 8
@@ -67,9 +75,13 @@ class LoopInbox:
         self.gathers = False
         """Whether requests that the loop runs itself are run at the end of its turn, together with
         those that other tasks start in it: so long as there is a crowd of them."""
-        self._gathered: dict[Model, list[_Gathering]] = {}
+        self._gathered: dict[Model, deque[_Gathering]] = {}
+        self._gathered_ns = 0
+        """Of the monotonic clock: when the first of these came."""
+        self._looks_again = False
         self._num_yielding = 0
-        # The loop refers to us from here on, and we do not refer to it: no cycle keeps it alive.
+        # The loop refers to us from here on, and we to it only through tasks that it is to go on
+        # with: no cycle keeps a loop alive that nobody uses.
         loop.add_reader(self.inbox.eventfd, self._on_ended)
 
     def __del__(self) -> None:
@@ -97,44 +109,66 @@ class LoopInbox:
     ) -> asyncio.Future[_Gathered]:
         """Leaves a request to the end of the loop's turn."""
         if not self._gathered:
+            self._gathered_ns = time.monotonic_ns()
             loop.call_soon(self._run_gathered)
+        if not self._looks_again:
+            # A signal handler's exception may hit that call before it has done anything.
+            self._looks_again = True
+            loop.call_later(_LOOK_AGAIN_AFTER_S, self._look_again)
         future: asyncio.Future[_Gathered] = loop.create_future()
-        self._gathered.setdefault(model, []).append((inputs, future, times_ns))
+        self._gathered.setdefault(model, deque()).append((inputs, future, times_ns))
         return future
 
+    def _look_again(self) -> None:
+        self._looks_again = False
+        if self._gathered:
+            self._run_gathered()
+
     def _run_gathered(self) -> None:
-        self.gathers = any(len(waiting) >= _CROWD for waiting in self._gathered.values())
+        have_joined = False
         try:
             for model in list(self._gathered):
-                self._run_together(model, self._gathered[model])
+                waiting = deque(each for each in self._gathered[model] if not each[1].done())
+                self._gathered[model] = waiting  # without those that were cancelled
+                is_crowd = len(waiting) >= _CROWD
+                have_joined |= self._run_together(model, waiting) and is_crowd
                 del self._gathered[model]
+            self.gathers = have_joined
         finally:
             if self._gathered:  # a signal handler's exception came between: go on after it
                 asyncio.get_running_loop().call_soon(self._run_gathered)
 
-    def _run_together(self, model: Model, waiting: list[_Gathering]) -> None:
-        """Starts what may run together, has the rest run alone, and takes both out of `waiting`."""
-        waiting[:] = [each for each in waiting if not each[1].done()]  # cancelled
+    def _run_together(self, model: Model, waiting: deque[_Gathering]) -> bool:
+        """Starts what may run together, has the rest run alone, and takes both out of `waiting`.
+
+        Whether any may. Nothing is taken out before it has been handed over: whatever a signal
+        handler raises, and wherever, what is left is started again, or has its end already.
+        """
+        have_joined = False
         while waiting:
+            few = list(itertools.islice(waiting, _MOST_TOGETHER))
             self.num_under_way += 1  # before: as in run_on_loop
             try:
                 request, num_parts = start_together(
-                    model, [inputs for inputs, _, _ in waiting], self.inbox
+                    model, [inputs for inputs, _, _ in few], self.inbox, self._gathered_ns
                 )
-            except Exception:  # closed, say: each will meet it by itself
-                request, num_parts = None, len(waiting)
+            except (DeepschedError, MemoryError):  # closed, say: each will meet it by itself
+                request, num_parts = None, len(few)
+            parts = few[:num_parts]
             if request is None:
                 self.num_under_way -= 1
-                _start_alone(waiting[:num_parts])
-                del waiting[:num_parts]
-                continue
-            parts, waiting[:num_parts] = waiting[:num_parts], []
-            if request.ran_inline:
+                _start_alone(parts)
+            elif request.ran_inline:
                 self.num_under_way -= 1
                 _hand_over_parts(request, parts)
+                have_joined = True
             else:
                 request.tag = parts
                 self.note(asyncio.get_running_loop(), model)
+                have_joined = True
+            for _ in parts:
+                waiting.popleft()
+        return have_joined
 
     def note(self, loop: asyncio.AbstractEventLoop, model: Model) -> None:
         """Takes note of a request of `model` that has been queued.
@@ -173,23 +207,26 @@ def _start_alone(waiting: list[_Gathering], failed: FailedTogether | None = None
 def _hand_over_parts(request: Request, parts: list[_Gathering]) -> None:
     try:
         outputs = outputs_of_parts(request)
-    except DeepschedError:  # closed, say: each will meet it by itself
+        if outputs is None:
+            _start_alone(parts, FailedTogether(request.owner, len(parts)))
+            return
+        for (_, future, times_ns), of_part in zip(parts, outputs, strict=True):
+            if times_ns is not None:
+                times_ns[:] = request.times_ns
+            if not future.done():
+                future.set_result(of_part)
+    except BaseException as error:  # closed, say: each will meet it by itself
         _start_alone(parts)
-        return
-    if outputs is None:
-        _start_alone(parts, FailedTogether(request.owner, len(parts)))
-        return
-    for (_, future, times_ns), of_part in zip(parts, outputs, strict=True):
-        if times_ns is not None:
-            times_ns[:] = request.times_ns
-        if not future.done():
-            future.set_result(of_part)
+        if not isinstance(error, (DeepschedError, MemoryError)):
+            raise  # a signal handler's
 
 
 def _hand_over(request: Request) -> None:
     if isinstance(request.tag, list):
-        parts, request.tag = request.tag, None
-        _hand_over_parts(request, parts)
+        try:
+            _hand_over_parts(request, request.tag)
+        finally:
+            request.tag = None
         return
     future: asyncio.Future[list[Any]] | None = request.tag
     request.tag = None
@@ -267,6 +304,7 @@ async def run_on_loop(
         and (timeout is None and priority == 0 and check_inputs and not shrinks)
         and model.most_together > 1
     ):
+        inputs = inputs.copy()  # the caller may change its list meanwhile, though not the arrays
         gathered = await ended.gather(loop, model, inputs, times_ns)
         if isinstance(gathered, list):
             return gathered

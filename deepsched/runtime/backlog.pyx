@@ -12,6 +12,7 @@ from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 
 
 @cython.final
+@cython.no_gc_clear  # as Dispatcher
 cdef class Backlog:
     """At most `capacity` pointers, of priority -1, 0 or 1.
 

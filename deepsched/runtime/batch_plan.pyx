@@ -1,4 +1,4 @@
-"""What a model's requests may run together in, and what that takes: sessions, the knee, run lengths.
+"""How many items a model's requests may run together in, and how long that takes.
 
 README.md, "Batching". All atomics are relaxed: each is an estimate or a flag by itself, and an update
 that is lost to another thread does no harm.

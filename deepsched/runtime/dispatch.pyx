@@ -42,7 +42,7 @@ cdef int64_t BRIEFLY_HELD_NS = 1_000_000
 
 
 @cython.final
-@cython.no_gc_clear  # the workers use the members until __dealloc__ has stopped them
+@cython.no_gc_clear  # the workers use the members, and theirs, until __dealloc__ has stopped them
 cdef class Dispatcher:
     """The backlog, the core groups and the workers of one context.
 
@@ -380,7 +380,7 @@ cdef class Dispatcher:
                 if not is_short_run:
                     flush(&owed)
                 if request.batch_key:
-                    self.gatherer.let_callers_queue(request.model)
+                    self.gatherer.let_callers_queue(request, &owed)
                 wide = self.widen(request, group, own)
                 own = self.mask_of(wide)
                 has_begun = begin(request, self.gatherer.others_wait(request))

@@ -24,6 +24,7 @@ cdef uint64_t MEASURING_NS = 1_000_000_000
 
 
 @cython.final
+@cython.no_gc_clear  # as Dispatcher
 cdef class Elastic:
     """Elastic state of one dispatcher; `groups` are its streams, the leaves of `tree`."""
 

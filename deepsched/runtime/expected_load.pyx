@@ -13,6 +13,7 @@ cdef uint64_t UNKNOWN_NS = 1_000_000_000
 
 
 @cython.final
+@cython.no_gc_clear  # as Dispatcher
 cdef class ExpectedLoad:
     """Of one context. `elastic`: of an elastic one, which is told of it by model; else None."""
 

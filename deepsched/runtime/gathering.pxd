@@ -5,7 +5,7 @@ from deepsched.runtime.expected_load cimport ExpectedLoad
 from deepsched.runtime.groups cimport CoreGroups
 from deepsched.runtime.inbox cimport DeferredNotification
 from deepsched.runtime.pool cimport WorkerPool
-from deepsched.runtime.request cimport ModelState, RequestState
+from deepsched.runtime.request cimport RequestState
 from deepsched.runtime.runner cimport Runner
 from deepsched.runtime.turnstile cimport Turnstile
 from libc.stdint cimport uint32_t, uint64_t
@@ -19,9 +19,12 @@ cdef class Gatherer:
     cdef Turnstile turnstile
     cdef ExpectedLoad load
     cdef atomic[uint64_t] yields_again_ns  # when workers may let callers go first again
+    cdef atomic[uint64_t] yield_pause_ns  # how long not, after the next yield that is slow
 
     cdef bint pop(self, RequestState** request) noexcept nogil
-    cdef void let_callers_queue(self, ModelState* model) noexcept nogil
+    cdef void let_callers_queue(
+        self, RequestState* request, DeferredNotification* owed
+    ) noexcept nogil
     cdef bint others_wait(self, RequestState* request) noexcept nogil
     cdef int gather(self, Batch* batch, int width, DeferredNotification* owed) noexcept nogil
     cdef uint32_t fair_share(

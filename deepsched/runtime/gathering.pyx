@@ -7,7 +7,7 @@ cimport cython
 from deepsched.runtime.batch_plan cimport expected_ns
 from deepsched.runtime.batching cimport add_mate, begin_batch, pop_mate
 from deepsched.runtime.futex cimport now_ns
-from deepsched.runtime.inbox cimport defer
+from deepsched.runtime.inbox cimport defer, flush
 from deepsched.runtime.posix cimport sched_yield
 from deepsched.runtime.request cimport NO_DEADLINE, begin, finish
 from deepsched.runtime.runner cimport is_short
@@ -25,10 +25,12 @@ cdef int MAX_YIELDS = 4
 
 # A yield that took longer gave the core to somebody else, for a time slice.
 cdef uint64_t LONG_YIELD_NS = 1_000_000
-cdef uint64_t YIELD_PAUSE_NS = 100_000_000
+cdef uint64_t MIN_YIELD_PAUSE_NS = 100_000_000
+cdef uint64_t MAX_YIELD_PAUSE_NS = 6_400_000_000
 
 
 @cython.final
+@cython.no_gc_clear  # as Dispatcher
 cdef class Gatherer:
     """Pops requests for the owners of a context's core groups."""
 
@@ -42,6 +44,7 @@ cdef class Gatherer:
         self.runner = runner
         self.turnstile = turnstile
         self.load = load
+        self.yield_pause_ns.store(MIN_YIELD_PAUSE_NS, memory_order_relaxed)
 
     cdef bint pop(self, RequestState** request) noexcept nogil:
         if not self.backlog.try_pop(<void**>request):
@@ -49,31 +52,42 @@ cdef class Gatherer:
         self.load.subtract(request[0])
         return True
 
-    cdef void let_callers_queue(self, ModelState* model) noexcept nogil:
-        """Lets callers go first who have a request of theirs to queue, and would use this core now.
+    cdef void let_callers_queue(
+        self, RequestState* request, DeferredNotification* owed
+    ) noexcept nogil:
+        """Before `request`, which has been popped, is begun: lets callers go first who have one of
+        theirs to queue, and would use this core now.
 
         README, "Batching". For runs so short that their callers' way through the GIL takes longer.
         """
         # relaxed, here and below: hints.
-        cdef uint64_t begin, end, typical_ns = model.typical_ns.load(memory_order_relaxed)
+        cdef uint64_t begin, end, pause_ns
+        cdef uint64_t typical_ns = request.model.typical_ns.load(memory_order_relaxed)
         cdef size_t num_before
         cdef int i
         if (
-            not MIN_YIELDING_NS < typical_ns < MAX_YIELDING_NS
+            request.priority > 0 or request.deadline_ns != NO_DEADLINE  # it cannot wait
+            or not MIN_YIELDING_NS < typical_ns < MAX_YIELDING_NS
             or self.turnstile.num_callers() <= CROWD * self.groups.num_groups
         ):
             return
         begin = now_ns()
         if begin < self.yields_again_ns.load(memory_order_relaxed):
             return
+        flush(owed)  # none waits for a time slice
         for i in range(MAX_YIELDS):
             num_before = self.backlog.places.load(memory_order_relaxed)
             sched_yield()
             if self.backlog.places.load(memory_order_relaxed) <= num_before:
                 break
         end = now_ns()
+        pause_ns = self.yield_pause_ns.load(memory_order_relaxed)
         if end - begin > LONG_YIELD_NS:
-            self.yields_again_ns.store(end + YIELD_PAUSE_NS, memory_order_relaxed)
+            self.yields_again_ns.store(end + pause_ns, memory_order_relaxed)
+            pause_ns = min(2 * pause_ns, MAX_YIELD_PAUSE_NS)
+        elif pause_ns > MIN_YIELD_PAUSE_NS:
+            pause_ns -= pause_ns // 8
+        self.yield_pause_ns.store(pause_ns, memory_order_relaxed)
 
     cdef bint others_wait(self, RequestState* request) noexcept nogil:
         """Whether more requests wait than streams are free, or have been given to a worker that is

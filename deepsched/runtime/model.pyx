@@ -403,7 +403,7 @@ cdef class Model:
             ClosedError: the model is closed.
         """
         self.check_fork()
-        # relaxed: the GIL orders it.
+        # relaxed: nothing is read through it.
         if self.state.plan.load(memory_order_relaxed) != NULL:
             raise ValueError("this model's requests run together already")
         for infos in (self.inputs, self.outputs):
@@ -425,7 +425,7 @@ cdef class Model:
     @property
     def request_ns(self) -> int:
         """Smoothed time that a request takes of its run, in ns; 0 before the first."""
-        cdef BatchPlan* plan = self.state.plan.load(memory_order_relaxed)  # relaxed: the GIL orders it
+        cdef BatchPlan* plan = self.state.plan.load(memory_order_acquire)  # pairs with set_batching
         if plan == NULL:
             return self.typical_ns
         return <uint64_t>(self.typical_ns * plan.request_cost.load(memory_order_relaxed))
@@ -440,7 +440,7 @@ cdef class Model:
     def batching_failure(self) -> str | None:
         """Why requests that wait run by themselves, though set_batching was called; None: they run
         together, or it was not called."""
-        cdef BatchPlan* plan = self.state.plan.load(memory_order_relaxed)  # relaxed: the GIL orders it
+        cdef BatchPlan* plan = self.state.plan.load(memory_order_acquire)  # pairs with set_batching
         return None if plan == NULL else failure_of(plan)
 
     # --- How it scales ------------------------------------------------------------------------

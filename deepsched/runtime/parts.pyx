@@ -78,32 +78,40 @@ def start_many(
 
 
 def start_together(
-    Model model not None, list items not None, Inbox inbox not None
+    Model model not None, list items not None, Inbox inbox not None, uint64_t submitted_ns
 ) -> tuple[Request | None, int]:
     """Starts the first of `items`, and with it those that may follow it in a run of microseconds, as
     one request, which is run here and now if a stream is free. Never waits.
 
-    Returns the request, and how many items it is made of. None: nothing has been started, as nothing
+    `submitted_ns`: of the monotonic clock, since when they wait. Returns the request, and how many items it is made of. None: nothing has been started, as nothing
     may go with the first, or there is no room, or the model has moved. Raises what `start` does;
     nothing has been started then either.
     """
     cdef BatchPlan* plan = model.state.plan.load(memory_order_acquire)  # pairs with set_batching
-    cdef Py_ssize_t num_items = 0, most_items = model.most_together
+    cdef Py_ssize_t num_items = 0, num_parts = 0, most_items = model.most_together
     cdef list inputs, parts = []
     cdef Request request
+    cdef double run_ns
     for inputs in items:
         if most_items < 2 or not fits(model, parts[0] if parts else inputs, inputs):
             break
         num_items += cnp.PyArray_DIM(<cnp.ndarray>inputs[0], 0)
-        if (
-            num_items > most_items or expected_ns(plan, <uint32_t>num_items) > INSTANT_NS
-            or not is_known_short(model.state.instant_classes, key_of(inputs))
+        if num_items > most_items or not is_known_short(
+            model.state.instant_classes, key_of(inputs)
         ):
             break
+        run_ns = expected_ns(plan, <uint32_t>num_items)
+        # Not at the first size that takes too long: what is known of one size may be an accident.
+        if run_ns > 2 * INSTANT_NS:
+            break
         parts.append(inputs)
-    if len(parts) < 2:
+        if run_ns <= INSTANT_NS:
+            num_parts = len(parts)
+    if num_parts < 2:
         return None, 1
+    del parts[num_parts:]
     request = prepare_parts(model, parts, 0)
+    request.state.submitted_ns = submitted_ns
     request.key = key_of(<list>parts[0])
     started = model.start_prepared(request, inbox, None, False, True, True)
     return (None if started is NotImplemented else started), len(parts)
@@ -184,7 +192,7 @@ cdef cnp.ndarray joined(list parts, Py_ssize_t index):
 
 
 def outputs_of_parts(Request request not None) -> list | None:
-    """The outputs of each part of a request of `start_many` that has several, as Request.outputs.
+    """The outputs of each part of a request that has several, as Request.outputs.
 
     None: something failed, of all or of one. The parts are to run one by one.
     """

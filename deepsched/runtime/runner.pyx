@@ -30,6 +30,7 @@ from libcpp.atomic cimport (
 
 
 @cython.final
+@cython.no_gc_clear  # as Dispatcher
 cdef class Runner:
     """Runs, counts and learns. `elastic`: of an elastic context, else None."""
 

@@ -44,6 +44,7 @@ class GrpcServer:
                 ("grpc.per_message_decompression", 0),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_allowed_incoming_connections", settings.max_connections),
+                ("grpc.max_connection_idle_ms", int(settings.keep_alive * 1000)),
                 ("grpc.so_reuseport", 0),  # or two servers would share a port in silence
             ],
             maximum_concurrent_rpcs=settings.max_grpc_requests,
