@@ -94,7 +94,10 @@ def _ort_fails(name: str, path: Path) -> bool:
     """Whether plain onnxruntime dies of a model too, or takes as long."""
     command = [sys.executable, "-m", "fuzz.plain_onnxruntime", str(path)]
     try:
-        return subprocess.run(command, cwd=FOLDER.parent, capture_output=True, timeout=30).returncode < 0
+        return (
+            subprocess.run(command, cwd=FOLDER.parent, capture_output=True, timeout=30).returncode
+            < 0
+        )
     except subprocess.TimeoutExpired:
         return True
 
@@ -106,8 +109,8 @@ def _number(pattern: str, text: str) -> int:
 
 def _told(name: str, path: Path | None, text: str) -> str:
     """What failed, and how to try it again."""
-    began = max(text.rfind("=== Uncaught Python exception"), text.rfind("==ERROR"), 0)
-    said = "\n".join(text[began:].splitlines()[:40]) if began else text[-3000:]
+    began = max(text.rfind("=== Uncaught Python exception"), 0)
+    said = text[began:].partition("\nSUMMARY: libFuzzer")[0][-3000:]
     if path is None:
         return f"{said}\nno input was saved; see {BUILD / name / 'log'}"
     data = path.read_bytes()

@@ -89,7 +89,9 @@ def _change_list(values: Any, field: Any, sites: list[_Site], random: Random) ->
         values.extend(kept)
     elif field.message_type is not None:
         donors = list(_parts_like(field.message_type, sites))
-        values.add().CopyFrom(random.choice(donors) if donors else field.message_type._concrete_class())
+        values.add().CopyFrom(
+            random.choice(donors) if donors else field.message_type._concrete_class()
+        )
     elif choice == 2 and count:
         place = random.randrange(count)
         values[place] = _scalar(field, values[place], sites, random)

@@ -162,7 +162,9 @@ def _post(url: bytes, body: bytes, headers: bytes = b"") -> bytes:
 def _seeds() -> Iterator[bytes]:
     fast, slow = _post(b"/fast", b"body"), _post(b"/slow", b"body")
     get = b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n"
-    chunked = b"POST /fast HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\nA: b\r\n\r\n"
+    chunked = (
+        b"POST /fast HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\nA: b\r\n\r\n"
+    )
     yield b"\0" + fast + slow + get
     yield b"\7" + slow + fast + get + chunked + slow
     yield b"\1" + chunked + get
@@ -176,7 +178,12 @@ def _seeds() -> Iterator[bytes]:
 
 _WORDS = (
     *(b"GET ", b"POST ", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b" HTTP/1.1\r\n", b"\r\n\r\n"),
-    *(b"Content-Length: ", b"Transfer-Encoding: chunked\r\n", b"Connection: close\r\n", b"CONNECT "),
+    *(
+        b"Content-Length: ",
+        b"Transfer-Encoding: chunked\r\n",
+        b"Connection: close\r\n",
+        b"CONNECT ",
+    ),
     *(b"Expect: 100-continue\r\n", b"Upgrade: ", b"0\r\n\r\n", b"/fast", b"/slow", b"HEAD "),
 )
 

@@ -3,12 +3,16 @@ is read can be looked up, and finding its models fails in the same ways."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+
+import yaml
 
 from deepsched.errors import ModelError, OptionError
 from deepsched.server.repository.configuration import read_configuration
 from deepsched.server.settings import Settings
 from fuzz.folders import folder
+from fuzz.json_values import mutated
 from fuzz.target import Target
 
 
@@ -47,6 +51,7 @@ def _seeds() -> Iterator[bytes]:
     yield _TEXT
     yield b"? [a, b]\n: {<<: {c: 1}}\n- !!float 1\n"
     yield b"models: {a: {path: x.onnx, max_batch_size: 0, version_policy: all}}\n"
+    yield json.dumps(yaml.safe_load(_TEXT)).encode()  # YAML as well, and what `mutated` reads
     yield b"host: !!binary aGk=\nport: 0o17\nwatch: yes\nlame_duck: 2001-01-01 1:2:3.4 +5\n"
 
 
@@ -56,4 +61,4 @@ _WORDS = (
     *(b"2001-01-01", b"0x", b"1:2", b".inf", b"~", b"!!timestamp ", b"!!set ", b"!!omap "),
 )
 
-TARGET = Target(check, _seeds, words=_WORDS, max_bytes=1024)
+TARGET = Target(check, _seeds, mutated, _WORDS, max_bytes=1024)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from deepsched.errors import ModelNotFoundError, OptionError
@@ -9,6 +11,11 @@ from deepsched.server.assembly import assemble
 from tests.support.serving import plus, save
 
 pytestmark = pytest.mark.server
+
+
+ALIASES = "".join(
+    f"{new}: &{new} [{', '.join(['*' + old] * 8)}]\n" for old, new in pairwise("abcdefgh")
+)
 
 
 def written(folder, text):
@@ -79,6 +86,13 @@ def test_a_file_gives_settings_models_and_their_options(tmp_path):
         ("models:\n  a: x\n  a: y", "line 3: 'a' is there twice"),
         ("models: [a]", "line 1: models must be a mapping"),
         ("a: &a [*a]", "nested too deeply"),
+        ("a: " + "[" * 9000, "nested too deeply"),
+        ("a: &a [1, 1, 1, 1, 1, 1, 1, 1]\n" + ALIASES, "at most 100000 values"),
+        ("? [a, b]\n: c", "line 1: a key must be one word"),
+        ("a: \x0b", "special characters are not allowed"),
+        ("a: 2001-99-99", "a value is not of its type: .*month must be in"),
+        ("a: !!bool b", "a value is not of its type: .*'b'"),
+        ("models:\n  a:\n    versions: {0: x}", r"line 3: versions must be int >= 1"),
     ],
 )
 def test_a_mistake_in_the_file_names_its_line(tmp_path, text, message):

@@ -164,6 +164,8 @@ def test_a_configuration_is_read(root):
             InvalidModelError,
             "is not in",
         ),
+        ('output { name: "y" label_filename: "1" }', OptionError, "labels in .* cannot be read"),
+        ('output { name: "y" label_filename: "a\\000b" }', ModelError, "no name has a NUL"),
         ('model_operations { op_library_filename: "/lib/x.so" }', ModelError, "/lib/x.so"),
         (
             'model_warmup { inputs { key: "x" value { input_data_file: "../../x" } } }',

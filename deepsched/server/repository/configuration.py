@@ -96,13 +96,15 @@ def _model(text: YamlText, name: Any, entry: Any, folder: str) -> Callable[[], F
         raise OptionError(f"{place}: expected a path, or a mapping with path or versions")
     for key in entry:
         _check_key(key, (*_OWN, *ENGINE_OPTIONS, *STREAM_OPTIONS), text.place("models", name, key))
-    try:
-        own = msgspec.convert({key: entry[key] for key in _OWN if key in entry}, _Entry)
-    except msgspec.ValidationError as error:
-        key = str(error).partition("at `$.")[2].partition("[")[0].rstrip("`")
-        raise OptionError(
-            f"{text.place('models', name, key)}: {complaint(key, entry[key], error)}"
-        ) from None
+    values = {key: entry[key] for key in _OWN if key in entry}
+    for key, value in values.items():
+        try:
+            msgspec.convert({key: value}, _Entry)
+        except msgspec.ValidationError as error:
+            raise OptionError(
+                f"{text.place('models', name, key)}: {complaint(key, value, error)}"
+            ) from None
+    own = msgspec.convert(values, _Entry)
     if (own.path is None) == (own.versions is None):
         raise OptionError(f"{place}: model {name!r} needs either path or versions")
     options = ModelOptions(

@@ -49,6 +49,8 @@ def inside(folder: str, path: str) -> str:
         InvalidModelError: it leads out of `folder`.
         ModelNotFoundError: there is nothing.
     """
+    if "\0" in path:
+        raise ModelNotFoundError(f"there is no {path!r}: no name has a NUL in it")
     real, real_folder = os.path.realpath(path), os.path.realpath(folder)
     if os.path.commonpath([real, real_folder]) != real_folder or real == real_folder:
         raise InvalidModelError(

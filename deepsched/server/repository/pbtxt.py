@@ -130,8 +130,7 @@ def _read(config: Any, where: str, name: str, folder: str) -> ModelOptions:
     for output in config.output:
         if output.label_filename:
             path = inside(folder, os.path.join(folder, output.label_filename))
-            with open(path, encoding="utf-8", errors="replace") as lines:
-                labels[output.name] = tuple(line.rstrip("\n") for line in lines)
+            labels[output.name] = _lines(path, where)
             files.append(path)
     warm_ups = tuple(_warm_up(it, config, where, folder) for it in config.model_warmup)
     files.extend(
@@ -153,6 +152,14 @@ def _read(config: Any, where: str, name: str, folder: str) -> ModelOptions:
         unread=tuple(unread),
         files=tuple(files),
     )
+
+
+def _lines(path: str, where: str) -> tuple[str, ...]:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as lines:
+            return tuple(line.rstrip("\n") for line in lines)
+    except OSError as error:
+        raise OptionError(f"{where}: the labels in {path} cannot be read: {error}") from None
 
 
 def _limits(batching: Any) -> RequestLimits:
