@@ -56,7 +56,8 @@ def fuzz(name: str, seconds: float) -> Outcome:
     target = load(name)
     for number, seed in enumerate(target.seeds()):
         (seeds / f"{number:03}").write_bytes(seed)
-    (folder / "words").write_text("".join(f'"{_escaped(word)}"\n' for word in target.words))
+    words = [*target.words, b"\0"]  # libFuzzer takes no empty list
+    (folder / "words").write_text("".join(f'"{_escaped(word)}"\n' for word in words))
     end = time.monotonic() + seconds
     num_runs = num_ort = 0
     while (left := end - time.monotonic()) > 0 or not num_runs + num_ort:

@@ -89,9 +89,11 @@ def _change_list(values: Any, field: Any, sites: list[_Site], random: Random) ->
         values.extend(kept)
     elif field.message_type is not None:
         donors = list(_parts_like(field.message_type, sites))
-        values.add().CopyFrom(
-            random.choice(donors) if donors else field.message_type._concrete_class()
-        )
+        # A copy first: upb crashes where a message is copied into a part of itself.
+        copied = copy.deepcopy(random.choice(donors)) if donors else None
+        added = values.add()
+        if copied is not None:
+            added.CopyFrom(copied)
     elif choice == 2 and count:
         place = random.randrange(count)
         values[place] = _scalar(field, values[place], sites, random)
@@ -119,7 +121,7 @@ def _scalar(field: Any, value: Any, sites: list[_Site], random: Random) -> Any:
     if kind == field.CPPTYPE_STRING:
         if field.type == field.TYPE_BYTES:
             return _bytes(value or b"", random)
-        return _string(value or "", sites, random)
+        return _string(value if isinstance(value, str) else "", sites, random)
     low, high = {
         field.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
         field.CPPTYPE_UINT32: (0, 2**32 - 1),
@@ -154,7 +156,7 @@ def _string(value: str, sites: list[_Site], random: Random) -> str:
         for text in (
             getattr(message, field.name) if field.is_repeated else [getattr(message, field.name)]
         )
-        if text
+        if text and isinstance(text, str)  # bytes, where it is no UTF-8
     ]
     if known and random.random() < 0.6:
         return str(random.choice(known))

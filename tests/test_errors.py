@@ -16,6 +16,7 @@ from deepsched import Context, Engine, MultiModelEngine, compile_model, errors
 from deepsched.benchmark import bundled_model
 from tests.support import models
 from tests.support.processes import run_python
+from tests.support.rewrite_patterns import EXAMPLES
 
 
 def test_every_error_is_ours_and_a_builtin_too():
@@ -293,3 +294,57 @@ def test_sizes_too_small_for_a_convolution_raise():
         compile_model(bundled_model("squeezenet"), input_shapes=[[1, 3, 20, 20]])
     with compile_model(bundled_model("squeezenet"), input_shapes=[[1, 3, 64, 64]]) as engine:
         assert engine.run(engine.generate_random_inputs())
+
+
+def _renamed(what, name):
+    """An MLP with a name that is not UTF-8; protobuf does not let one be set."""
+    model = models.mlp()
+    setattr(what(model), "dim_param" if what is _batch else "name", "?" * len(name))
+    found = model.SerializeToString()
+    assert found.count(b"?" * len(name)) == 1
+    return found.replace(b"?" * len(name), name)
+
+
+def _batch(model):
+    return model.graph.input[0].type.tensor_type.shape.dim[0]
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        lambda model: model.graph,
+        lambda model: model.graph.node[0],
+        lambda model: model.graph.input[0],
+        lambda model: model.graph.initializer[0],
+    ],
+)
+def test_names_that_are_not_utf8_are_refused(what):
+    with pytest.raises(errors.InvalidModelError, match=r"has the name b'\\xb2\\xe2.*not UTF-8"):
+        Engine(_renamed(what, "测试".encode("gbk")), cache_dir=None)
+
+
+def test_a_size_whose_symbol_is_not_utf8_is_any_size():
+    with Engine(_renamed(_batch, "数".encode("gbk") * 4), 3, cache_dir=None) as engine:
+        assert engine.input_shapes[0][0] == 3
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda graph: graph.node[0].ClearField("input"),
+        lambda graph: graph.node[0].ClearField("output"),
+        lambda graph: setattr(graph.initializer[0], "data_type", 2**31 - 1),
+        lambda graph: graph.initializer[0].ClearField("dims"),
+        lambda graph: graph.ClearField("output"),
+        lambda graph: setattr(graph.input[0].type.tensor_type, "elem_type", 99),
+    ],
+)
+@pytest.mark.parametrize("example", EXAMPLES[1:])  # those with constants
+def test_a_graph_that_contradicts_itself_is_refused_or_runs(spoil, example):
+    model = example()[0].model()
+    spoil(model.graph)
+    try:
+        engine = Engine(model, cache_dir=None, batching="off")
+    except errors.ModelError:
+        return
+    engine.close()

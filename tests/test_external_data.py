@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -187,8 +189,10 @@ def opens_plainly(path):
     return True
 
 
-@pytest.mark.parametrize("name", ["{}/a/w", "{}/w", "w\0"])
+@pytest.mark.parametrize("name", ["{}/a/w", "{}/w", "w\0", "", ".", "pipe"])
 def test_odd_names_of_external_data_are_refused(tmp_path, name):
+    (tmp_path / "a").mkdir()
+    os.mkfifo(tmp_path / "a" / "pipe")
     lay_out(tmp_path, {"a/m": product(name.format(tmp_path)), "a/w": W, "w": W})
     for options in OPTIONS.values():
         assert not answers(tmp_path / "a" / "m", **options)

@@ -19,8 +19,19 @@ bytes."""
 
 
 def external_files(proto: onnx.ModelProto) -> tuple[str, ...]:
-    """The names by which the model refers to its external data, sorted."""
-    return tuple(sorted({entry.value for entry in _locations(proto)}))
+    """The names by which the model refers to its external data, sorted.
+
+    Raises:
+        InvalidModelError: one is not UTF-8.
+    """
+    names = {entry.value for entry in _locations(proto)}
+    for name in names:
+        if not isinstance(name, str):  # protobuf gives the bytes
+            raise InvalidModelError(
+                f"the model names external data at {name!r:.80}, which is not UTF-8, as all text "
+                "in ONNX files has to be"
+            )
+    return tuple(sorted(names))
 
 
 def external_paths(path: str | None, names: Sequence[str]) -> dict[str, str]:
@@ -83,6 +94,10 @@ def _resolve(path: str | None, folder: str, folders: Sequence[str], name: str) -
         raise InvalidModelError(
             f"{model} names external data at {name!r}, which is outside its folder; save it with "
             "its data beside it"
+        )
+    if not os.path.isfile(found):  # a pipe would keep whoever reads it waiting
+        raise InvalidModelError(
+            f"{model} names external data at {name!r}, which is not a regular file"
         )
     return found
 

@@ -27,7 +27,8 @@ from deepsched.models.external_data import (
 )
 from deepsched.models.folders import working_folder
 from deepsched.models.large_weights import LargeWeights, split
-from deepsched.models.repeatability import Varying, varying_operators
+from deepsched.models.repeatability import Varying, all_nodes, varying_operators
+from deepsched.models.shape_inference import infer_shapes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -168,17 +169,19 @@ def inputs_of(model: PreparedModel) -> list[tuple[str, list[int | None], np.dtyp
     """Name, shape and dtype of each input, as the model's file states them; None for open sizes.
 
     Raises:
-        UnsupportedModelError: an input is not a tensor, or has no shape.
+        UnsupportedModelError: an input is not a tensor, or has no shape, or a type that ONNX has
+            not.
     """
-    import onnx
-
     found = []
     for value, shape in inputs_with_sizes(_parse(model.graph)):
         tensor = value.type.tensor_type
-        if not tensor.HasField("shape"):
-            raise UnsupportedModelError(f"input {value.name!r} is no tensor of a known shape")
+        dtype = _dtype_of(tensor.elem_type)
+        if not tensor.HasField("shape") or dtype is None:
+            raise UnsupportedModelError(
+                f"input {value.name!r} is no tensor of a known shape and type"
+            )
         fixed = [size if isinstance(size, int) else None for size in shape]
-        found.append((value.name, fixed, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)))
+        found.append((value.name, fixed, dtype))
     return found
 
 
@@ -197,7 +200,10 @@ def size_of(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
 
 def _symbol(dim: onnx.TensorShapeProto.Dimension) -> str | None:
     """None for the question mark, which Paddle writes into every dimension that may be any."""
-    return dim.dim_param if dim.dim_param not in ("", "?") else None
+    symbol = dim.dim_param
+    if isinstance(symbol, bytes):  # it is no UTF-8; none of its bytes becomes like another
+        symbol = symbol.decode(errors="backslashreplace")
+    return symbol if symbol not in ("", "?") else None
 
 
 def sequence_shapes(model: ModelLike, batch_size: BatchSize, length: int) -> Shapes:
@@ -224,11 +230,20 @@ def sequence_shapes(model: ModelLike, batch_size: BatchSize, length: int) -> Sha
 
 
 def _num_bytes(tensor: onnx.TensorProto) -> int:
-    """About: less than a byte an element counts as one, and strings as pointers."""
+    """About: less than a byte an element counts as one, and strings as pointers; of a type that
+    there is not, which ONNX Runtime will refuse, none."""
+    dtype = _dtype_of(tensor.data_type)
+    return 0 if dtype is None else int(math.prod(tensor.dims) * dtype.itemsize)
+
+
+def _dtype_of(elem_type: int) -> np.dtype[Any] | None:
+    """numpy's for one of TensorProto.DataType; None for another number."""
     import onnx
 
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type or onnx.TensorProto.FLOAT)
-    return int(math.prod(tensor.dims) * dtype.itemsize)
+    try:
+        return onnx.helper.tensor_dtype_to_np_dtype(elem_type)
+    except KeyError:
+        return None
 
 
 def _drop_inputs_that_are_initializers(proto: onnx.ModelProto) -> bool:
@@ -291,7 +306,25 @@ def _parse(model: ModelLike) -> onnx.ModelProto:
         ) from error
     if not proto.HasField("graph"):
         raise InvalidModelError(f"{_describe(model)} is not an ONNX model: it holds no graph")
+    if not proto.graph.output:  # of which ONNX Runtime complains at each run
+        raise InvalidModelError(f"{_describe(model)} has no outputs, so there is nothing to run")
+    for name in _names(proto):
+        if not isinstance(name, str):  # of text that is not UTF-8, protobuf gives the bytes
+            raise InvalidModelError(
+                f"{_describe(model)} has the name {name!r:.80}, which is not UTF-8, as all text in "
+                "ONNX files has to be"
+            )
     return proto
+
+
+def _names(proto: onnx.ModelProto) -> Iterator[str | bytes]:
+    yield proto.graph.name
+    for named in (*proto.graph.input, *proto.graph.output, *proto.graph.initializer):
+        yield named.name
+    for node in all_nodes(proto):
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        for attribute in node.attribute:
+            yield from (attribute.name, attribute.g.name)
 
 
 def _describe(model: ModelLike) -> str:
@@ -320,11 +353,8 @@ def _check_has_batch(proto: onnx.ModelProto, batch_size: int | None) -> None:
 def _check_windows_fit(proto: onnx.ModelProto, input_shapes: Shapes | None) -> None:
     """Checks, as far as onnx can infer sizes, that convolutions and poolings have an output: ONNX
     Runtime (1.32) divides by zero where they have none, which ends the process."""
-    import onnx
-
-    try:
-        inferred = onnx.shape_inference.infer_shapes(proto)
-    except (onnx.shape_inference.InferenceError, ValueError):  # ValueError: above 2 GB
+    inferred = infer_shapes(proto)
+    if inferred is None:
         return
     infos = (*inferred.graph.value_info, *inferred.graph.output)
     sizes = {
@@ -336,10 +366,11 @@ def _check_windows_fit(proto: onnx.ModelProto, input_shapes: Shapes | None) -> N
         for info in infos
     }
     for node in proto.graph.node:
-        if node.op_type in _WINDOWS and min(sizes.get(node.output[0], ()), default=1) < 1:
+        output = next(iter(node.output), "")
+        if node.op_type in _WINDOWS and min(sizes.get(output, ()), default=1) < 1:
             raise ShapeOverrideError(
                 f"input_shapes={input_shapes} leave nothing for {node.op_type} "
-                f"{node.name or node.output[0]!r} to work on; give larger ones"
+                f"{node.name or output!r} to work on; give larger ones"
             )
 
 
@@ -440,8 +471,8 @@ def _fix_shapes(proto: onnx.ModelProto, wanted: dict[str, list[int | None]]) -> 
                 value.type.tensor_type.ClearField("shape")
     for value in [*proto.graph.input, *proto.graph.output, *proto.graph.value_info]:
         for dim in value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ():
-            if dim.dim_param in symbols:
-                dim.dim_value = symbols[dim.dim_param]
+            if (symbol := _symbol(dim)) and symbol in symbols:
+                dim.dim_value = symbols[symbol]
     return changed, changed_fixed
 
 

@@ -17,7 +17,7 @@ def random_inputs(infos: Sequence[Any], batch_size: int | None) -> list[Any]:
     """A value for each input; the same at each call. `infos`: see random_value.
 
     Raises:
-        OptionError: an input is a map.
+        OptionError: an input is a map, or larger than there is memory.
     """
     rng = np.random.default_rng(0)
     return [random_value(rng, info, batch_size or 1) for info in infos]
@@ -56,7 +56,7 @@ def random_value(rng: np.random.Generator, info: Any, batch_size: int) -> Any:
     sizes that may be any are batch_size, then 1.
 
     Raises:
-        OptionError: it is a map.
+        OptionError: it is a map, or larger than there is memory.
     """
     if info.kind == "optional":
         return random_value(rng, info.content, batch_size)
@@ -68,11 +68,16 @@ def random_value(rng: np.random.Generator, info: Any, batch_size: int) -> Any:
         size if isinstance(size, int) else (batch_size if position == 0 else 1)
         for position, size in enumerate(info.shape)
     ]
-    if info.dtype == object:
-        return np.full(shape, "a", dtype=object)
-    if info.dtype.kind in "iub":
-        return rng.integers(0, 2, shape).astype(info.dtype)  # valid as an index almost anywhere
-    return rng.standard_normal(shape).astype(info.dtype)
+    try:
+        if info.dtype == object:
+            return np.full(shape, "a", dtype=object)
+        if info.dtype.kind in "iub":
+            return rng.integers(0, 2, shape).astype(info.dtype)  # valid as an index almost anywhere
+        return rng.standard_normal(shape).astype(info.dtype)
+    except (MemoryError, ValueError) as error:  # more bytes than there are, or than numpy counts
+        raise OptionError(
+            f"input {info.name!r} has the shape {shape}; random ones cannot be made up: {error}"
+        ) from error
 
 
 def _open_sizes(infos: Sequence[Any], inputs: Sequence[Any]) -> str:

@@ -38,6 +38,11 @@ class _Graph(NamedTuple):
     """Shapes of initializers."""
     has_doubles: bool
 
+    def second_shape(self, node: onnx.NodeProto) -> tuple[int, ...] | None:
+        """Of a node's second input, if that is an initializer. Nobody has checked yet that there
+        is one."""
+        return self.constants.get(node.input[1]) if len(node.input) > 1 else None
+
 
 _When = Callable[["onnx.NodeProto", _Graph], bool]
 
@@ -53,13 +58,15 @@ def _with_doubles(node: onnx.NodeProto, graph: _Graph) -> bool:
 def _unpacked(node: onnx.NodeProto, graph: _Graph) -> bool:
     """The second factor is computed, so it is not packed: MLAS takes other loops for a narrow rest
     of its columns, and where the rest is depends on the cuts."""
-    return graph.has_doubles or node.input[1] not in graph.constants
+    return graph.has_doubles or graph.second_shape(node) is None
 
 
 def _unblocked(node: onnx.NodeProto, graph: _Graph) -> bool:
     """Channels that do not fill a vector: the convolution is a product with a computed matrix."""
-    shape = graph.constants.get(node.input[1])
-    return shape is None or (shape[1] > 3 and (shape[0] % 8 > 0 or shape[1] % 8 > 0))
+    match graph.second_shape(node):
+        case (num_out, num_in, *_):
+            return num_in > 3 and (num_out % 8 > 0 or num_in % 8 > 0)
+    return True
 
 
 def _dequantized(node: onnx.NodeProto, graph: _Graph) -> bool:

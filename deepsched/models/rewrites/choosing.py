@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 
-from deepsched.errors import InferenceError, ModelError, OptionError
+from deepsched.errors import InferenceError, InputError, ModelError, OptionError
 from deepsched.machine.partition import Stream
 from deepsched.models.rewrites.agreement import all_of, compare
 from deepsched.models.rewrites.catalog import rewrite
@@ -88,7 +88,13 @@ def choose(
         ModelError, ThreadError: the model as it is cannot be opened.
     """
     model = load()
-    counts = rewrite(model, rules, read).counts
+    try:
+        counts = rewrite(model, rules, read).counts
+    except Exception as error:
+        # Nobody has checked the graph yet: of one that is not valid, ONNX Runtime tells why.
+        open_form(None, {}, streams[0])
+        logger.warning("the model is used without rewrites; looking for them failed: %r", error)
+        return Choice((), ())
     if not counts:
         return Choice((), ())
     logger.info("trying rewrites of the model: %s", ", ".join(counts))
@@ -143,7 +149,7 @@ class _Runner:
         """Runs the form on all inputs.
 
         Raises:
-            ModelError, InferenceError: it does not open, or not run.
+            ModelError, InferenceError, InputError: it does not open, or not run.
             _Untried: no inputs can be made up, or the plain model's outputs vary.
         """
         outputs: list[Any] = []
@@ -180,7 +186,7 @@ class _Runner:
                 found = [[make(rng, info) for info in fixed] for make in VARIANTS]
                 began = perf_counter()
                 runs.run(found[0])
-            except (InferenceError, OptionError) as error:
+            except (InferenceError, InputError, OptionError) as error:
                 why_not = f"its inputs cannot be made up: {error}"
                 continue
             run_s = perf_counter() - began
@@ -191,7 +197,7 @@ class _Runner:
                 return found[:1]
             if has_open_batch(infos):
                 larger = [VARIANTS[0](rng, info) for info in fix_sizes(infos, _BATCH, size)]
-                with suppress(InferenceError):  # nodes may rely on one size
+                with suppress(InferenceError, InputError):  # nodes may rely on one size
                     runs.run(larger)
                     found.insert(0, larger)  # first, where its time does not count
             runs.forget()
@@ -226,7 +232,7 @@ class _Chooser:
             plain = best = self._runner.visit(None, {})
         except _Untried as error:
             return Choice((), tuple(self._report(rules, _Found(why_not=str(error)))))
-        except InferenceError as error:
+        except (InferenceError, InputError) as error:
             why_not = f"its inputs cannot be made up: {error}"
             return Choice((), tuple(self._report(rules, _Found(why_not=why_not))))
         step_s = perf_counter() - began
@@ -262,7 +268,7 @@ class _Chooser:
         config = rewrite(model, [*kept, *group], self._read).config
         try:
             visit = self._runner.visit(model, config)
-        except (ModelError, InferenceError) as error:
+        except (ModelError, InferenceError, InputError) as error:
             return _Found(why_not=f"the rewritten model does not run: {error}")
         del model
         if all(rule.is_exact for rule in group):

@@ -18,6 +18,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from deepsched.models.rewrites.option import MOST_COPIED
+from deepsched.models.shape_inference import infer_shapes
 
 FLOAT = onnx.TensorProto.FLOAT
 
@@ -369,10 +370,7 @@ def copy_without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def infer_types(model: onnx.ModelProto) -> dict[str, ValueType]:
     """The types of the main graph's values, as far as onnx can infer them."""
-    try:
-        graph = onnx.shape_inference.infer_shapes(model).graph
-    except (RuntimeError, ValueError):  # onnx's InferenceError is the first
-        graph = model.graph
+    graph = (infer_shapes(model) or model).graph
     types = {it.name: ValueType(it.data_type, tuple(it.dims)) for it in graph.initializer}
     for info in (*graph.input, *graph.value_info, *graph.output):
         tensor = info.type.tensor_type

@@ -78,7 +78,7 @@ def _windows_fit(skeleton: onnx.ModelProto, infos: Sequence[FixedInfo]) -> bool:
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
     types = infer_types(model)
-    names = [node.output[0] for node in model.graph.node if node.op_type in _WINDOWS]
+    names = [next(iter(it.output), "") for it in model.graph.node if it.op_type in _WINDOWS]
     return all(
         name in types and all(size is not None and size > 0 for size in types[name].shape)
         for name in names

@@ -1,0 +1,42 @@
+"""What onnxruntime does of a model by itself: python -m fuzz.plain_onnxruntime FILE
+
+Opens it as deepsched does (optimised, saved, and opened again from what was saved), and runs it on
+ones. A process that dies of it shows that the crash is ONNX Runtime's own.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+
+def main(path: str) -> None:
+    data = Path(path).read_bytes()
+    with tempfile.TemporaryDirectory() as folder:
+        saved = str(Path(folder, "model.onnx"))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        with suppress(Exception):
+            _run(onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"]))
+        options.optimized_model_filepath = saved
+        with suppress(Exception):
+            onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            _run(onnxruntime.InferenceSession(saved, providers=["CPUExecutionProvider"]))
+
+
+def _run(session: onnxruntime.InferenceSession) -> None:
+    types = {"tensor(float)": "f4", "tensor(int64)": "i8", "tensor(bool)": "?"}
+    feeds = {
+        it.name: np.ones([n if isinstance(n, int) else 1 for n in it.shape], types[it.type])
+        for it in session.get_inputs()
+    }
+    session.run(None, feeds)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
