@@ -223,9 +223,9 @@ def parse_shapes(text: str) -> list[list[int]] | None:
         shapes = json.loads(f"[{text}]")
         if not all(isinstance(shape, list) for shape in shapes):
             raise ValueError("expected brackets around each shape")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise OptionError(
-            f'--input-shapes must look like "[1,3,320,320]" or "[1,128],[1,128]", got {text!r} '
-            f"({error})"
+            '--input-shapes must look like "[1,3,320,320]" or "[1,128],[1,128]", got '
+            f"{text!r:.200} ({error})"
         ) from None
     return list(shapes)

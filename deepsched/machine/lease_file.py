@@ -14,6 +14,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import stat
 import struct
 from collections.abc import Iterable, Iterator
@@ -28,6 +29,13 @@ _MAX_CPUS = 1 << 20
 """More than Linux can have: where the next range begins."""
 _ALLOCATING = 3 * _MAX_CPUS
 """The byte that is held while CPUs are chosen."""
+
+_LISTED = re.compile(
+    r"[0-9]+: +POSIX +[A-Z]+ +[A-Z]+ +(?P<pid>-?[0-9]{1,10}) (?P<device>[0-9a-f:]+) "
+    r"(?P<first>[0-9]{1,19}) (?P<last>[0-9]{1,19})",
+    re.ASCII,
+)
+"""A line of /proc/locks: a lock that is held, and that ends."""
 
 _FLOCK = "hhqqi4x"  # struct flock: l_type, l_whence, l_start, l_len, l_pid
 
@@ -130,10 +138,10 @@ class LeaseFile:
         status = os.fstat(self._descriptor())
         device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
         for line in (read_text(Path("/proc/locks")) or "").splitlines():
-            words = line.split()
-            if len(words) != 8 or words[1] != "POSIX" or words[5] != device or words[7] == "EOF":
+            found = _LISTED.fullmatch(line)
+            if found is None or found["device"] != device:
                 continue
-            pid, start, end = int(words[4]), int(words[6]), int(words[7]) + 1
+            pid, start, end = int(found["pid"]), int(found["first"]), int(found["last"]) + 1
             base = start // _MAX_CPUS * _MAX_CPUS
             if base < _ALLOCATING and pid != os.getpid():
                 yield Lock(max(pid, 0), start - base, end - base, base == 0)

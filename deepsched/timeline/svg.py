@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 from deepsched.formatting import xml_text
@@ -141,7 +142,7 @@ def _axis(window: Window, top: float) -> Iterator[str]:
     length_ms = window.length_ns / 1e6
     step = next(
         step
-        for power in range(-6, 9)
+        for power in itertools.count(-6)
         for step in (10.0**power, 2 * 10.0**power, 5 * 10.0**power)
         if length_ms / step <= 10
     )
