@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: build debug tsan asan quicktest test numa proofs machines soak lint docs bench clean
+.PHONY: build debug tsan asan quicktest test numa proofs machines fuzz soak lint docs bench clean
 
 build: $(VENV)
 	$(BIN)/pip install -q -e '.[test,serve]'
@@ -35,6 +35,10 @@ proofs:
 
 machines:
 	$(BIN)/python -m tests.machines
+
+fuzz: $(VENV)
+	$(BIN)/pip install -q atheris -e '.[test,serve]'
+	$(BIN)/python -m fuzz
 
 soak:
 	$(BIN)/pytest -m soak

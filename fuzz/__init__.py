@@ -10,7 +10,7 @@ an input that takes 10 s, more than 3 GB. The rules:
 * Inputs are mutated in the terms of their format where it has one (messages, json_values, or
   hypothesis' strategies), or else nearly all would be refused by the first parser.
 * Seeds are made in code. corpus/NAME holds what fuzzing has found: inputs that once failed, named
-  after what they did. tests/test_fuzz.py checks all of these without atheris.
+  after what they did. `--seconds 0` checks all of these without atheris.
 * What fails is mended in its kind, with a test of its own in the suite, named after what a user
   sees.
 * Where plain onnxruntime dies of a model as well, that is ONNX Runtime's own: it is counted, its

@@ -61,7 +61,7 @@ _counts = st.integers(1, 4)
 @given(
     entries=st.lists(_entries(), max_size=12),
     began=st.integers(0, 2**60),
-    length=st.integers(0, 2**60),
+    length=st.integers(1, 2**60),
     width=st.integers(1, 200),
 )
 def _drawn(entries: list[Any], began: int, length: int, width: int) -> None:
