@@ -101,6 +101,7 @@ def test_an_interrupted_benchmark_says_so(mlp, tmp_path, capsys, monkeypatch, mo
         (["nowhere.onnx"], "no model file at 'nowhere.onnx'"),
         (["MLP", "-nstreams", "1000"], "--num-streams must be "),
         (["MLP", "-i", "1,64"], "--input-shapes must look like"),
+        (["MLP", "-i", "[" * 9000], "--input-shapes must look like"),
         (["MLP", "-i", "[1,65]"], "rely on other sizes"),
         (["MLP", "-s", "fastest"], "--scheduler must be one of"),
         (["MLP", "-t", "0"], "--seconds must be positive"),

@@ -22,7 +22,7 @@ from deepsched import Context, Engine, Topology, errors
 from deepsched.cli import main
 from deepsched.doctor import check_hardware
 from deepsched.machine.lease_choice import choose_cores
-from deepsched.machine.lease_file import NAME
+from deepsched.machine.lease_file import NAME, LeaseFile, Lock
 from deepsched.machine.leases import holders, take_lease
 from deepsched.machine.topology import Core
 from tests.support.injection import at_each_line
@@ -358,6 +358,24 @@ def test_the_file_is_for_every_user_whatever_the_umask_is(lease_dir):
     finally:
         os.umask(before)
     assert (lease_dir / NAME).stat().st_mode & 0o777 == 0o666
+
+
+def test_lines_of_proc_locks_that_tell_no_lock_are_passed_over(lease_dir, monkeypatch):
+    leases = LeaseFile()
+    leases.unlock([0], is_lease=True)  # makes the file
+    status = (lease_dir / NAME).stat()
+    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    lines = [
+        f"1: POSIX  ADVISORY  WRITE 1 {device} 2 3",
+        f"1: -> POSIX  ADVISORY  WRITE 1 {device} 4 5",  # it waits
+        f"2: FLOCK  ADVISORY  WRITE 1 {device} 0 EOF",
+        f"3: POSIX  ADVISORY  READ 1 {device} 6 EOF",
+        f"4: POSIX  ADVISORY  WRITE one {device} 7 8",
+        f"5: POSIX  ADVISORY  WRITE 1 {device}",
+        "",
+    ]
+    monkeypatch.setattr("deepsched.machine.lease_file.read_text", lambda _: "\n".join(lines))
+    assert leases.locks() == [Lock(1, 2, 4, is_lease=True)]
 
 
 def test_a_file_that_may_not_be_opened_is_told(lease_dir, monkeypatch):

@@ -111,9 +111,10 @@ def test_folder_without_cpus_is_an_error_that_says_what_was_looked_for(tmp_path:
         Topology.from_sysfs(tmp_path)
 
 
-def test_file_that_is_no_cpu_set_is_an_error_that_names_it(machine: SysfsTree) -> None:
-    machine.write("sys/devices/system/cpu/online", "0-x")
-    with pytest.raises(TopologyError, match=r"cpu/online must hold a set of CPUs, got '0-x'"):
+@pytest.mark.parametrize("text", ["0-x", "0-99999999999999", "9" * 5000])
+def test_file_that_is_no_cpu_set_is_an_error_that_names_it(machine: SysfsTree, text: str) -> None:
+    machine.write("sys/devices/system/cpu/online", text)
+    with pytest.raises(TopologyError, match=rf"cpu/online must hold a set of CPUs, got '{text}'"):
         read(machine)
 
 
@@ -485,6 +486,14 @@ def test_quota_is_the_smallest_on_the_way_to_the_root(machine: SysfsTree) -> Non
     machine.write("sys/fs/cgroup/a/b/cpu.max", "200000 50000")
     machine.write("sys/fs/cgroup/a/b/c/cpu.max", "max 100000")
     assert read(machine).cpu_quota == 1.5
+
+
+@pytest.mark.parametrize("text", ["", "max 100000", "100000 0", "9" * 5000 + " 1", "-1 1", "x y"])
+def test_what_is_no_quota_limits_nothing(machine: SysfsTree, text: str) -> None:
+    machine.add_mount("cgroup2", "/sys/fs/cgroup")
+    machine.write("proc/self/cgroup", "0::/a")
+    machine.write("sys/fs/cgroup/a/cpu.max", text)
+    assert read(machine).cpu_quota is None
 
 
 def test_cgroup1_quota_is_read_and_minus_one_is_none(machine: SysfsTree) -> None:

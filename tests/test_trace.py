@@ -503,7 +503,10 @@ def test_pictures_of_machines_of_any_size_keep_within_their_frame(num_cores):
 
 @given(
     st.lists(
-        st.tuples(st.integers(0, 10**6), st.integers(0, 10**4), st.integers(1, 10**5)), max_size=30
+        st.tuples(
+            st.integers(0, 10**6), st.integers(0, 10**4), st.integers(1, 10**5) | st.just(10**17)
+        ),
+        max_size=30,
     ),
     st.integers(20, 200),
 )

@@ -15,7 +15,7 @@ from deepsched.doctor.pools import BINDING_VARIABLES
 from deepsched.formatting import counted
 from deepsched.machine import cgroup
 from deepsched.machine.partition import partition
-from deepsched.machine.sysfs import CpuSet, format_cpu_list
+from deepsched.machine.sysfs import CpuSet, decimal, format_cpu_list
 from deepsched.machine.topology import Topology, distinct
 
 
@@ -296,8 +296,9 @@ def _no_limit(host: Host) -> str:
 def _total_memory(host: Host) -> int | None:
     for line in (host.read_text("proc/meminfo") or "").splitlines():
         words = line.split()
-        if len(words) == 3 and words[0] == "MemTotal:" and words[1].isdecimal():
-            return int(words[1]) << 10
+        if len(words) == 3 and words[0] == "MemTotal:":
+            kib = decimal(words[1])
+            return None if kib is None else kib << 10
     return None
 
 

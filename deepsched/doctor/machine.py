@@ -6,7 +6,7 @@ from deepsched.doctor.diagnosis import Check, ok, unknown, warn
 from deepsched.doctor.host import Host
 from deepsched.formatting import counted
 from deepsched.machine.partition import partition
-from deepsched.machine.sysfs import format_cpu_list
+from deepsched.machine.sysfs import decimal, format_cpu_list
 from deepsched.machine.topology import Core, distinct
 
 
@@ -109,7 +109,7 @@ def numa_balancing(host: Host) -> Check:
     """Whether the kernel migrates memory that is already well placed."""
     name = "numa_balancing"
     text = host.read_text("proc/sys/kernel/numa_balancing")
-    data = {"value": int(text)} if text is not None and text.isdecimal() else {"value": None}
+    data = {"value": decimal(text or "")}
     if len(distinct(core.numa_node for core in host.online)) < 2:
         return ok(name, "one NUMA node: nothing to balance", **data)
     if data["value"] is None:

@@ -9,13 +9,14 @@ the mount table has which one, and where it is mounted.
 from __future__ import annotations
 
 import enum
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from deepsched.machine.sysfs import CpuSet, read_cpu_list, read_int, read_text
+from deepsched.machine.sysfs import CpuSet, decimal, read_cpu_list, read_int, read_text
 
 
 class View(enum.Enum):
@@ -41,7 +42,7 @@ def view(root: Path, controller: str) -> View:
     for mount in _read_mounts(root):
         if mount.version == version and (version == 2 or controller in mount.options):
             top, own = root / mount.point.lstrip("/"), _place(mount, groups[version])
-            if own is not None and (top / own).is_dir():
+            if own is not None and os.path.isdir(top / own):
                 if mount.root == "/" and not _is_below_the_top(top, version):
                     return View.whole
                 found = View.part
@@ -64,8 +65,9 @@ def _is_below_the_top(folder: Path, version: int) -> bool:
     release_agent. A capture may lack both files: then it is taken for the root.
     """
     if version == 2:
-        return (folder / "cgroup.events").exists()
-    return (folder / "cgroup.procs").exists() and not (folder / "release_agent").exists()
+        return os.path.exists(folder / "cgroup.events")
+    has_procs = os.path.exists(folder / "cgroup.procs")
+    return has_procs and not os.path.exists(folder / "release_agent")
 
 
 def allowed_cpus(root: Path) -> CpuSet | None:
@@ -110,9 +112,8 @@ def _quota(folder: Path) -> float | None:
     if len(words) != 2:
         names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")  # version 1: -1 is no limit
         words = [read_text(folder / name) or "" for name in names]
-    if not all(word.isdecimal() and int(word) > 0 for word in words):
-        return None
-    return int(words[0]) / int(words[1])
+    quota, period = map(decimal, words)
+    return quota / period if quota and period else None
 
 
 class Throttling(NamedTuple):
@@ -148,7 +149,7 @@ def throttled_seconds(root: Path) -> tuple[float, ...]:
 def _numbers(text: str | None) -> dict[str, int]:
     """Parses lines of a name and a number."""
     pairs = (line.split(" ", 1) for line in (text or "").splitlines() if " " in line)
-    return {name: int(number) for name, number in pairs if number.isdecimal()}
+    return {name: number for name, text in pairs if (number := decimal(text)) is not None}
 
 
 def memory_limit(root: Path) -> int | None:
@@ -166,7 +167,9 @@ def memory_left(root: Path) -> int | None:
     What files keep in memory is left, too: the kernel takes it back. The smallest of the machine's
     and of those of the process's group and its ancestors.
     """
-    found = re.search(r"^MemAvailable: +(\d+) kB", read_text(root / "proc/meminfo") or "", re.M)
+    found = re.search(
+        r"^MemAvailable: +([0-9]{1,20}) kB", read_text(root / "proc/meminfo") or "", re.M
+    )
     left = [int(found[1]) * 1024] if found else []
     for _, folder in _group_folders(root, "memory"):
         limit = _memory_limit(folder)
@@ -215,7 +218,7 @@ def memory_stall(root: Path) -> MemoryStall | None:
     for _, folder in _group_folders(root, "memory"):
         if read_int(folder / "memory.high") is not None:
             text = read_text(folder / "memory.pressure") or ""
-            match = re.search(r"^some .*total=([0-9]+)$", text, re.MULTILINE)
+            match = re.search(r"^some .*total=([0-9]{1,20})$", text, re.MULTILINE)
             ran = _numbers(read_text(folder / "cpu.stat")).get("usage_usec")
             if match and ran is not None:
                 return MemoryStall(int(match[1]) / 1e6, ran / 1e6)

@@ -21,13 +21,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from deepsched.machine.sysfs import read_text
+from deepsched.machine.sysfs import MAX_CPUS, read_text
 
 NAME = "deepsched.cores"
 
-_MAX_CPUS = 1 << 20
-"""More than Linux can have: where the next range begins."""
-_ALLOCATING = 3 * _MAX_CPUS
+_ALLOCATING = 3 * MAX_CPUS
 """The byte that is held while CPUs are chosen."""
 
 _LISTED = re.compile(
@@ -101,7 +99,7 @@ class LeaseFile:
             Lock(pid, start - base, end - base, is_lease)
             for is_lease in (True, False)
             for base in (_offset(0, is_lease),)
-            for pid, start, end in self._conflicts(base, base + _MAX_CPUS)
+            for pid, start, end in self._conflicts(base, base + MAX_CPUS)
         }
         return sorted(found | set(self._listed()))
 
@@ -142,7 +140,7 @@ class LeaseFile:
             if found is None or found["device"] != device:
                 continue
             pid, start, end = int(found["pid"]), int(found["first"]), int(found["last"]) + 1
-            base = start // _MAX_CPUS * _MAX_CPUS
+            base = start // MAX_CPUS * MAX_CPUS
             if base < _ALLOCATING and pid != os.getpid():
                 yield Lock(max(pid, 0), start - base, end - base, base == 0)
 
@@ -206,7 +204,7 @@ def _identity(fd: int) -> tuple[int, int]:
 
 
 def _offset(cpu: int, is_lease: bool) -> int:
-    return cpu if is_lease else _MAX_CPUS + cpu
+    return cpu if is_lease else MAX_CPUS + cpu
 
 
 def _runs(cpus: Iterable[int]) -> list[tuple[int, int]]:

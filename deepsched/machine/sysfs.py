@@ -18,6 +18,9 @@ from pathlib import Path
 from deepsched.errors import TopologyError
 from deepsched.shortages import check_file_limit
 
+MAX_CPUS = 1 << 20
+"""More than Linux can have."""
+
 CpuSet = frozenset[int]
 """OS numbers of CPUs. Also empty if unknown."""
 
@@ -174,7 +177,10 @@ def parse_cpu_list(text: str) -> CpuSet:
     cpus: set[int] = set()
     for part in filter(None, text.split(",")):
         first, _, last = part.partition("-")
-        cpus.update(range(int(first), int(last or first) + 1))
+        end = int(last or first) + 1
+        if end > MAX_CPUS:
+            raise ValueError(f"no machine has a CPU {end - 1}")
+        cpus.update(range(int(first), end))
     return frozenset(cpus)
 
 
@@ -197,6 +203,8 @@ def format_cpu_list(cpus: Iterable[int]) -> str:
 def _parse_mask(text: str) -> CpuSet:
     """Hex words of 32 bits, the most significant first: "00000000,00000101" is CPUs 0 and 8."""
     bits = int("".join(word.rjust(8, "0") for word in text.split(",")), 16) if text else 0
+    if bits.bit_length() > MAX_CPUS:
+        raise ValueError(f"no machine has a CPU {bits.bit_length() - 1}")
     return frozenset(cpu for cpu in range(bits.bit_length()) if bits >> cpu & 1)
 
 
@@ -206,6 +214,15 @@ def read_int(path: Path) -> int | None:
         return int(read_text(path) or "")
     except ValueError:
         return None
+
+
+def decimal(text: str) -> int | None:
+    """A number of 64 bits at most, without a sign; None for anything else.
+
+    >>> decimal("100000"), decimal("max")
+    (100000, None)
+    """
+    return int(text) if re.fullmatch("[0-9]{1,20}", text) else None
 
 
 # --- CPUs -------------------------------------------------------------------------------------
@@ -270,8 +287,9 @@ def read_cpuinfo(root: Path) -> CpuInfo:
     for block in blocks:
         pairs = (line.partition(":") for line in block.splitlines())
         fields = {name.strip(): value.strip() for name, _, value in pairs}
-        if fields.get("processor", "").isdecimal():
-            cpus[int(fields["processor"])] = fields
+        number = decimal(fields.get("processor", ""))
+        if number is not None:
+            cpus[number] = fields
     return cpus
 
 
@@ -282,7 +300,7 @@ def _core_by_cpuinfo(cpu: int, cpuinfo: CpuInfo) -> tuple[CpuSet, int | None]:
         return fields.get("physical id"), fields.get("core id")
 
     package, core_id = place(cpuinfo.get(cpu, {}))
-    number = int(package) if package and package.isdecimal() else None
+    number = decimal(package or "")
     if number is None or core_id is None:
         return frozenset({cpu}), number
     same = (other for other, fields in cpuinfo.items() if place(fields) == (package, core_id))
@@ -371,8 +389,8 @@ def frequency_folders(root: Path, online: CpuSet) -> dict[int, Path]:
     folders = {cpu: root / _CPU / f"cpu{cpu}/cpufreq" for cpu in online}
     for number in _numbered(root / _CPU / "cpufreq", "policy"):
         policy = root / _CPU / f"cpufreq/policy{number}"
-        cpus = (read_text(policy / "related_cpus") or "").split()
-        folders.update((int(cpu), policy) for cpu in cpus if cpu.isdecimal() and int(cpu) in online)
+        cpus = map(decimal, (read_text(policy / "related_cpus") or "").split())
+        folders.update((cpu, policy) for cpu in cpus if cpu is not None and cpu in online)
     return folders
 
 

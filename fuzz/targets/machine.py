@@ -12,8 +12,10 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
+from deepsched.doctor import check_hardware
 from deepsched.errors import StreamConfigError, TopologyError
 from deepsched.machine import cgroup, sysfs
 from deepsched.machine.partition import partition
@@ -39,6 +41,7 @@ def check(data: bytes) -> None:
         _write(root, path, text)
     for read in _LIMITS:
         _try(read, root)
+    _try(check_hardware, root)
     for controller in ("cpu", "cpuset", "memory"):
         cgroup.view(root, controller)
     topology = _try(Topology.from_sysfs, root)
@@ -128,15 +131,48 @@ def _add_group(tree: SysfsTree) -> None:
     tree.write(f"{group}/cpu.stat", "usage_usec 9\nnr_periods 4\nthrottled_usec 3")
 
 
-_WORDS = (
-    b"0-3",
-    b"0-99999999999999",
-    b",",
-    b"max",
-    b"-1",
-    b"00000000,000000ff",
-    b"\\040",
-    b"18446744073709551615",
+_TEXTS = (
+    *(
+        "",
+        "0",
+        "-1",
+        "1",
+        "0-1",
+        "0-7,9",
+        "3-1",
+        "0-",
+        "-",
+        "0-99999999999999",
+        "max",
+        "max 100000",
+    ),
+    *(
+        "4294967295",
+        "ffffffff,ffffffff",
+        "0-4096",
+        "9" * 400,
+        "9" * 5000,
+        "1 0",
+        "x",
+        "\0",
+        "/..",
+        "٣",
+    ),
+    *("100000 1", "oom_kill 0x", "some total=", "Instruction", "Data", "0::/../a", "0::/"),
 )
 
-TARGET = Target(check, _seeds, mutated, _WORDS, max_bytes=20_000)
+
+def _mutate(data: bytes, random: Random) -> bytes:
+    """Another text in a file, or a word of one; or other values anywhere."""
+    files = _files(data)
+    if not files or random.random() < 0.3:
+        return mutated(data, random)
+    for _ in range(random.randint(1, 4)):
+        path = random.choice(sorted(files))
+        words = str(files[path]).split(" ")
+        words[random.randrange(len(words))] = random.choice(_TEXTS)
+        files[path] = random.choice((" ".join(words), random.choice(_TEXTS)))
+    return json.dumps(files).encode()
+
+
+TARGET = Target(check, _seeds, _mutate, max_bytes=20_000)
