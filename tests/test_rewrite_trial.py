@@ -194,6 +194,19 @@ def test_a_model_whose_inputs_cannot_be_made_up_is_left_alone(run_seconds):
     assert "inputs cannot be made up" in choice.tried[0].why_not
 
 
+def test_a_model_with_inputs_of_gigabytes_is_left_alone(run_seconds):
+    run_seconds(*[1.0, 0.5] * 4)
+    nodes = [
+        helper.make_node("Slice", ["x", "zero", "one"], ["first"]),
+        helper.make_node("Relu", ["first"], ["y"]),
+    ]
+    edges = [numpy_helper.from_array(np.int64([i]), name) for i, name in enumerate(("zero", "one"))]
+    model = make(nodes, [tensor("x", [2**31])], [tensor("y", [1])], edges)
+    choice, _ = try_rules(model, [replaces("Relu", "Identity")])
+    assert choice.rules == ()
+    assert "one request's inputs take 8590 MB" in choice.tried[0].why_not
+
+
 def test_a_model_that_plain_onnxruntime_refuses_raises_its_error():
     model = mlp()
     model.graph.node[-1].op_type = "NoSuchOperator"
@@ -225,7 +238,8 @@ def test_open_sizes_are_such_that_every_window_has_an_output():
     )
 
     class Info:
-        name, kind, shape, dtype, content = "x", "tensor", ("n", 3, "h", "w"), np.float32, None
+        name, kind, shape, content = "x", "tensor", ("n", 3, "h", "w"), None
+        dtype = np.dtype(np.float32)
 
     assert list(sizes_to_try([Info], copy_without_weights(model))) == [224]
     assert fix_sizes([Info], 3, 224)[0].shape == (3, 3, 224, 224)

@@ -196,8 +196,9 @@ class _Runner:
                 self._is_slow = True
                 return found[:1]
             if has_open_batch(infos):
-                larger = [VARIANTS[0](rng, info) for info in fix_sizes(infos, _BATCH, size)]
-                with suppress(InferenceError, InputError):  # nodes may rely on one size
+                # Nodes may rely on one size.
+                with suppress(InferenceError, InputError, OptionError):
+                    larger = [VARIANTS[0](rng, info) for info in fix_sizes(infos, _BATCH, size)]
                     runs.run(larger)
                     found.insert(0, larger)  # first, where its time does not count
             runs.forget()

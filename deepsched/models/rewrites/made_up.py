@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 
+from deepsched.errors import OptionError
 from deepsched.models.random_inputs import random_value
 from deepsched.models.rewrites.graph import infer_types
 
 # For what a model leaves open beside the batch: widths of pictures, lengths of texts. Two are tried
 # in vain by models whose layers need more, or the one height that a text line has.
 _SIZES = (64, 224, 48, 32)
+
+_MOST_BYTES = 2**28
+"""Of the inputs of one request: making them up takes seconds by GB."""
 
 _WINDOWS = frozenset(("AveragePool", "Conv", "ConvTranspose", "LpPool", "MaxPool"))
 
@@ -33,8 +38,15 @@ def fix_sizes(infos: Sequence[Any], batch: int, size: int) -> list[FixedInfo]:
 
     Args:
         infos: ValueInfos.
+
+    Raises:
+        OptionError: they would be too large to be made up several times.
     """
-    return [_fix(info, batch, size) for info in infos]
+    fixed = [_fix(info, batch, size) for info in infos]
+    num_bytes = sum(math.prod(it.shape) * it.dtype.itemsize for it in fixed)
+    if num_bytes > _MOST_BYTES:
+        raise OptionError(f"one request's inputs take {num_bytes / 1e6:.0f} MB")
+    return fixed
 
 
 def sizes_to_try(infos: Sequence[Any], skeleton: onnx.ModelProto) -> Iterator[int]:
@@ -45,7 +57,7 @@ def sizes_to_try(infos: Sequence[Any], skeleton: onnx.ModelProto) -> Iterator[in
     """
     has_open = any(not isinstance(size, int) for info in infos for size in _sizes(info)[1:])
     for size in _SIZES if has_open else _SIZES[:1]:
-        if not has_open or _windows_fit(skeleton, fix_sizes(infos, 1, size)):
+        if not has_open or _windows_fit(skeleton, [_fix(it, 1, size) for it in infos]):
             yield size
 
 
