@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from fuzz.target import CORPUS, FOLDER, corpus, load, names
+from fuzz.target import CORPUS, FOLDER, MOST_MIB, MOST_SECONDS, TOO_LARGE, corpus, load, names
 
 BUILD = FOLDER.parent / "build" / "fuzz"
 
@@ -31,9 +31,13 @@ _STARTING = 4.0
 """Seconds until a target's first input."""
 
 _OPTIONS = (
-    *("-timeout=10", "-rss_limit_mb=3072", "-detect_leaks=0", "-print_final_stats=1"),
+    *(f"-timeout={MOST_SECONDS}", f"-rss_limit_mb={MOST_MIB}", "-detect_leaks=0"),
+    "-print_final_stats=1",
     *("-reload=0", "-len_control=20"),
 )
+
+_UNCAUGHT = "=== Uncaught Python exception"
+"""What atheris says of one."""
 
 _SHORT = 2000
 
@@ -69,7 +73,8 @@ def fuzz(name: str, seconds: float) -> Outcome:
             break
         saved = re.findall(r"Test unit written to (\S+)", text)
         path = Path(saved[-1]) if saved else None
-        if not target.is_ort or path is None or not _ort_fails(name, path):
+        is_ours = not target.is_ort or _UNCAUGHT in text
+        if is_ours or path is None or not _ort_fails(path):
             return Outcome(name, num_runs, num_ort, _told(name, path, text))
         num_ort += 1
         (folder / "ort").mkdir(exist_ok=True)
@@ -102,16 +107,16 @@ def _run(name: str, seconds: int) -> tuple[int, str]:
     return status, log.read_text(errors="replace")
 
 
-def _ort_fails(name: str, path: Path) -> bool:
-    """Whether plain onnxruntime dies of a model too, or takes as long."""
+def _ort_fails(path: Path) -> bool:
+    """Whether plain onnxruntime dies of a model too, or takes as long, or as much memory."""
     command = [sys.executable, "-m", "fuzz.plain_onnxruntime", str(path)]
     try:
-        return (
-            subprocess.run(command, cwd=FOLDER.parent, capture_output=True, timeout=30).returncode
-            < 0
+        plain = subprocess.run(
+            command, cwd=FOLDER.parent, capture_output=True, timeout=MOST_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
         return True
+    return plain.returncode < 0 or plain.returncode == TOO_LARGE
 
 
 def _number(pattern: str, text: str) -> int:
@@ -121,7 +126,7 @@ def _number(pattern: str, text: str) -> int:
 
 def _told(name: str, path: Path | None, text: str) -> str:
     """What failed, and how to try it again."""
-    began = max(text.rfind("=== Uncaught Python exception"), 0)
+    began = max(text.rfind(_UNCAUGHT), 0)
     said = text[began:].partition("\nSUMMARY: libFuzzer")[0][-3000:]
     if path is None:
         return f"{said}\nno input was saved; see {BUILD / name / 'log'}"

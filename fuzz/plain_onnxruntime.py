@@ -1,11 +1,13 @@
 """What onnxruntime does of a model by itself: python -m fuzz.plain_onnxruntime FILE
 
 Opens it as deepsched does (optimised, saved, and opened again from what was saved), and runs it on
-ones. A process that dies of it shows that the crash is ONNX Runtime's own.
+ones. Where the process dies of it, or takes as long, that is ONNX Runtime's own; where it takes as
+much memory, it exits with TOO_LARGE.
 """
 
 from __future__ import annotations
 
+import resource
 import sys
 import tempfile
 from contextlib import suppress
@@ -14,8 +16,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from fuzz.target import MOST_MIB, TOO_LARGE
 
-def main(path: str) -> None:
+
+def main(path: str) -> int:
     data = Path(path).read_bytes()
     with tempfile.TemporaryDirectory() as folder:
         saved = str(Path(folder, "model.onnx"))
@@ -27,6 +31,8 @@ def main(path: str) -> None:
         with suppress(Exception):
             onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
             _run(onnxruntime.InferenceSession(saved, providers=["CPUExecutionProvider"]))
+    taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return TOO_LARGE if taken > MOST_MIB * 1024 else 0
 
 
 def _run(session: onnxruntime.InferenceSession) -> None:
@@ -39,4 +45,4 @@ def _run(session: onnxruntime.InferenceSession) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    sys.exit(main(sys.argv[1]))

@@ -12,6 +12,15 @@ FOLDER = Path(__file__).parent
 TARGETS = FOLDER / "targets"
 CORPUS = FOLDER / "corpus"
 
+MOST_SECONDS = 10
+"""That an input may take."""
+
+MOST_MIB = 3072
+"""Of memory, that it may take."""
+
+TOO_LARGE = 3
+"""Exit status of plain_onnxruntime where it takes more."""
+
 
 @dataclass(frozen=True)
 class Target:

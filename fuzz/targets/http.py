@@ -65,7 +65,7 @@ async def _converse(parts: list[bytes]) -> list[bytes]:
 
 async def _idle(connection: Connection) -> None:
     """Until no task can go on: those that are left wait for the client."""
-    for turn in range(100):
+    for turn in range(30):
         if turn > 3 and not connection.pipeline and not connection.tasks:
             break
         await asyncio.sleep(0)
