@@ -23,9 +23,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from fuzz.target import CORPUS, FOLDER, MOST_MIB, MOST_SECONDS, TOO_LARGE, corpus, load, names
-
-BUILD = FOLDER.parent / "build" / "fuzz"
+from fuzz.target import (
+    BUILD,
+    CORPUS,
+    FOLDER,
+    MOST_MIB,
+    MOST_SECONDS,
+    TOO_LARGE,
+    corpus,
+    load,
+    names,
+)
 
 _STARTING = 4.0
 """Seconds until a target's first input."""

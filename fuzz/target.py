@@ -11,6 +11,7 @@ from random import Random
 FOLDER = Path(__file__).parent
 TARGETS = FOLDER / "targets"
 CORPUS = FOLDER / "corpus"
+BUILD = FOLDER.parent / "build" / "fuzz"
 
 MOST_SECONDS = 10
 """That an input may take."""

@@ -62,6 +62,14 @@ def test_a_truncated_model_is_refused(tmp_path, batch_size):
             compile_model(path, batch_size)
 
 
+def test_inputs_of_one_name_are_refused():
+    model = models.mlp()
+    model.graph.input.append(models.tensor("x", [1, 2, 3]))
+    for batch_size in (1, 2, None):
+        with pytest.raises(errors.InvalidModelError, match="several inputs named 'x'"):
+            Engine(model, batch_size)
+
+
 def test_an_invalid_graph_is_refused():
     unknown = models.make(
         [helper.make_node("Relu", ["nowhere"], ["y"])],

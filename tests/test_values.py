@@ -169,8 +169,10 @@ def test_strings_go_in_and_out(make):
 
 def test_strings_that_cannot_be_passed_are_named():
     with engine_for(object) as engine:
-        with pytest.raises(InputTypeError, match="without NUL"):
-            engine.run([["a\0b"]])
+        for text in ("a\0b", "a\0", b"\0"):  # numpy's types of text drop those at the end
+            for given in ([text], (text,), np.array([text], object)):
+                with pytest.raises(InputTypeError, match="without NUL"):
+                    engine.run([given])
         with pytest.raises(InputTypeError, match="expected string, got int64"):
             engine.run([np.array([1])])
         assert engine.run([np.zeros((0,), object)])[0].shape == (0,)

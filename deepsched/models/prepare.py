@@ -109,6 +109,9 @@ def prepare_model(
         path = _check_path(os.fspath(model))
     proto, weights = _split(path if path is not None else model)
     names = [value.name for value in _inputs_of(proto)]
+    if twice := {name for name in names if names.count(name) > 1}:
+        described = _describe(path if path is not None else model)
+        raise InvalidModelError(f"{described} has several inputs named {min(twice)!r}")
     shapes = _one_shape_each(check_shapes(input_shapes), names)
     sizes = {value.name: stated for value, stated in inputs_with_sizes(proto)}
     batch_size, batched = settle_batch(asked, shapes, sizes)

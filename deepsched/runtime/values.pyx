@@ -144,8 +144,10 @@ cdef class ValueInfo:
         """`value` as a C-contiguous array of our dtype and the machine's byte order."""
         if value is None or isinstance(value, dict):
             raise InputTypeError(f"input {self.name!r}: expected an array, got {value!r:.80}")
+        # numpy's own types of text, which it makes of lists, drop NULs at the end.
+        is_text = self.element_type == ELEMENT_STRING and isinstance(value, _UNTYPED)
         try:
-            array = np.asarray(value)
+            array = np.asarray(value, object if is_text else None)
         except (ValueError, TypeError) as error:
             raise InputTypeError(
                 f"input {self.name!r}: expected an array of {self._type_name()}, got a "
