@@ -79,8 +79,8 @@ def fuzz(name: str, seconds: float) -> Outcome:
         num_runs += _number(r"number_of_executed_units: *(\d+)", text)
         if not done:
             break
-        saved = re.findall(r"Test unit written to (\S+)", text)
-        path = Path(saved[-1]) if saved else None
+        saved = map(Path, re.findall(r"Test unit written to (\S+)", text))
+        path = next(filter(Path.exists, saved), None)
         is_ours = not target.is_ort or _UNCAUGHT in text
         if is_ours or path is None or not _ort_fails(path):
             return Outcome(name, num_runs, num_ort, _told(name, path, text))

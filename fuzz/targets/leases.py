@@ -5,7 +5,6 @@ The first byte chooses what lies there; the rest is the text, in which DEVICE st
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -30,12 +29,17 @@ def check(data: bytes) -> None:
 
     lease_file.read_text = read_text  # type: ignore[assignment]
     leases = lease_file.LeaseFile()
-    with contextlib.suppress(OSError):
+    try:
         with leases.allocating():
             assert leases.try_lock([0, 1, 5], is_lease=True)
         for lock in leases.locks():
             assert lock.pid >= 0
         leases.unlock([0, 1, 5], is_lease=True)
+    except OSError as error:
+        assert str(error)
+    finally:
+        if leases._fd >= 0:  # a process has one, and keeps it
+            os.close(leases._fd)
 
 
 def _put(path: Path, what: int) -> None:

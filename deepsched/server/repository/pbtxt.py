@@ -155,6 +155,8 @@ def _read(config: Any, where: str, name: str, folder: str) -> ModelOptions:
 
 
 def _lines(path: str, where: str) -> tuple[str, ...]:
+    if not os.path.isfile(path):  # a pipe would keep us waiting
+        raise OptionError(f"{where}: the labels in {path} cannot be read: it is no regular file")
     try:
         with open(path, encoding="utf-8", errors="replace") as lines:
             return tuple(line.rstrip("\n") for line in lines)
