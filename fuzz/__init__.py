@@ -3,7 +3,7 @@
 A target (targets/NAME.py) states in its docstring a property that holds for all bytes, and `check`
 raises where it does not: an exception that is none of errors.py, an answer that is not of the
 protocol, a file outside of a folder, a round trip that changes something. Also a failure: a crash,
-an input that takes 10 s, more than 3 GB. The rules:
+an input that takes 20 s, or more than 3 GB. The rules:
 
 * Only what a user or a client can send, or what can lie on disk, is an input. What a target leaves
   out, its docstring says.

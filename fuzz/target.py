@@ -13,7 +13,7 @@ TARGETS = FOLDER / "targets"
 CORPUS = FOLDER / "corpus"
 BUILD = FOLDER.parent / "build" / "fuzz"
 
-MOST_SECONDS = 10
+MOST_SECONDS = 20
 """That an input may take."""
 
 MOST_MIB = 3072
