@@ -527,7 +527,7 @@ class Engine(Uncopied):
             The outputs, concatenated along their first dimension.
 
         Raises:
-            InputError: the batch cannot be split so, or an output has no first dimension.
+            InputError: the batch cannot be split so, or the parts of an output cannot be joined.
             DeepschedError: any error of `run`.
         """
         parts = split_batch(

@@ -11,6 +11,7 @@ import threading
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from deepsched import Context, Engine, Topology, compile_model
 from deepsched.errors import (
@@ -486,3 +487,16 @@ def test_inputs_that_cannot_be_cut_are_refused(gather):
         gather.batched_run([np.zeros(4, np.float32), np.zeros(3, np.int64)])
     with pytest.raises(InputError, match="first dimension to split"):
         gather.batched_run([np.float32(1), np.int64(1)])
+
+
+def test_parts_that_cannot_be_joined_are_refused():
+    # Where x is not zero: two rows, and as many columns as there are such places.
+    places = models.make(
+        [helper.make_node("NonZero", ["x"], ["y"])],
+        [models.tensor("x", ["batch", 2])],
+        [models.tensor("y", [2, "places"], TensorProto.INT64)],
+    )
+    with Engine(places) as engine:
+        assert engine.batched_run([np.float32([[0, 1], [1, 0]])])[0].shape == (4, 1)
+        with pytest.raises(InputError, match=r"output 'y' has parts .* \(1,\), \(2,\), which"):
+            engine.batched_run([np.float32([[0, 1], [1, 1]])])

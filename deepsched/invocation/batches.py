@@ -49,7 +49,7 @@ def join_batch(parts: list[list[Any]], output_names: list[str]) -> list[Any]:
     """Outputs of the whole batch.
 
     Raises:
-        InputError: an output has no first dimension.
+        InputError: an output has no first dimension, or parts of it differ in others.
     """
     if len(parts) == 1:
         return parts[0]
@@ -58,6 +58,12 @@ def join_batch(parts: list[list[Any]], output_names: list[str]) -> list[Any]:
         if not all(isinstance(piece, np.ndarray) and piece.ndim for piece in pieces):
             raise InputError(
                 f"output {name!r} has no first dimension to join the parts along; use run or map"
+            )
+        sizes = sorted({piece.shape[1:] for piece in pieces})
+        if len(sizes) > 1:
+            raise InputError(
+                f"output {name!r} has parts of different sizes behind the first dimension, "
+                f"{', '.join(map(str, sizes))}, which cannot be joined; use run or map"
             )
         joined.append(np.concatenate(pieces))
     return joined
