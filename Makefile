@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: build debug tsan asan quicktest test numa proofs machines fuzz soak lint docs bench clean
+.PHONY: build debug tsan asan quicktest test numa proofs machines fuzz graphs soak lint docs bench clean
 
 build: $(VENV)
 	$(BIN)/pip install -q -e '.[test,serve]'
@@ -39,6 +39,9 @@ machines:
 fuzz: $(VENV)
 	$(BIN)/pip install -q atheris -e '.[test,serve]'
 	$(BIN)/python -m fuzz
+
+graphs:
+	$(BIN)/python -m tests.support.graphs
 
 soak:
 	$(BIN)/pytest -m soak

@@ -1,271 +1,30 @@
-"""Random graphs give plain onnxruntime's bits, whatever way they come in.
+"""Random graphs give plain onnxruntime's bits, whatever way requests come in.
 
-The ordinary suite tries a few, always the same ones. `make graphs` tries as many others as
-DEEPSCHED_GRAPHS says, those of onnx's own suite among their parts.
+These are few, and always the same. `make graphs` tries others, and parts of onnx's own suite.
 """
 
 from __future__ import annotations
 
-import asyncio
-import os
-import tempfile
-from contextlib import ExitStack
-from typing import Any
+from hypothesis import HealthCheck, given, reject, settings
 
-import numpy as np
-import onnx
-import pytest
-from hypothesis import HealthCheck, assume, given, settings
-
-from deepsched import Context, Engine, Topology
-from deepsched.errors import DeepschedError, InputError, ModelError, OptionError
-from deepsched.models.batching.operators import operators_that_see_the_batch
-from deepsched.models.rewrites.agreement import compare
-from deepsched.models.rewrites.made_up import nudged
-from tests.support import models
-from tests.support.graphs import growing
-from tests.support.graphs.draft import random_array
-from tests.support.graphs.settings import SCHEDULERS, Setting, settings_of_engines
-from tests.support.graphs.settings import given as given_as
-from tests.support.plain_onnxruntime import plain, same_bits
-from tests.support.requests import run_until_busy
-
-NUM_GRAPHS = int(os.environ.get("DEEPSCHED_GRAPHS", "0"))
-
-_NUM_WAITING = 5
-
-OPEN = {"batch": 3, "length": 4, None: 3}
-"""Sizes of what an engine leaves open."""
-
-some_graphs = settings(
-    max_examples=NUM_GRAPHS or 25,
-    derandomize=not NUM_GRAPHS,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+from tests.support.graphs.checking import Unfit, open_contexts, try_model
+from tests.support.graphs.growing import models
+from tests.support.graphs.settings import settings_of_engines
 
 
-class Plain:
-    """The model on plain onnxruntime, on each number of threads that a request may have."""
-
-    def __init__(self, proto: onnx.ModelProto, setting: Setting, names: list[str]) -> None:
-        self.sessions = [plain(proto, width) for width in setting.widths]
-        self.names = names
-
-    def run(self, inputs: list[Any]) -> list[list[Any]]:
-        """Outputs on each number of threads. Raises onnxruntime's errors."""
-        feeds = dict(zip(self.names, inputs, strict=True))
-        return [session.run(None, feeds) for session in self.sessions]
-
-
-def runs(reference: Plain, inputs: list[Any]) -> bool:
-    try:
-        reference.run(inputs)
-    except Exception:  # onnxruntime's errors have no common base but this
-        return False
-    return True
-
-
-def opens(model: Any) -> bool:
-    """Whether plain onnxruntime opens it: subgraphs of IR version 3 may fail there alone."""
-    try:
-        plain(model)
-    except Exception:
-        return False
-    return True
-
-
-def has_same_bits(one: Any, other: Any) -> bool:
-    try:
-        same_bits(one, other)
-    except AssertionError:
-        return False
-    return True
-
-
-def check(ours: list[Any], reference: Plain, inputs: list[Any], may_move: bool) -> None:
-    """Asserts that they are plain onnxruntime's bits, or near them where they may move."""
-    expected = reference.run(inputs)
-    if any(has_same_bits(ours, it) for it in expected):
-        return
-    if may_move:
-        if compare(expected[0], ours).is_allowed:
-            return
-        rng = np.random.default_rng(0)
-        (aside, *_) = reference.run([nudged(rng, it) for it in inputs])
-        assert compare(expected[0], ours, aside).is_allowed
-        return
-    same_bits(ours, expected[0])
-
-
-def with_sizes(proto: onnx.ModelProto, engine: Engine) -> onnx.ModelProto:
-    """The model with the sizes that `batch_size` has replaced: those that its file fixes."""
-    resized = onnx.ModelProto()
-    resized.CopyFrom(proto)
-    shapes = dict(zip(engine.input_names, engine.input_shapes, strict=True))
-    has_changed = False
-    for value in resized.graph.input:
-        dims = value.type.tensor_type.shape.dim
-        for dim, size in zip(dims, shapes.get(value.name, ()), strict=False):
-            if dim.HasField("dim_value") and dim.dim_value != size:
-                dim.dim_value, has_changed = size, True
-    if has_changed:
-        del resized.graph.value_info[:]
-        for value in resized.graph.output:
-            if value.type.HasField("tensor_type"):
-                value.type.tensor_type.ClearField("shape")
-    return resized
-
-
-def feeds(engine: Engine, seed: int) -> list[np.ndarray]:
-    """Inputs of sizes that the engine takes."""
-    rng = np.random.default_rng(seed)
-    sizes = zip(engine.input_dtypes, engine.input_shapes, strict=True)
-    return [
-        random_array(rng, dtype, [it if isinstance(it, int) else OPEN[it] for it in shape])
-        for dtype, shape in sizes
-    ]
-
-
-def ways_in(engine: Engine, inputs: list[Any]) -> dict[str, list[Any]]:
-    """Outputs of the same inputs, by each way in."""
-
-    async def together() -> list[list[Any]]:
-        return await asyncio.gather(*(engine.run_async(inputs) for _ in range(2)))
-
-    by_name = dict(zip(engine.input_names, inputs, strict=True))
-    one, other = asyncio.run(together())
-    mapped = engine.mapped_run(inputs)
-    assert list(mapped) == engine.output_names
-    return {
-        "run": engine.run(inputs),
-        "run by name, unchecked": engine.run(by_name, val_inp=False),
-        "mapped_run": list(mapped.values()),
-        "submit": engine.submit(inputs, priority=1).result(),
-        "run_async": one,
-        "run_async, too": other,
-        **{f"map {i}": outputs for i, outputs in enumerate(engine.map([inputs] * 2))},
-    }
-
-
-def opened(source: Any, setting: Setting, context: Any, cache_dir: Any) -> Engine:
-    options = {**setting.options, "context": context, "cache_dir": cache_dir}
-    try:
-        return Engine(source, setting.batch_size, **options)
-    except OptionError:
-        assert isinstance(setting.batching, int)  # the model has no batch, or not such a one
-        return Engine(source, setting.batch_size, **{**options, "batching": "off"})
-
-
-def try_engine(
-    model: growing.RandomModel, setting: Setting, engine: Engine, blocker: Engine
-) -> None:
-    reference = Plain(with_sizes(model.proto, engine), setting, engine.input_names)
-    session = reference.sessions[0]
-    assert engine.input_names == [it.name for it in session.get_inputs()]
-    assert engine.output_names == [it.name for it in session.get_outputs()]
-    moves = setting.rewrites == "fast" and any(it.is_kept for it in engine.compiled.rewrites)
-    inputs = feeds(engine, 0)
-    if not runs(reference, inputs):
-        with pytest.raises(DeepschedError):
-            engine.run(inputs)
-        return
-    for outputs in ways_in(engine, inputs).values():
-        check(outputs, reference, inputs, moves)
-    try_waiting(model, setting, engine, blocker, reference, moves)
-    if model.has_batch:
-        try_split_batch(model, engine, reference, moves)
-
-
-def try_waiting(
-    model: growing.RandomModel,
-    setting: Setting,
-    engine: Engine,
-    blocker: Engine,
-    reference: Plain,
-    moves: bool,
-) -> None:
-    """Different requests, which wait for a stream and may run together."""
-    is_open = bool(engine.compiled.batching.sizes)
-    long = run_until_busy(blocker)
-    requests = [feeds(engine, seed) for seed in range(1, _NUM_WAITING)]
-    futures = [engine.submit(inputs) for inputs in requests]
-    long.cancel()
-    for inputs, future in zip(requests, futures, strict=True):
-        if not runs(reference, inputs):
-            with pytest.raises(DeepschedError):
-                future.result()
-            continue
-        outputs = future.result()
-        if is_open and operators_that_see_the_batch(model.proto):
-            continue  # the user has allowed whatever comes
-        may_move = moves or (is_open and setting.batching != "auto")
-        may_move |= is_open and setting.rewrites == "fast" and not setting.deterministic
-        check(outputs, reference, inputs, may_move)
-
-
-def try_split_batch(
-    model: growing.RandomModel, engine: Engine, reference: Plain, moves: bool
-) -> None:
-    """batched_run gives what the parts give, one after another."""
-    parts = [feeds(engine, seed) for seed in (1, 2)]
-    whole = [np.concatenate(pair) for pair in zip(*parts, strict=True)]
-    if engine.batch_size is None and engine.num_streams == 1:
-        parts = [whole]
-    try:
-        outputs = engine.batched_run(whole)
-    except InputError as error:
-        assert "join" in str(error)
-        return
-    except DeepschedError:
-        assert any(not runs(reference, part) for part in parts)
-        return
-    if len(parts) == 1:
-        check(outputs, reference, whole, moves)
-        return
-    alone = [reference.run(part)[0] for part in parts]
-    joined = [np.concatenate(it) for it in zip(*alone, strict=True)]
-    assert has_same_bits(outputs, joined) or moves or len(reference.sessions) > 1
-
-
-@pytest.fixture
-def contexts():
-    """A context and an engine that keeps it busy, by the names of SCHEDULERS."""
-    with ExitStack() as stack:
-        found = {}
-        for name, (scheduler, num_cores) in SCHEDULERS.items():
-            context = Context(
-                topology=Topology.synthetic(packages=1, cores_per_l3=num_cores),
-                num_streams=1 if scheduler == "single_stream" else num_cores,
-                scheduler=scheduler,
-                pin="none",
-            )
-            stack.enter_context(context)
-            found[name] = context, Engine(models.spin(), None, context=context)
-        yield found
-
-
-def test_random_graphs_give_the_bits_of_plain_onnxruntime_by_every_way_in(contexts):
-    @some_graphs
-    @given(growing.models(), settings_of_engines)
+def test_random_graphs_give_the_bits_of_plain_onnxruntime_by_every_way_in():
+    @settings(
+        max_examples=25,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(models(), settings_of_engines)
     def try_one(model, setting):
-        assume(opens(model.proto))
-        context, blocker = contexts[setting.where]
-        with (
-            tempfile.TemporaryDirectory() as cache_dir,
-            given_as(model.proto, setting.given_as) as source,
-        ):
-            for is_warm in (False, True) if setting.is_kept else (False,):
-                try:
-                    engine = opened(
-                        source, setting, context, cache_dir if setting.is_kept else None
-                    )
-                except ModelError:
-                    assert setting.batch_size not in ("auto", None)
-                    return
-                with engine:
-                    is_found = is_warm and not engine.compiled.why_not
-                    assert engine.compiled.was_cached == is_found
-                    try_engine(model, setting, engine, blocker)
+        try:
+            try_model(model, setting, contexts)
+        except Unfit:
+            reject()
 
-    try_one()
+    with open_contexts() as contexts:
+        try_one()

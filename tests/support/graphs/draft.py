@@ -109,7 +109,6 @@ class Root:
     opset: int
     rng: np.random.Generator
     is_long: bool = False
-    """Whether cases of onnx's own suite are among the steps: they take seconds to load."""
     inputs: list[Value] = field(default_factory=list)
     functions: list[onnx.FunctionProto] = field(default_factory=list)
     count: int = 0

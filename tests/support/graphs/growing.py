@@ -10,7 +10,7 @@ import onnx
 from hypothesis import strategies as st
 from onnx import helper
 
-from tests.support.graphs import control_flow, elementwise, layers, layout, others
+from tests.support.graphs import borrowed, control_flow, elementwise, layers, layout, others
 from tests.support.graphs.draft import (
     Draft,
     Refused,
@@ -30,11 +30,13 @@ _KINDS = (
 
 _KIND_BY_WEIGHT = tuple(steps for steps, weight in _KINDS for _ in range(weight))
 
+_WITH_BORROWED = (*_KIND_BY_WEIGHT, *[(borrowed.case_of_onnx,)] * 5, (borrowed.pattern,))
+
 
 def grow(draw: st.DrawFn, draft: Draft, num_steps: int) -> None:
     """Adds up to so many steps; those that plain onnxruntime refuses are left out."""
     for _ in range(num_steps):
-        steps = draw(st.sampled_from(_KIND_BY_WEIGHT))
+        steps = draw(st.sampled_from(_WITH_BORROWED if draft.root.is_long else _KIND_BY_WEIGHT))
         step: Any = draw(st.sampled_from(steps))
         try:
             if steps is control_flow.STEPS:
@@ -63,10 +65,15 @@ class RandomModel:
 
 
 @st.composite
-def models(draw: st.DrawFn, most_steps: int = 8) -> RandomModel:
-    root = Root(opset=draw(st.integers(8, 26)), rng=np.random.default_rng(draw(st.integers(0, 99))))
+def models(draw: st.DrawFn, is_long: bool = False) -> RandomModel:
+    """
+    Args:
+        is_long: whether borrowed steps are among them; onnx's own cases take seconds to load.
+    """
+    opset = draw(st.integers(8, 26))
+    root = Root(opset, np.random.default_rng(draw(st.integers(0, 99))), is_long)
     draft = Draft(root)
-    grow(draw, draft, draw(st.integers(1, most_steps)))
+    grow(draw, draft, draw(st.integers(1, 12 if is_long else 8)))
     if not draft.made:
         draft.add("Identity", [draft.new_input(np.dtype(np.float32), ["batch", 3])])
     others = draw(st.lists(st.sampled_from(draft.made), max_size=2))
