@@ -167,6 +167,13 @@ def test_strings_go_in_and_out(make):
     assert y.tolist() == words
 
 
+@pytest.mark.parametrize("dtype", ["S8", "V8"])
+def test_strings_may_be_bytes_that_are_padded(dtype):
+    with engine_for(object) as engine:
+        (y,) = engine.run([np.array([b"a", "größe".encode()], dtype)])
+    assert y.tolist() == ["a", "größe"]
+
+
 def test_strings_that_cannot_be_passed_are_named():
     with engine_for(object) as engine:
         for text in ("a\0b", "a\0", b"\0"):  # numpy's types of text drop those at the end

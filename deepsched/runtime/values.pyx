@@ -154,6 +154,8 @@ cdef class ValueInfo:
                 f"{type(value).__name__} that numpy cannot read as one: {error}"
             ) from error
         if self.element_type == ELEMENT_STRING:
+            if array.dtype.kind == "V" and array.dtype.names is None:
+                array = array.view(f"S{array.dtype.itemsize}")  # bytes that are padded with NULs
             if array.dtype.kind not in "OUST":
                 raise InputTypeError(self._type_complaint(array))
             return np.asarray(array, dtype=object, order="C")

@@ -1,0 +1,1 @@
+"""Tests of others, run against deepsched: python -m tests.peers."""

@@ -1,0 +1,22 @@
+"""Where tests of others ask for what deepsched does otherwise, by the test's name and its failure.
+
+The guide's pages on DeepSparse and on onnxruntime have each.
+"""
+
+from __future__ import annotations
+
+DIFFERENCES: dict[str, tuple[tuple[str, str], ...]] = {
+    "deepsparse": (
+        (r"input_shapes must be a list of shapes", "a shape for each input, no flat list"),
+        (r"num_streams=\d+ is out of range|num_streams must be", "no more streams than cores"),
+        (r"test_\w+_help .*usage", "the command has another name"),
+        (r"test_check_hardware", "the command has another name and other lines"),
+        (r"schedulers|EngineOperator|continuous_batching", "part of DeepSparse's pipelines"),
+        (r"Pipeline|deepsparse\.benchmark|test_engine_mocking", "part of DeepSparse's pipelines"),
+    ),
+    "onnxruntime": (
+        (r"test_raise_wrong_num_inputs .*missing", "the error has other words"),
+        (r"test_dict_vectorizer .*InputTypeError", "the error is a ValueError and a TypeError"),
+        (r"opaque or sparse", "no sparse tensors as inputs: UnsupportedModelError"),
+    ),
+}
