@@ -17,6 +17,7 @@ DIFFERENCES: dict[str, tuple[tuple[str, str], ...]] = {
     "onnxruntime": (
         (r"test_raise_wrong_num_inputs .*missing", "the error has other words"),
         (r"test_dict_vectorizer .*InputTypeError", "the error is a ValueError and a TypeError"),
+        (r"strings without NUL", "no NUL inside a string: InputTypeError"),
         (r"opaque or sparse", "no sparse tensors as inputs: UnsupportedModelError"),
     ),
 }
