@@ -5,7 +5,7 @@ These are few, and always the same. `make graphs` tries others, and parts of onn
 
 from __future__ import annotations
 
-from hypothesis import HealthCheck, given, reject, settings
+from hypothesis import HealthCheck, Phase, given, reject, settings
 
 from tests.support.graphs.checking import Unfit, open_contexts, try_model
 from tests.support.graphs.growing import models
@@ -18,6 +18,7 @@ def test_random_graphs_give_the_bits_of_plain_onnxruntime_by_every_way_in():
         derandomize=True,
         database=None,
         suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate],  # a smaller example would take minutes
     )
     @given(models(), settings_of_engines)
     def try_one(model, setting):

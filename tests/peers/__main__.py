@@ -91,6 +91,7 @@ class Outcome:
     verdict: str
     """passed, failed, skipped."""
     why: str = ""
+    details: str = ""
 
 
 def run(suite: Suite, checkout: Path, options: tuple[str, ...]) -> list[Outcome]:
@@ -110,10 +111,11 @@ def run(suite: Suite, checkout: Path, options: tuple[str, ...]) -> list[Outcome]
             "DEEPSCHED_CACHE_DIR": f"{name}/cache",
             "DEEPSCHED_LEASE_DIR": f"{name}/leases",
             "PEERS_MODELS": f"{name}/models",
+            "TMPDIR": name,  # DeepSparse's look for files that others leave there
         }
         command = [sys.executable, "-m", "pytest", "-q", "--continue-on-collection-errors"]
         command += ["-p", "no:cacheprovider", "-c", os.devnull]
-        command += [f"--rootdir={start}", f"--junitxml={report}", "--tb=no", *options]
+        command += [f"--rootdir={start}", f"--junitxml={report}", "--tb=short", *options]
         subprocess.run([*command, *tests], cwd=start, env=environment, timeout=_MOST_SECONDS)
         if not report.exists():
             raise SystemExit("pytest wrote no report; see above")
@@ -125,7 +127,8 @@ def _outcome(case: ET.Element) -> Outcome:
     for child in case:
         if child.tag in ("failure", "error", "skipped"):
             verdict = "skipped" if child.tag == "skipped" else "failed"
-            return Outcome(test, verdict, _one_line(child.get("message", "")))
+            message, details = child.get("message", ""), child.text or ""
+            return Outcome(test, verdict, _one_line(message), f"{message} {details}")
     return Outcome(test, "passed")
 
 
@@ -143,7 +146,7 @@ def explained(name: str, outcome: Outcome, originally: dict[str, str]) -> str:
         return outcome.why
     if originally.get(outcome.test) == "failed":
         return "fails without deepsched, too"
-    text = f"{outcome.test} {outcome.why}"
+    text = f"{outcome.test} {outcome.details}"
     return next((why for pattern, why in DIFFERENCES[name] if re.search(pattern, text)), "")
 
 

@@ -28,7 +28,7 @@ from tests.support.graphs.growing import models
 from tests.support.graphs.picking import operators_with_kernels
 from tests.support.graphs.settings import settings_of_engines
 
-_EACH = 300
+_EACH = 150
 """Graphs of a child."""
 
 
