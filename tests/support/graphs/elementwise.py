@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 from hypothesis import strategies as st
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
-from tests.support.graphs.draft import Draft, elem_type
+from tests.support.graphs.draft import Draft, Value, elem_type
 from tests.support.graphs.picking import (
     FLOATS,
     axis_of,
@@ -118,46 +119,28 @@ def cast(draw: st.DrawFn, draft: Draft) -> None:
         )
         draft.add("Cast", [x], to=elem_type(to))
         return
-    odd = [getattr(TensorProto, name) for name in ("BFLOAT16", "FLOAT8E4M3FN", "INT4", "UINT4")]
-    node_to = draw(st.sampled_from(odd))
-    through(draw, draft, x, node_to)
-
-
-def through(draw: st.DrawFn, draft: Draft, x: Any, elem: int) -> None:
-    """x, cast to `elem` and back, inside an If: its value between has no array."""
-    from onnx import helper
-
-    names = [draft.root.name("v") for _ in range(2)]
-    nodes = [
-        helper.make_node("Cast", [x.name], [names[0]], to=elem),
-        helper.make_node("Cast", [names[0]], [names[1]], to=TensorProto.FLOAT),
-    ]
-    graph = helper.make_graph(
-        nodes, draft.root.name("g"), [], [helper.make_tensor_value_info(names[1], 1, None)]
-    )
+    names = ("BFLOAT16", "FLOAT8E4M3FN", "INT4", "UINT4")
+    between = getattr(TensorProto, draw(st.sampled_from(names)))
     condition = draft.constant(np.array(draw(st.booleans())))
-    output = draft.root.name("v")
-    draft.add_node(
-        helper.make_node(
-            "If", [condition.name], [output], then_branch=graph, else_branch=_copied(draft, graph)
-        )
+    node = helper.make_node(
+        "If",
+        [condition.name],
+        [draft.root.name("v")],
+        then_branch=_there_and_back(draft, x, between),
+        else_branch=_there_and_back(draft, x, between),
     )
+    draft.add_node(node)
 
 
-def _copied(draft: Draft, graph: Any) -> Any:
-    """With other names for what it makes, as the checker wants."""
-    import onnx
-
-    other = onnx.GraphProto()
-    other.CopyFrom(graph)
-    renamed = {name: draft.root.name("v") for node in graph.node for name in node.output}
-    for node in other.node:
-        for names in (node.input, node.output):
-            for index, name in enumerate(names):
-                names[index] = renamed.get(name, name)
-    for value in other.output:
-        value.name = renamed[value.name]
-    return other
+def _there_and_back(draft: Draft, x: Value, between: int) -> onnx.GraphProto:
+    """A branch, so that the value between has no sample."""
+    there, back = draft.root.name("v"), draft.root.name("v")
+    nodes = [
+        helper.make_node("Cast", [x.name], [there], to=between),
+        helper.make_node("Cast", [there], [back], to=TensorProto.FLOAT),
+    ]
+    output = helper.make_tensor_value_info(back, TensorProto.FLOAT, None)
+    return helper.make_graph(nodes, draft.root.name("g"), [], [output])
 
 
 def clip(draw: st.DrawFn, draft: Draft) -> None:
