@@ -43,6 +43,11 @@ class Setting:
         }
 
     @property
+    def keeps_bits_of_batches(self) -> bool:
+        """Whether requests run together only where not a bit moved when that was tried."""
+        return self.batching == "auto" and (self.rewrites != "fast" or self.deterministic)
+
+    @property
     def widths(self) -> tuple[int, ...]:
         """Numbers of threads that a request may run on."""
         if self.where == "elastic" and not self.deterministic:
