@@ -24,6 +24,7 @@ from deepsched import Engine
 from deepsched import context as context_module
 from deepsched.errors import (
     ClosedError,
+    DeadlineExceeded,
     ForkError,
     InferenceError,
     InputTypeError,
@@ -236,6 +237,31 @@ def test_a_future_that_failed_keeps_no_inputs():
             assert not alive(references)
         finally:
             gc.enable()
+
+
+@pytest.mark.parametrize("end", ["expired", "given up"])
+def test_what_ends_after_its_loop_keeps_no_inputs(spin, end):
+    """The request, queued behind a long run, is freed with the next that a loop asks for."""
+    array = np.eye(64, dtype=np.float32)
+    gone = weakref.ref(array)
+    before = run_until_busy(spin)
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda loop, context: None)  # it says what is given up
+    timeout = 0.001 if end == "expired" else None
+    task = loop.create_task(spin.run_async([STEPS, array], timeout=timeout))
+    del array
+    if end == "expired":
+        with pytest.raises(DeadlineExceeded):
+            loop.run_until_complete(task)
+    else:
+        loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    del loop, task
+    before.cancel()
+    spin.run([np.array(1), SQUARE])  # one stream: the request has ended
+    asyncio.run(spin.run_async([np.array(1), SQUARE]))
+    gc.collect()
+    assert gone() is None
 
 
 def test_deadlines_of_futures_that_are_done_are_forgotten(spin):

@@ -8,7 +8,7 @@ import itertools
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from deepsched.checks import check_timeout
@@ -88,6 +88,7 @@ class LoopInbox:
         # The loop is gone. Requests that are still under way keep the inbox until _reap takes them.
         if getattr(self, "num_under_way", 0):  # not if __init__ was interrupted
             _orphans.append((self.inbox, self.num_under_way))
+        _let_go(getattr(self, "_ended", ()))
 
     async def let_others_go_first(self, loop: asyncio.AbstractEventLoop) -> None:
         """For a task whose requests the loop runs itself, and which may do nothing else."""
@@ -198,6 +199,13 @@ class LoopInbox:
                 asyncio.get_running_loop().call_soon(self._on_ended)
 
 
+def _let_go(ended: Iterable[Request]) -> None:
+    """Of requests that no loop will hand over. A future leads to its task, whose frames hold the
+    request; the garbage collector does not see that circle."""
+    for request in ended:
+        request.tag = None
+
+
 def _start_alone(waiting: list[_Gathering], failed: FailedTogether | None = None) -> None:
     for _, future, _ in waiting:
         if not future.done():
@@ -278,7 +286,9 @@ def _reap() -> None:
     with contextlib.suppress(IndexError):
         while True:
             inbox, num_left = _orphans.pop()
-            num_left -= len(inbox.take())
+            taken = inbox.take()
+            _let_go(taken)
+            num_left -= len(taken)
             if num_left > 0:
                 left.append((inbox, num_left))
     _orphans.extend(left)
@@ -360,6 +370,7 @@ async def run_on_loop(
 
 def _expire(model: Model, request: Request, future: asyncio.Future[list[Any]]) -> None:
     if not future.done():
+        request.tag = None  # as if cancelled: its error's traceback holds the request
         future.set_exception(request.expiry())
         model.cancel(request, as_expired=True)
 
