@@ -12,6 +12,8 @@ import pytest
 from onnx import helper
 
 from deepsched import Context, Engine, Topology, compile_model
+from deepsched.models import compiled
+from deepsched.models.prepare import prepare_model
 from tests.support import models
 from tests.support.processes import finish, run_python, start_python
 from tests.support.requests import SQUARE, STEPS
@@ -297,6 +299,33 @@ def test_a_forked_child_raises_and_the_parent_goes_on(scheduler):
         for thread in threads:
             thread.join()
         assert engine.run([STEPS, SQUARE])[0].shape == (64, 64)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_child_that_is_forked_while_an_engine_opens_can_open_one(monkeypatch, tmp_path):
+    slow = models.save(models.spin(), tmp_path, "slow.onnx")
+    fast = models.save(models.spin(), tmp_path, "fast.onnx")
+    is_opening, may_go_on = threading.Event(), threading.Event()
+
+    def prepare(model, *arguments, **options):
+        if model == slow:
+            is_opening.set()
+            may_go_on.wait(60)
+        return prepare_model(model, *arguments, **options)
+
+    monkeypatch.setattr(compiled, "prepare_model", prepare)
+
+    def open_and_run(path):
+        with Engine(path) as engine:
+            return engine.run([STEPS, SQUARE])[0].shape
+
+    opening = threading.Thread(target=open_and_run, args=(slow,))
+    opening.start()
+    is_opening.wait(60)
+    assert in_child(lambda: open_and_run(fast)) == "(64, 64)"
+    assert open_and_run(fast) == (64, 64)  # nor does this process wait
+    may_go_on.set()
+    opening.join()
 
 
 def test_a_forked_child_exits_without_a_hang():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from deepsched.analysis.reading import Shape
+from deepsched.lazy import cached_property
 from deepsched.models.rewrites.tried import Tried
 from deepsched.scheduling.scaling import useful_cores
 

@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from rich.text import Text
@@ -14,6 +13,7 @@ from rich.text import Text
 from deepsched.cli.palette import heat_of
 from deepsched.cli.svg import Piece, centred, stack, text_at, text_block
 from deepsched.formatting import xml_text
+from deepsched.lazy import cached_property
 from deepsched.machine.latency import Matrix
 from deepsched.machine.probe import Look
 from deepsched.machine.sysfs import format_cpu_list

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
+from deepsched.lazy import cached_property
 from deepsched.machine import cgroup
 from deepsched.machine.affinity import own_cpus
 from deepsched.machine.partition import partition

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import enum
-import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 
 from deepsched.checks import check_integer
 from deepsched.errors import StreamConfigError
+from deepsched.lazy import cached_property
 from deepsched.machine.sysfs import format_cpu_list
 from deepsched.machine.topology import Core, Topology, distinct
 
@@ -300,7 +300,7 @@ class _Row:
             self._changes[level] = [(one, next_) for one, next_ in pairs if ids[one] != ids[next_]]
         return self._changes[level]
 
-    @functools.cached_property
+    @cached_property
     def l3_users(self) -> list[list[int]]:
         """Positions of each L3's cores, ascending."""
         users: dict[int, list[int]] = {}

@@ -13,10 +13,10 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import NamedTuple
 
 from deepsched.errors import ModelError, ThreadError
+from deepsched.lazy import cached_property
 from deepsched.machine.affinity import own_cpus
 from deepsched.machine.partition import Stream
 from deepsched.models.batch import AUTO, BatchSize

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import NamedTuple, overload
 
 import numpy as np
 
+from deepsched.lazy import cached_property
 from deepsched.machine.partition import Stream
 from deepsched.runtime.request import OUTCOMES
 from deepsched.runtime.tracing import ENTRY

@@ -10,13 +10,13 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from deepsched.lazy import cached_property
 from deepsched.models.rewrites.option import MOST_COPIED
 from deepsched.models.shape_inference import infer_shapes
 
