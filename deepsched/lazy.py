@@ -45,5 +45,5 @@ else:
                 return self
             # Two threads that come at once may both compute it; the first value stays. Found in the
             # instance's own dictionary from then on.
-            value = self._compute(instance)
-            return vars(instance).setdefault(self._compute.__name__, value)
+            found: _T = vars(instance).setdefault(self._compute.__name__, self._compute(instance))
+            return found

@@ -13,7 +13,7 @@ from deepsched.errors import ForkError
 from tests.soak.kinds import Kind
 from tests.soak.rounds import Round
 
-_MAX_S = 20
+_MAX_S = 60
 
 
 def forks(round: Round) -> None:
