@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -209,6 +210,29 @@ def test_a_model_that_has_changed_on_disk_is_not_taken_for_the_one_that_is_serve
             else:
                 context.resize(1)
             assert np.array_equal(engine.run([X])[0], expected)
+
+
+@pytest.mark.parametrize("fate", ["damaged", "removed"])
+def test_a_context_moves_though_the_compiled_model_is_gone(mlp, tmp_path, fate, caplog):
+    """Another process that finds an entry of the cache damaged removes it."""
+    with unpinned(2) as context:
+        engine = Engine(mlp, context=context, cache_dir=tmp_path / "cache")
+        expected = engine.run([X])[0]
+        folder = Path(engine.compiled.folder)
+        for file in folder.iterdir():
+            content = file.read_bytes()
+            file.unlink()  # what is mapped stays
+            if fate == "damaged":
+                file.touch(0o600)
+                file.write_bytes(content[: len(content) // 2])
+        if fate == "removed":
+            folder.rmdir()
+        context.resize(1)
+        assert np.array_equal(engine.run([X])[0], expected)
+        assert "is compiled again" in caplog.text
+        caplog.clear()
+        context.resize(2)
+        assert not caplog.text
 
 
 def test_engines_that_are_made_and_closed_while_the_context_moves(mlp):

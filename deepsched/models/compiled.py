@@ -24,7 +24,7 @@ from deepsched.models.batched import open_batch
 from deepsched.models.batching.option import BatchingOption
 from deepsched.models.batching.record import Batching
 from deepsched.models.cache import Cache
-from deepsched.models.entry import Entry
+from deepsched.models.entry import Damaged, Entry
 from deepsched.models.folders import is_in_memory
 from deepsched.models.keys import SAVING, RawModel, Snapshot, key_of_bytes
 from deepsched.models.locations import (
@@ -242,7 +242,7 @@ def open_model(
         needs_same_bits: whether batches have to keep every bit, unless `batching` is a number.
         is_pinned: whether the sessions' threads are.
         elsewhere: the same model with sessions on other cores: its compiled form is opened again,
-            if it is kept.
+            if it is kept and intact.
 
     Raises:
         ModelError: see prepare_model, and what ONNX Runtime says of the model; or `elsewhere` is
@@ -269,13 +269,13 @@ def open_model(
     )
     stamp = _stamp(request.path)
     if elsewhere is not None:
-        if elsewhere.entry is not None:
-            again = _open_compiled(elsewhere.entry, request, was_cached=True)
+        entry = elsewhere.entry
+        if entry is not None and (again := _open_again(entry, request)):
             return again._replace(measurements=elsewhere.measurements, stamp=elsewhere.stamp)
         if stamp != elsewhere.stamp:
             raise ModelError(
                 f"{request.path} has been written to since it was opened, and is not kept in the "
-                "cache: it cannot be opened again on other cores. Open it anew"
+                "cache, or no longer: it cannot be opened again on other cores. Open it anew"
             )
     opened = None
     try:
@@ -286,6 +286,21 @@ def open_model(
     # Nobody asked for a batch of 1: the model may not take it.
     opened = opened or _open(replace(request, batch_size=None))
     return opened._replace(stamp=stamp)
+
+
+def _open_again(entry: Entry, request: _Request) -> OpenedModel | None:
+    """On other cores, from the entry that a model was opened from. None: that has been damaged
+    since, or another process has found it so and removed it."""
+    try:
+        entry.verify()
+        return _open_compiled(entry, request, was_cached=True)
+    except (Damaged, ModelError) as error:
+        logger.warning(
+            "the compiled model in %s cannot be opened again, and is compiled again: %s",
+            entry.path,
+            error,
+        )
+        return None
 
 
 def _stamp(path: str | None) -> tuple[int, ...]:
