@@ -44,6 +44,8 @@ graphs:
 	$(BIN)/python -m tests.support.graphs
 
 soak:
+	$(BIN)/python -m tests.soak
+	$(BIN)/python -m tests.soak.server
 	$(BIN)/pytest -m soak
 
 lint:

@@ -1,4 +1,4 @@
-"""bench.server_soak, for seconds instead of ten minutes."""
+"""tests.soak.server, for seconds instead of ten minutes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.server
 def test_clients_that_leave_reloads_and_a_stop_lose_nothing():
     """Whether memory grows takes minutes to see; that it fails where something is lost does not."""
     ended = subprocess.run(
-        [sys.executable, "-m", "bench.server_soak", "--minutes", "0.2"]
+        [sys.executable, "-m", "tests.soak.server", "--minutes", "0.2"]
         + ["--clients", "40", "--reloads", "8"],
         capture_output=True,
         text=True,

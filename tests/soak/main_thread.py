@@ -16,6 +16,8 @@ from tests.soak.ledger import Ledger
 
 SIGNALS = (signal.SIGINT, signal.SIGUSR1)
 
+OPENINGS_STRUCK = "engines that a signal ended early as they opened or closed"
+
 
 class Struck(Exception):
     """What the handler of SIGUSR1 raises."""
@@ -77,9 +79,11 @@ class MainThread:
     def _open(self, kind: Kind) -> None:
         """What a signal ends early is closed by the garbage collector."""
 
-        def open_and_close() -> None:
+        def open_and_close() -> bool:
             with Engine(kind.path, None, **kind.options):
-                pass
+                return True
 
-        self.exposed(open_and_close)
-        self._ledger.count("engines opened on the main thread")
+        if self.exposed(open_and_close):
+            self._ledger.count("engines opened on the main thread")
+        else:
+            self._ledger.count(OPENINGS_STRUCK)

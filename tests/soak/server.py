@@ -1,7 +1,7 @@
 """`deepsched serve` for minutes: clients that leave at any moment, reloads, failing loads, a stop.
 
-    python -m bench.server_soak                  # 10 minutes, 200 clients, 50 reloads
-    python -m bench.server_soak --minutes 1
+    python -m tests.soak.server                  # 10 minutes, 200 clients, 50 reloads
+    python -m tests.soak.server --minutes 1
 
 Each answer must be that of a version that served when it was asked for. At the end SIGTERM comes
 under load: a client may then be refused, and nothing else. The server's memory, files and threads
