@@ -17,7 +17,7 @@ import traceback
 from pathlib import Path
 
 import tests.soak
-from tests.soak.faults import FAULTS
+from tests.soak.faults import FAULTS, faults_of
 from tests.soak.growth import Growth
 from tests.soak.kinds import save_kinds
 from tests.soak.ledger import Ledger
@@ -44,8 +44,8 @@ def main() -> int:
     parser.add_argument("--faults", help=f"names, with commas; of {', '.join(FAULTS)}")
     parser.add_argument("--json", metavar="FILE", help="the report; - for stdout")
     args = parser.parse_args()
-    chosen = list(FAULTS) if args.faults is None else list(filter(None, args.faults.split(",")))
-    if unknown := set(chosen) - set(FAULTS):
+    chosen = None if args.faults is None else list(filter(None, args.faults.split(",")))
+    if unknown := set(chosen or ()) - set(FAULTS):
         parser.error(f"no such faults: {', '.join(sorted(unknown))}")
     _isolate()
     ledger = Ledger()
@@ -61,6 +61,7 @@ def main() -> int:
         "seconds": round(time.monotonic() - began, 1),
         "counts": dict(sorted(ledger.counts.items())),
         "anonymous memory in MB, by round": [round(it / 1e6, 1) for it in growth.anonymous],
+        "the last of each warning": ledger.warnings,
         "skipped": ledger.skipped,
         "breaches": ledger.breaches,
     }
@@ -89,7 +90,9 @@ def _isolate() -> None:
         os.execvp(tried[0], [*tried, sys.executable, "-m", "tests.soak", *sys.argv[1:]])
 
 
-def _soak(args: argparse.Namespace, chosen: list[str], folder: Path, ledger: Ledger) -> Growth:
+def _soak(
+    args: argparse.Namespace, chosen: list[str] | None, folder: Path, ledger: Ledger
+) -> Growth:
     for name in ("models", "cache", "leases", "temporary"):
         (folder / name).mkdir(mode=0o700)
     os.environ["DEEPSCHED_CACHE_DIR"] = str(folder / "cache")
@@ -106,7 +109,7 @@ def _soak(args: argparse.Namespace, chosen: list[str], folder: Path, ledger: Led
         ledger.round = number
         faulthandler.dump_traceback_later(_HANG_S, exit=True)
         name = f"{args.seed}/{number}"
-        faults = {fault: FAULTS[fault] for fault in chosen}
+        faults = faults_of(number) if chosen is None else {it: FAULTS[it] for it in chosen}
         ledger.guarded("round", run_round, name, faults, kinds, folder, ledger, main_thread)
         growth.look()
         number += 1
@@ -121,6 +124,7 @@ def _watch(ledger: Ledger) -> None:
     class Warnings(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             ledger.count(f"warnings: {record.msg}")
+            ledger.warnings[record.msg] = record.getMessage()
             if "has closed the descriptor" in record.msg or record.levelno >= logging.ERROR:
                 ledger.breach(f"logged: {record.getMessage()}")
 

@@ -20,6 +20,8 @@ class Ledger:
         self.breaches: list[str] = []
         self.skipped: dict[str, str] = {}
         """By fault: why it cannot be made here."""
+        self.warnings: dict[str, str] = {}
+        """The last that was logged, by the words that they have in common."""
         self.round = 0
         self._lock = threading.Lock()
 
