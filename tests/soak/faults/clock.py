@@ -22,8 +22,7 @@ from tests.soak.rounds import Round
 
 _FILE = "DEEPSCHED_SOAK_CLOCK"
 
-_SOURCE = (
-    """
+_SOURCE = """
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdlib.h>
@@ -63,8 +62,6 @@ time_t time(time_t *result) {
     return now.tv_sec;
 }
 """
-    % _FILE
-)
 
 
 def clock(round: Round) -> None:
