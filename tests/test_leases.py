@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import pytest
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from deepsched import Context, Engine, Topology, errors
 from deepsched.cli import main
 from deepsched.doctor import check_hardware
+from deepsched.machine import lease_file
 from deepsched.machine.lease_choice import choose_cores
 from deepsched.machine.lease_file import NAME, LeaseFile, Lock
 from deepsched.machine.leases import holders, take_lease
@@ -277,11 +279,10 @@ def test_taking_and_giving_back_may_be_interrupted_at_any_line():
         assert at_each_line(files, give_back_within) > 20
 
 
-def test_leases_are_taken_again_where_a_program_closes_all_its_descriptors(lease_dir, caplog):
+def test_leases_are_taken_again_where_a_program_closes_all_its_descriptors(caplog, lease_dir):
     with Process() as process, take_lease(EIGHT, 4) as lease:
-        for fd in os.listdir("/proc/self/fd"):
-            if _target(fd) == str(lease_dir / NAME):  # this test's, not all of this process
-                os.close(int(fd))
+        for fd in descriptors_of(lease_dir / NAME):  # other tests' leases stay
+            os.close(fd)
         assert process.ask("[h.cpus for h in holders()]") == []
         with take_lease(EIGHT, 1) as other:
             assert set(other.cpus).isdisjoint(lease.cpus)
@@ -290,11 +291,32 @@ def test_leases_are_taken_again_where_a_program_closes_all_its_descriptors(lease
             assert set(held[0]) == set(lease.cpus) | set(other.cpus)
 
 
-def _target(fd):
-    try:
-        return os.readlink(f"/proc/self/fd/{fd}")
-    except OSError:
-        return None
+def descriptors_of(path):
+    """This process's, of that file."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # that of the listing
+            if os.readlink(f"/proc/self/fd/{fd}") == str(path):
+                found.append(int(fd))
+    return found
+
+
+def test_threads_that_come_first_together_open_the_file_once(caplog, lease_dir, monkeypatch):
+    """One looks who has leases while another takes the first."""
+    open_file, threads = lease_file._open, []
+
+    def open_slowly():
+        if not threads:
+            threads.append(threading.Thread(target=holders))
+            threads[0].start()
+            threads[0].join(0.2)  # it is to come between, if it can
+        return open_file()
+
+    monkeypatch.setattr(lease_file, "_open", open_slowly)
+    with take_lease(EIGHT, 1):
+        threads[0].join()
+        assert len(descriptors_of(lease_dir / NAME)) == 1
+    assert not caplog.text
 
 
 def test_programs_that_are_started_do_not_inherit_the_descriptor():

@@ -17,6 +17,7 @@ import os
 import re
 import stat
 import struct
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -60,6 +61,7 @@ class LeaseFile:
     def __init__(self) -> None:
         self._fd = -1
         self._identity = (0, 0)
+        self._opening = threading.RLock()  # a finalizer may come between
         self.num_opened = 0
         """How often the file has been opened: more than once if something else closed it."""
 
@@ -147,10 +149,13 @@ class LeaseFile:
     # --- The descriptor -----------------------------------------------------------------------
 
     def _descriptor(self) -> int:
-        if self._fd < 0 or not self._is_ours():
-            self._fd = _open()
-            self._identity = _identity(self._fd)
-            self.num_opened += 1
+        if not self._is_ours():
+            with self._opening:
+                if not self._is_ours():  # nor did another thread open it meanwhile
+                    fd = _open()
+                    self._identity = _identity(fd)
+                    self._fd = fd
+                    self.num_opened += 1
         return self._fd
 
     def _is_ours(self) -> bool:
