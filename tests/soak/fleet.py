@@ -6,6 +6,7 @@ import asyncio
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -109,7 +110,16 @@ class Fleet:
             served.engine.close()
             check_counts(served, self._ledger)
         for context in self.contexts:
+            self._check_sum(context)
             context.close()
+
+    def _check_sum(self, context: Context) -> None:
+        """What a context counts is what its engines count, those that were closed early included."""
+        engines = [it.engine for it in self.all_served() if it.engine.context is context]
+        counted = Counter(_counts(context.stats()))
+        counted.subtract(sum((Counter(_counts(it.stats())) for it in engines), Counter()))
+        if any(counted.values()):
+            self._ledger.breach(f"{context} counts other than its engines: {dict(counted)}")
 
     def _call_in_calm(self, served: Served, rng: random.Random) -> None:
         """After all that came before, a call is still answered, and counted as one."""
