@@ -114,7 +114,7 @@ class Fleet:
             context.close()
 
     def _check_sum(self, context: Context) -> None:
-        """What a context counts is what its engines count, those that were closed early included."""
+        """What a context counts is what its engines count, also those that were closed early."""
         engines = [it.engine for it in self.all_served() if it.engine.context is context]
         counted = Counter(_counts(context.stats()))
         counted.subtract(sum((Counter(_counts(it.stats())) for it in engines), Counter()))

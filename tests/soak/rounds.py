@@ -34,6 +34,10 @@ class Round:
         """For a random time; load goes on."""
         threading.Event().wait(self.rng.random() * longest_s)
 
+    def pick(self, number: int) -> int:
+        """One of so many, by one draw however many they are: what comes after is the same."""
+        return int(self.rng.random() * number)
+
     def check_answer(self, engine: Engine, kind: Kind) -> None:
         """One call of an engine that nobody else has."""
         call = kind.call(self.rng, may_fail=False)

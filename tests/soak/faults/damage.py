@@ -20,7 +20,7 @@ def damage(round: Round) -> None:
             path for path in round.cache.rglob("*") if path.is_file() and path.name != TAG
         )
         if files:
-            _replace(round, round.rng.choice(files))
+            _replace(round, files[round.pick(len(files))])
         kind = round.rng.choice(round.kinds)
         with Engine(kind.path, None, **kind.options) as engine:
             round.check_answer(engine, kind)
@@ -35,9 +35,9 @@ def _replace(round: Round, path: Path) -> None:
         elif way == "no permission":
             path.chmod(0o666)  # anybody may write to it
         else:
-            at = round.rng.randrange(len(content))
+            at = round.pick(len(content))
             if way == "flipped":
-                content[at] ^= 1 << round.rng.randrange(8)
+                content[at] ^= 1 << round.pick(8)
             else:
                 del content[at if way == "cut" else 0 :]
             beside = path.with_name(f".tmp-{os.urandom(8).hex()}")

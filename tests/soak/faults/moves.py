@@ -18,7 +18,7 @@ def moves(round: Round) -> None:
         context = rng.choice(round.fleet.contexts)
         most = len(context.topology.cores) if context.lease is None else len(machine.cores)
         try:
-            context.resize(rng.choice([None, rng.randrange(1, most + 1)]))
+            context.resize(round.pick(most + 1) or None)
             round.ledger.count("moves")
         except LeaseError:
             round.ledger.count("leases refused")
