@@ -17,13 +17,15 @@ def moves(round: Round) -> None:
         round.pause(0.3)
         context = rng.choice(round.fleet.contexts)
         most = len(context.topology.cores) if context.lease is None else len(machine.cores)
+        num_cores = round.pick(most + 1) or None
         try:
-            context.resize(round.pick(most + 1) or None)
+            context.resize(num_cores)
             round.ledger.count("moves")
         except LeaseError:
             round.ledger.count("leases refused")
         except StreamConfigError:
-            if Topology.detect() == machine:  # else there are fewer cores by now
+            # On this machine there may be fewer by now: a cpuset or a quota has changed.
+            if num_cores in (None, 1) or not context.topology.is_local:
                 raise
             round.ledger.count("moves refused")
         try:
