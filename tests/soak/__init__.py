@@ -1,7 +1,7 @@
 """Engines under load and faults for as long as one likes: all requests end once, nothing grows.
 
     python -m tests.soak                    # 30 minutes
-    python -m tests.soak --rounds 5         # the short form, of a minute or two; CI runs it
+    python -m tests.soak --rounds 5         # the short form, of a minute; CI runs it
     python -m tests.soak --seed 7 --first 12 --rounds 1   # round 12 of seed 7 again
 
 A soak is made of rounds. A round opens contexts and engines, calls them in all ways (`callers`,
