@@ -8,7 +8,7 @@ _HAS_SERVE = all(find_spec(name) for name in ("grpc", "msgspec", "simdjson", "uv
 
 collect_ignore = ["tests/peers/stand_ins"]
 if not _HAS_SERVE:
-    collect_ignore += ["deepsched/server", "tests/server"]
+    collect_ignore += ["deepsched/server", "tests/server", "tests/soak/server.py"]
 if not find_spec("ray"):
     collect_ignore.append("deepsched/ray")
 for name in ("dask", "pyspark"):
