@@ -24,6 +24,8 @@ if SANITIZE:
     compile_args += [f"-fsanitize={SANITIZE}"]
     link_args += [f"-fsanitize={SANITIZE}"]
 
+NUM_JOBS = min(len(os.sched_getaffinity(0)), 8)  # each compiler takes some 300 MB
+
 sources = sorted(Path("deepsched/runtime").glob("*.pyx"))
 if not sources:  # else the result would be a package without its core
     sys.exit("no deepsched/runtime/*.pyx here: run this from the root of the sources")
@@ -46,7 +48,7 @@ if __name__ == "__main__":
     setup(
         ext_modules=cythonize(
             extensions,
-            nthreads=os.cpu_count() or 1,
+            nthreads=NUM_JOBS,
             compiler_directives={
                 "language_level": 3,
                 "cdivision": True,
@@ -55,5 +57,6 @@ if __name__ == "__main__":
                 # README of runtime/, "Without a GIL".
                 "freethreading_compatible": True,
             },
-        )
+        ),
+        options={"build_ext": {"parallel": NUM_JOBS}},
     )
