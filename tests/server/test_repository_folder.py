@@ -152,6 +152,7 @@ def test_a_configuration_is_read(root):
     [
         ("max_batch_size: eight", OptionError, r"config\.pbtxt: 1:17 : .*eight"),
         ("\n\nno_such_field: 1", OptionError, r"config\.pbtxt: 3:1 : .*no_such_field"),
+        (f"instance_group {{ kind: {5 * 10**25} }}", OptionError, r"config\.pbtxt: .*out of range"),
         ('name: "other"', OptionError, "name is 'other', but the folder is 'm'"),
         ("max_batch_size: -1", OptionError, "max_batch_size must be at least 0, got -1"),
         ('backend: "python"', UnsupportedModelError, "runs ONNX models.*'python'"),

@@ -63,7 +63,7 @@ def read_text(text: str, where: str, name: str, folder: str) -> tuple[ModelOptio
     config = _ModelConfig()
     try:
         text_format.Parse(text, config)
-    except text_format.ParseError as error:
+    except (text_format.ParseError, ValueError, RecursionError) as error:
         raise OptionError(f"{where}: {error}") from None
     file_name = config.default_model_filename or None
     if file_name is not None and os.path.basename(file_name) != file_name:
