@@ -11,13 +11,11 @@ from deepsched.runtime.inbox cimport defer, flush
 from deepsched.runtime.posix cimport sched_yield
 from deepsched.runtime.request cimport NO_DEADLINE, begin, finish
 from deepsched.runtime.runner cimport is_short
+from deepsched.runtime.turnstile cimport FEW_CALLERS, LONG_TOGETHER_NS
 from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed
 
-# A crowd is more callers than this for each stream. README, "Batching".
-cdef int CROWD = 2
-
-# Between these run lengths its callers are let go first. Of shorter runs they take turns.
-cdef uint64_t MIN_YIELDING_NS = 12_000
+# Up to this run length a crowd's callers are let go first; of runs below LONG_TOGETHER_NS they take
+# turns.
 cdef uint64_t MAX_YIELDING_NS = 100_000
 
 # One yield lets each of those that are ready on this core go on until it waits.
@@ -67,8 +65,8 @@ cdef class Gatherer:
         cdef int i
         if (
             request.priority > 0 or request.deadline_ns != NO_DEADLINE  # it cannot wait
-            or not MIN_YIELDING_NS < typical_ns < MAX_YIELDING_NS
-            or self.turnstile.num_callers() <= CROWD * self.groups.num_groups
+            or not LONG_TOGETHER_NS <= typical_ns < MAX_YIELDING_NS
+            or self.turnstile.num_callers() <= FEW_CALLERS * self.groups.num_groups
         ):
             return
         begin = now_ns()

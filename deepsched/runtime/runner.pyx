@@ -191,7 +191,8 @@ cdef class Runner:
             release_outputs(member)  # what a failed split left
             if member.num_parts > 1:
                 has_parts = True
-                # Its caller starts the parts anew; these count then, and it tells whether they fail. relaxed: this thread's own.
+                # Its caller starts the parts anew; these count then, and it tells whether they fail.
+                # relaxed: this thread's own.
                 member.stage.store(FAILED, memory_order_relaxed)
             else:
                 self.run(member, group, kept)

@@ -42,6 +42,11 @@ cdef extern from *:
 
 cdef enum:
     NUM_RANKS = 3  # for priority 1, 0 and -1
+    # Up to so many callers for each lease, or stream, the GIL's own hand-over is as good as ours.
+    FEW_CALLERS = 2
+    # Runs from here on that may go together save more that way than by turns, which leave few in
+    # the queue.
+    LONG_TOGETHER_NS = 12_000
 
 cdef struct Lease:
     atomic[uint64_t] number  # 0: free

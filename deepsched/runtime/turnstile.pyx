@@ -32,17 +32,11 @@ cdef uint64_t WATCH_NS = 1_000_000
 # Its lease would lie idle meanwhile, so it takes no turns.
 cdef uint64_t SOON_NS = 50_000
 
-# Longer runs keep callers away from the GIL by themselves,
+# Longer runs keep callers away from the GIL by themselves.
 cdef uint64_t LONG_NS = 30_000
-
-# and those that may run together save more that way than by turns, which leave few in the queue.
-cdef uint64_t LONG_TOGETHER_NS = 12_000
 
 # For about so long a call holds the GIL, so no more than one can begin in that time.
 cdef uint64_t GIL_NS = 4_000
-
-# Up to so many callers for each lease, the GIL's own hand-over is as good as ours.
-cdef int FEW_CALLERS = 2
 
 cdef atomic[uint64_t] _num_turnstiles
 
