@@ -244,6 +244,28 @@ def test_a_crowd_whose_requests_may_not_run_together_stops_waiting_for_the_turns
         assert not asyncio.run(main(engine))
 
 
+def test_a_request_of_ten_thousand_costs_no_more_than_one_of_a_thousand():
+    """Whatever their shapes: the work of a turn grows with what was started in it, not faster."""
+
+    def seconds_of_one(engine, num_tasks):
+        picked = [pick(i, width=2 + i % 3) for i in range(num_tasks)]
+
+        async def main():
+            begin = time.perf_counter()
+            answers = await run_crowd(engine, [inputs for inputs, _ in picked])
+            return (time.perf_counter() - begin) / num_tasks, answers
+
+        seconds, answers = asyncio.run(main())
+        for (answer,), (_, expected) in zip(answers, picked, strict=True):
+            np.testing.assert_array_equal(answer, expected)
+        return seconds
+
+    with batching(picks(), queue_capacity=20_000) as engine:
+        rounds = [[seconds_of_one(engine, n) for n in (1_000, 10_000)] for _ in range(3)]
+    few, many = (min(column) for column in zip(*rounds, strict=True))
+    assert many < 4 * few
+
+
 class Interrupted(BaseException):
     """What a signal's handler raises."""
 

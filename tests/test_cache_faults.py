@@ -226,8 +226,10 @@ def left(cache_dir, temporary):
     ]
 
 
-@pytest.mark.parametrize("sweeper", ["start", "clear"])
-@pytest.mark.parametrize("what", LEAVES)
+@pytest.mark.parametrize(
+    ("what", "sweeper"),
+    [*((what, "start") for what in LEAVES), ("a compile", "clear"), ("an analysis", "clear")],
+)
 def test_a_killed_process_leaves_nothing_for_long(cache_dir, temporary, what, sweeper):
     code = textwrap.dedent(HOLD) + textwrap.dedent(LEAVES[what])
     in_temporary = "import deepsched.models.locations as l; from pathlib import Path\n" + (

@@ -39,7 +39,7 @@ MODULE = TOLD + 'runpy.run_module("deepsched", run_name="__main__", alter_sys=Tr
 )
 def test_ctrl_c_at_any_time_prints_one_line_at_most(code, arguments, longest):
     seen = set()
-    for number in range(12):
+    for number in range(8):
         process = subprocess.Popen(
             [sys.executable, "-c", code, *arguments],
             stdout=subprocess.PIPE,
@@ -47,7 +47,7 @@ def test_ctrl_c_at_any_time_prints_one_line_at_most(code, arguments, longest):
             text=True,
         )
         assert process.stdout.read(1) == "!"
-        time.sleep(0.001 + longest * number / 12)  # not to wait for something: any moment will do
+        time.sleep(0.001 + longest * number / 8)  # not to wait for something: any moment will do
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
         assert err in ("", "deepsched: interrupted\n")

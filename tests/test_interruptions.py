@@ -421,6 +421,7 @@ def test_a_handler_may_close_the_engine_at_any_line_of_a_call():
     assert at_each_line(FILES, cancel) > 5
 
 
+@pytest.mark.field
 def test_a_handler_may_close_the_context_at_any_line_of_opening_an_engine():
     model = models.mlp()
 

@@ -67,7 +67,7 @@ def test_threads_are_limited_by_a_real_pids_limit():
 
 
 def test_throttling_by_a_real_quota_is_reported():
-    with limits(cpus=(10_000, 100_000)) as group:
+    with limits(cpus=(30_000, 100_000)) as group:
         seen = run_in(
             group,
             """
