@@ -263,7 +263,7 @@ def hostile(tmp_path):
         ["benchmark", "MODEL", *QUICK],
         ["benchmark", "MODEL", *QUICK, "-i", "[1,3]"],  # an error
         ["trace", "MODEL", "-t", "0.05", "-q"],
-        ["advise", "MODEL", "-t", "0.5", "-q"],
+        pytest.param(["advise", "MODEL", "-t", "0.5", "-q"], marks=pytest.mark.field),
         ["cache", "list"],
     ],
 )

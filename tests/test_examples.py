@@ -36,6 +36,8 @@ from tests.support import models
 ROOT = Path(__file__).parent.parent
 NPY = {"content-type": "application/x-npy"}
 
+pytestmark = pytest.mark.field  # it starts each program, several times
+
 
 def npy(array):
     file = io.BytesIO()

@@ -68,6 +68,7 @@ def plain_peak(large):
     return peak
 
 
+@pytest.mark.field
 @pytest.mark.parametrize("weights", ["inside", "outside"])
 @pytest.mark.parametrize("cache", ["with a cache", "without"])
 def test_a_first_start_lives_in_a_quarter_more_than_onnxruntimes_peak(

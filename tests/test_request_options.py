@@ -121,6 +121,7 @@ def test_requests_run_by_priority_then_in_order_of_arrival(spin):
     assert ended == ["u", "u", "n", "n", "c", "c"]
 
 
+@pytest.mark.field
 @pytest.mark.parametrize("overload", [3, 10])
 def test_overload_with_timeouts_stops_few_runs(overload):
     """Callers enough to wait for several timeouts: each request is popped close to its deadline."""

@@ -553,6 +553,7 @@ def mlp(tmp_path):
     return str(path)
 
 
+@pytest.mark.field
 def test_the_command_draws_both_schedulers_and_writes_the_files(mlp, tmp_path, capsys):
     timeline, picture = tmp_path / "trace.json", tmp_path / "trace.svg"
     args = ["trace", mlp, "-t", "0.1", "-q", "-o", str(timeline), "--svg", str(picture)]
