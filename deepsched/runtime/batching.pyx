@@ -4,7 +4,7 @@ README.md, "Batching".
 """
 
 from deepsched.runtime.backlog cimport Backlog
-from deepsched.runtime.batch_plan cimport BatchPlan, expected_ns, most_together
+from deepsched.runtime.batch_plan cimport BatchPlan, expected_ns, most_together, units_of
 from deepsched.runtime.futex cimport now_ns
 from deepsched.runtime.known_short cimport mixed
 from deepsched.runtime.library cimport loaded_library
@@ -16,8 +16,8 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed
 
-# A key is a hash above the number of items, which is less than that.
-cdef uint64_t ITEMS = 0xFFFF
+# A key is a hash above the number of units, which is less than that.
+cdef uint64_t UNITS = 0xFFFF
 
 # Run lengths are means: a run may take this much longer than expected.
 cdef double MARGIN = 1.25
@@ -48,7 +48,8 @@ cdef bint read_shape(OrtValue* value, Shape* shape) noexcept nogil:
 cdef Tag tag_of(RequestState* request) noexcept nogil:
     """What the backlog is to know of a request."""
     cdef BatchPlan* plan = request.model.plan.load(memory_order_acquire)  # pairs with set_batching
-    cdef uint64_t key
+    cdef uint64_t key, size, item_size = 0
+    cdef uint32_t num_units
     cdef Tag tag
     cdef Shape shape
     cdef size_t i, axis
@@ -69,12 +70,22 @@ cdef Tag tag_of(RequestState* request) noexcept nogil:
         if shape.dims[0] != num_items:
             return tag
         key = mixed(key, shape.rank)
+        size = 1
         for axis in range(1, shape.rank):
             key = mixed(key, <uint64_t>shape.dims[axis])
-    if 0 < num_items <= plan.most:
+            size *= <uint64_t>shape.dims[axis]
+        item_size += size
+    num_units = units_of(plan, <uint64_t>num_items, item_size)
+    if 0 < num_units <= plan.most:
         request.num_items = <uint32_t>num_items
-        tag.key = (key & ~ITEMS) | <uint64_t>num_items
+        request.num_units = num_units
+        tag.key = (key & ~UNITS) | num_units
     return tag
+
+
+cdef bint are_alike(uint64_t key, uint64_t other) noexcept nogil:
+    """Whether requests with these keys may run together, as far as keys tell."""
+    return key != 0 and other != 0 and not (key ^ other) & ~UNITS
 
 
 cdef bint fits(RequestState* first, RequestState* mate) noexcept nogil:
@@ -99,6 +110,7 @@ cdef void begin_batch(Batch* batch, RequestState* first) noexcept nogil:
     batch.num_requests = 1
     batch.num_parts = first.num_parts
     batch.num_items = first.num_items
+    batch.num_units = first.num_units
     batch.deadline_ns = first.deadline_ns
     batch.is_mixed = False
 
@@ -108,23 +120,23 @@ cdef RequestState* pop_mate(
 ) noexcept nogil:
     """Pops the request at the head of the batch's class, if it may run with the batch; else NULL.
 
-    `most`: items that the run may have.
+    `most`: units that the run may have.
     """
     cdef Head head
     cdef RequestState* mate = NULL
-    cdef uint32_t num_items
+    cdef uint32_t num_units
     cdef uint64_t earliest, now
     while backlog.peek(batch.first.priority, &head):
-        if (head.tag.key ^ batch.first.batch_key) & ~ITEMS or not head.tag.key:
+        if not are_alike(head.tag.key, batch.first.batch_key):
             return NULL
-        num_items = batch.num_items + <uint32_t>(head.tag.key & ITEMS)
-        if num_items > most:
+        num_units = batch.num_units + <uint32_t>(head.tag.key & UNITS)
+        if num_units > most:
             return NULL
         earliest = min(batch.deadline_ns, head.tag.deadline_ns)
         if earliest != NO_DEADLINE:
             now = now_ns()
             if (
-                now + <uint64_t>(MARGIN * expected_ns(plan, num_items)) > earliest
+                now + <uint64_t>(MARGIN * expected_ns(plan, num_units)) > earliest
                 and now < head.tag.deadline_ns  # else it is late already, and ends without a run
             ):
                 return NULL
@@ -141,6 +153,7 @@ cdef void add_mate(Batch* batch, RequestState* mate) noexcept nogil:
     batch.num_requests += 1
     batch.num_parts += mate.num_parts
     batch.num_items += mate.num_items
+    batch.num_units += mate.num_units
     batch.deadline_ns = min(batch.deadline_ns, mate.deadline_ns)
 
 

@@ -389,7 +389,7 @@ cdef class Model:
 
     # --- Running together ---------------------------------------------------------------------
 
-    def set_batching(self, list sizes, list run_ns) -> None:
+    def set_batching(self, list sizes, list run_ns, uint64_t item_size=0) -> None:
         """From here on, requests that wait may run together: README, "Batching". Once.
 
         The sessions' inputs and outputs have an open first dimension.
@@ -397,6 +397,8 @@ cdef class Model:
         Args:
             sizes: ascending numbers of items, the first of them 1; a run has the last at most.
             run_ns: how long runs of so many items take on the narrowest group, in ns.
+            item_size: elements of all inputs of one of these items: larger ones count for as many
+                as they are larger. 0: whatever their size.
 
         Raises:
             ValueError: what is given does not fit; or this was called before.
@@ -413,9 +415,17 @@ cdef class Model:
             raise _closed()
         try:
             # release: whoever sees the plan sees what is in it.
-            self.state.plan.store(new_plan(self.sessions, sizes, run_ns), memory_order_release)
+            self.state.plan.store(
+                new_plan(self.sessions, sizes, run_ns, item_size), memory_order_release
+            )
         finally:
             leave(&self.state)
+
+    def limit_together(self, uint32_t most) -> None:
+        """Has runs take `most` items at most. To be called before anybody else uses this model."""
+        cdef BatchPlan* plan = self.state.plan.load(memory_order_acquire)  # pairs with set_batching
+        if plan != NULL:
+            plan.most = min(plan.most, max(most, 1))
 
     @property
     def most_together(self) -> int:
