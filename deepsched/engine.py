@@ -291,8 +291,12 @@ class Engine(Uncopied):
 
     @property
     def compiled(self) -> Compiled:
-        """Whether its sessions share one copy of the weights, and where that is kept."""
-        return self._served.opened.compiled
+        """Whether its sessions share one copy of the weights, and where that is kept; and whether
+        requests that wait run together, which may have turned out to be wrong since."""
+        compiled = self._served.opened.compiled
+        if (failure := self._model.batching_failure) is None:
+            return compiled
+        return compiled._replace(batching=compiled.batching.turned_off(failure))
 
     def memory(self) -> Memory:
         """Memory use by weights and activations, from the process's own maps; takes milliseconds.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
 import re
@@ -22,6 +23,7 @@ from tests.support import models
 from tests.support.contexts import unpinned
 from tests.support.models import make, mlp, save, tensor
 from tests.support.plain_onnxruntime import reference, same_bits
+from tests.support.requests import run_until_busy
 
 _GAINING = {1: 8e-6, 2: 9e-6, 4: 11e-6, 8: 15e-6, 16: 29e-6}
 
@@ -38,7 +40,7 @@ def lengths(monkeypatch):
         monkeypatch.setattr(trial, "time_sizes", timed)
 
     set_to(_GAINING)
-    monkeypatch.setattr(trial, "shortest_run", lambda *_: 8e-6)
+    monkeypatch.setattr(trial, "shortest_run", lambda *_: (8e-6, True))
     monkeypatch.setattr(TimedRuns, "timing", lambda *_: Timing(None, (1.0, 1.0)))
     return set_to
 
@@ -342,6 +344,19 @@ def test_what_could_not_be_measured_is_tried_at_the_next_start(tmp_path, lengths
         assert engine.compiled.was_cached and engine.compiled.batching.is_settled
 
 
+@pytest.mark.parametrize("is_quiet", [False, True])
+def test_a_lone_request_that_seems_slower_is_tried_again_if_others_had_the_cpu(
+    tmp_path, monkeypatch, is_quiet
+):
+    lengths = itertools.cycle([8e-6, 9e-6])  # of the plain form, and of the open one
+    monkeypatch.setattr(trial, "shortest_run", lambda *_: (next(lengths), is_quiet))
+    batching = found(mlp(), cache_dir=tmp_path)
+    assert "requests alone take 12% longer" in batching.why_not
+    assert batching.is_settled == is_quiet
+    monkeypatch.setattr(trial, "shortest_run", lambda *_: (8e-6, True))
+    assert bool(found(mlp(), cache_dir=tmp_path).sizes) != is_quiet
+
+
 def test_what_gains_nothing_even_beside_others_is_not_tried_again(tmp_path, lengths):
     lengths({1: 8e-3, 2: 16e-3}, is_quiet=False)
     assert found(mlp(), cache_dir=tmp_path).is_settled
@@ -459,6 +474,33 @@ def test_an_engine_that_is_pickled_keeps_its_batching(tmp_path):
         pickle.loads(pickle.dumps(engine)) as other,
     ):
         assert other.compiled.was_cached and other.compiled.batching.sizes == (1, 2, 4)
+
+
+def test_what_turns_batches_off_in_service_is_told_and_stays_so_on_other_cores():
+    """Items below -1e5 are left out, so outputs are not as many as inputs; none that are made up
+    is so small."""
+    model = one_layer(
+        node("ReduceMin", "x", "least", axes=[1], keepdims=0),
+        node("Greater", "least bound", "is_kept"),
+        node("Compress", "x is_kept", "y", axis=0),
+        extra=[numpy_helper.from_array(np.float32(-1e5), "bound")],
+    )
+    with Context(num_cores=1, num_streams=1) as context:
+        blocker = Engine(models.spin(), None, context=context, batching="off")
+        engine = Engine(model, None, context=context, batching=4, cache_dir=None)
+        assert engine.compiled.batching.sizes == (1, 2, 4)
+        for move in (False, True):
+            if move:
+                context.resize(num_cores=1)
+            long = run_until_busy(blocker)
+            inputs = [np.full((1, 8), 1e6 * (i == 2) * -1 + i, np.float32) for i in range(4)]
+            futures = [engine.submit([x]) for x in inputs]
+            long.cancel()
+            for i, future in enumerate(futures):
+                assert future.result()[0].tolist() == inputs[i][: i != 2].tolist()
+            assert "did not have an item for each" in engine.compiled.batching.why_not
+            assert engine.compiled.batching.sizes == ()
+            assert max(engine.stats().by_batch) == 1
 
 
 def test_engines_of_one_context_may_have_other_batching():

@@ -30,6 +30,7 @@ ctypedef BatchPlan* BatchPlanPointer
 cdef BatchPlan* new_plan(
     list sessions, list sizes, list run_ns, uint64_t item_size
 ) except NULL
+cdef void follow(BatchPlan* plan, BatchPlan* before) noexcept
 cdef void release_allocators(BatchPlan* plan) noexcept
 cdef void free_plan(BatchPlan* plan) noexcept
 cdef uint32_t most_together(BatchPlan* plan) noexcept nogil

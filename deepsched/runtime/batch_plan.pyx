@@ -81,6 +81,12 @@ cdef BatchPlan* new_plan(
     return plan
 
 
+cdef void follow(BatchPlan* plan, BatchPlan* before) noexcept:
+    """Off, if the plan that this one takes the place of is. NULL is allowed for that."""
+    if before != NULL:
+        plan.why_off.store(before.why_off.load(memory_order_relaxed), memory_order_relaxed)
+
+
 cdef void release_allocators(BatchPlan* plan) noexcept:
     """Before its sessions are closed."""
     cdef size_t group = 0

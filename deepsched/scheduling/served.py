@@ -159,7 +159,12 @@ def _open(opener: Opener, placement: Placement, elsewhere: Placed | None) -> Pla
         placement.dispatcher, opened.sessions, number, batching.rows if batching.sizes else None
     )
     if batching.sizes:
-        model.set_batching(list(batching.sizes), list(batching.run_ns), batching.item_size)
+        model.set_batching(
+            list(batching.sizes),
+            list(batching.run_ns),
+            batching.item_size,
+            None if elsewhere is None else elsewhere.model,
+        )
     placed = Placed(placement, model, opened, sizes_at_opening(opened.sessions))
     try:
         opener.prepare(placement, model, opened)

@@ -50,6 +50,10 @@ class Batching(NamedTuple):
         found = cls(*fields)  # type: ignore[arg-type]
         return found._replace(sizes=tuple(found.sizes), run_ns=tuple(found.run_ns))
 
+    def turned_off(self, why_not: str) -> Batching:
+        """Without batches, though they were tried."""
+        return self._replace(sizes=(), run_ns=(), why_not=why_not)
+
     def limited_to(self, most: int) -> Batching:
         """Batches of up to `most` items, whatever was measured; lengths between and beyond what was
         timed are in proportion.

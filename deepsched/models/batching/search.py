@@ -80,37 +80,41 @@ class Search:
         if self._is_forced:
             return found
         if not lengths.is_quiet and lengths.gain >= HOPELESS_GAIN:
-            return _unused(found, "others had the CPU while it was measured")._replace(
+            return found.turned_off("others had the CPU while it was measured")._replace(
                 is_settled=False
             )
         if lengths.gain < LEAST_GAIN:
-            return _unused(
-                found, f"runs of several items save {max(lengths.gain, 0.0):.0%} an item"
+            return found.turned_off(
+                f"runs of several items save {max(lengths.gain, 0.0):.0%} an item"
             )
         if self._rows is not None:  # else the plain form's batch is open, too
-            from_plain, lost = self._compare_with_plain(batches)
+            from_plain, lost, is_quiet = self._compare_with_plain(batches)
             moved = all_of([moved, from_plain])
             found = found._replace(moved=moved.by)
             if not moved.is_allowed:
-                return _unused(found, "outputs move if the batch is open")
+                return found.turned_off("outputs move if the batch is open")
             if lost > _MOST_LOST:
-                return _unused(found, f"requests alone take {lost:.0%} longer if the batch is open")
+                why_not = f"requests alone take {lost:.0%} longer if the batch is open"
+                return found.turned_off(why_not)._replace(is_settled=is_quiet)
         if self._needs_same_bits and not self._keeps_bits(batches, moved, lengths.knee):
-            return _unused(found, "batches give other last bits, and every bit is to stay")
+            return found.turned_off("batches give other last bits, and every bit is to stay")
         return found
 
-    def _compare_with_plain(self, batches: BatchTrial) -> tuple[Moved, float]:
-        """How far outputs of requests alone move, and by which share they take longer."""
+    def _compare_with_plain(self, batches: BatchTrial) -> tuple[Moved, float, bool]:
+        """How far outputs of requests alone move, by which share they take longer, and whether
+        others left all of these runs the CPU."""
         plain_s = opened_s = math.inf
+        is_quiet = True
         for _ in range(_MOST_COMPARISONS):
-            moved, seconds = batches.compare_alone(self._open_plain, self._one_core)
+            moved, seconds, plain_is_quiet = batches.compare_alone(self._open_plain, self._one_core)
             plain_s = min(plain_s, seconds)
-            _, seconds = batches.compare_alone(self._open_opened, self._one_core)
+            _, seconds, opened_is_quiet = batches.compare_alone(self._open_opened, self._one_core)
             opened_s = min(opened_s, seconds)
+            is_quiet = is_quiet and plain_is_quiet and opened_is_quiet
             lost = opened_s / plain_s - 1
             if lost <= _MOST_LOST:
                 break
-        return moved, lost
+        return moved, lost, is_quiet
 
     def _keeps_bits(self, batches: BatchTrial, moved: Moved, most: int) -> bool:
         """On one core, and on as many as streams have."""
@@ -149,7 +153,3 @@ def _record(moved: Moved, lengths: Lengths, is_forced: bool, rows: int | None) -
         rows=rows,
         item_size=0 if is_forced else lengths.item_size,
     )
-
-
-def _unused(found: Batching, why_not: str) -> Batching:
-    return found._replace(sizes=(), run_ns=(), why_not=why_not)

@@ -109,13 +109,13 @@ class BatchTrial:
         item_size = sum(array.size for array in self._requests[0]) // self._rows
         return all_of([moved, largest]), Lengths(seconds, is_quiet, knee, gain, item_size)
 
-    def compare_alone(self, open_form: OpenForm, stream: Stream) -> tuple[Moved, float]:
-        """How far outputs of requests, each alone, in another form are from those of the first; and
-        CPU seconds of such a run."""
+    def compare_alone(self, open_form: OpenForm, stream: Stream) -> tuple[Moved, float, bool]:
+        """How far outputs of requests, each alone, in another form are from those of the first;
+        CPU seconds of such a run, and whether others left it the CPU."""
         with self._trial.running(open_form(stream), stream) as (_, runs):
             outputs = [runs.run(request) for request in self._requests]
-            seconds = shortest_run(runs.run, self._requests[0])
-        return all_of(map(compare, outputs, self._alone)), seconds
+            seconds, is_quiet = shortest_run(runs.run, self._requests[0])
+        return all_of(map(compare, outputs, self._alone)), seconds, is_quiet
 
     def compare_batches(self, open_form: OpenForm, stream: Stream, most: int) -> Moved:
         """As `try_batches`, on any stream, with batches of every size up to `most` items: which
