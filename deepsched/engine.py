@@ -100,7 +100,8 @@ class Engine(Uncopied):
         LeaseError: too few cores are free for a lease; names who has them.
         OptionError: an option has a value that is not allowed; or deterministic is True, and the
             model draws random numbers; or batching is a number, and the model's inputs and outputs
-            share no open first dimension, or its items are not independent.
+            share no open first dimension, or its items are not independent, or two requests have
+            more items than that.
 
     Example:
         >>> from deepsched.benchmark import bundled_model

@@ -217,9 +217,9 @@ def chain(num_nodes):
 
 
 @crowds
-def test_a_crowd_whose_requests_may_not_run_together_takes_turns():
-    """Runs of about 16 us, which wait for others of their kind instead of taking turns, if there
-    are such. Here each caller has a shape of its own."""
+@pytest.mark.parametrize("why", ["each has another shape", "each is as large as a run may be"])
+def test_a_crowd_whose_requests_may_not_run_together_takes_turns(why):
+    """Runs of about 16 us, whose callers take no turns if others may run with theirs."""
     with unpinned(NUM_STREAMS) as context:
 
         def opened(num_nodes):
@@ -232,9 +232,10 @@ def test_a_crowd_whose_requests_may_not_run_together_takes_turns():
         per_node = max(1, (ns[60] - ns[10]) // 50)
         engine = opened(10 + max(0, 16_000 - ns[10]) // per_node)
         let_run_together(engine)
+        shapes = [(1, 1 + i) if "shape" in why else (16, 1) for i in range(16)]
 
         def call(engine, i):
-            x = np.full((1, 1 + i), i, np.float32)
+            x = np.full(shapes[i], i, np.float32)
             assert np.abs(engine.run([x])[0]).tolist() == x.tolist()
 
         call_until(engine, lambda turnstile: turnstile.num_turns > 300, call)

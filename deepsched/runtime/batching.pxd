@@ -30,7 +30,7 @@ cdef struct Batch:
     bint is_mixed  # one of them does not fit: the key was another's by accident
 
 cdef Tag tag_of(RequestState* request) noexcept nogil
-cdef bint are_alike(uint64_t key, uint64_t other) noexcept nogil
+cdef bint goes_with(Batch* batch, Tag* tag, uint32_t most) noexcept nogil
 cdef void begin_batch(Batch* batch, RequestState* first) noexcept nogil
 cdef RequestState* pop_mate(
     Backlog backlog, Batch* batch, BatchPlan* plan, uint32_t most

@@ -83,11 +83,6 @@ cdef Tag tag_of(RequestState* request) noexcept nogil:
     return tag
 
 
-cdef bint are_alike(uint64_t key, uint64_t other) noexcept nogil:
-    """Whether requests with these keys may run together, as far as keys tell."""
-    return key != 0 and other != 0 and not (key ^ other) & ~UNITS
-
-
 cdef bint fits(RequestState* first, RequestState* mate) noexcept nogil:
     """Whether they may run together: keys are hashes."""
     cdef Shape one, other
@@ -115,6 +110,15 @@ cdef void begin_batch(Batch* batch, RequestState* first) noexcept nogil:
     batch.is_mixed = False
 
 
+cdef bint goes_with(Batch* batch, Tag* tag, uint32_t most) noexcept nogil:
+    """Whether a request with this tag may run with the batch, in `most` units, as far as keys tell."""
+    cdef uint64_t key = batch.first.batch_key
+    return (
+        key != 0 and tag.key != 0 and not (tag.key ^ key) & ~UNITS
+        and batch.num_units + <uint32_t>(tag.key & UNITS) <= most
+    )
+
+
 cdef RequestState* pop_mate(
     Backlog backlog, Batch* batch, BatchPlan* plan, uint32_t most
 ) noexcept nogil:
@@ -127,11 +131,9 @@ cdef RequestState* pop_mate(
     cdef uint32_t num_units
     cdef uint64_t earliest, now
     while backlog.peek(batch.first.priority, &head):
-        if not are_alike(head.tag.key, batch.first.batch_key):
+        if not goes_with(batch, &head.tag, most):
             return NULL
         num_units = batch.num_units + <uint32_t>(head.tag.key & UNITS)
-        if num_units > most:
-            return NULL
         earliest = min(batch.deadline_ns, head.tag.deadline_ns)
         if earliest != NO_DEADLINE:
             now = now_ns()

@@ -5,7 +5,7 @@ README.md, "Batching".
 
 cimport cython
 from deepsched.runtime.batch_plan cimport expected_ns, learn_likeness, most_together
-from deepsched.runtime.batching cimport add_mate, are_alike, begin_batch, pop_mate
+from deepsched.runtime.batching cimport add_mate, begin_batch, goes_with, pop_mate
 from deepsched.runtime.futex cimport now_ns
 from deepsched.runtime.inbox cimport defer, flush
 from deepsched.runtime.posix cimport sched_yield
@@ -111,7 +111,7 @@ cdef class Gatherer:
         cdef Head head
         if most_together(plan) == 1 or not self.backlog.peek(batch.first.priority, &head):
             return 0
-        learn_likeness(plan, are_alike(batch.first.batch_key, head.tag.key))
+        learn_likeness(plan, goes_with(batch, &head.tag, plan.most))
         if not batch.first.batch_key:
             return 0
         if (
