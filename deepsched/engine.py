@@ -457,8 +457,8 @@ class Engine(Uncopied):
         Raises:
             QueueFull: the queue is full, and `block` is False.
         """
-        if type(inp) is not list:
-            inp = self._in_order(inp)
+        # The caller may change its list before the task runs.
+        inp = inp.copy() if type(inp) is list else self._in_order(inp)
         shrinks = self._wants_shrink(shrink_memory)
         return run_on_loop(self._model, inp, timeout, priority, val_inp, block, shrinks, times_ns)
 
