@@ -100,7 +100,8 @@ class Engine(Uncopied):
         LeaseError: too few cores are free for a lease; names who has them.
         OptionError: an option has a value that is not allowed; or deterministic is True, and the
             model draws random numbers; or batching is a number, and the model's inputs and outputs
-            share no open first dimension, or its items are not independent.
+            share no open first dimension, or its items are not independent, or two requests have
+            more items than that.
 
     Example:
         >>> from deepsched.benchmark import bundled_model
@@ -291,8 +292,12 @@ class Engine(Uncopied):
 
     @property
     def compiled(self) -> Compiled:
-        """Whether its sessions share one copy of the weights, and where that is kept."""
-        return self._served.opened.compiled
+        """Whether its sessions share one copy of the weights, and where that is kept; and whether
+        requests that wait run together, which may have turned out to be wrong since."""
+        compiled = self._served.opened.compiled
+        if (failure := self._model.batching_failure) is None:
+            return compiled
+        return compiled._replace(batching=compiled.batching.turned_off(failure))
 
     def memory(self) -> Memory:
         """Memory use by weights and activations, from the process's own maps; takes milliseconds.
@@ -452,8 +457,8 @@ class Engine(Uncopied):
         Raises:
             QueueFull: the queue is full, and `block` is False.
         """
-        if type(inp) is not list:
-            inp = self._in_order(inp)
+        # The caller may change its list before the task runs.
+        inp = inp.copy() if type(inp) is list else self._in_order(inp)
         shrinks = self._wants_shrink(shrink_memory)
         return run_on_loop(self._model, inp, timeout, priority, val_inp, block, shrinks, times_ns)
 

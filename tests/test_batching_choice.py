@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
 import re
@@ -22,6 +23,7 @@ from tests.support import models
 from tests.support.contexts import unpinned
 from tests.support.models import make, mlp, save, tensor
 from tests.support.plain_onnxruntime import reference, same_bits
+from tests.support.requests import run_until_busy
 
 _GAINING = {1: 8e-6, 2: 9e-6, 4: 11e-6, 8: 15e-6, 16: 29e-6}
 
@@ -38,7 +40,7 @@ def lengths(monkeypatch):
         monkeypatch.setattr(trial, "time_sizes", timed)
 
     set_to(_GAINING)
-    monkeypatch.setattr(trial, "shortest_run", lambda *_: 8e-6)
+    monkeypatch.setattr(trial, "shortest_run", lambda *_: (8e-6, True))
     monkeypatch.setattr(TimedRuns, "timing", lambda *_: Timing(None, (1.0, 1.0)))
     return set_to
 
@@ -175,6 +177,27 @@ UNFIT = {
         ),
         "by If",
     ),
+    "as many as there are": (
+        one_layer(
+            node("ReduceMax", "x", "m", axes=[1]),
+            node("Equal", "x m", "is"),
+            node("NonZero", "is", "places"),
+            node("Gather", "places second", "found"),
+            node("Cast", "found", "y", to=TensorProto.FLOAT),
+            extra=[numpy_helper.from_array(np.array(1), "second")],
+        ),
+        "by NonZero",
+    ),
+    "a scale of the whole of what is looked up": (
+        one_layer(
+            node("Gather", "table x", "e"),
+            node("ReduceMax", "e", "m", keepdims=0),
+            node("Div", "e m", "y"),
+            inputs=[tensor("x", ["n", 16], TensorProto.INT64)],
+            extra=weights(table=(40, 8)),
+        ),
+        "depend on the requests",
+    ),
     "an output that is no batch": (
         one_layer(node("ReduceSum", "x", "y", keepdims=1)),
         "is not known to have an open first",
@@ -269,6 +292,28 @@ def test_a_request_still_has_the_size_that_the_engine_was_made_for():
         assert engine.run([np.ones((3, 64), np.float32)])[0].shape == (3, 64)
 
 
+def test_sizes_that_were_asked_for_stay_though_the_batch_may_be_any():
+    with open_one(mlp(), None, input_shapes=[[2, 64]]) as engine:
+        assert engine.compiled.batching.sizes[-1] == 16
+        assert engine.batch_size is None
+        assert engine.input_shapes == engine.output_shapes == [(2, 64)]
+        (x,) = engine.generate_random_inputs()
+        same_bits(engine.run([x]), reference(mlp(), [x]))
+        with pytest.raises(InputError):
+            engine.run([x[:1]])
+
+
+def test_inputs_that_are_to_have_different_first_sizes_run_alone():
+    shapes = [tensor("a", [None, 8]), tensor("b", [None, 8])]
+    model = one_layer(
+        node("MatMul", "a w", "y"), node("MatMul", "b w", "z"), outputs=("y", "z"), inputs=shapes
+    )
+    inputs = [np.ones((2, 8), np.float32), np.ones((3, 8), np.float32)]
+    with open_one(model, input_shapes=[[2, 8], [3, 8]]) as engine:
+        assert "different sizes" in engine.compiled.batching.why_not
+        same_bits(engine.run(inputs), reference(model, inputs))
+
+
 def test_other_sizes_of_the_input_stay_as_they_were_asked_for():
     model = models.classifier()
     model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
@@ -297,6 +342,19 @@ def test_what_could_not_be_measured_is_tried_at_the_next_start(tmp_path, lengths
     assert found(mlp(), cache_dir=tmp_path).sizes == (1, 2, 4, 8)
     with open_one(mlp(), cache_dir=tmp_path) as engine:
         assert engine.compiled.was_cached and engine.compiled.batching.is_settled
+
+
+@pytest.mark.parametrize("is_quiet", [False, True])
+def test_a_lone_request_that_seems_slower_is_tried_again_if_others_had_the_cpu(
+    tmp_path, monkeypatch, is_quiet
+):
+    lengths = itertools.cycle([8e-6, 9e-6])  # of the plain form, and of the open one
+    monkeypatch.setattr(trial, "shortest_run", lambda *_: (next(lengths), is_quiet))
+    batching = found(mlp(), cache_dir=tmp_path)
+    assert "requests alone take 12% longer" in batching.why_not
+    assert batching.is_settled == is_quiet
+    monkeypatch.setattr(trial, "shortest_run", lambda *_: (8e-6, True))
+    assert bool(found(mlp(), cache_dir=tmp_path).sizes) != is_quiet
 
 
 def test_what_gains_nothing_even_beside_others_is_not_tried_again(tmp_path, lengths):
@@ -348,6 +406,22 @@ def test_every_kind_of_model_may_have_batches(tmp_path, kind):
             same_bits(engine.run(inputs), reference(mlp(width=128), inputs))
 
 
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_a_number_that_no_two_requests_fit_into_is_an_option_error(tmp_path, is_cached):
+    cache_dir = tmp_path if is_cached else None
+    if is_cached:
+        assert found(mlp(), 8, cache_dir=tmp_path, batching=16).sizes == (1, 8, 16)
+    with pytest.raises(OptionError, match="batching=15, but a request has 8 items.*16 or more"):
+        open_one(mlp(), 8, cache_dir=cache_dir, batching=15)
+
+
+def test_what_a_larger_item_counts_for_is_told_by_the_size_that_was_tried():
+    model = models.identity(("n", "k"))
+    assert found(model).item_size == 64
+    assert found(model, batching=4).item_size == 0  # in any case
+    assert found(mlp(), None).item_size == found(mlp(), 4).item_size == 64
+
+
 def shifts_with_the_batch():
     """Another last bit in a batch than alone: an exact sum of a part that is cancelled."""
     return one_layer(
@@ -374,12 +448,59 @@ def test_where_every_bit_is_to_stay_batches_that_move_one_are_not_used():
     assert found(model, batching=4, deterministic=True).sizes == (1, 2, 4)
 
 
+def test_every_size_of_batch_keeps_its_bits_where_every_bit_is_to_stay():
+    """Four items of this model, and no other number, have another last bit."""
+    model = one_layer(
+        node("Shape", "x", "dims"),
+        node("Gather", "dims first", "n"),
+        node("Equal", "n four", "is_four"),
+        node("Where", "is_four more one", "factor"),
+        node("Mul", "x factor", "y"),
+        extra=[
+            numpy_helper.from_array(np.array(0), "first"),
+            numpy_helper.from_array(np.array(4), "four"),
+            numpy_helper.from_array(np.float32(1 + 2**-23), "more"),
+            numpy_helper.from_array(np.float32(1), "one"),
+        ],
+    )
+    assert found(model).sizes
+    for options in ({"rewrites": "exact"}, {"deterministic": True}):
+        assert "every bit is to stay" in found(model, **options).why_not
+
+
 def test_an_engine_that_is_pickled_keeps_its_batching(tmp_path):
     with (
         open_one(mlp(), cache_dir=tmp_path, batching=4) as engine,
         pickle.loads(pickle.dumps(engine)) as other,
     ):
         assert other.compiled.was_cached and other.compiled.batching.sizes == (1, 2, 4)
+
+
+def test_what_turns_batches_off_in_service_is_told_and_stays_so_on_other_cores():
+    """Items below -1e5 are left out, so outputs are not as many as inputs; none that are made up
+    is so small."""
+    model = one_layer(
+        node("ReduceMin", "x", "least", axes=[1], keepdims=0),
+        node("Greater", "least bound", "is_kept"),
+        node("Compress", "x is_kept", "y", axis=0),
+        extra=[numpy_helper.from_array(np.float32(-1e5), "bound")],
+    )
+    with Context(num_cores=1, num_streams=1) as context:
+        blocker = Engine(models.spin(), None, context=context, batching="off")
+        engine = Engine(model, None, context=context, batching=4, cache_dir=None)
+        assert engine.compiled.batching.sizes == (1, 2, 4)
+        for move in (False, True):
+            if move:
+                context.resize(num_cores=1)
+            long = run_until_busy(blocker)
+            inputs = [np.full((1, 8), 1e6 * (i == 2) * -1 + i, np.float32) for i in range(4)]
+            futures = [engine.submit([x]) for x in inputs]
+            long.cancel()
+            for i, future in enumerate(futures):
+                assert future.result()[0].tolist() == inputs[i][: i != 2].tolist()
+            assert "did not have an item for each" in engine.compiled.batching.why_not
+            assert engine.compiled.batching.sizes == ()
+            assert max(engine.stats().by_batch) == 1
 
 
 def test_engines_of_one_context_may_have_other_batching():

@@ -216,14 +216,16 @@ def test_a_full_queue_refuses_or_waits_as_ever():
         np.testing.assert_array_equal(answer, pick(i)[1])
 
 
-def test_a_caller_may_fill_one_list_anew_for_each_call():
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_a_caller_may_fill_one_list_anew_for_each_call(has_begun):
     async def main(engine):
         await start_crowd(engine, [])
         inputs, tasks = [None, None], []
         for i in range(NUM_TASKS):
             inputs[:] = pick(i)[0]
             tasks.append(asyncio.create_task(engine.run_async(inputs)))
-            await asyncio.sleep(0)
+            if has_begun:
+                await asyncio.sleep(0)
             _inbox_of(asyncio.get_running_loop()).gathers = True
         return await asyncio.gather(*tasks)
 

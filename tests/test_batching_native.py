@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+from collections import Counter
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 
@@ -111,6 +112,24 @@ def test_items_count_not_requests():
         for i, future in enumerate(futures):
             assert future.result()[0].tolist() == pick(i, items=5)[1].tolist()
         assert engine.stats().by_batch == {1: 1, 3: 1}
+
+
+def test_an_item_that_is_larger_than_those_that_were_measured_counts_for_several():
+    with batching(picks(), item_size=4) as (engine, blocker):  # three of x, and an index
+        for width, most in ((2, 16), (3, 16), (7, 8), (20, 2), (50, 1)):
+            before = engine.stats().by_batch
+            futures = waiting(engine, blocker, [pick(i, width=width)[0] for i in range(32)])
+            for i, future in enumerate(futures):
+                assert future.result()[0].tolist() == pick(i, width=width)[1].tolist()
+            runs = Counter(engine.stats().by_batch) - Counter(before)
+            assert max(runs) == most
+        for width, most in ((7, 8), (50, 1)):
+            before = engine.stats().by_batch
+            items = [pick(i, width=width) for i in range(500)]
+            found = engine.map([inputs for inputs, _ in items], in_flight=100)
+            for (_, expected), (y,) in zip(items, found, strict=True):
+                assert y.tolist() == expected.tolist()
+            assert max(Counter(engine.stats().by_batch) - Counter(before)) <= most
 
 
 def test_only_the_same_shapes_run_together_and_nobody_is_overtaken():
@@ -496,6 +515,21 @@ def test_a_map_raises_an_error_in_its_items_place():
         with pytest.raises(InferenceError):
             next(results)
         assert engine.stats().failed == 1
+
+
+def test_an_iterable_may_fill_one_list_anew_for_each_item():
+    def items(inputs):
+        for i in range(300):
+            inputs[:] = pick(i)[0]
+            yield inputs
+
+    with batching(picks()) as (engine, blocker):
+        long = run_until_busy(blocker)  # so that the first ones wait, and run together
+        results = engine.map(items([]), in_flight=100)
+        threading.Timer(0.05, long.cancel).start()
+        for i, (y,) in enumerate(results):
+            assert y.tolist() == pick(i)[1].tolist()
+        assert max(engine.stats().by_batch) > 1
 
 
 def test_a_map_of_unlike_items_gives_each_its_answer():

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from onnx import helper
 
 from deepsched import Engine
 from deepsched.errors import ClosedError, DeadlineExceeded, InferenceError, InputError
 from deepsched.runtime.turnstile import Caller, Turnstile
 from tests.support import models
+from tests.support.batches import let_run_together
 from tests.support.contexts import unpinned
 from tests.support.requests import BAD, SQUARE, item
 from tests.support.threads import in_threads
@@ -204,6 +206,39 @@ def test_callers_of_long_runs_take_no_turns():
         inputs = [np.array(100, np.int64), SQUARE]
         in_threads(16, lambda _: [engine.run(inputs) for _ in range(5)])
         assert turnstile_of(engine).num_turns == 0
+
+
+def chain(num_nodes):
+    """-x, or x, after so many steps."""
+    nodes = [helper.make_node("Neg", [f"x{i}"], [f"x{i + 1}"]) for i in range(num_nodes)]
+    return models.make(
+        nodes, [models.tensor("x0", ["n", "k"])], [models.tensor(f"x{num_nodes}", ["n", "k"])]
+    )
+
+
+@crowds
+@pytest.mark.parametrize("why", ["each has another shape", "each is as large as a run may be"])
+def test_a_crowd_whose_requests_may_not_run_together_takes_turns(why):
+    """Runs of about 16 us, whose callers take no turns if others may run with theirs."""
+    with unpinned(NUM_STREAMS) as context:
+
+        def opened(num_nodes):
+            engine = Engine(chain(num_nodes), None, context=context, batching="off")
+            for _ in range(200):
+                engine.run([np.ones((1, 1), np.float32)])
+            return engine
+
+        ns = {count: opened(count)._model.typical_ns for count in (10, 60)}
+        per_node = max(1, (ns[60] - ns[10]) // 50)
+        engine = opened(10 + max(0, 16_000 - ns[10]) // per_node)
+        let_run_together(engine)
+        shapes = [(1, 1 + i) if "shape" in why else (16, 1) for i in range(16)]
+
+        def call(engine, i):
+            x = np.full(shapes[i], i, np.float32)
+            assert np.abs(engine.run([x])[0]).tolist() == x.tolist()
+
+        call_until(engine, lambda turnstile: turnstile.num_turns > 300, call)
 
 
 @crowds

@@ -305,7 +305,8 @@ async def run_on_loop(
     times_ns: list[int] | None = None,
     may_gather: bool = True,
 ) -> list[Any]:
-    """See Engine.run_async. `may_gather`: whether it may run together with those of other tasks."""
+    """See Engine.run_async. `inputs`: not to be changed. `may_gather`: whether it may run together
+    with those of other tasks."""
     timeout = check_timeout(timeout)
     loop = asyncio.get_running_loop()
     ended = _inbox_of(loop)
@@ -314,7 +315,6 @@ async def run_on_loop(
         and (timeout is None and priority == 0 and check_inputs and not shrinks)
         and model.most_together > 1
     ):
-        inputs = inputs.copy()  # the caller may change its list meanwhile, though not the arrays
         gathered = await ended.gather(loop, model, inputs, times_ns)
         if isinstance(gathered, list):
             return gathered

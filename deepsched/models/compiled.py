@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from deepsched.errors import ModelError, ThreadError
+from deepsched.errors import ModelError, OptionError, ThreadError
 from deepsched.lazy import cached_property
 from deepsched.machine.affinity import own_cpus
 from deepsched.machine.partition import Stream
@@ -188,8 +188,16 @@ class _Request:
         return found.is_settled
 
     def batches_of(self, found: Batching) -> Batching:
-        """What was found, for this request's option."""
-        return found.limited_to(self.batching) if isinstance(self.batching, int) else found
+        """What was found, for this request's option. Raises OptionError: no two requests fit."""
+        if not isinstance(self.batching, int):
+            return found
+        rows = found.rows or 1
+        if 2 * rows > self.batching:
+            raise OptionError(
+                f"batching={self.batching}, but a request has {rows} items, so no two can run "
+                f'together: give {2 * rows} or more, or leave it at "auto", or "off"'
+            )
+        return found.limited_to(self.batching)
 
     def read(self, cache: Cache) -> RawModel | None:
         """See RawModel.of."""

@@ -25,10 +25,12 @@ cdef struct Batch:
     uint32_t num_requests
     uint32_t num_parts  # that these count for
     uint32_t num_items
+    uint32_t num_units
     uint64_t deadline_ns  # the earliest
     bint is_mixed  # one of them does not fit: the key was another's by accident
 
 cdef Tag tag_of(RequestState* request) noexcept nogil
+cdef bint goes_with(Batch* batch, Tag* tag, uint32_t most) noexcept nogil
 cdef void begin_batch(Batch* batch, RequestState* first) noexcept nogil
 cdef RequestState* pop_mate(
     Backlog backlog, Batch* batch, BatchPlan* plan, uint32_t most

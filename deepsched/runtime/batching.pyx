@@ -4,7 +4,7 @@ README.md, "Batching".
 """
 
 from deepsched.runtime.backlog cimport Backlog
-from deepsched.runtime.batch_plan cimport BatchPlan, expected_ns, most_together
+from deepsched.runtime.batch_plan cimport BatchPlan, expected_ns, most_together, units_of
 from deepsched.runtime.futex cimport now_ns
 from deepsched.runtime.known_short cimport mixed
 from deepsched.runtime.library cimport loaded_library
@@ -16,8 +16,8 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed
 
-# A key is a hash above the number of items, which is less than that.
-cdef uint64_t ITEMS = 0xFFFF
+# A key is a hash above the number of units, which is less than that.
+cdef uint64_t UNITS = 0xFFFF
 
 # Run lengths are means: a run may take this much longer than expected.
 cdef double MARGIN = 1.25
@@ -48,7 +48,8 @@ cdef bint read_shape(OrtValue* value, Shape* shape) noexcept nogil:
 cdef Tag tag_of(RequestState* request) noexcept nogil:
     """What the backlog is to know of a request."""
     cdef BatchPlan* plan = request.model.plan.load(memory_order_acquire)  # pairs with set_batching
-    cdef uint64_t key
+    cdef uint64_t key, size, item_size = 0
+    cdef uint32_t num_units
     cdef Tag tag
     cdef Shape shape
     cdef size_t i, axis
@@ -69,11 +70,16 @@ cdef Tag tag_of(RequestState* request) noexcept nogil:
         if shape.dims[0] != num_items:
             return tag
         key = mixed(key, shape.rank)
+        size = 1
         for axis in range(1, shape.rank):
             key = mixed(key, <uint64_t>shape.dims[axis])
-    if 0 < num_items <= plan.most:
+            size *= <uint64_t>shape.dims[axis]
+        item_size += size
+    num_units = units_of(plan, <uint64_t>num_items, item_size)
+    if 0 < num_units <= plan.most:
         request.num_items = <uint32_t>num_items
-        tag.key = (key & ~ITEMS) | <uint64_t>num_items
+        request.num_units = num_units
+        tag.key = (key & ~UNITS) | num_units
     return tag
 
 
@@ -99,8 +105,18 @@ cdef void begin_batch(Batch* batch, RequestState* first) noexcept nogil:
     batch.num_requests = 1
     batch.num_parts = first.num_parts
     batch.num_items = first.num_items
+    batch.num_units = first.num_units
     batch.deadline_ns = first.deadline_ns
     batch.is_mixed = False
+
+
+cdef bint goes_with(Batch* batch, Tag* tag, uint32_t most) noexcept nogil:
+    """Whether a request with this tag may run with the batch, in `most` units, as far as keys tell."""
+    cdef uint64_t key = batch.first.batch_key
+    return (
+        key != 0 and tag.key != 0 and not (tag.key ^ key) & ~UNITS
+        and batch.num_units + <uint32_t>(tag.key & UNITS) <= most
+    )
 
 
 cdef RequestState* pop_mate(
@@ -108,23 +124,21 @@ cdef RequestState* pop_mate(
 ) noexcept nogil:
     """Pops the request at the head of the batch's class, if it may run with the batch; else NULL.
 
-    `most`: items that the run may have.
+    `most`: units that the run may have.
     """
     cdef Head head
     cdef RequestState* mate = NULL
-    cdef uint32_t num_items
+    cdef uint32_t num_units
     cdef uint64_t earliest, now
     while backlog.peek(batch.first.priority, &head):
-        if (head.tag.key ^ batch.first.batch_key) & ~ITEMS or not head.tag.key:
+        if not goes_with(batch, &head.tag, most):
             return NULL
-        num_items = batch.num_items + <uint32_t>(head.tag.key & ITEMS)
-        if num_items > most:
-            return NULL
+        num_units = batch.num_units + <uint32_t>(head.tag.key & UNITS)
         earliest = min(batch.deadline_ns, head.tag.deadline_ns)
         if earliest != NO_DEADLINE:
             now = now_ns()
             if (
-                now + <uint64_t>(MARGIN * expected_ns(plan, num_items)) > earliest
+                now + <uint64_t>(MARGIN * expected_ns(plan, num_units)) > earliest
                 and now < head.tag.deadline_ns  # else it is late already, and ends without a run
             ):
                 return NULL
@@ -141,6 +155,7 @@ cdef void add_mate(Batch* batch, RequestState* mate) noexcept nogil:
     batch.num_requests += 1
     batch.num_parts += mate.num_parts
     batch.num_items += mate.num_items
+    batch.num_units += mate.num_units
     batch.deadline_ns = min(batch.deadline_ns, mate.deadline_ns)
 
 

@@ -331,6 +331,7 @@ cdef class Dispatcher:
             begin_batch(&batch, request)
             if begin(request, self.gatherer.others_wait(request)):
                 num_served += self.gatherer.gather(&batch, 1, &owed)
+                flush(&owed)  # of those that it has ended
                 moved = self.move_to(&own, request, group, is_there)
                 self.runner.run_batch(&batch, group, self.mask_of(group))
                 self.move_back(&own, moved, request, group, group)

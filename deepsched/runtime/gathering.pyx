@@ -4,11 +4,12 @@ README.md, "Batching".
 """
 
 cimport cython
-from deepsched.runtime.batch_plan cimport expected_ns
-from deepsched.runtime.batching cimport add_mate, begin_batch, pop_mate
+from deepsched.runtime.batch_plan cimport expected_ns, learn_likeness, most_together
+from deepsched.runtime.batching cimport add_mate, begin_batch, goes_with, pop_mate
 from deepsched.runtime.futex cimport now_ns
 from deepsched.runtime.inbox cimport defer, flush
 from deepsched.runtime.posix cimport sched_yield
+from deepsched.runtime.queue cimport Head
 from deepsched.runtime.request cimport NO_DEADLINE, begin, finish
 from deepsched.runtime.runner cimport is_short
 from deepsched.runtime.turnstile cimport FEW_CALLERS, LONG_TOGETHER_NS
@@ -102,11 +103,16 @@ cdef class Gatherer:
         """Pops what waits and may run together with the request that the caller has begun, for a group
         of `width` streams. README, "Batching". Returns how many it has ended without a run."""
         cdef RequestState* mate
-        cdef BatchPlan* plan
+        # acquire: pairs with set_batching.
+        cdef BatchPlan* plan = batch.first.model.plan.load(memory_order_acquire)
         cdef uint32_t most
         cdef int num_ended = 0
         cdef Batch ended
-        if not batch.first.batch_key or not self.backlog.has_items():
+        cdef Head head
+        if most_together(plan) == 1 or not self.backlog.peek(batch.first.priority, &head):
+            return 0
+        learn_likeness(plan, goes_with(batch, &head.tag, plan.most))
+        if not batch.first.batch_key:
             return 0
         if (
             is_short(batch.first.model)
@@ -114,7 +120,6 @@ cdef class Gatherer:
             and self.backlog.places.load(memory_order_relaxed) <= <size_t>self.groups.num_groups
         ):
             return 0  # waking their callers all at once costs more than the runs
-        plan = batch.first.model.plan.load(memory_order_acquire)  # pairs with set_batching
         most = self.fair_share(batch.first, plan, width)
         while True:
             mate = pop_mate(self.backlog, batch, plan, most)
@@ -131,21 +136,21 @@ cdef class Gatherer:
     cdef uint32_t fair_share(
         self, RequestState* first, BatchPlan* plan, int width
     ) noexcept nogil:
-        """How many items a run of `first` may have, so that the streams that this model's requests
+        """How many units a run of `first` may have, so that the streams that this model's requests
         use, or are about to, get as many each."""
         # relaxed: hints.
-        cdef uint32_t num_items = 0, num_streams = 1 + self.runner.num_running(
-            first.model, &num_items
+        cdef uint32_t num_units = 0, num_streams = 1 + self.runner.num_running(
+            first.model, &num_units
         )
         cdef int num_free = self.groups.num_groups - self.groups.num_claimed()
         # What waits is taken to be as large.
-        num_items += first.num_items * <uint32_t>(
+        num_units += first.num_units * <uint32_t>(
             1 + self.backlog.places.load(memory_order_relaxed)
         )
         # A stream that has yet to wake takes nothing of what is over before that.
-        if num_free > 0 and expected_ns(plan, min(num_items, plan.most)) > self.pool.wake_ns():
+        if num_free > 0 and expected_ns(plan, min(num_units, plan.most)) > self.pool.wake_ns():
             num_streams += num_free // width
-        return min(plan.most, (num_items + num_streams - 1) // num_streams)
+        return min(plan.most, (num_units + num_streams - 1) // num_streams)
 
 
 cdef void finish_batch(Batch* batch, DeferredNotification* owed) noexcept nogil:

@@ -4,7 +4,7 @@ cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from deepsched.runtime.batch_plan cimport (
-    BatchPlan, failure_of, free_plan, most_together, new_plan, note_failure, release_allocators,
+    BatchPlan, failure_of, follow, free_plan, most_together, new_plan, note_failure, release_allocators,
 )
 from deepsched.runtime.batching cimport MAX_VALUES
 from deepsched.runtime.dispatch cimport (
@@ -389,7 +389,9 @@ cdef class Model:
 
     # --- Running together ---------------------------------------------------------------------
 
-    def set_batching(self, list sizes, list run_ns) -> None:
+    def set_batching(
+        self, list sizes, list run_ns, uint64_t item_size=0, Model before=None
+    ) -> None:
         """From here on, requests that wait may run together: README, "Batching". Once.
 
         The sessions' inputs and outputs have an open first dimension.
@@ -397,11 +399,15 @@ cdef class Model:
         Args:
             sizes: ascending numbers of items, the first of them 1; a run has the last at most.
             run_ns: how long runs of so many items take on the narrowest group, in ns.
+            item_size: elements of all inputs of one of these items: larger ones count for as many
+                as they are larger. 0: whatever their size.
+            before: where it has been: what has turned batches off there has done so here.
 
         Raises:
             ValueError: what is given does not fit; or this was called before.
             ClosedError: the model is closed.
         """
+        cdef BatchPlan* plan
         self.check_fork()
         # relaxed: nothing is read through it.
         if self.state.plan.load(memory_order_relaxed) != NULL:
@@ -412,10 +418,19 @@ cdef class Model:
         if not enter(&self.state):  # close() waits until we have left, and gives the plan's part back
             raise _closed()
         try:
+            plan = new_plan(self.sessions, sizes, run_ns, item_size)
+            if before is not None:
+                follow(plan, before.state.plan.load(memory_order_acquire))
             # release: whoever sees the plan sees what is in it.
-            self.state.plan.store(new_plan(self.sessions, sizes, run_ns), memory_order_release)
+            self.state.plan.store(plan, memory_order_release)
         finally:
             leave(&self.state)
+
+    def limit_together(self, uint32_t most) -> None:
+        """Has runs take `most` items at most. To be called before anybody else uses this model."""
+        cdef BatchPlan* plan = self.state.plan.load(memory_order_acquire)  # pairs with set_batching
+        if plan != NULL:
+            plan.most = min(plan.most, max(most, 1))
 
     @property
     def most_together(self) -> int:

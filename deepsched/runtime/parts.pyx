@@ -6,7 +6,7 @@ README.md, "Batching".
 
 cimport numpy as cnp
 from cpython.ref cimport Py_INCREF, PyObject, PyTypeObject
-from deepsched.runtime.batch_plan cimport BatchPlan, expected_ns
+from deepsched.runtime.batch_plan cimport BatchPlan, expected_ns, units_of
 from deepsched.runtime.inbox cimport Inbox
 from deepsched.runtime.known_short cimport is_known_short, key_of
 from deepsched.runtime.model cimport Model
@@ -43,7 +43,8 @@ def start_many(
     """
     cdef list inputs, parts = []
     cdef int i = 0
-    cdef Py_ssize_t most_items = 1 if shrinks else model.most_together
+    cdef BatchPlan* plan = model.state.plan.load(memory_order_acquire)  # pairs with set_batching
+    cdef Py_ssize_t most_units = 1 if shrinks else model.most_together
     cdef bint may_join
     try:
         while i < most:
@@ -51,9 +52,10 @@ def start_many(
                 item = next(source)
             except StopIteration:
                 break
-            inputs = item if type(item) is list else in_order(item)
+            # A copy: its iterator may fill one list anew for each item.
+            inputs = list(<list>item) if type(item) is list else in_order(item)
             i += 1
-            may_join = most_items > 1 and fits(model, parts[0] if parts else inputs, inputs)
+            may_join = most_units > 1 and fits(model, parts[0] if parts else inputs, inputs)
             if parts and not may_join:
                 whole, parts = parts, []  # first: what raises is not started again
                 start_parts(model, whole, inbox, sent, priority)
@@ -65,7 +67,7 @@ def start_many(
                 continue
             parts.append(inputs)
             if (
-                (len(parts) + 1) * cnp.PyArray_DIM(<cnp.ndarray>inputs[0], 0) > most_items
+                (len(parts) + 1) * units_in(plan, inputs) > most_units
                 # relaxed: a hint. Whoever frees finds something, or gets this at once.
                 or not model.dispatcher.backlog.places.load(memory_order_relaxed)
             ):
@@ -83,24 +85,24 @@ def start_together(
     """Starts the first of `items`, and with it those that may follow it in a run of microseconds, as
     one request, which is run here and now if a stream is free. Never waits.
 
-    `submitted_ns`: of the monotonic clock, since when they wait. Returns the request, and how many items it is made of. None: nothing has been started, as nothing
-    may go with the first, or there is no room, or the model has moved. Raises what `start` does;
-    nothing has been started then either.
+    `submitted_ns`: of the monotonic clock, since when they wait. Returns the request, and how many
+    items it is made of. None: nothing has been started, as nothing may go with the first, or there is
+    no room, or the model has moved. Raises what `start` does; nothing has been started then either.
     """
     cdef BatchPlan* plan = model.state.plan.load(memory_order_acquire)  # pairs with set_batching
-    cdef Py_ssize_t num_items = 0, num_parts = 0, most_items = model.most_together
+    cdef Py_ssize_t num_units = 0, num_parts = 0, most_units = model.most_together
     cdef list inputs, parts = []
     cdef Request request
     cdef double run_ns
     for inputs in items:
-        if most_items < 2 or not fits(model, parts[0] if parts else inputs, inputs):
+        if most_units < 2 or not fits(model, parts[0] if parts else inputs, inputs):
             break
-        num_items += cnp.PyArray_DIM(<cnp.ndarray>inputs[0], 0)
-        if num_items > most_items or not is_known_short(
+        num_units += units_in(plan, inputs)
+        if num_units > most_units or not is_known_short(
             model.state.instant_classes, key_of(inputs)
         ):
             break
-        run_ns = expected_ns(plan, <uint32_t>num_items)
+        run_ns = expected_ns(plan, <uint32_t>num_units)
         # Not at the first size that takes too long: what is known of one size may be an accident.
         if run_ns > 2 * INSTANT_NS:
             break
@@ -136,6 +138,15 @@ cdef bint fits(Model model, list first, list inputs) except -1:
         if cnp.PyArray_DIM(array, 0) != num_items:
             return False
     return num_items > 0
+
+
+cdef uint32_t units_in(BatchPlan* plan, list inputs) except 0:
+    """What the items in these arrays, which `fits` has seen, count for in a run."""
+    cdef Py_ssize_t num_items = cnp.PyArray_DIM(<cnp.ndarray>inputs[0], 0)
+    cdef uint64_t item_size = 0
+    for array in inputs:
+        item_size += cnp.PyArray_SIZE(<cnp.ndarray>array) // num_items
+    return units_of(plan, num_items, item_size)
 
 
 cdef bint same_shape(cnp.ndarray one, cnp.ndarray other) noexcept:
@@ -174,6 +185,9 @@ cdef Request prepare_parts(Model model, list parts, object priority):
     if len(parts) > 1:
         request.state.num_parts = <uint32_t>len(parts)
         request.state.num_items = <uint32_t>cnp.PyArray_DIM(<cnp.ndarray>inputs[0], 0)
+        request.state.num_units = units_in(
+            model.state.plan.load(memory_order_acquire), inputs  # pairs with set_batching
+        )
         request.parts_inputs = parts
     return request
 

@@ -91,6 +91,7 @@ cdef struct RequestState:
     uint64_t batch_key  # README, "Batching"; 0: it runs by itself
     RequestState* next_mate  # that runs together with it
     uint32_t num_items  # its first dimension, where its model's requests run together
+    uint32_t num_units  # what these count for: more if they are larger than those that were measured
     uint32_t num_parts  # how many it counts for: the items of a map that it has been made of; else 1
     uint32_t num_together  # as many in its run; 0: it has not run
     bint is_dropped  # stopped while others that run with it went on

@@ -26,6 +26,6 @@ cdef class Runner:
     cdef void learn_trial(
         self, RequestState* request, int group, double company, uint64_t alone_ns
     ) noexcept nogil
-    cdef uint32_t num_running(self, ModelState* model, uint32_t* num_items) noexcept nogil
+    cdef uint32_t num_running(self, ModelState* model, uint32_t* num_units) noexcept nogil
 
 cdef bint is_short(ModelState* model) noexcept nogil

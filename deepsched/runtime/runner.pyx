@@ -5,7 +5,7 @@ README.md, "A request's life", "Batching" and "Stopping a run".
 
 cimport cython
 from deepsched.runtime.batch_plan cimport (
-    OUTPUTS_DIFFER, BatchPlan, learn_cost, learn_together, note_failure,
+    OUTPUTS_DIFFER, BatchPlan, cost_of, learn_cost, learn_together, note_failure,
 )
 from deepsched.runtime.batching cimport (
     OUTPUTS_DO_NOT_FIT, SPLIT, Batch, Joined, Split, check_outputs, release_joined, run_joined,
@@ -116,11 +116,11 @@ cdef class Runner:
         cdef Split split = SPLIT
         cdef Stage end
         cdef bint is_wanted, has_run, is_joined, was_stopped, has_ended
-        cdef double company = 0, cost = plan.cost[batch.num_items]
+        cdef double company = 0, cost = cost_of(plan, batch.num_items, batch.num_units)
         if self.is_elastic:
             company = self.elastic.record_start(group, model.estimates, cost)
         self.slots.slots[group].running.store(
-            running_word(model, batch.num_items), memory_order_relaxed
+            running_word(model, batch.num_units), memory_order_relaxed
         )
         started_ns = now_ns()
         while member != NULL:
@@ -164,7 +164,7 @@ cdef class Runner:
             if has_run and status == NULL:
                 self.learn_length(batch.first, group, company, alone_ns)
                 if not self.is_elastic or group < self.elastic.tree.num_leaves:
-                    learn_together(plan, batch.num_items, length)
+                    learn_together(plan, batch.num_units, length)
                 learn_cost(plan, cost, batch.num_parts)
             elif has_run:  # it would have taken longer
                 self.learn_trial(batch.first, group, company, alone_ns + alone_ns // 2)
@@ -234,22 +234,22 @@ cdef class Runner:
                 alone_ns, True, request.ended_ns,
             )
 
-    cdef uint32_t num_running(self, ModelState* model, uint32_t* num_items) noexcept nogil:
-        """How many runs of the model are under way, and with how many items. A hint."""
+    cdef uint32_t num_running(self, ModelState* model, uint32_t* num_units) noexcept nogil:
+        """How many runs of the model are under way, and with how many units. A hint."""
         cdef uint32_t num_runs = 0
         cdef uint64_t word
         cdef int group
-        num_items[0] = 0
+        num_units[0] = 0
         for group in range(self.slots.num_slots):
             word = self.slots.slots[group].running.load(memory_order_relaxed)
             if word and word >> 16 == model.number:
                 num_runs += 1
-                num_items[0] += <uint32_t>(word & 0xFFFF)
+                num_units[0] += <uint32_t>(word & 0xFFFF)
         return num_runs
 
 
-cdef inline uint64_t running_word(ModelState* model, uint32_t num_items) noexcept nogil:
-    return (<uint64_t>model.number << 16) | num_items
+cdef inline uint64_t running_word(ModelState* model, uint32_t num_units) noexcept nogil:
+    return (<uint64_t>model.number << 16) | num_units
 
 
 cdef void count_end(RequestState* request, GroupStats* stats, Stage end) noexcept nogil:

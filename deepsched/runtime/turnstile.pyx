@@ -4,7 +4,7 @@ README.md, "The turnstile".
 """
 
 cimport cython
-from deepsched.runtime.batch_plan cimport most_together
+from deepsched.runtime.batch_plan cimport often_alike
 from deepsched.runtime.futex cimport EINTR, futex_wait, futex_wake, now_ns
 from deepsched.runtime.posix cimport SIGNAL_CHECK_NS
 from deepsched.runtime.request cimport ModelState, NO_DEADLINE, RequestState
@@ -113,7 +113,7 @@ cdef class Turnstile:
         cdef uint64_t typical_ns = model.typical_ns.load(memory_order_relaxed)
         cdef uint64_t long_ns = LONG_NS
         # acquire: pairs with set_batching.
-        if most_together(model.plan.load(memory_order_acquire)) > 1:
+        if often_alike(model.plan.load(memory_order_acquire)):
             long_ns = LONG_TOGETHER_NS
         if not 0 < typical_ns < long_ns:
             return 0

@@ -48,6 +48,7 @@ class ServedModel:
         self._opener: Opener | None = opener
         self._retire = retire
         self._is_retired = False
+        self._most_together: int | None = None
         placed = _open(opener, placement, None)
         self._history = _History(None, (placed,))
         self.model = placed.model
@@ -66,6 +67,13 @@ class ServedModel:
         """Its sessions, and what is known of it."""
         return self.placed.opened
 
+    def limit_together(self, most: int) -> None:
+        """Has runs of several requests take `most` items at most, wherever it moves. To be called
+        before anybody uses it."""
+        self._most_together = most  # then what there is; take_over does it the other way round
+        for placed in self._history.placed:
+            placed.model.limit_together(most)
+
     # --- Moving: runtime/README.md, "Moving" ----------------------------------------------------
 
     def open_beside(self, placement: Placement) -> Placed | None:
@@ -81,6 +89,8 @@ class ServedModel:
     def take_over(self, target: Placed) -> None:
         """From here on requests go there."""
         self._history = _History(self._history.counted, (*self._history.placed, target))
+        if self._most_together is not None:
+            target.model.limit_together(self._most_together)
         self._hand_over()
 
     def settle(self) -> None:
@@ -146,13 +156,15 @@ def _open(opener: Opener, placement: Placement, elsewhere: Placed | None) -> Pla
     batching = opened.compiled.batching
     # With batches, the sessions take any number of items; a request still has its own.
     model = Model(
-        placement.dispatcher,
-        opened.sessions,
-        number,
-        opened.batch_size if batching.sizes else None,
+        placement.dispatcher, opened.sessions, number, batching.rows if batching.sizes else None
     )
     if batching.sizes:
-        model.set_batching(list(batching.sizes), list(batching.run_ns))
+        model.set_batching(
+            list(batching.sizes),
+            list(batching.run_ns),
+            batching.item_size,
+            None if elsewhere is None else elsewhere.model,
+        )
     placed = Placed(placement, model, opened, sizes_at_opening(opened.sessions))
     try:
         opener.prepare(placement, model, opened)

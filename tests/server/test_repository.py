@@ -301,6 +301,24 @@ def test_a_configuration_of_another_model_is_refused(root, config, message):
     running(root, scenario)
 
 
+def test_requests_that_run_together_are_no_more_than_a_batch_may_be(root):
+    save(models.mlp(), root / "m" / "1")
+    (root / "m" / "config.pbtxt").write_text(
+        'max_batch_size: 4 parameters { key: "batching" value { string_value: "16" } }'
+    )
+
+    async def scenario(repository, infer):
+        engine = repository.get("m").engine
+        for move in (False, True):
+            if move:
+                engine.context.resize(num_cores=1)
+            inputs = [np.ones((1, 64), np.float32)]
+            assert len(list(engine.map([inputs] * 500, in_flight=200))) == 500
+            assert 1 < max(engine.stats().by_batch) <= 4
+
+    running(root, scenario)
+
+
 def test_a_batch_that_the_model_does_not_take_is_refused(root):
     save(plus(1, batch=1), root / "m" / "1")
     (root / "m" / "config.pbtxt").write_text("max_batch_size: 8")

@@ -45,8 +45,8 @@ def only_one():
     )
 
 
-def let_run_together(engine, sizes=SIZES, run_ns=HALVED):
-    engine._model.set_batching(list(sizes), list(run_ns))
+def let_run_together(engine, sizes=SIZES, run_ns=HALVED, item_size=0):
+    engine._model.set_batching(list(sizes), list(run_ns), item_size)
 
 
 def pick(i, items=1, width=3):

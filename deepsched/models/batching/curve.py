@@ -17,8 +17,8 @@ _NUM_ROUNDS = 4
 _FEWEST_QUIET = 2
 """Samples of a size that had the CPU, below which its figure does not count."""
 
-_SAMPLING_S, _MOST_SAMPLES = 0.02, 25
-"""For one size alone."""
+_SAMPLING_S, _LONGEST_SAMPLING_S, _MOST_SAMPLES = 0.02, 0.2, 25
+"""For one size alone: the longer time if too few of the samples had the CPU."""
 
 LEAST_GAIN = 0.2
 """Share of an item's CPU time that batches have to save."""
@@ -95,13 +95,17 @@ def time_sizes(
     return TimedSizes(every, False)
 
 
-def shortest_run(run: Callable[[list[Any]], Any], inputs: list[Any]) -> float:
-    """CPU seconds of one of several runs."""
-    sampler, end = _sampler(run, inputs), perf_counter() + _SAMPLING_S
+def shortest_run(run: Callable[[list[Any]], Any], inputs: list[Any]) -> tuple[float, bool]:
+    """CPU seconds of one of several runs, and whether others left them the CPU."""
+    sampler, begin = _sampler(run, inputs), perf_counter()
     taken = [sampler()]
-    while len(taken) < _MOST_SAMPLES and perf_counter() < end:
+    while len(taken) < _MOST_SAMPLES and (
+        (waited := perf_counter() - begin) < _SAMPLING_S
+        or (waited < _LONGEST_SAMPLING_S and not _quiet({1: taken}, _FEWEST_QUIET))
+    ):
         taken.append(sampler())
-    return _shortest({1: taken})[1]
+    quiet = _quiet({1: taken}, _FEWEST_QUIET)
+    return (quiet or _shortest({1: taken}))[1], bool(quiet)
 
 
 def _sampler(run: Callable[[list[Any]], Any], inputs: list[Any]) -> Callable[[], Sample]:

@@ -35,6 +35,11 @@ _SEEING: dict[tuple[str, str], Callable[[onnx.NodeProto], bool]] = {
     (_MICROSOFT, "DynamicQuantizeMatMul"): _always,
     (_MICROSOFT, "DynamicQuantizeLSTM"): _always,
     ("", "BatchNormalization"): _trains,
+    # How many they find depends on values: one item's may be taken for another's.
+    ("", "Compress"): _always,
+    ("", "NonMaxSuppression"): _always,
+    ("", "NonZero"): _always,
+    ("", "Unique"): _always,
     # One condition for all items, which may come from any of them.
     ("", "If"): _always,
     ("", "Loop"): _always,

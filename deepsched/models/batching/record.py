@@ -25,6 +25,11 @@ class Batching(NamedTuple):
     are off because the engine's `batching` says so."""
     is_settled: bool = True
     """False: it could not be measured, and is tried again at the next start."""
+    rows: int | None = None
+    """Items that each request has; None: any number."""
+    item_size: int = 0
+    """Elements of all inputs of an item, as it was timed: a larger one counts for as many items as
+    it is larger. 0: whatever its size."""
 
     def __str__(self) -> str:
         """In a few words.
@@ -45,13 +50,17 @@ class Batching(NamedTuple):
         found = cls(*fields)  # type: ignore[arg-type]
         return found._replace(sizes=tuple(found.sizes), run_ns=tuple(found.run_ns))
 
+    def turned_off(self, why_not: str) -> Batching:
+        """Without batches, though they were tried."""
+        return self._replace(sizes=(), run_ns=(), why_not=why_not)
+
     def limited_to(self, most: int) -> Batching:
         """Batches of up to `most` items, whatever was measured; lengths between and beyond what was
         timed are in proportion.
 
         >>> Batching((1, 2, 4), (10, 12, 16), 0.6).limited_to(6)
         Batching(sizes=(1, 2, 4, 6), run_ns=(10, 12, 16, 24), gain=0.6, moved=None, why_not='', \
-is_settled=True)
+is_settled=True, rows=None, item_size=0)
         """
         if not self.sizes or self.sizes[-1] == most:
             return self
@@ -60,5 +69,7 @@ is_settled=True)
         if sizes[-1] < most:
             run_ns = (*run_ns, run_ns[-1] * most // sizes[-1])
             sizes = (*sizes, most)
-        gain = None if self.gain is None else 1 - run_ns[-1] / sizes[-1] / run_ns[0]
+        rows = self.rows or 1
+        alone_ns = run_ns[sizes.index(rows)] / rows  # an item
+        gain = None if self.gain is None else 1 - run_ns[-1] / sizes[-1] / alone_ns
         return self._replace(sizes=sizes, run_ns=run_ns, gain=gain)

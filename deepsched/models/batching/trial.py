@@ -7,6 +7,7 @@ the machine hardly change. More cores divide the same work.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
@@ -37,6 +38,9 @@ _COUNTS = (2, 3, 5, 8)
 _MOST_BYTES = 256 * 2**20
 """That results of operators may take in one session: its arena keeps what the largest run took."""
 
+_LARGEST_INTEGERS = (30, 5)
+"""Identifiers, lengths and the like, as most models take them: tried in this order."""
+
 _SLOW_RUN_S, _TOO_LONG_RUN_S = 0.02, 0.5
 """Of longer runs there are two requests, and one batch is looked at; or none."""
 
@@ -58,6 +62,8 @@ class Lengths(NamedTuple):
     """Items beyond which larger runs save no more."""
     gain: float
     """Share of an item's time that runs of so many save."""
+    item_size: int
+    """Elements of all inputs of one."""
 
 
 class BatchTrial:
@@ -95,26 +101,28 @@ class BatchTrial:
             self._make_requests(infos, runs)
             most = self._most_items(session)
             self._counts = [count for count in self._counts if count * self._rows <= most]
-            moved = self._look(runs, self._counts)
+            moved = all_of([self._look(runs, self._counts), self._look_at_integers(infos, runs)])
             seconds, is_quiet = time_sizes(runs.run, self._inputs_of, self._rows, most, is_thorough)
             knee = knee_of(seconds, self._rows)
             largest = self._look(runs, [knee // self._rows])
         gain = gain_at(knee, seconds, self._rows)
-        return all_of([moved, largest]), Lengths(seconds, is_quiet, knee, gain)
+        item_size = sum(array.size for array in self._requests[0]) // self._rows
+        return all_of([moved, largest]), Lengths(seconds, is_quiet, knee, gain, item_size)
 
-    def compare_alone(self, open_form: OpenForm, stream: Stream) -> tuple[Moved, float]:
-        """How far outputs of requests, each alone, in another form are from those of the first; and
-        CPU seconds of such a run."""
+    def compare_alone(self, open_form: OpenForm, stream: Stream) -> tuple[Moved, float, bool]:
+        """How far outputs of requests, each alone, in another form are from those of the first;
+        CPU seconds of such a run, and whether others left it the CPU."""
         with self._trial.running(open_form(stream), stream) as (_, runs):
             outputs = [runs.run(request) for request in self._requests]
-            seconds = shortest_run(runs.run, self._requests[0])
-        return all_of(map(compare, outputs, self._alone)), seconds
+            seconds, is_quiet = shortest_run(runs.run, self._requests[0])
+        return all_of(map(compare, outputs, self._alone)), seconds, is_quiet
 
     def compare_batches(self, open_form: OpenForm, stream: Stream, most: int) -> Moved:
-        """As `try_batches`, with batches of up to `most` items on any stream."""
+        """As `try_batches`, on any stream, with batches of every size up to `most` items: which
+        bits an item has depends on where a kernel cuts its batch."""
         with self._trial.running(open_form(stream), stream) as (_, runs):
             self._alone = [runs.run(request) for request in self._requests]
-            return self._look(runs, [*self._counts, most // self._rows])
+            return self._look(runs, range(2, most // self._rows + 1))
 
     def _make_requests(self, infos: Sequence[ValueInfo], runs: TimedRuns) -> None:
         rng = np.random.default_rng(0)
@@ -143,6 +151,26 @@ class BatchTrial:
             self._alone = [first, *(runs.run(request) for request in found[1:])]
             return
         raise Unfit(why_not)
+
+    def _look_at_integers(self, infos: Sequence[ValueInfo], runs: TimedRuns) -> Moved:
+        """As `_look`, with integers as large as the model takes them: of 0 and 1 alone, the largest
+        is the same in nearly all requests. Raises Unfit."""
+        narrow, alone = self._requests, self._alone
+        rng = np.random.default_rng(2)
+        for position, info in enumerate(infos):
+            for largest in _LARGEST_INTEGERS if info.dtype.kind in "iu" else ():
+                wide = [request.copy() for request in self._requests]
+                for request in wide:
+                    values = rng.integers(0, largest, request[position].shape, endpoint=True)
+                    request[position] = values.astype(info.dtype)
+                with contextlib.suppress(InferenceError):
+                    self._alone = [runs.run(request) for request in wide]
+                    self._requests = wide
+                    break
+        try:
+            return self._look(runs, () if self._requests is narrow else self._counts)
+        finally:
+            self._requests, self._alone = narrow, alone
 
     def _most_items(self, session: Session) -> int:
         """That there is memory for. Raises Unfit if it is one request."""

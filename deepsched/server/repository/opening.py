@@ -47,6 +47,8 @@ def open_version(
     # Any batch that the model takes, as clients of servers expect; Engine's own default is 1.
     given = {"batch_size": None, **defaults, **options.engine}
     engine = Engine(found.versions[version], context=context, **given)
+    if options.max_batch_size:  # for a run as for a request: the model may not take more
+        engine._served.limit_together(options.max_batch_size)
     try:
         opened = ModelVersion(
             found.name,
