@@ -12,7 +12,18 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.support.models import tensor
 
-HARMLESS = frozenset(("none", "constant_node", "identity", "open_batch"))
+HARMLESS = frozenset(
+    (
+        "none",
+        "constant_node",
+        "constant_node_of_numbers",
+        "constant_used_twice",
+        "identity",
+        "open_batch",
+        "any_batch",
+        "empty_optional_input",
+    )
+)
 
 DISTURBANCES = (
     *sorted(HARMLESS),
@@ -23,6 +34,7 @@ DISTURBANCES = (
     "inner_is_output",
     "inner_used_twice",
     "inner_used_in_subgraph",
+    "inner_used_in_subgraph_of_subgraph",
 )
 
 
@@ -84,13 +96,26 @@ def disturb(pattern: Pattern, how: str, inner: str | None = None) -> Pattern:
                 for name, it in pattern.constants.items()
             },
         )
-    if how == "open_batch":
-        inputs = {name: ["batch", *shape[1:]] for name, shape in pattern.inputs.items()}
+    if how in ("open_batch", "any_batch"):
+        batch = {"open_batch": "batch", "any_batch": -1}[how]  # Paddle writes -1
+        inputs = {name: [batch, *shape[1:]] for name, shape in pattern.inputs.items()}
         return replace(pattern, inputs=inputs)
     if how == "constant_node" and constant is not None:
         value = numpy_helper.from_array(np.asarray(pattern.constants[constant]))
         node = helper.make_node("Constant", [], [constant], value=value)
         return _with_node_first(pattern, constant, node)
+    if how == "constant_node_of_numbers" and constant is not None and pattern.opset >= 12:
+        values = np.asarray(pattern.constants[constant])
+        if values.ndim > 1:
+            return pattern
+        form = {"value_floats": values.tolist()} if values.ndim else {"value_float": float(values)}
+        node = helper.make_node("Constant", [], [constant], **form)
+        return _with_node_first(pattern, constant, node)
+    if how == "constant_used_twice" and constant is not None:
+        again = helper.make_node("Neg", [constant], ["again"])
+        return replace(pattern, nodes=[*pattern.nodes, again], outputs=["y", "again"])
+    if how == "empty_optional_input":
+        return replace(pattern, nodes=[_with_all_inputs(node) for node in pattern.nodes])
     if how == "identity" and constant is not None:
         node = helper.make_node("Identity", ["original"], [constant])
         changed = _with_node_first(pattern, constant, node)
@@ -105,14 +130,11 @@ def disturb(pattern: Pattern, how: str, inner: str | None = None) -> Pattern:
     if how == "inner_used_twice" and inner is not None:
         again = helper.make_node("Neg", [inner], ["again"])
         return replace(pattern, nodes=[*pattern.nodes, again], outputs=["y", "again"])
-    if how == "inner_used_in_subgraph" and inner is not None:
-        branch = helper.make_graph(
-            [helper.make_node("Identity", [inner], ["kept"])],
-            "branch",
-            [],
-            [helper.make_tensor_value_info("kept", TensorProto.FLOAT, None)],
-        )
-        again = helper.make_node("If", ["true"], ["again"], then_branch=branch, else_branch=branch)
+    if how.startswith("inner_used_in_subgraph") and inner is not None:
+        branch = _branch([helper.make_node("Identity", [inner], ["kept"])])
+        if how == "inner_used_in_subgraph_of_subgraph":
+            branch = _branch([_if("kept", branch)])
+        again = _if("again", branch)
         return replace(
             pattern,
             nodes=[*pattern.nodes, again],
@@ -120,6 +142,50 @@ def disturb(pattern: Pattern, how: str, inner: str | None = None) -> Pattern:
             constants={**pattern.constants, "true": np.array(True)},
         )
     return pattern
+
+
+def twice(pattern: Pattern) -> Pattern:
+    """The pattern, and again on other inputs with the same constants."""
+
+    def other(name: str) -> str:
+        return name if not name or name in pattern.constants else f"{name}_2"
+
+    again = []
+    for node in pattern.nodes:
+        copy = onnx.NodeProto(op_type=node.op_type, attribute=node.attribute)
+        copy.input.extend(map(other, node.input))
+        copy.output.extend(map(other, node.output))
+        again.append(copy)
+    return replace(
+        pattern,
+        nodes=[*pattern.nodes, *again],
+        inputs=pattern.inputs | {other(name): it for name, it in pattern.inputs.items()},
+        outputs=[*pattern.outputs, *map(other, pattern.outputs)],
+    )
+
+
+def _branch(nodes: list[onnx.NodeProto]) -> onnx.GraphProto:
+    """A subgraph without inputs that gives `kept`."""
+    kept = helper.make_tensor_value_info("kept", TensorProto.FLOAT, None)
+    return helper.make_graph(nodes, "branch", [], [kept])
+
+
+def _if(output: str, branch: onnx.GraphProto) -> onnx.NodeProto:
+    return helper.make_node("If", ["true"], [output], then_branch=branch, else_branch=branch)
+
+
+_MOST_INPUTS = {"Clip": 3, "Conv": 3, "LayerNormalization": 3}
+
+
+def _with_all_inputs(node: onnx.NodeProto) -> onnx.NodeProto:
+    """Optional inputs that are missing have the empty name."""
+    missing = _MOST_INPUTS.get(node.op_type, 0) - len(node.input)
+    if len(node.input) == 1:  # Clip of an old opset has attributes
+        return node
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    copy.input.extend([""] * missing)
+    return copy
 
 
 def _with_node_first(pattern: Pattern, constant: str, node: onnx.NodeProto) -> Pattern:

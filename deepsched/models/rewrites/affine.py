@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from onnx import NodeProto, helper
 
-from deepsched.models.rewrites.graph import Graph, attribute
+from deepsched.models.rewrites.graph import Graph
+from deepsched.models.rewrites.nodes import attribute
 from deepsched.models.rewrites.rule import Rule
 
 _STEPS = ("Add", "BatchNormalization", "Div", "Mul", "Sub")
@@ -144,9 +145,11 @@ def _fold_into_next(graph: Graph, chain: _Chain) -> bool:
 
 
 def _channels(graph: Graph, name: str) -> int | None:
-    """Of a float32 image; None if it is none, or if their number is not known."""
+    """Of a float32 image; None if it is none or has none, or if their number is not known."""
     shape = graph.shape(name)
-    return shape[1] if shape is not None and len(shape) == 4 and graph.is_float(name) else None
+    if shape is None or len(shape) != 4 or not graph.is_float(name):
+        return None
+    return shape[1] or None
 
 
 def _read_step(graph: Graph, node: NodeProto, channels: int) -> _Step | None:

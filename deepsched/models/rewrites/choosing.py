@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from time import perf_counter
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -126,6 +127,8 @@ class _Found(NamedTuple):
     moved: float | None = None
     gain: float | None = None
     why_not: str = ""
+    counts: Mapping[str, int] = MappingProxyType({})
+    """Places of each rule in the model as it is kept; empty if it is not."""
 
 
 class _Runner:
@@ -266,7 +269,7 @@ class _Chooser:
     ) -> _Found:
         """Runs the model with the rules of `group` on top of those that are kept."""
         model = self._load()
-        config = rewrite(model, [*kept, *group], self._read).config
+        counts, config = rewrite(model, [*kept, *group], self._read)
         try:
             visit = self._runner.visit(model, config)
         except (ModelError, InferenceError, InputError) as error:
@@ -286,13 +289,13 @@ class _Chooser:
         saved = _least_gain(best, visit)
         if saved is not None and saved < _LEAST_GAIN:
             return _Found(moved=moved.by, gain=saved, why_not="it is not faster here")
-        return _Found(visit, moved.by, saved)
+        return _Found(visit, moved.by, saved, counts=counts)
 
     def _report(self, group: Sequence[Rule], found: _Found) -> list[Tried]:
         return [
             Tried(
                 rule=rule.name,
-                num_places=self._counts[rule.name],
+                num_places=found.counts.get(rule.name, self._counts[rule.name]),
                 is_exact=rule.is_exact,
                 is_kept=not found.why_not,
                 gain=found.gain,

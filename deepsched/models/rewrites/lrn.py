@@ -14,7 +14,8 @@ from __future__ import annotations
 import numpy as np
 from onnx import NodeProto, helper
 
-from deepsched.models.rewrites.graph import Graph, attribute
+from deepsched.models.rewrites.graph import Graph
+from deepsched.models.rewrites.nodes import attribute
 from deepsched.models.rewrites.rule import Rule
 
 # The band costs channels^2 multiplications a pixel: 0.13 of the kernel's time for 64 channels, 0.43
