@@ -312,6 +312,50 @@ def gemm(draw: st.DrawFn) -> Pattern:
     )
 
 
+_BEFORE_A_PRODUCT = {
+    "Abs": helper.make_node("Abs", ["in"], ["out"]),
+    "Add zero": helper.make_node("Add", ["in", "zero"], ["out"]),
+    "Cast": helper.make_node("Cast", ["in"], ["out"], to=TensorProto.FLOAT),
+    "Div": helper.make_node("Div", ["in", "third"], ["out"]),
+    "Dropout": helper.make_node("Dropout", ["in"], ["out"]),
+    "Identity": helper.make_node("Identity", ["in"], ["out"]),
+    "Mul": helper.make_node("Mul", ["third", "in"], ["out"]),
+    "Mul vector": helper.make_node("Mul", ["in", "vector"], ["out"]),
+    "Relu": helper.make_node("Relu", ["in"], ["out"]),
+    "Transpose": helper.make_node("Transpose", ["in"], ["out"]),
+}
+_WIDTH = 16
+
+
+def gemm_after(before: list[str]) -> Pattern:
+    """MatMul and Relu of square matrices, after these of _BEFORE_A_PRODUCT; "product" is another
+    one."""
+    constants = {"third": np.float32(0.3), "zero": np.float32(0)}
+    rng = np.random.default_rng(0)
+    nodes, value = [], "x"
+    for number, name in enumerate([*before, "product"]):
+        if name == "product":
+            weights = rng.standard_normal((_WIDTH, _WIDTH)).astype(np.float32)
+            constants[f"w{number}"] = weights / np.float32(4)
+            nodes.append(helper.make_node("MatMul", [value, f"w{number}"], [f"p{number}"]))
+            nodes.append(helper.make_node("Relu", [f"p{number}"], [f"v{number}"]))
+        else:
+            node = onnx.NodeProto()
+            node.CopyFrom(_BEFORE_A_PRODUCT[name])
+            node.input[:] = [value if it == "in" else it for it in node.input]
+            node.output[:] = [f"v{number}"]
+            nodes.append(node)
+        value = f"v{number}"
+    nodes.append(helper.make_node("Identity", [value], ["y"]))
+    constants["vector"] = rng.standard_normal(_WIDTH).astype(np.float32)
+    return Pattern(nodes=nodes, inputs={"x": [_WIDTH, _WIDTH]}, constants=constants)
+
+
+def gemm_among_others() -> st.SearchStrategy[Pattern]:
+    names = st.sampled_from([*_BEFORE_A_PRODUCT, "product", "product"])
+    return st.lists(names, min_size=1, max_size=6).map(gemm_after)
+
+
 @st.composite
 def affine(draw: st.DrawFn) -> Pattern:
     """Steps with constants around convolutions."""

@@ -8,14 +8,14 @@ Runtime takes a factor or a transposition stays: the factor would be rounded els
 
 from __future__ import annotations
 
-from onnx import NodeProto, helper
+from onnx import helper
 
 from deepsched.models.rewrites.graph import Graph
 from deepsched.models.rewrites.rule import Rule
 
 
 def _rewrite(graph: Graph) -> int:
-    if graph.opset < 11:  # before, Gemm's third input is not optional
+    if graph.opset < 11 or graph.is_quantized:  # before 11, Gemm's third input is not optional
         return 0
     count = 0
     for relu in graph.of_type("Relu"):

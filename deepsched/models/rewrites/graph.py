@@ -100,6 +100,12 @@ class Graph:
         is_own = node.domain in _ONNX and node.op_type in op_types
         return bool(is_there and is_own and len(node.input) >= _FEWEST_INPUTS.get(node.op_type, 1))
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether parts of it are quantized. To the weights of a Conv or Gemm between those, ONNX
+        Runtime does the same (1.32, WeightBiasQuantization), so rules must not make such."""
+        return any(node.op_type == "DequantizeLinear" for node in self._nodes())
+
     def producer(self, name: str, *op_types: str) -> onnx.NodeProto | None:
         """The node that makes a value, if it is one of ONNX's own operators of these types."""
         node = self._producers.get(name)
@@ -276,6 +282,7 @@ _FEWEST_INPUTS = {
     **dict.fromkeys(("Add", "Conv", "Div", "MatMul", "Mul", "Sub"), 2),
     "BatchNormalization": 5,
 }
+
 
 def _names_in_subgraphs(node: onnx.NodeProto) -> Iterator[str]:
     """Every name that the node's subgraphs use, whether it is theirs or an outer one."""
