@@ -98,6 +98,14 @@ def test_a_form_that_is_not_faster_is_not_kept(run_seconds):
     assert choice.tried[0].why_not == "it is not faster here"
 
 
+def test_a_form_of_long_runs_that_is_not_faster_is_not_kept(run_seconds, monkeypatch):
+    monkeypatch.setattr(choosing, "_LONG_RUN_S", 0.0)
+    run_seconds(1.0, 1.0)
+    choice, _ = try_rules(mlp(), [GEMM])
+    assert choice.rules == ()
+    assert choice.tried[0].why_not == "it is not faster here"
+
+
 def test_a_form_with_other_outputs_is_not_kept(run_seconds):
     run_seconds(*[1.0, 0.1] * 4)
     choice, _ = try_rules(mlp(), [replaces("Relu", "Softplus")])
@@ -166,6 +174,18 @@ def test_what_is_left_when_the_time_is_over_is_not_tried(run_seconds, monkeypatc
     assert num_opened == 3  # plain, both rules, and plain to see how far outputs may move
     assert choice.rules == ()
     assert {it.together_with for it in choice.tried} == {("gemm",), ("bad",)}
+
+
+def test_places_are_counted_without_the_rules_that_are_not_kept(run_seconds, monkeypatch):
+    monkeypatch.setattr(choosing, "_LEAST_BUDGET_S", 10)  # for one rule after another
+    run_seconds(1.0, 2.0, 0.5)
+
+    first = replaces("Relu", "Identity", name="first")
+    second = replaces("Identity", "Identity", name="second")
+    model = mlp(layers=2)
+    model.graph.node.append(helper.make_node("Identity", ["y"], ["z"]))
+    choice, _ = try_rules(model, [first, second])
+    assert [(it.rule, it.num_places) for it in choice.tried] == [("first", 2), ("second", 1)]
 
 
 def test_a_model_with_chance_in_it_is_left_alone(run_seconds):
@@ -260,6 +280,8 @@ def test_samples_in_which_others_had_the_cpu_do_not_count(monkeypatch):
     assert TimedRuns(run, (0,)).timing([], 100.0).seconds == 1.0
     lengths = itertools.cycle([(1.0, 3.0)])
     assert TimedRuns(run, (0,)).timing([], 100.0).seconds is None
+    lengths = itertools.repeat((1.0, 1.0), 2)  # the first run allocates
+    assert TimedRuns(run, (0,)).timing([], 0.05, 1).seconds == 1.0
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from deepsched.models.rewrites.made_up import (
 )
 from deepsched.models.rewrites.rule import Rule
 from deepsched.models.rewrites.running import Trial
-from deepsched.models.rewrites.timing import TimedRuns, Timing, gain
+from deepsched.models.rewrites.timing import FEWEST_QUIET, TimedRuns, Timing, gain
 from deepsched.models.rewrites.tried import Tried
 from deepsched.runtime.session import Session
 from deepsched.runtime.values import ValueInfo
@@ -48,7 +48,7 @@ _SAMPLING_S = 0.05
 """To time runs of one form on one stream; longer if a few runs take longer."""
 
 _LONG_RUN_S, _TOO_LONG_RUN_S = 0.5, 2.0
-"""Longer runs are not timed, and compared on one input only; or not tried at all."""
+"""Longer runs are timed once, and compared on one input only; or not tried at all."""
 
 _LEAST_GAIN = 0.01
 
@@ -165,10 +165,8 @@ class _Runner:
                     outputs = [runs.run(inputs) for inputs in self._inputs]
                 if model is None and not self._are_same_again(outputs, runs):
                     raise _Untried("outputs vary from run to run")
-                if self._is_slow:
-                    timings.append(Timing(None, (1.0, 1.0)))
-                else:
-                    timings.append(runs.timing(self._inputs[-1], _SAMPLING_S))
+                fewest = 1 if self._is_slow else FEWEST_QUIET
+                timings.append(runs.timing(self._inputs[-1], _SAMPLING_S, fewest))
         return _Visit(outputs, timings)
 
     def nudged_outputs(self) -> list[Any]:
