@@ -138,6 +138,25 @@ def test_a_matrix_product_that_takes_a_factor_or_a_transposition_stays(before):
     assert_unchanged(patterns.gemm_after(before), "gemm", fires=False)
 
 
+def test_a_matrix_product_after_a_function_stays():
+    model = patterns.gemm_after(["Mul"]).model()
+    function = helper.make_function(
+        "own",
+        "Third",
+        ["a", "b"],
+        ["c"],
+        [helper.make_node("Mul", ["a", "b"], ["c"])],
+        [helper.make_opsetid("", 17)],
+    )
+    model.functions.append(function)
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    model.graph.node[0].CopyFrom(helper.make_node("Third", ["third", "x"], ["v0"], domain="own"))
+    rewritten = onnx.ModelProto()
+    rewritten.CopyFrom(model)
+    assert rewrite(rewritten, RULES).counts == {}
+    assert session(model).run(None, {"x": np.ones((16, 16), np.float32)})
+
+
 @few
 @given(patterns.affine())
 def test_channel_factors_keep_outputs(pattern):

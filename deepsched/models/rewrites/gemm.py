@@ -43,7 +43,7 @@ def _takes_more(graph: Graph, x: str) -> bool:
     a factor that is one constant number (MatmulTransposeFusion, MatMulScaleFusion)."""
     node = graph.producer(x, "Transpose", "Mul", "Div", "Add", "Sub", *_MAY_VANISH)
     if node is None:
-        return False
+        return graph.is_foreign(x)  # which may be such in a function
     if node.op_type in _MAY_VANISH:
         return _takes_more(graph, node.input[0])
     if node.op_type in ("Add", "Sub"):

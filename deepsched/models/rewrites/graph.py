@@ -17,6 +17,7 @@ import onnx
 from onnx import numpy_helper
 
 from deepsched.lazy import cached_property
+from deepsched.models.repeatability import all_nodes
 from deepsched.models.rewrites.nodes import FOLDED, is_readable
 from deepsched.models.rewrites.option import MOST_COPIED
 from deepsched.models.shape_inference import infer_shapes
@@ -104,7 +105,12 @@ class Graph:
     def is_quantized(self) -> bool:
         """Whether parts of it are quantized. To the weights of a Conv or Gemm between those, ONNX
         Runtime does the same (1.32, WeightBiasQuantization), so rules must not make such."""
-        return any(node.op_type == "DequantizeLinear" for node in self._nodes())
+        return any(node.op_type == "DequantizeLinear" for node in all_nodes(self.model))
+
+    def is_foreign(self, name: str) -> bool:
+        """Whether a function of the model makes it, or an operator that is none of ONNX's own."""
+        node = self._producers.get(name)
+        return node is not None and node.domain not in _ONNX
 
     def producer(self, name: str, *op_types: str) -> onnx.NodeProto | None:
         """The node that makes a value, if it is one of ONNX's own operators of these types."""
