@@ -91,7 +91,8 @@ def _fold(graph: Graph, chain: _Chain) -> bool:
     largest = np.abs([chain.scale, chain.shift]).max()
     if not largest < np.finfo(np.float32).max:  # NaN neither
         return False
-    if (conv := graph.inner(chain.x, "Conv")) is not None:
+    conv = graph.inner(chain.x, "Conv")
+    if conv is not None and all(graph.is_constant(name) for name in filter(None, conv.input[1:])):
         # ONNX Runtime folds the normalization into it.
         if chain.is_of_channels or not graph.may_copy(conv.input[1]):
             return False

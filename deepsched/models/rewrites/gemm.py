@@ -25,7 +25,7 @@ def _rewrite(graph: Graph) -> int:
         weights = graph.shape(product.input[1])
         if graph.rank(product.input[0]) != 2 or weights is None or len(weights) != 2:
             continue
-        if not graph.is_stored(product.input[1]) or 0 in weights:
+        if not graph.is_constant(product.input[1]) or 0 in weights:
             continue
         if _takes_more(graph, product.input[0]):
             continue

@@ -140,9 +140,12 @@ class Graph:
         known = self._types.get(name)
         return None if known is None else known.shape
 
-    def is_stored(self, name: str) -> bool:
-        """Whether its value is in the model as it is, and the caller cannot replace it."""
-        return name in self._initializers or self.producer(name, "Constant") is not None
+    def is_constant(self, name: str) -> bool:
+        """Whether it is the same in every run, as ONNX Runtime sees, too; reads no value."""
+        if name in self._initializers:
+            return True
+        node = self.producer(name, *FOLDED)
+        return node is not None and all(self.is_constant(it) for it in node.input)
 
     def rank(self, name: str) -> int | None:
         shape = self.shape(name)
@@ -287,6 +290,7 @@ _ONNX = ("", "ai.onnx")
 _FEWEST_INPUTS = {
     **dict.fromkeys(("Add", "Conv", "Div", "MatMul", "Mul", "Sub"), 2),
     "BatchNormalization": 5,
+    "Constant": 0,
 }
 
 
