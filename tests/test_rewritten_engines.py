@@ -14,6 +14,7 @@ from deepsched import Context, Engine, MultiModelEngine, compile_model
 from deepsched.cli import main
 from deepsched.errors import OptionError
 from deepsched.models import compiled
+from deepsched.models.rewrites import choosing
 from deepsched.models.rewrites.agreement import compare
 from deepsched.models.rewrites.timing import TimedRuns, Timing
 from tests.support.models import make, mlp, save, tensor
@@ -22,7 +23,9 @@ from tests.support.plain_onnxruntime import reference, same_bits
 
 @pytest.fixture(autouse=True)
 def busy_machine(monkeypatch):
-    """Nothing can be timed, so that outputs alone decide."""
+    """Nothing can be timed, so that outputs alone decide; and a trial has all the time it needs."""
+    monkeypatch.setattr(choosing, "_LEAST_BUDGET_S", 60)
+    monkeypatch.setattr(choosing, "_MOST_BUDGET_S", 60)
     monkeypatch.setattr(TimedRuns, "timing", lambda *_: Timing(None, (1.0, 1.0)))
 
 
