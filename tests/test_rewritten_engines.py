@@ -13,6 +13,8 @@ from onnx import helper, numpy_helper
 from deepsched import Context, Engine, MultiModelEngine, compile_model
 from deepsched.cli import main
 from deepsched.errors import OptionError
+from deepsched.models import compiled
+from deepsched.models.rewrites import choosing
 from deepsched.models.rewrites.agreement import compare
 from deepsched.models.rewrites.timing import TimedRuns, Timing
 from tests.support.models import make, mlp, save, tensor
@@ -21,7 +23,9 @@ from tests.support.plain_onnxruntime import reference, same_bits
 
 @pytest.fixture(autouse=True)
 def busy_machine(monkeypatch):
-    """Nothing can be timed, so that outputs alone decide."""
+    """Nothing can be timed, so that outputs alone decide; and a trial has all the time it needs."""
+    monkeypatch.setattr(choosing, "_LEAST_BUDGET_S", 60)
+    monkeypatch.setattr(choosing, "_MOST_BUDGET_S", 60)
     monkeypatch.setattr(TimedRuns, "timing", lambda *_: Timing(None, (1.0, 1.0)))
 
 
@@ -101,6 +105,22 @@ def test_what_is_found_in_the_cache_is_not_tried_again(tmp_path, monkeypatch):
     monkeypatch.setattr(TimedRuns, "run", None)
     with open_one(network(), tmp_path) as engine:
         assert engine.compiled.was_cached
+
+
+def test_what_was_compiled_without_room_to_try_is_compiled_again_once_there_is(
+    tmp_path, monkeypatch
+):
+    def none_left(prepared, in_memory, is_rewritten=False):
+        return "no memory is left" if is_rewritten else ""
+
+    told = []
+    for has_room in (False, False, True, True):
+        with monkeypatch.context() as patch:
+            if not has_room:
+                patch.setattr(compiled, "shortage", none_left)
+            with open_one(network(), tmp_path) as engine:
+                told.append((engine.compiled.was_cached, bool(kept(engine))))
+    assert told == [(False, False), (True, False), (False, True), (True, True)]
 
 
 @pytest.mark.parametrize("kind", ["path", "bytes", "ModelProto", "external data"])

@@ -144,9 +144,17 @@ class _Request:
         return prepare_model(self.model, self.batch_size, self.input_shapes)
 
     @cached_property
+    def no_room_to_try(self) -> str:
+        """Why neither rewrites nor batches can be tried now; empty if they can."""
+        reason = shortage(self.prepared, in_memory=False, is_rewritten=True)
+        if reason:
+            logger.info("rewrites and batches are not tried: %s", reason)
+        return reason
+
+    @cached_property
     def rewritten(self) -> tuple[PreparedModel, tuple[Tried, ...]]:
         """The model to be compiled, and the rewrites that were tried."""
-        if shortage(self.prepared, in_memory=False, is_rewritten=True):
+        if self.no_room_to_try:
             return self.prepared, ()
         return rewrite_model(
             self.prepared, self.rewrites, self._open_prepared, self.streams, self.is_pinned
@@ -160,7 +168,7 @@ class _Request:
             OptionError: see open_batch.
         """
         plain, tried = self.rewritten
-        if reason := shortage(self.prepared, in_memory=False, is_rewritten=True):
+        if reason := self.no_room_to_try:
             return plain, Batching(why_not=f"there is no room to try: {reason}")
 
         def prepare_opened() -> PreparedModel:
@@ -181,7 +189,10 @@ class _Request:
             return self.open_one(source, stream, None)
 
     def may_settle(self, entry: Entry) -> bool:
-        """Whether it was compiled while batches could not be measured, and now they can be."""
+        """Whether it was compiled while batches could not be measured, or without room to try
+        anything, and now that can be done."""
+        if entry.about.get("had_no_room", False):
+            return not self.no_room_to_try
         if Batching.from_json(entry.about.get("batching", [])).is_settled:
             return False
         _, found = self.form
@@ -535,6 +546,7 @@ def _compile(entry: Entry, request: _Request) -> OpenedModel:
         "varying": prepared.varying,
         "rewrites": tried,
         "batching": batching,
+        "had_no_room": bool(request.no_room_to_try),
     }
     with thread_errors("a thread that opens the model"), ThreadPoolExecutor(1) as pool:
         sealing = pool.submit(entry.seal)

@@ -12,7 +12,18 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.support.models import tensor
 
-HARMLESS = frozenset(("none", "constant_node", "identity", "open_batch"))
+HARMLESS = frozenset(
+    (
+        "none",
+        "constant_node",
+        "constant_node_of_numbers",
+        "constant_used_twice",
+        "identity",
+        "open_batch",
+        "any_batch",
+        "empty_optional_input",
+    )
+)
 
 DISTURBANCES = (
     *sorted(HARMLESS),
@@ -23,6 +34,7 @@ DISTURBANCES = (
     "inner_is_output",
     "inner_used_twice",
     "inner_used_in_subgraph",
+    "inner_used_in_subgraph_of_subgraph",
 )
 
 
@@ -84,13 +96,26 @@ def disturb(pattern: Pattern, how: str, inner: str | None = None) -> Pattern:
                 for name, it in pattern.constants.items()
             },
         )
-    if how == "open_batch":
-        inputs = {name: ["batch", *shape[1:]] for name, shape in pattern.inputs.items()}
+    if how in ("open_batch", "any_batch"):
+        batch = {"open_batch": "batch", "any_batch": -1}[how]  # Paddle writes -1
+        inputs = {name: [batch, *shape[1:]] for name, shape in pattern.inputs.items()}
         return replace(pattern, inputs=inputs)
     if how == "constant_node" and constant is not None:
         value = numpy_helper.from_array(np.asarray(pattern.constants[constant]))
         node = helper.make_node("Constant", [], [constant], value=value)
         return _with_node_first(pattern, constant, node)
+    if how == "constant_node_of_numbers" and constant is not None and pattern.opset >= 12:
+        values = np.asarray(pattern.constants[constant])
+        if values.ndim > 1:
+            return pattern
+        form = {"value_floats": values.tolist()} if values.ndim else {"value_float": float(values)}
+        node = helper.make_node("Constant", [], [constant], **form)
+        return _with_node_first(pattern, constant, node)
+    if how == "constant_used_twice" and constant is not None:
+        again = helper.make_node("Neg", [constant], ["again"])
+        return replace(pattern, nodes=[*pattern.nodes, again], outputs=["y", "again"])
+    if how == "empty_optional_input":
+        return replace(pattern, nodes=[_with_all_inputs(node) for node in pattern.nodes])
     if how == "identity" and constant is not None:
         node = helper.make_node("Identity", ["original"], [constant])
         changed = _with_node_first(pattern, constant, node)
@@ -105,14 +130,11 @@ def disturb(pattern: Pattern, how: str, inner: str | None = None) -> Pattern:
     if how == "inner_used_twice" and inner is not None:
         again = helper.make_node("Neg", [inner], ["again"])
         return replace(pattern, nodes=[*pattern.nodes, again], outputs=["y", "again"])
-    if how == "inner_used_in_subgraph" and inner is not None:
-        branch = helper.make_graph(
-            [helper.make_node("Identity", [inner], ["kept"])],
-            "branch",
-            [],
-            [helper.make_tensor_value_info("kept", TensorProto.FLOAT, None)],
-        )
-        again = helper.make_node("If", ["true"], ["again"], then_branch=branch, else_branch=branch)
+    if how.startswith("inner_used_in_subgraph") and inner is not None:
+        branch = _branch([helper.make_node("Identity", [inner], ["kept"])])
+        if how == "inner_used_in_subgraph_of_subgraph":
+            branch = _branch([_if("kept", branch)])
+        again = _if("again", branch)
         return replace(
             pattern,
             nodes=[*pattern.nodes, again],
@@ -120,6 +142,50 @@ def disturb(pattern: Pattern, how: str, inner: str | None = None) -> Pattern:
             constants={**pattern.constants, "true": np.array(True)},
         )
     return pattern
+
+
+def twice(pattern: Pattern) -> Pattern:
+    """The pattern, and again on other inputs with the same constants."""
+
+    def other(name: str) -> str:
+        return name if not name or name in pattern.constants else f"{name}_2"
+
+    again = []
+    for node in pattern.nodes:
+        copy = onnx.NodeProto(op_type=node.op_type, attribute=node.attribute)
+        copy.input.extend(map(other, node.input))
+        copy.output.extend(map(other, node.output))
+        again.append(copy)
+    return replace(
+        pattern,
+        nodes=[*pattern.nodes, *again],
+        inputs=pattern.inputs | {other(name): it for name, it in pattern.inputs.items()},
+        outputs=[*pattern.outputs, *map(other, pattern.outputs)],
+    )
+
+
+def _branch(nodes: list[onnx.NodeProto]) -> onnx.GraphProto:
+    """A subgraph without inputs that gives `kept`."""
+    kept = helper.make_tensor_value_info("kept", TensorProto.FLOAT, None)
+    return helper.make_graph(nodes, "branch", [], [kept])
+
+
+def _if(output: str, branch: onnx.GraphProto) -> onnx.NodeProto:
+    return helper.make_node("If", ["true"], [output], then_branch=branch, else_branch=branch)
+
+
+_MOST_INPUTS = {"Clip": 3, "Conv": 3, "LayerNormalization": 3}
+
+
+def _with_all_inputs(node: onnx.NodeProto) -> onnx.NodeProto:
+    """Optional inputs that are missing have the empty name."""
+    missing = _MOST_INPUTS.get(node.op_type, 0) - len(node.input)
+    if len(node.input) == 1:  # Clip of an old opset has attributes
+        return node
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    copy.input.extend([""] * missing)
+    return copy
 
 
 def _with_node_first(pattern: Pattern, constant: str, node: onnx.NodeProto) -> Pattern:
@@ -244,6 +310,50 @@ def gemm(draw: st.DrawFn) -> Pattern:
         is_sure=rank == 2 and opset >= 11 and last == "Relu",
         opset=opset,
     )
+
+
+_BEFORE_A_PRODUCT = {
+    "Abs": helper.make_node("Abs", ["in"], ["out"]),
+    "Add zero": helper.make_node("Add", ["in", "zero"], ["out"]),
+    "Cast": helper.make_node("Cast", ["in"], ["out"], to=TensorProto.FLOAT),
+    "Div": helper.make_node("Div", ["in", "third"], ["out"]),
+    "Dropout": helper.make_node("Dropout", ["in"], ["out"]),
+    "Identity": helper.make_node("Identity", ["in"], ["out"]),
+    "Mul": helper.make_node("Mul", ["third", "in"], ["out"]),
+    "Mul vector": helper.make_node("Mul", ["in", "vector"], ["out"]),
+    "Relu": helper.make_node("Relu", ["in"], ["out"]),
+    "Transpose": helper.make_node("Transpose", ["in"], ["out"]),
+}
+_WIDTH = 16
+
+
+def gemm_after(before: list[str]) -> Pattern:
+    """MatMul and Relu of square matrices, after these of _BEFORE_A_PRODUCT; "product" is another
+    one."""
+    constants = {"third": np.float32(0.3), "zero": np.float32(0)}
+    rng = np.random.default_rng(0)
+    nodes, value = [], "x"
+    for number, name in enumerate([*before, "product"]):
+        if name == "product":
+            weights = rng.standard_normal((_WIDTH, _WIDTH)).astype(np.float32)
+            constants[f"w{number}"] = weights / np.float32(4)
+            nodes.append(helper.make_node("MatMul", [value, f"w{number}"], [f"p{number}"]))
+            nodes.append(helper.make_node("Relu", [f"p{number}"], [f"v{number}"]))
+        else:
+            node = onnx.NodeProto()
+            node.CopyFrom(_BEFORE_A_PRODUCT[name])
+            node.input[:] = [value if it == "in" else it for it in node.input]
+            node.output[:] = [f"v{number}"]
+            nodes.append(node)
+        value = f"v{number}"
+    nodes.append(helper.make_node("Identity", [value], ["y"]))
+    constants["vector"] = rng.standard_normal(_WIDTH).astype(np.float32)
+    return Pattern(nodes=nodes, inputs={"x": [_WIDTH, _WIDTH]}, constants=constants)
+
+
+def gemm_among_others() -> st.SearchStrategy[Pattern]:
+    names = st.sampled_from([*_BEFORE_A_PRODUCT, "product", "product"])
+    return st.lists(names, min_size=1, max_size=6).map(gemm_after)
 
 
 @st.composite

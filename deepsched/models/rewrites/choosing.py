@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from time import perf_counter
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +31,7 @@ from deepsched.models.rewrites.made_up import (
 )
 from deepsched.models.rewrites.rule import Rule
 from deepsched.models.rewrites.running import Trial
-from deepsched.models.rewrites.timing import TimedRuns, Timing, gain
+from deepsched.models.rewrites.timing import FEWEST_QUIET, TimedRuns, Timing, gain
 from deepsched.models.rewrites.tried import Tried
 from deepsched.runtime.session import Session
 from deepsched.runtime.values import ValueInfo
@@ -43,11 +44,14 @@ _BUDGET_OF_COMPILE = 2.0
 _LEAST_BUDGET_S, _MOST_BUDGET_S = 0.25, 10.0
 """but at least and at most so long. A step that has begun is ended."""
 
+_SHARE_OF_PLAIN_STEP = 0.9
+"""That a step with a rewritten form takes at most: its inputs are there already."""
+
 _SAMPLING_S = 0.05
 """To time runs of one form on one stream; longer if a few runs take longer."""
 
 _LONG_RUN_S, _TOO_LONG_RUN_S = 0.5, 2.0
-"""Longer runs are not timed, and compared on one input only; or not tried at all."""
+"""Longer runs are timed once, and compared on one input only; or not tried at all."""
 
 _LEAST_GAIN = 0.01
 
@@ -126,6 +130,8 @@ class _Found(NamedTuple):
     moved: float | None = None
     gain: float | None = None
     why_not: str = ""
+    counts: Mapping[str, int] = MappingProxyType({})
+    """Places of each rule in the model as it is kept; empty if it is not."""
 
 
 class _Runner:
@@ -162,10 +168,8 @@ class _Runner:
                     outputs = [runs.run(inputs) for inputs in self._inputs]
                 if model is None and not self._are_same_again(outputs, runs):
                     raise _Untried("outputs vary from run to run")
-                if self._is_slow:
-                    timings.append(Timing(None, (1.0, 1.0)))
-                else:
-                    timings.append(runs.timing(self._inputs[-1], _SAMPLING_S))
+                fewest = 1 if self._is_slow else FEWEST_QUIET
+                timings.append(runs.timing(self._inputs[-1], _SAMPLING_S, fewest))
         return _Visit(outputs, timings)
 
     def nudged_outputs(self) -> list[Any]:
@@ -236,8 +240,9 @@ class _Chooser:
         except (InferenceError, InputError) as error:
             why_not = f"its inputs cannot be made up: {error}"
             return Choice((), tuple(self._report(rules, _Found(why_not=why_not))))
-        step_s = perf_counter() - began
-        budget_s = min(_MOST_BUDGET_S, max(_LEAST_BUDGET_S, _BUDGET_OF_COMPILE * step_s))
+        plain_s = perf_counter() - began
+        step_s = _SHARE_OF_PLAIN_STEP * plain_s
+        budget_s = min(_MOST_BUDGET_S, max(_LEAST_BUDGET_S, _BUDGET_OF_COMPILE * plain_s))
         end = perf_counter() + budget_s
         kept: list[Rule] = []
         tried: list[Tried] = []
@@ -266,7 +271,7 @@ class _Chooser:
     ) -> _Found:
         """Runs the model with the rules of `group` on top of those that are kept."""
         model = self._load()
-        config = rewrite(model, [*kept, *group], self._read).config
+        counts, config = rewrite(model, [*kept, *group], self._read)
         try:
             visit = self._runner.visit(model, config)
         except (ModelError, InferenceError, InputError) as error:
@@ -286,13 +291,13 @@ class _Chooser:
         saved = _least_gain(best, visit)
         if saved is not None and saved < _LEAST_GAIN:
             return _Found(moved=moved.by, gain=saved, why_not="it is not faster here")
-        return _Found(visit, moved.by, saved)
+        return _Found(visit, moved.by, saved, counts=counts)
 
     def _report(self, group: Sequence[Rule], found: _Found) -> list[Tried]:
         return [
             Tried(
                 rule=rule.name,
-                num_places=self._counts[rule.name],
+                num_places=found.counts.get(rule.name, self._counts[rule.name]),
                 is_exact=rule.is_exact,
                 is_kept=not found.why_not,
                 gain=found.gain,

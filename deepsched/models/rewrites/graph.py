@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from deepsched.lazy import cached_property
+from deepsched.models.repeatability import all_nodes
+from deepsched.models.rewrites.nodes import FOLDED, is_readable
 from deepsched.models.rewrites.option import MOST_COPIED
 from deepsched.models.shape_inference import infer_shapes
 
@@ -24,9 +26,6 @@ FLOAT = onnx.TensorProto.FLOAT
 
 # A larger tensor is no parameter of a shape, and shape inference can do without its values.
 _MOST_ELEMENTS_FOR_SHAPES = 64
-
-# Up to here constants are worth computing with: the weights of one layer, not a table of words.
-_MOST_ELEMENTS_TO_READ = 2**24
 
 
 ReadTensor = Callable[[onnx.TensorProto], np.ndarray[Any, Any]]
@@ -102,6 +101,17 @@ class Graph:
         is_own = node.domain in _ONNX and node.op_type in op_types
         return bool(is_there and is_own and len(node.input) >= _FEWEST_INPUTS.get(node.op_type, 1))
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether parts of it are quantized. To the weights of a Conv or Gemm between those, ONNX
+        Runtime does the same (1.32, WeightBiasQuantization), so rules must not make such."""
+        return any(node.op_type == "DequantizeLinear" for node in all_nodes(self.model))
+
+    def is_foreign(self, name: str) -> bool:
+        """Whether a function of the model makes it, or an operator that is none of ONNX's own."""
+        node = self._producers.get(name)
+        return node is not None and node.domain not in _ONNX
+
     def producer(self, name: str, *op_types: str) -> onnx.NodeProto | None:
         """The node that makes a value, if it is one of ONNX's own operators of these types."""
         node = self._producers.get(name)
@@ -130,9 +140,12 @@ class Graph:
         known = self._types.get(name)
         return None if known is None else known.shape
 
-    def is_initializer(self, name: str) -> bool:
-        """Whether it is stored in the model, and the caller cannot replace it."""
-        return name in self._initializers
+    def is_constant(self, name: str) -> bool:
+        """Whether it is the same in every run, as ONNX Runtime sees, too; reads no value."""
+        if name in self._initializers:
+            return True
+        node = self.producer(name, *FOLDED)
+        return node is not None and all(self.is_constant(it) for it in node.input)
 
     def rank(self, name: str) -> int | None:
         shape = self.shape(name)
@@ -184,22 +197,16 @@ class Graph:
     def _compute_constant(self, name: str) -> np.ndarray[Any, Any] | None:
         tensor = self._initializers.get(name)
         if tensor is not None:
-            return self._read_initializer(tensor) if _is_readable(tensor) else None
+            return self._read_initializer(tensor) if is_readable(tensor) else None
         node = self._producers.get(name)
         if node is None or node.domain not in _ONNX:
             return None
-        if node.op_type == "Constant":
-            values = {it.name: it for it in node.attribute}
-            value = values["value"].t if "value" in values else None
-            return (
-                None if value is None or not _is_readable(value) else numpy_helper.to_array(value)
-            )
-        if node.op_type not in _FOLDED:
+        if node.op_type not in FOLDED:
             return None
         inputs = [self.constant(it) for it in node.input]
         if any(it is None for it in inputs):
             return None
-        folded: np.ndarray[Any, Any] | None = _FOLDED[node.op_type](node, inputs)
+        folded: np.ndarray[Any, Any] | None = FOLDED[node.op_type](node, inputs)
         return folded
 
     # --- Changing -----------------------------------------------------------------------------
@@ -283,21 +290,8 @@ _ONNX = ("", "ai.onnx")
 _FEWEST_INPUTS = {
     **dict.fromkeys(("Add", "Conv", "Div", "MatMul", "Mul", "Sub"), 2),
     "BatchNormalization": 5,
+    "Constant": 0,
 }
-
-_READABLE = (FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.INT32)
-
-
-def _is_readable(tensor: onnx.TensorProto) -> bool:
-    return tensor.data_type in _READABLE and math.prod(tensor.dims) <= _MOST_ELEMENTS_TO_READ
-
-
-def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    """An attribute's value; `default` if the node does not state it."""
-    for it in node.attribute:
-        if it.name == name:
-            return helper.get_attribute_value(it)
-    return default
 
 
 def _names_in_subgraphs(node: onnx.NodeProto) -> Iterator[str]:
@@ -325,36 +319,6 @@ def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         yield from it.graphs
 
 
-# --- Constants of constants, as exporters write them --------------------------------------------
-
-
-def _constant_of_shape(node: onnx.NodeProto, inputs: list[Any]) -> np.ndarray[Any, Any] | None:
-    shape = inputs[0].tolist()
-    value = attribute(node, "value", None)
-    value = np.zeros(1, np.float32) if value is None else numpy_helper.to_array(value)
-    if math.prod(shape) > _MOST_ELEMENTS_TO_READ:
-        return None
-    return np.full(shape, value[0], value.dtype)
-
-
-def _unsqueeze(node: onnx.NodeProto, inputs: list[Any]) -> np.ndarray[Any, Any]:
-    axes = inputs[1].tolist() if len(inputs) > 1 else attribute(node, "axes", [])
-    return np.expand_dims(inputs[0], tuple(axes))
-
-
-def _reshape(node: onnx.NodeProto, inputs: list[Any]) -> np.ndarray[Any, Any] | None:
-    shape = inputs[1].tolist()
-    return None if 0 in shape else inputs[0].reshape(shape)
-
-
-_FOLDED = {
-    "ConstantOfShape": _constant_of_shape,
-    "Identity": lambda _, inputs: inputs[0],
-    "Reshape": _reshape,
-    "Unsqueeze": _unsqueeze,
-}
-
-
 # --- Types ----------------------------------------------------------------------------------------
 
 
@@ -376,7 +340,8 @@ def infer_types(model: onnx.ModelProto) -> dict[str, ValueType]:
         tensor = info.type.tensor_type
         if info.type.HasField("tensor_type") and tensor.HasField("shape"):
             shape = tuple(
-                dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim
+                dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else None
+                for dim in tensor.shape.dim  # Paddle writes -1 for any
             )
             types[info.name] = ValueType(tensor.elem_type, shape)
     return types

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from onnx import NodeProto, helper
 
-from deepsched.models.rewrites.graph import Graph, attribute
+from deepsched.models.rewrites.graph import Graph
+from deepsched.models.rewrites.nodes import attribute
 from deepsched.models.rewrites.rule import Rule
 
 

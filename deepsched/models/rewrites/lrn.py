@@ -5,8 +5,10 @@
 ONNX Runtime's kernel calls powf for each element, and has been slower still since 1.21
 (onnxruntime issue 26293). For beta = 0.75 the power is sqrt(s) * sqrt(sqrt(s)), whose operators
 are vectorised, and the sum over neighbours is a matrix product. Measured on Inception-v1: sums of
-slices are as fast, AveragePool needs 1.18 times the time, and Pow for the roots 1.08 times. Not
-exact: sums in another order, and roots for powf (1e-7 of the value).
+slices are as fast on one core, but are copied by one thread only, AveragePool needs 1.18 times the
+time, and Pow for the roots 1.08 times. Not exact: sums in another order, and roots for powf (1e-7
+of the value). The band's zeros carry NaN and infinite squares to all channels of a pixel;
+ONNX Runtime's running sum does so to those that follow.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from __future__ import annotations
 import numpy as np
 from onnx import NodeProto, helper
 
-from deepsched.models.rewrites.graph import Graph, attribute
+from deepsched.models.rewrites.graph import Graph
+from deepsched.models.rewrites.nodes import attribute
 from deepsched.models.rewrites.rule import Rule
 
 # The band costs channels^2 multiplications a pixel: 0.13 of the kernel's time for 64 channels, 0.43

@@ -17,7 +17,8 @@ SHORTEST_SAMPLE_S = 200e-6
 # A sample counts if its thread was on a CPU for this share of it: else others had the CPU.
 _QUIET_SHARE = 0.9
 
-_FEWEST_QUIET = 3
+FEWEST_QUIET = 3
+"""Samples that count, for a figure to count."""
 
 _MOST_SAMPLES = 25
 
@@ -66,7 +67,7 @@ class TimedRuns:
         """What runs took so far does not count."""
         self._samples.clear()
 
-    def timing(self, inputs: list[Any], sampling_s: float) -> Timing:
+    def timing(self, inputs: list[Any], sampling_s: float, fewest: int = FEWEST_QUIET) -> Timing:
         """The median length of a run.
 
         On one CPU it is CPU time, which does not count interruptions. On more it is the clock's:
@@ -75,6 +76,7 @@ class TimedRuns:
         Args:
             inputs: what to run with, if it has run too rarely.
             sampling_s: for about so long.
+            fewest: samples that count, for a figure to count.
         """
         if not self._samples:
             self.run(inputs)
@@ -84,17 +86,15 @@ class TimedRuns:
         # The first run allocates. Short ones are sampled anew, several at a time.
         samples = self._samples[1:] if num_runs == 1 else []
         end = time.perf_counter() + sampling_s
-        while len(samples) < _FEWEST_QUIET or (
-            len(samples) < _MOST_SAMPLES and time.perf_counter() < end
-        ):
+        while len(samples) < fewest or (len(samples) < _MOST_SAMPLES and time.perf_counter() < end):
             samples.append(sample(lambda: self._run(inputs), num_runs))
-        return Timing(self._median(samples), (self._first_yardstick, yardstick()))
+        return Timing(self._median(samples, fewest), (self._first_yardstick, yardstick()))
 
-    def _median(self, samples: list[Sample]) -> float | None:
+    def _median(self, samples: list[Sample], fewest: int) -> float | None:
         if self._monitor is not None and is_contended(self._monitor.others_share()):
             return None
         quiet = [it.cpu if self._monitor is None else it.wall for it in samples if it.is_quiet]
-        return statistics.median(quiet) if len(quiet) >= _FEWEST_QUIET else None
+        return statistics.median(quiet) if len(quiet) >= fewest else None
 
 
 def gain(before: Timing, candidate: Timing) -> float | None:
