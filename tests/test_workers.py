@@ -215,3 +215,39 @@ if __name__ == "__main__":
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.stdout.strip() == str(sorted(core.cpus for core in CORES[:2])), done.stderr
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_an_engine_that_a_pools_processes_are_given_leases_cores_there(tmp_path, method):
+    program = f"""
+import concurrent.futures, multiprocessing
+from deepsched import Engine
+from tests.support import models
+
+def keep(it):
+    global engine
+    engine = it
+
+def leased():
+    return engine.context.lease.cpus
+
+if __name__ == "__main__":
+    with (
+        Engine(models.mlp(), num_cores=1) as own,
+        concurrent.futures.ProcessPoolExecutor(
+            1, multiprocessing.get_context({method!r}), initializer=keep, initargs=(own,)
+        ) as pool,
+    ):
+        theirs = pool.submit(leased).result()
+        mine = [cpu for stream in own.context.streams for core in stream.cores for cpu in core.cpus]
+        print(bool(theirs) and not set(theirs) & set(mine))
+"""
+    path = tmp_path / "program.py"
+    path.write_text(program)
+    done = subprocess.run(
+        [sys.executable, str(path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.stdout.strip() == "True", done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import threading
 
 import numpy as np
@@ -401,6 +402,18 @@ def watched(root, scenario):
             task.cancel()
 
     running(root, with_watcher)
+
+
+def test_a_model_that_is_removed_before_the_first_look_is_taken_out(root):
+    save(plus(1), root / "m" / "1")
+    save(plus(2), root / "n" / "1")
+
+    async def scenario(repository, infer, until):
+        shutil.rmtree(root / "m")
+        await until(lambda: not repository.versions("m"))
+        assert await infer("n") == 2
+
+    watched(root, scenario)
 
 
 def test_changed_new_and_removed_models_are_noticed(root):

@@ -7,7 +7,7 @@ from typing import Any
 
 from deepsched.checks import check_integer
 from deepsched.context import Context
-from deepsched.errors import OptionError
+from deepsched.errors import OptionError, StreamConfigError
 from deepsched.machine.partition import partition
 from deepsched.machine.topology import Topology
 
@@ -50,7 +50,14 @@ class Streams:
                 part = Topology(taken, machine.cpu_quota, is_local=True)
                 self._own[name] = Context(topology=part, **options)
             rest = Topology(cores, machine.cpu_quota, is_local=True) if own else None
-            self.shared = Context(topology=rest, **{"scheduler": "elastic", **shared})
+            try:
+                self.shared = Context(topology=rest, **{"scheduler": "elastic", **shared})
+            except StreamConfigError as error:
+                if not own:
+                    raise
+                raise StreamConfigError(
+                    f"{error}; the other cores are those of {', '.join(map(repr, own))}"
+                ) from None
         except BaseException:
             self.close()
             raise

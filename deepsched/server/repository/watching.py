@@ -23,6 +23,9 @@ logger = logging.getLogger("deepsched.server")
 _SECONDS = 0.5
 """Between two looks."""
 
+_UNKNOWN = object()
+"""A model's state before the first look."""
+
 _F_SETSIG = 10  # of Linux; fcntl has no name for it
 
 
@@ -44,6 +47,9 @@ class Watcher:
 
     async def run(self) -> None:
         """Until it is cancelled."""
+        # What serves already may be gone by the first look.
+        self._told = dict.fromkeys((entry.name for entry in self._repository.index()), _UNKNOWN)
+        self._seen = dict(self._told)
         while True:
             await asyncio.sleep(_SECONDS)
             try:
