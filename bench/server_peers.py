@@ -4,9 +4,10 @@
         [--model squeezenet] [--callers 1,4,16] [--seconds 3] [--rounds 3]
 
 PYTHON is an interpreter whose environment has that server (kserve, mlserver or nvidia-pytriton) and
-onnxruntime: they pin versions that others here do not take. None of the three brings a server of
-ONNX models of its own as a package, so each gets the model as its documentation says to: a class or
-a function around an onnxruntime session with all cores, called outside of the event loop.
+onnxruntime: they pin versions that others here do not take. pytriton is Triton's server with its
+Python backend alone. None of the three brings a server of ONNX models as a package, so each gets
+the model as its documentation says to: a class or a function around an onnxruntime session with all
+cores, called outside of the event loop.
 Throughput is that of closed loops over gRPC; the servers take turns, one runs at a time.
 """
 
