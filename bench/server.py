@@ -18,12 +18,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import grpc
 import msgspec
@@ -35,7 +33,9 @@ from rich.console import Console
 from rich.table import Table
 
 from deepsched import Context, Engine
-from deepsched.benchmark import bundled_model, measure
+from deepsched.benchmark import LoadOptions, bundled_model, measure
+from deepsched.benchmark.percentiles import requests_for
+from deepsched.client.engine import RemoteEngine, open_server
 from deepsched.server.grpc_messages import SERVICE, message_class
 
 SHAPES = {"small": (128,), "image": (1, 3, 224, 224)}
@@ -243,15 +243,12 @@ def against_echo(kind: str, size: str) -> Callable[[argparse.Namespace], tuple[f
                     client(echo, "echo", shape),
                 ]
                 figures = [
-                    [
-                        cpu_us(process, call, count)
-                        for process, call in zip((ours, other), calls, strict=True)
-                    ]
+                    (cpu_us(ours, calls[0], count), cpu_us(other, calls[1], count))
                     for _ in range(args.rounds)
                 ]
                 for call in calls:
                     call.close()
-        return tuple(map(statistics.median, zip(*figures, strict=True)))  # type: ignore[return-value]
+        return medians(figures)
 
     return run
 
@@ -277,54 +274,64 @@ def against_engine(model: str, callers: int) -> Callable[[argparse.Namespace], t
     """Requests a second over gRPC, and of the engine in this process."""
 
     def run(args: argparse.Namespace) -> tuple[float, float]:
-        path = str(bundled_model(model))
-        name = Path(path).stem
-        http, rpc = free_port(), free_port()
         figures = []
         for _ in range(args.rounds):
-            with running(our_arguments(path, http, rpc, *args.serve), http):
-                wait_ready(http)
-                ours = served_rate(rpc, name, callers, args.seconds)
-            with Context(scheduler="elastic") as context, Engine(path, None, context=context) as it:
-                inputs = [np.zeros((1, 3, 224, 224), np.float32)]
-                result = measure(it.run, inputs, callers=callers, seconds=args.seconds)
-                figures.append((ours, result.items_per_sec))
-        return tuple(map(statistics.median, zip(*figures, strict=True)))  # type: ignore[return-value]
+            with served(model, args) as remote:
+                ours = measure(remote, callers=callers, seconds=args.seconds)
+            with in_process(model) as engine:
+                other = measure(engine, callers=callers, seconds=args.seconds)
+            figures.append((ours.items_per_sec, other.items_per_sec))
+        return medians(figures)
 
     return run
 
 
-def served_rate(port: int, model: str, callers: int, seconds: float) -> float:
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        ask = channel.unary_unary(f"/{SERVICE}/ModelMetadata")
-        metadata = message_class("ModelMetadataResponse").FromString(
-            ask(message_class("ModelMetadataRequest")(name=model).SerializeToString())
-        )
-        input_name = metadata.inputs[0].name
-    done = [0] * callers
-    stop = threading.Event()
+def poisson(model: str) -> Callable[[argparse.Namespace], tuple[float, float]]:
+    """The 99th percentile in ms of a Poisson load over gRPC, and of the engine in this process with
+    the same arrivals: 70 % of what the server gives four clients."""
 
-    def work(number: int) -> None:
-        client: Any = GrpcClient(port, model, SHAPES["image"])
-        request = message_class("ModelInferRequest").FromString(client._request)
-        request.inputs[0].name = input_name
-        client._request = request.SerializeToString()
-        while not stop.is_set():
-            client()
-            done[number] += 1
-        client.close()
+    def run(args: argparse.Namespace) -> tuple[float, float]:
+        figures = []
+        for _ in range(args.rounds):
+            with served(model, args) as remote:
+                rate = 0.7 * measure(remote, callers=4, seconds=args.seconds).items_per_sec
+                load: LoadOptions = {
+                    "rate": rate,
+                    "poisson": True,
+                    "seconds": max(args.seconds, 4 * requests_for(99) / rate),
+                }
+                ours = measure(remote, **load).percentile(99)
+            with in_process(model) as engine:
+                figures.append((ours, measure(engine, **load).percentile(99)))
+        return medians(figures)
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(callers)]
-    for thread in threads:
-        thread.start()
-    time.sleep(seconds / 5)
-    began, before = time.perf_counter(), sum(done)
-    time.sleep(seconds)
-    rate = (sum(done) - before) / (time.perf_counter() - began)
-    stop.set()
-    for thread in threads:
-        thread.join()
-    return rate
+    return run
+
+
+@contextlib.contextmanager
+def served(model: str, args: argparse.Namespace) -> Iterator[RemoteEngine]:
+    """A bundled model behind a server of ours, over gRPC."""
+    http, rpc = free_port(), free_port()
+    path = str(bundled_model(model))
+    with running(our_arguments(path, http, rpc, *args.serve), http):
+        wait_ready(http)
+        with contextlib.closing(open_server(f"grpc://127.0.0.1:{rpc}", Path(path).stem)) as remote:
+            yield remote
+
+
+@contextlib.contextmanager
+def in_process(model: str) -> Iterator[Engine]:
+    """The same model here, on the streams that a server has."""
+    with (
+        Context(scheduler="elastic") as context,
+        Engine(bundled_model(model), None, context=context) as engine,
+    ):
+        yield engine
+
+
+def medians(figures: list[tuple[float, float]]) -> tuple[float, float]:
+    ours, other = zip(*figures, strict=True)
+    return statistics.median(ours), statistics.median(other)
 
 
 ROWS = [
@@ -337,6 +344,7 @@ ROWS = [
         for model in ("squeezenet", "resnet50")
         for callers in (4, 16)
     ),
+    Row("squeezenet-poisson", 1.3, True, poisson("squeezenet")),
 ]
 
 

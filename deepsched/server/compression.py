@@ -42,20 +42,22 @@ async def decompressed(body: memoryview, encoding: bytes, max_bytes: int) -> mem
     return await _inflated(body, bits, max_bytes)
 
 
+def is_compressed(message: bytes) -> bool:
+    """Whether a message of gRPC, which does not say how it is compressed, begins as gzip or zlib
+    do, and as none of the protocol's messages."""
+    if message[:1] == b"\x78":
+        return int.from_bytes(message[:2]) % 31 == 0  # zlib's check
+    return message[:2] == b"\x1f\x8b"
+
+
 async def decompressed_message(message: bytes, max_bytes: int) -> bytes:
-    """A message of gRPC, which does not say how it is compressed: it begins as gzip or zlib do, and
-    as none of the protocol's messages.
+    """A message of gRPC that is compressed.
 
     Raises:
-        RequestError: it begins so, and is not of that form.
+        RequestError: it is not of that form.
         TooLarge: more than `max_bytes`.
     """
-    if message[:2] == b"\x1f\x8b":
-        bits = _GZIP_BITS
-    elif message[:1] == b"\x78" and int.from_bytes(message[:2]) % 31 == 0:  # zlib's check
-        bits = _ZLIB_BITS
-    else:
-        return message
+    bits = _ZLIB_BITS if message[:1] == b"\x78" else _GZIP_BITS
     return (await _inflated(memoryview(message), bits, max_bytes)).tobytes()
 
 

@@ -1,13 +1,13 @@
 """An inference in gRPC's form, to arrays; and back.
 
-Large tensors do not pass through protobuf, which would copy them twice: on the wire they are pieces
+Raw tensors do not pass through protobuf, which would copy them twice: on the wire they are pieces
 of the message with a tag and a length before each, and here views of them, or a list to be joined.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -15,32 +15,38 @@ from google.protobuf.message import DecodeError
 from deepsched.errors import InputError
 from deepsched.server.classification import classify
 from deepsched.server.errors import RequestError, TooLarge
+from deepsched.server.forms import (
+    MOST_BYTES,
+    Form,
+    Given,
+    Wanted,
+    arrays_of,
+    check_outputs,
+    make_form,
+    remember,
+)
 from deepsched.server.grpc_messages import message_class
 from deepsched.server.inference import Inference
 from deepsched.server.model_version import ModelVersion
-from deepsched.server.rest_infer import check_outputs
 from deepsched.server.tensors import (
     Array,
     TensorSpec,
     check_count,
     check_declared,
-    from_raw,
     to_raw,
 )
 
 _Request = message_class("ModelInferRequest")
 _Response = message_class("ModelInferResponse")
-_parse_request = _Request.FromString
-
-# Below this, protobuf's copies cost less than looking for the tensors in Python.
-_LONG = 16384
+_parse = _Request.FromString
+_parse_again = lru_cache(256)(_parse)
 
 # Tags: field number << 3 | 2, where 2 stands for what has a length.
 _RAW_INPUT = 7 << 3 | 2
 _RAW_OUTPUT = bytes([6 << 3 | 2])
 
-# A length has 10 bytes at most; one without an end would be built bit by bit for minutes.
-_MOST_SHIFT = 63
+# Of what a length needs; protobuf takes 70.
+_MOST_BITS = 63
 
 _INFER_RESPONSE = bytes([2 << 3 | 2])
 
@@ -60,59 +66,78 @@ _CONTENTS = {
 }
 
 
-def parse(message: bytes, max_bytes: int) -> tuple[Any, list[memoryview]]:
-    """A ModelInferRequest without its raw tensors, and these.
+class Request(NamedTuple):
+    """A ModelInferRequest, as `parse` finds it."""
+
+    message: Any
+    """Without its raw tensors. Requests that are the same share it."""
+    raw: list[memoryview]
+    text: bytes
+    """What `message` was read from; empty where it is long."""
+
+
+def parse(message: bytes, max_bytes: int) -> Request:
+    """Reads a request.
 
     Raises:
         RequestError: it is none.
-        TooLarge: without them it has more than `max_bytes`.
+        TooLarge: without its raw tensors it has more than `max_bytes`.
     """
+    rest, raw, is_all = _split(message)
+    if len(rest) > max_bytes:
+        raise TooLarge(
+            f"the request has {len(rest)} bytes beside its raw_input_contents, at most "
+            f"{max_bytes} are taken; send tensors as these"
+        )
     try:
-        if len(message) >= _LONG:
-            rest, raw = _split(message)
-            if len(rest) > max_bytes:
-                raise TooLarge(
-                    f"the request has {len(rest)} bytes beside its raw_input_contents, at most "
-                    f"{max_bytes} are taken; send tensors as these"
-                )
-            return _parse_request(rest), raw
-        request = _parse_request(message)
-    except (DecodeError, IndexError) as error:
+        if not raw or len(rest) > MOST_BYTES:
+            found, rest = _parse(rest), b""
+        else:
+            found = _parse_again(rest)
+    except DecodeError as error:
         raise RequestError(f"not a ModelInferRequest: {error}") from None
-    return request, [memoryview(data) for data in request.raw_input_contents]
+    if not is_all:
+        raw += map(memoryview, found.raw_input_contents)
+        rest = b""
+    return Request(found, raw, rest)
 
 
-def _split(message: bytes) -> tuple[bytes, list[memoryview]]:
-    """The fields of a message but `raw_input_contents`, and those as views."""
+def _split(message: bytes) -> tuple[bytes, list[memoryview], bool]:
+    """The fields of a message but `raw_input_contents`, those as views, and whether these are all.
+
+    From a field on that is none of the protocol's, protobuf is to read the rest: it knows how to
+    skip these, and says what is wrong with others.
+    """
     view = memoryview(message)
     kept: list[memoryview] = []
     raw: list[memoryview] = []
     at, end, kept_from = 0, len(message), 0
-    while at < end:
+    while at < end - 1:
         start = at
         tag = message[at]
-        if tag & 0x87 != 2:  # no field of ours: all have one byte of tag, and a length
-            raise DecodeError(f"an unknown field at byte {at}")
-        at += 1
-        length = shift = 0
-        while True:
-            byte = message[at]
-            at += 1
-            length |= (byte & 0x7F) << shift
-            if byte < 0x80:
+        if tag & 0x87 != 2:  # all of ours have one byte of tag, and a length
+            break
+        length = message[at + 1]
+        at += 2
+        if length > 0x7F:
+            length &= 0x7F
+            for shift in range(7, _MOST_BITS, 7):
+                byte = message[at] if at < end else 0xFF
+                at += 1
+                length |= (byte & 0x7F) << shift
+                if byte < 0x80:
+                    break
+            else:
                 break
-            shift += 7
-            if shift > _MOST_SHIFT:
-                raise DecodeError(f"the length of the field at byte {start} does not end")
         if length > end - at:
-            raise DecodeError(f"a field at byte {start} is longer than the message")
+            break
         if tag == _RAW_INPUT:
             kept.append(view[kept_from:start])
             raw.append(view[at : at + length])
             kept_from = at + length
         at += length
     kept.append(view[kept_from:])
-    return b"".join(kept), raw
+    return b"".join(kept), raw, at == end
 
 
 def parameters_of(message: Any) -> dict[str, Any]:
@@ -123,68 +148,116 @@ def parameters_of(message: Any) -> dict[str, Any]:
     }
 
 
-async def answer(
-    inference: Inference, request: Any, raw: list[memoryview], limit: float | None
-) -> list[Any]:
-    """Answers a ModelInferRequest with the pieces of a ModelInferResponse, to be joined.
+async def answer(inference: Inference, request: Request, limit: float | None) -> list[Any]:
+    """Answers a request with the pieces of a ModelInferResponse, to be joined.
 
     Args:
-        request, raw: see `parse`.
         limit: seconds that the call has left; None: no limit.
 
     Raises:
         DeepschedError: any error of `Inference.run`, and RequestError for a wrong form.
     """
-    version = inference.repository.get(request.model_name, request.model_version)
+    message = request.message
+    version = inference.repository.get(message.model_name, message.model_version)
     try:
-        parameters = parameters_of(request)
-        inputs = _inputs(inference, version, request, raw)
-        check_outputs(version, len(request.outputs))
-        wanted = [
-            (version.output(output.name), parameters_of(output)) for output in request.outputs
-        ]
-        timeout = version.limits.seconds(parameters, limit)
-        priority = version.limits.engine_priority(parameters)
+        form = _read(version, request)
+        inputs = arrays_of(form, request.raw, inference.regions, _from_contents)
     except (RequestError, InputError):
         version.num_invalid += 1
         raise
-    outputs = await inference.run(version, inputs, timeout, priority)
-    response = _Response(model_name=version.name, model_version=version.version, id=request.id)
-    if parameters.get("triton_enable_empty_final_response") is True:
+    outputs = await inference.run(version, inputs, form.seconds(limit), form.priority)
+    arrays = form.arrays(outputs)
+    if not form.is_plain:
+        return _described(inference, version, request, form, arrays)
+    shapes = tuple([array.shape for array in arrays])
+    known = form.heads.get(shapes)
+    if known is None:
+        pieces = _described(inference, version, request, form, arrays)
+        remember(form.heads, shapes, (pieces[0], pieces[1::2]))
+        return pieces
+    head, tags = known
+    pieces = [head]
+    for tag, array in zip(tags, arrays, strict=True):
+        pieces += (tag, to_raw(array))
+    return pieces
+
+
+def _read(version: ModelVersion, request: Request) -> Form:
+    key = request.text, len(request.raw)
+    known: Form | None = version.forms.get(key)
+    if known is not None:
+        return known
+    message = request.message
+    inputs = _given(version, message, len(request.raw))
+    check_outputs(version, len(message.outputs))
+    wanted = [
+        Wanted(version.output(output.name), parameters_of(output), True)
+        for output in message.outputs
+    ] or [Wanted(spec, {}, True) for spec in version.outputs.values()]
+    parameters = parameters_of(message)
+    form = make_form(version, message.id, parameters, inputs, wanted, len(request.raw))
+    if request.text and form.is_plain:
+        remember(version.forms, key, form)
+    return form
+
+
+def _given(version: ModelVersion, message: Any, num_raw: int) -> list[Given]:
+    inputs: dict[str, Given] = {}
+    num_found = 0
+    for given in message.inputs:
+        spec = version.input(given.name, inputs)
+        shape = list(given.shape)
+        count = check_declared(spec, given.datatype, shape)
+        parameters = parameters_of(given)
+        raw = None
+        if "shared_memory_region" not in parameters and num_raw:
+            if given.HasField("contents"):
+                raise InputError(
+                    f"input {spec.name!r}: it has 'contents', and the request raw_input_contents; "
+                    "give all inputs one way"
+                )
+            raw = num_found
+            num_found += 1
+        contents = given.contents if raw is None else None
+        inputs[given.name] = Given(spec, shape, count, raw, parameters, contents)
+    if num_found != num_raw:
+        raise RequestError(
+            f"raw_input_contents has {num_raw} elements; expected one for each input that is not "
+            "in shared memory"
+        )
+    return list(inputs.values())
+
+
+def _described(
+    inference: Inference, version: ModelVersion, request: Request, form: Form, arrays: list[Array]
+) -> list[Any]:
+    response = _Response(model_name=version.name, model_version=version.version, id=form.request_id)
+    parameters = request.message.parameters
+    if (
+        "triton_enable_empty_final_response" in parameters
+        and parameters["triton_enable_empty_final_response"].bool_param
+    ):
         response.parameters["triton_final_response"].bool_param = True
     pieces: list[Any] = []
-    if not wanted:
-        wanted = [(spec, {}) for spec in version.outputs.values()]
-    for spec, asked in wanted:
-        _add(inference, version, response, pieces, spec, asked, outputs[spec.position])
+    for (spec, asked, _), array in zip(form.wanted, arrays, strict=True):
+        datatype = spec.datatype
+        if "classification" in asked:
+            labels = version.labels.get(spec.name, ())
+            is_batch = version.max_batch_size > 0
+            array = classify(spec, array, asked["classification"], is_batch, labels)
+            datatype = "BYTES"
+        output = response.outputs.add(name=spec.name, datatype=datatype, shape=array.shape)
+        if "shared_memory_region" not in asked:
+            data = to_raw(array)
+            pieces += (_RAW_OUTPUT + _varint(len(data)), data)
+            continue
+        pieces += (_RAW_OUTPUT + _varint(0), b"")  # clients count raw contents by output
+        for name, value in inference.regions.write(spec.name, asked, to_raw(array)).items():
+            if isinstance(value, str):
+                output.parameters[name].string_param = value
+            else:
+                output.parameters[name].int64_param = value
     return [response.SerializeToString(), *pieces]
-
-
-def _add(
-    inference: Inference,
-    version: ModelVersion,
-    response: Any,
-    pieces: list[Any],
-    spec: TensorSpec,
-    asked: Mapping[str, Any],
-    array: Array,
-) -> None:
-    datatype = spec.datatype
-    if "classification" in asked:
-        labels = version.labels.get(spec.name, ())
-        array = classify(spec, array, asked["classification"], version.max_batch_size > 0, labels)
-        datatype = "BYTES"
-    output = response.outputs.add(name=spec.name, datatype=datatype, shape=array.shape)
-    data = to_raw(array)
-    if "shared_memory_region" not in asked:
-        pieces += (_RAW_OUTPUT, _varint(len(data)), data)
-        return
-    pieces += (_RAW_OUTPUT, b"\0")  # nothing; clients count raw contents by output
-    for name, value in inference.regions.write(spec.name, asked, data).items():
-        if isinstance(value, str):
-            output.parameters[name].string_param = value
-        else:
-            output.parameters[name].int64_param = value
 
 
 def streamed(pieces: list[Any]) -> bytes:
@@ -199,37 +272,6 @@ def _varint(value: int) -> bytes:
         value >>= 7
     out.append(value)
     return bytes(out)
-
-
-def _inputs(
-    inference: Inference, version: ModelVersion, request: Any, raw: list[memoryview]
-) -> dict[str, Array]:
-    arrays: dict[str, Array] = {}
-    num_raw = 0
-    for given in request.inputs:
-        spec = version.input(given.name, arrays)
-        shape = list(given.shape)
-        count = check_declared(spec, given.datatype, shape)
-        if given.parameters and "shared_memory_region" in given.parameters:
-            view = inference.regions.view(f"input {spec.name!r}", parameters_of(given))
-            arrays[given.name] = from_raw(spec, shape, count, view)
-        elif raw:
-            if given.HasField("contents"):
-                raise InputError(
-                    f"input {spec.name!r}: it has 'contents', and the request raw_input_contents; "
-                    "give all inputs one way"
-                )
-            if num_raw < len(raw):
-                arrays[given.name] = from_raw(spec, shape, count, raw[num_raw])
-            num_raw += 1
-        else:
-            arrays[given.name] = _from_contents(spec, shape, count, given.contents)
-    if num_raw != len(raw):
-        raise RequestError(
-            f"raw_input_contents has {len(raw)} elements; expected one for each input that is not "
-            "in shared memory"
-        )
-    return arrays
 
 
 def _from_contents(spec: TensorSpec, shape: list[int], count: int, contents: Any) -> Array:

@@ -45,6 +45,9 @@ class GrpcServer:
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_allowed_incoming_connections", settings.max_connections),
                 ("grpc.max_connection_idle_ms", int(settings.keep_alive * 1000)),
+                # Of TLS, and until the first frame; clients that are gone without a word.
+                ("grpc.server_handshake_timeout_ms", int(settings.header_timeout * 1000)),
+                ("grpc.keepalive_time_ms", int(settings.keep_alive * 1000)),
                 ("grpc.so_reuseport", 0),  # or two servers would share a port in silence
             ],
             maximum_concurrent_rpcs=settings.max_grpc_requests,

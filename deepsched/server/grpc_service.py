@@ -12,8 +12,9 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError
 
 from deepsched.server import grpc_infer, protocol
-from deepsched.server.compression import decompressed_message
+from deepsched.server.compression import decompressed_message, is_compressed
 from deepsched.server.errors import ModelNotFound, RequestError, answer_of
+from deepsched.server.grpc_infer import Request
 from deepsched.server.grpc_messages import SERVICE, message_class, methods
 from deepsched.server.inference import Ended, run_times_ns
 from deepsched.server.server import Server
@@ -57,8 +58,10 @@ def _unary(
 ) -> Callable[[bytes, Context], Awaitable[bytes]]:
     async def handle(message: bytes, context: Context) -> bytes:
         try:
+            if is_compressed(message):
+                message = await service.plain(message)
             try:
-                request = request_class.FromString(await service.plain(message))
+                request = request_class.FromString(message)
             except DecodeError as error:
                 raise RequestError(f"not a {request_class.DESCRIPTOR.name}: {error}") from None
             response = ParseDict(await answer(request, context), response_class())
@@ -87,7 +90,7 @@ class Service:
         """Inferences that were taken and whose answers have not been sent."""
 
     async def plain(self, message: bytes) -> bytes:
-        """A message, decompressed where it is not plain.
+        """A message that is compressed, decompressed.
 
         Raises:
             RequestError: what it is compressed by cannot be told.
@@ -105,10 +108,10 @@ class Service:
         outcome = "done"
         request = None
         try:
-            request, raw = grpc_infer.parse(await self.plain(message), self._max_contents)
-            pieces = await grpc_infer.answer(
-                self._inference, request, raw, context.time_remaining()
-            )
+            if is_compressed(message):
+                message = await self.plain(message)
+            request = grpc_infer.parse(message, self._max_contents)
+            pieces = await grpc_infer.answer(self._inference, request, context.time_remaining())
             return b"".join(pieces)
         except asyncio.CancelledError:
             outcome = "cancelled"
@@ -129,15 +132,17 @@ class Service:
     async def _refuse(self, context: Context) -> None:
         await context.abort(grpc.StatusCode.UNAVAILABLE, "the server stops")
 
-    def _ended(self, request: Any, outcome: str, began_ns: int, context: Context) -> None:
+    def _ended(
+        self, request: Request | None, outcome: str, began_ns: int, context: Context
+    ) -> None:
         if self._inference.on_end is None:
             return
         metadata = dict(context.invocation_metadata() or ())
         self._inference.on_end(
             Ended(
-                "" if request is None else request.model_name,
-                "" if request is None else request.model_version,
-                "" if request is None else request.id,
+                "" if request is None else request.message.model_name,
+                "" if request is None else request.message.model_version,
+                "" if request is None else request.message.id,
                 "grpc",
                 outcome,
                 began_ns,
@@ -187,10 +192,10 @@ class Service:
         outcome = "done"
         request = None
         try:
-            request, raw = grpc_infer.parse(await self.plain(message), self._max_contents)
-            pieces = await grpc_infer.answer(
-                self._inference, request, raw, context.time_remaining()
-            )
+            if is_compressed(message):
+                message = await self.plain(message)
+            request = grpc_infer.parse(message, self._max_contents)
+            pieces = await grpc_infer.answer(self._inference, request, context.time_remaining())
             return grpc_infer.streamed(pieces)
         except asyncio.CancelledError:
             outcome = "cancelled"
@@ -200,8 +205,8 @@ class Service:
             outcome = told.outcome
             response = _StreamResponse(error_message=told.message)
             if request is not None:
-                response.infer_response.model_name = request.model_name
-                response.infer_response.id = request.id
+                response.infer_response.model_name = request.message.model_name
+                response.infer_response.id = request.message.id
             return bytes(response.SerializeToString())
         finally:
             self._ended(request, outcome, began_ns, context)

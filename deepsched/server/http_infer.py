@@ -11,7 +11,7 @@ from urllib.parse import unquote_to_bytes
 from deepsched.server import predict, rest_infer
 from deepsched.server.compression import coding_for, compressed, decompressed
 from deepsched.server.errors import RequestError, answer_of
-from deepsched.server.http_protocol import Exchange, Handler, Header
+from deepsched.server.http_protocol import JSON, Exchange, Handler
 from deepsched.server.inference import Ended, run_times_ns
 from deepsched.server.rest_infer import Body
 from deepsched.server.server import Server
@@ -20,8 +20,7 @@ from deepsched.server.server import Server
 _MOST_PATHS = 256
 _LONGEST_PATH = 4096
 
-_JSON: Header = (b"content-type", b"application/json")
-_RAW: Header = (b"content-type", b"application/octet-stream")
+_RAW = b"content-type: application/octet-stream\r\ninference-header-content-length: %d\r\n"
 
 
 class HttpInference:
@@ -56,7 +55,7 @@ class HttpInference:
     ) -> None:
         began_ns = time.monotonic_ns()
         name = version = request_id = ""
-        outcome = "done"
+        outcome = "cancelled"
         try:
             if self.inference.on_end is not None:
                 run_times_ns.set(())  # those of another request, where this one has not run
@@ -64,24 +63,34 @@ class HttpInference:
             if len(path) > _LONGEST_PATH:
                 raise RequestError(f"a path may have {_LONGEST_PATH} bytes, got {len(path)}")
             name, version = parse_path(path)
-            headers = dict(exchange.headers)
+            headers = exchange.headers
             body = exchange.body
             encoding = headers.get(b"content-encoding")
             if encoding is not None:
                 body = await decompressed(body, encoding, self.settings.max_body_bytes)
+            length = headers.get(b"inference-header-content-length")
+            limit = headers.get(b"inference-timeout-ms")
             answer = await infer(
                 self.inference,
                 name,
                 version,
                 body,
-                _number(headers, b"inference-header-content-length"),
-                _timeout(headers),
+                None if length is None else _number(length),
+                None if limit is None else _seconds(limit),
                 self.settings.max_json_bytes,
             )
             request_id = answer.request_id
-            await _send(exchange, headers.get(b"accept-encoding", b""), answer)
+            lines = JSON if answer.json_bytes is None else _RAW % answer.json_bytes
+            parts = answer.parts
+            accept = headers.get(b"accept-encoding")
+            if accept:
+                coding = coding_for(accept, sum(map(len, parts)), answer.json_bytes is not None)
+                if coding:
+                    parts = [await compressed(parts, coding)]
+                    lines += b"content-encoding: %b\r\n" % coding
+            exchange.answer(200, lines, parts)
+            outcome = "done"
         except asyncio.CancelledError:
-            outcome = "cancelled"
             if not exchange.disconnected:  # not by the client's leaving
                 exchange.connection.transport.abort()
             raise
@@ -100,23 +109,10 @@ class HttpInference:
                         began_ns,
                         time.monotonic_ns(),
                         str((exchange.connection.client or ("",))[0]),
-                        exchange.header(b"traceparent").decode("latin-1"),
+                        exchange.headers.get(b"traceparent", b"").decode("latin-1"),
                         run_times_ns.get(),
                     )
                 )
-
-
-async def _send(exchange: Exchange, accept: bytes, answer: Body) -> None:
-    parts = answer.parts
-    headers = [_JSON]
-    if answer.json_bytes is not None:
-        headers = [_RAW, (b"inference-header-content-length", b"%d" % answer.json_bytes)]
-    if accept:
-        coding = coding_for(accept, sum(map(len, parts)), answer.json_bytes is not None)
-        if coding:
-            parts = [await compressed(parts, coding)]
-            headers.append((b"content-encoding", coding))
-    exchange.answer(200, headers, parts)
 
 
 @lru_cache(_MOST_PATHS)
@@ -148,22 +144,18 @@ def _text(part: bytes) -> str:
     return (unquote_to_bytes(part) if b"%" in part else part).decode("utf-8", "replace")
 
 
-def _number(headers: dict[bytes, bytes], name: bytes) -> int | None:
-    value = headers.get(name)
-    if value is None:
-        return None
+def _number(value: bytes) -> int:
+    """Bytes, from Inference-Header-Content-Length."""
     if not value.isdigit() or len(value) > 18:
         raise RequestError(
-            f"{name.decode()}: expected a number of bytes, got {value.decode('latin-1')!r:.40}"
+            "Inference-Header-Content-Length: expected a number of bytes, got "
+            f"{value.decode('latin-1')!r:.40}"
         )
     return int(value)
 
 
-def _timeout(headers: dict[bytes, bytes]) -> float | None:
-    """Seconds, from Inference-Timeout-Ms."""
-    value = headers.get(b"inference-timeout-ms")
-    if value is None:
-        return None
+def _seconds(value: bytes) -> float:
+    """From Inference-Timeout-Ms."""
     try:
         milliseconds = float(value)
     except ValueError:

@@ -29,7 +29,7 @@ logger = logging.getLogger("deepsched.server")
 
 _ALIGNMENT = 64
 
-Header = tuple[bytes, bytes]
+JSON = b"content-type: application/json\r\n"
 
 
 class Endpoint(Protocol):
@@ -47,46 +47,38 @@ class Endpoint(Protocol):
 Handler = Callable[["Exchange"], Coroutine[Any, Any, None]]
 
 
+class _NoEvent:
+    def set(self) -> None:
+        """Nobody waits."""
+
+
+_NO_EVENT = _NoEvent()
+
+
 class Exchange:
     """A request that is read whole, and its answer. It stands where uvicorn has its cycle."""
 
-    __slots__ = (
-        "_at",
-        "_buffer",
-        "_length",
-        "_parts",
-        "_ready",
-        "_refusal",
-        "body",
-        "connection",
-        "disconnected",
-        "handler",
-        "headers",
-        "keep_alive",
-        "message_event",
-        "response_complete",
-        "task",
-        "url",
-    )
+    # What most requests never set is the class's.
+    body = memoryview(b"")
+    """All of it, once it has arrived."""
+    disconnected = False
+    response_complete = False
+    message_event = _NO_EVENT
+    task: asyncio.Task[None] | None = None
+    _ready: asyncio.Future[None] | None = None
+    _refusal: _Refused | None = None
+    _length = -1
+    _at = 0
+    _buffer: memoryview | None = None
 
     def __init__(self, connection: Connection, handler: Handler | None) -> None:
         self.connection = connection
         self.handler = handler
         self.url: bytes = connection.url
-        self.headers: list[Header] = connection.headers
-        self.body: memoryview = _NOTHING
-        """All of it, once it has arrived."""
+        self.headers: dict[bytes, bytes] = dict(connection.headers)
+        """By name in lower case; the last of a name."""
         self.keep_alive = bool(connection.parser.should_keep_alive())
-        self.disconnected = False
-        self.response_complete = False
-        self.message_event = _NO_EVENT
-        self.task: asyncio.Task[None] | None = None
-        self._ready: asyncio.Future[None] | None = None
-        self._refusal: _Refused | None = None
-        self._length = -1
-        self._at = 0
         self._parts: list[bytes] = []
-        self._buffer: memoryview | None = None
 
     # --- Its body ---------------------------------------------------------------------------
 
@@ -96,14 +88,14 @@ class Exchange:
         Raises:
             TooLarge: it announces more than it may have.
         """
-        for name, value in self.headers:
-            if name == b"content-length":
-                self._length = int(value)
-                if self._length > self.connection.settings.max_body_bytes:
-                    raise TooLarge(
-                        f"the body has {self._length} bytes, at most "
-                        f"{self.connection.settings.max_body_bytes} are taken"
-                    )
+        length = self.headers.get(b"content-length")
+        if length is not None:
+            self._length = int(length)
+            if self._length > self.connection.settings.max_body_bytes:
+                raise TooLarge(
+                    f"the body has {self._length} bytes, at most "
+                    f"{self.connection.settings.max_body_bytes} are taken"
+                )
 
     def feed(self, data: bytes) -> None:
         """Takes the next bytes.
@@ -134,7 +126,7 @@ class Exchange:
 
     def _aligned(self) -> memoryview:
         """Memory for the body in which the first tensor, behind the JSON, is aligned."""
-        behind = self.header(b"inference-header-content-length")
+        behind = self.headers.get(b"inference-header-content-length", b"")
         num_json = int(behind) if behind.isdigit() and len(behind) < 10 else 0
         memory = np.empty(self._length + _ALIGNMENT, np.uint8)
         start = -(memory.__array_interface__["data"][0] + num_json) % _ALIGNMENT
@@ -149,13 +141,6 @@ class Exchange:
             self.body = memoryview(parts[0] if len(parts) == 1 else b"".join(parts))
         self._parts = []
         self._buffer = None
-
-    def header(self, wanted: bytes) -> bytes:
-        """A header's value; empty if there is none."""
-        for name, value in self.headers:
-            if name == wanted:
-                return value
-        return b""
 
     # --- Its answer -------------------------------------------------------------------------
 
@@ -174,8 +159,13 @@ class Exchange:
             logger.exception("an answer could not be given")
             self.connection.transport.abort()
 
-    def answer(self, status: int, headers: list[Header], parts: list[bytes | memoryview]) -> None:
-        """Writes an answer. Memory in `parts` is not copied, and kept until it is sent."""
+    def answer(self, status: int, headers: bytes, parts: list[bytes | memoryview]) -> None:
+        """Writes an answer.
+
+        Args:
+            headers: lines, each with its end, but those that every answer has.
+            parts: the body's. Large ones are not copied, and kept until they are sent.
+        """
         if self.response_complete:
             return
         connection = self.connection
@@ -185,13 +175,17 @@ class Exchange:
         length = 0
         for part in parts:
             length += len(part)
-        head = [STATUS_LINE[status], connection.default_head()]
-        for name, value in headers:
-            head += (name, b": ", value, b"\r\n")
-        if not self.keep_alive:
-            head.append(b"connection: close\r\n")
-        head.append(b"content-length: %d\r\n\r\n" % length)
-        connection.send(b"".join(head), parts)
+        head = (
+            STATUS_LINE[status],
+            connection.default_head(),
+            headers,
+            b"" if self.keep_alive else b"connection: close\r\n",
+            b"content-length: %d\r\n\r\n" % length,
+        )
+        if length < _SMALL:
+            connection.transport.write(b"".join((*head, *parts)))
+        else:
+            connection.transport.writelines([b"".join(head), *parts])
         if self.keep_alive:
             connection.on_response_complete()
         else:
@@ -200,14 +194,12 @@ class Exchange:
     def refuse(self, error: BaseException) -> None:
         """Answers with an error."""
         answer = answer_of(error)
-        headers = [(b"content-type", b"application/json"), *answer.headers]
-        self.answer(answer.http_status, headers, [error_json(answer.message)])
+        more = b"".join(b"%b: %b\r\n" % header for header in answer.headers)
+        self.answer(answer.http_status, JSON + more, [error_json(answer.message)])
 
     def _answer_refusal(self, refusal: _Refused) -> None:
-        headers = [(b"content-type", b"application/json")]
-        if refusal.status == 503:
-            headers.append((b"retry-after", b"1"))
-        self.answer(refusal.status, headers, [error_json(str(refusal))])
+        more = b"retry-after: 1\r\n" if refusal.status == 503 else b""
+        self.answer(refusal.status, JSON + more, [error_json(str(refusal))])
 
 
 class _Refused(Exception):
@@ -231,7 +223,7 @@ class Connection(HttpToolsProtocol):
         self.url = b""
         self.headers = []
         self._running: RequestResponseCycle | Exchange | None = None
-        self._default_headers: list[Header] | None = None
+        self._default_headers: list[tuple[bytes, bytes]] | None = None
         self._default_head = b""
         self._is_within = _IDLE
         self._noted = _IDLE
@@ -360,33 +352,32 @@ class Connection(HttpToolsProtocol):
         # Uvicorn's scope is made once it is needed.
         self.url = b""
         self.headers = []
-        self.expect_100_continue = False
         self._is_within = _HEADERS
         self._num_found = self._num_unfinished = 0
         self._num_parts += 1
 
-    def _count(self, num_bytes: int) -> None:
-        self._num_found += num_bytes
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+        self._num_found += len(url)
         if self._num_found > _MAX_HEAD:
             raise _Refused(*_TOO_LONG)
 
-    def on_url(self, url: bytes) -> None:
-        self._count(len(url))
-        super().on_url(url)
-
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value) + len(b": \r\n"))
+        self._num_found += len(name) + len(value) + len(b": \r\n")
+        if self._num_found > _MAX_HEAD:
+            raise _Refused(*_TOO_LONG)
         if self._is_within == _HEADERS:  # else it is a trailer, which nobody asks for
-            super().on_header(name, value)
+            self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         self._is_within = _BODY
         handler = self._claims(self.url) if self.parser.get_method() == b"POST" else None
         if handler is None:
-            url, headers, expects = self.url, self.headers, self.expect_100_continue
+            url, headers = self.url, self.headers
             super().on_message_begin()
-            self.url, self.expect_100_continue = url, expects
+            self.url = url
             self.headers += headers
+            self.expect_100_continue = _waits_for_100(dict(headers))
             self.scope["deepsched.connection"] = self  # type: ignore[typeddict-unknown-key]
             super().on_headers_complete()
             return
@@ -396,7 +387,7 @@ class Connection(HttpToolsProtocol):
             exchange.begin()
         except TooLarge as error:
             raise _Refused(413, str(error)) from error
-        if self.expect_100_continue:
+        if _waits_for_100(exchange.headers):
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _queue(self, exchange: Exchange) -> None:
@@ -477,13 +468,6 @@ class Connection(HttpToolsProtocol):
             self._default_head = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
         return self._default_head
 
-    def send(self, head: bytes, parts: list[bytes | memoryview]) -> None:
-        """Writes an answer in one call of the system, if the socket takes it."""
-        if len(parts[-1]) < _SMALL:
-            self.transport.write(b"".join([head, *parts]))
-        else:
-            self.transport.writelines([head, *parts])
-
     def on_response_complete(self) -> None:
         """Goes on with the next request; uvicorn's, but for its timer, in whose place `check_time`
         looks."""
@@ -530,7 +514,11 @@ class _Begun:
                 return
 
 
-_NOTHING = memoryview(b"")
+def _waits_for_100(headers: dict[bytes, bytes]) -> bool:
+    """Whether the client sends the body once it is told to."""
+    return headers.get(b"expect", b"").lower() == b"100-continue"
+
+
 _IDLE, _HEADERS, _BODY, _REFUSED, _LINGERING = range(5)
 
 _MAX_HEAD = 65536
@@ -538,11 +526,3 @@ _TOO_LONG = 431, f"the request's URL and headers are longer than {_MAX_HEAD} byt
 
 _LINGER_S = 2.0
 _SMALL = 16384
-
-
-class _NoEvent:
-    def set(self) -> None:
-        """Nobody waits."""
-
-
-_NO_EVENT = _NoEvent()

@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import functools
 import math
+import socket
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
 
@@ -50,7 +52,7 @@ class HttpServer:
             **http_options(settings),
         )
         self._listener = listen(settings.host, settings.port)
-        self._uvicorn = _Uvicorn(config)
+        self._uvicorn = _Uvicorn(config, settings.header_timeout)
         self._tasks: list[asyncio.Task[None]] = []
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
 
@@ -100,7 +102,30 @@ def _is_idle(connection: Connection) -> bool:
 
 
 class _Uvicorn(uvicorn.Server):
-    """Signals are not its business."""
+    """Signals are not its business. It knows of a connection once TLS's handshake is done, in
+    `handshake_timeout` seconds at most."""
+
+    def __init__(self, config: uvicorn.Config, handshake_timeout: float) -> None:
+        super().__init__(config)
+        self._handshake_timeout = handshake_timeout
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        config = self.config
+        make = functools.partial(  # type: ignore[call-arg]
+            config.http_protocol_class,
+            config=config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        tls: dict[str, Any] = {}
+        if config.ssl is not None:
+            tls = {"ssl": config.ssl, "ssl_handshake_timeout": self._handshake_timeout}
+        loop = asyncio.get_running_loop()
+        self.servers = [
+            await loop.create_server(make, sock=each, backlog=config.backlog, **tls)
+            for each in sockets or ()
+        ]
+        self.started = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -15,6 +15,15 @@ from deepsched.errors import OptionError
 _BACKLOG = 2048
 """The kernel takes no more than net.core.somaxconn."""
 
+# Connections inherit these: one whose other machine is gone ends after 90 s, though nothing is sent
+# while a request runs or waits.
+_KEEP_ALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+)
+
 _SO_ATTACH_FILTER = 26  # of Linux; socket has no name for it
 
 # Classic BPF: load the byte of TCP's flags; if SYN is among them drop the packet, else keep all.
@@ -46,6 +55,8 @@ def listen(host: str, port: int) -> socket.socket:
         # A port whose connections linger after the last server is free; one that another listens on
         # is not.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        for level, option, value in _KEEP_ALIVE:
+            listener.setsockopt(level, option, value)
         listener.bind(address)
         listener.listen(_BACKLOG)
         listener.setblocking(False)

@@ -80,6 +80,8 @@ class ModelVersion:
             max_batch_size if max_batch_size is not None else self._default_max_batch_size()
         )
         self._config = dict(config or {})
+        self.forms: dict[Any, Any] = {}
+        """What a codec has read in requests before, by their bytes."""
         self.num_under_way = 0
         self.num_invalid = 0
         """Requests that never reached the engine, since they do not fit the model."""

@@ -9,10 +9,20 @@ import msgspec
 from deepsched.errors import InputError
 from deepsched.server.classification import classify
 from deepsched.server.errors import RequestError, TooLarge
+from deepsched.server.forms import (
+    MOST_BYTES,
+    Form,
+    Given,
+    Wanted,
+    arrays_of,
+    check_outputs,
+    make_form,
+    remember,
+)
 from deepsched.server.inference import Inference
 from deepsched.server.json_tensors import from_json, to_json
 from deepsched.server.model_version import ModelVersion
-from deepsched.server.tensors import Array, TensorSpec, check_declared, from_raw, to_raw
+from deepsched.server.tensors import TensorSpec, check_declared, to_raw
 
 _ABSENT = msgspec.Raw()
 
@@ -72,21 +82,21 @@ async def infer(
     """
     version = inference.repository.get(name, version_name)
     try:
-        request, binary = _parse(body, json_bytes, max_json_bytes)
-        inputs = _inputs(inference, version, request, binary)
-        wanted = _wanted(version, request)
-        timeout = version.limits.seconds(request.parameters, timeout)
-        priority = version.limits.engine_priority(request.parameters)
+        text, binary = _split(body, json_bytes, max_json_bytes)
+        form = _read(version, text)
+        if form.num_raw != binary.nbytes:
+            raise _wrong_length(form, binary.nbytes)
+        inputs = arrays_of(form, binary, inference.regions, from_json)
     except (RequestError, InputError):
         version.num_invalid += 1
         raise
-    outputs = await inference.run(version, inputs, timeout, priority)
-    return _answer(inference, version, request.id or "", wanted, outputs)
+    outputs = await inference.run(version, inputs, form.seconds(timeout), form.priority)
+    return _answer(inference, version, form, outputs)
 
 
-def _parse(
+def _split(
     body: memoryview, json_bytes: int | None, max_json_bytes: int
-) -> tuple[_Request, memoryview]:
+) -> tuple[memoryview, memoryview]:
     if json_bytes is None:
         json_bytes = body.nbytes
     elif json_bytes > body.nbytes:
@@ -98,44 +108,53 @@ def _parse(
             f"the request has {json_bytes} bytes of JSON, at most {max_json_bytes} are taken; send "
             "tensors as binary data"
         )
+    return body[:json_bytes], body[json_bytes:]
+
+
+# --- What is asked for ----------------------------------------------------------------------
+
+
+def _read(version: ModelVersion, text: memoryview) -> Form:
+    key = text.tobytes() if text.nbytes <= MOST_BYTES else b""
+    known: Form | None = version.forms.get(key)
+    if known is not None:
+        return known
     try:
-        return _decode(body[:json_bytes]), body[json_bytes:]
+        request = _decode(text)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise RequestError(f"the request is not of the protocol's form: {error}") from None
+    inputs, num_raw = _given(version, request)
+    wanted = _wanted(version, request)
+    form = make_form(version, request.id or "", request.parameters, inputs, wanted, num_raw)
+    if key and form.is_plain:
+        remember(version.forms, key, form)
+    return form
 
 
-def _inputs(
-    inference: Inference, version: ModelVersion, request: _Request, binary: memoryview
-) -> dict[str, Array]:
-    arrays: dict[str, Array] = {}
+def _given(version: ModelVersion, request: _Request) -> tuple[list[Given], int]:
+    """The inputs, and how many bytes behind the JSON are theirs."""
+    inputs: dict[str, Given] = {}
     at = 0
     for given in request.inputs:
-        spec = version.input(given.name, arrays)
+        spec = version.input(given.name, inputs)
         count = check_declared(spec, given.datatype, given.shape)
-        parameters = given.parameters
-        size = parameters.get("binary_data_size") if parameters else None
+        raw = None
+        size = given.parameters.get("binary_data_size")
         if size is not None:
-            if type(size) is not int or not 0 <= size <= binary.nbytes - at:
+            if type(size) is not int or size < 0:
                 raise InputError(
-                    f"input {spec.name!r}: 'binary_data_size' is {size!r:.40}, but "
-                    f"{binary.nbytes - at} bytes are left of the body"
+                    f"input {spec.name!r}: expected 'binary_data_size' to be a number of bytes, "
+                    f"got {size!r:.40}"
                 )
             _check_no_data(spec, given, "binary_data_size")
-            arrays[given.name] = from_raw(spec, given.shape, count, binary[at : at + size])
+            raw = slice(at, at + size)
             at += size
-        elif "shared_memory_region" in parameters:
+        elif "shared_memory_region" in given.parameters:
             _check_no_data(spec, given, "shared_memory_region")
-            view = inference.regions.view(f"input {spec.name!r}", parameters)
-            arrays[given.name] = from_raw(spec, given.shape, count, view)
         elif given.data is _ABSENT:
             raise InputError(f"input {spec.name!r}: it has neither 'data' nor binary data")
-        else:
-            arrays[given.name] = from_json(spec, given.shape, count, given.data)
-    if at != binary.nbytes:
-        raise RequestError(
-            f"{binary.nbytes - at} bytes behind the JSON are no input's 'binary_data_size'"
-        )
-    return arrays
+        inputs[given.name] = Given(spec, given.shape, count, raw, given.parameters, given.data)
+    return list(inputs.values()), at
 
 
 def _check_no_data(spec: TensorSpec, given: _Input, parameter: str) -> None:
@@ -143,44 +162,50 @@ def _check_no_data(spec: TensorSpec, given: _Input, parameter: str) -> None:
         raise InputError(f"input {spec.name!r}: it has both 'data' and {parameter!r}")
 
 
-def check_outputs(version: ModelVersion, count: int) -> None:
-    """Raises RequestError where more outputs are asked for than there are: some would be sent again
-    and again."""
-    if count > len(version.outputs):
-        raise RequestError(
-            f"{count} outputs are asked for, but model {version.name!r} has {len(version.outputs)}"
-        )
-
-
-class _Wanted(NamedTuple):
-    spec: TensorSpec
-    parameters: dict[str, Any]
-    is_binary: bool
-
-
-def _wanted(version: ModelVersion, request: _Request) -> list[_Wanted]:
+def _wanted(version: ModelVersion, request: _Request) -> list[Wanted]:
     all_binary = request.parameters.get("binary_data_output") is True
     if not request.outputs:
-        return [_Wanted(spec, {}, all_binary) for spec in version.outputs.values()]
+        return [Wanted(spec, {}, all_binary) for spec in version.outputs.values()]
     check_outputs(version, len(request.outputs))
     wanted = []
     for asked in request.outputs:
         spec = version.output(asked.name)
         is_binary = asked.parameters.get("binary_data", all_binary)
-        wanted.append(_Wanted(spec, asked.parameters, is_binary is True))
+        wanted.append(Wanted(spec, asked.parameters, is_binary is True))
     return wanted
 
 
-def _answer(
-    inference: Inference,
-    version: ModelVersion,
-    request_id: str,
-    wanted: list[_Wanted],
-    outputs: list[Any],
-) -> Body:
+# --- Tensors --------------------------------------------------------------------------------
+
+
+def _wrong_length(form: Form, num_bytes: int) -> RequestError | InputError:
+    for spec, _, _, raw, _, _ in form.inputs:
+        if raw is not None and raw.stop > num_bytes:
+            return InputError(
+                f"input {spec.name!r}: 'binary_data_size' is {raw.stop - raw.start}, but "
+                f"{max(0, num_bytes - raw.start)} bytes are left of the body"
+            )
+    return RequestError(
+        f"{num_bytes - form.num_raw} bytes behind the JSON are no input's 'binary_data_size'"
+    )
+
+
+def _answer(inference: Inference, version: ModelVersion, form: Form, outputs: list[Any]) -> Body:
+    if not form.is_plain:
+        return _described(inference, version, form, outputs)
+    arrays = form.arrays(outputs)
+    shapes = tuple([array.shape for array in arrays])
+    head = form.heads.get(shapes)
+    if head is None:
+        head = _described(inference, version, form, outputs).parts[0]
+        remember(form.heads, shapes, head)
+    return Body(len(head), [head, *map(to_raw, arrays)], form.request_id)
+
+
+def _described(inference: Inference, version: ModelVersion, form: Form, outputs: list[Any]) -> Body:
     described: list[dict[str, Any]] = []
     raw: list[bytes | memoryview] = []
-    for spec, parameters, is_binary in wanted:
+    for spec, parameters, is_binary in form.wanted:
         array, datatype = outputs[spec.position], spec.datatype
         if "classification" in parameters:
             labels = version.labels.get(spec.name, ())
@@ -203,8 +228,8 @@ def _answer(
             output["data"] = to_json(spec, array)
         described.append(output)
     answer: dict[str, Any] = {"model_name": version.name, "model_version": version.version}
-    if request_id:
-        answer["id"] = request_id
+    if form.request_id:
+        answer["id"] = form.request_id
     answer["outputs"] = described
     text = _encode(answer)
-    return Body(len(text) if raw else None, [text, *raw], request_id)
+    return Body(len(text) if raw else None, [text, *raw], form.request_id)

@@ -90,14 +90,15 @@ def from_raw(spec: TensorSpec, shape: Sequence[int], count: int, data: memoryvie
         check_count(spec, count)
         return np.array(_strings_from_raw(spec.name, data, count), object).reshape(shape)
     dtype = spec.dtype
+    buffer: bytes | memoryview = data
     if data.nbytes < _SMALL:
-        data = memoryview(data.tobytes())  # aligned, so that the engine does not have to copy it
+        buffer = data.tobytes()  # aligned, so that the engine does not have to copy it
     if data.nbytes != count * dtype.itemsize:
         raise InputError(
             f"input {spec.name!r}: expected {count * dtype.itemsize} bytes for {spec.datatype} "
             f"{list(shape)}, got {data.nbytes}"
         )
-    array = np.frombuffer(data, dtype).reshape(shape) if count else np.empty(shape, dtype)
+    array = np.frombuffer(buffer, dtype).reshape(shape) if count else np.empty(shape, dtype)
     if spec.datatype == "BOOL" and count and int(array.view(np.uint8).max()) > 1:
         raise InputError(f"input {spec.name!r}: expected bytes of 0 and 1 for BOOL, got others")
     return array

@@ -4,7 +4,9 @@ protocol. Large tensors, which do not pass through protobuf, are found as protob
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from random import Random
+from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -23,28 +25,35 @@ _Response = message_class("ModelInferResponse")
 def check(data: bytes) -> None:
     _check_split(data)
     try:
-        request, raw = grpc_infer.parse(data, 4096)
+        request = grpc_infer.parse(data, 4096)
     except DeepschedError:
         return
-    pieces = answered(grpc_infer.answer(inference(), request, raw, None))
+    pieces = answered(grpc_infer.answer(inference(), request, None))
     if pieces is not None:
         response = _Response.FromString(b"".join(pieces))
-        assert response.model_name == request.model_name
+        assert response.model_name == request.message.model_name
         assert len(response.raw_output_contents) == len(response.outputs)
 
 
 def _check_split(data: bytes) -> None:
-    try:
-        rest, raw = grpc_infer._split(data)
-        found = _Request.FromString(rest)
-    except (DecodeError, IndexError):
-        return  # unknown fields, which protobuf takes
-    whole = _Request.FromString(data)
-    assert list(whole.raw_input_contents) == [bytes(it) for it in raw]
-    whole.ClearField("raw_input_contents")
+    rest, raw, is_all = grpc_infer._split(data)
+    found, whole = _parsed(rest), _parsed(data)
+    assert (found is None) == (whole is None)
+    if found is None or whole is None:
+        return
+    assert not (is_all and found.raw_input_contents)
+    assert [*map(bytes, raw), *found.raw_input_contents] == list(whole.raw_input_contents)
+    for each in (found, whole):
+        each.ClearField("raw_input_contents")
     assert found.SerializeToString(deterministic=True) == whole.SerializeToString(
         deterministic=True
     )
+
+
+def _parsed(data: bytes) -> Any:
+    with suppress(DecodeError):
+        return _Request.FromString(data)
+    return None
 
 
 def _mutate(data: bytes, random: Random) -> bytes:

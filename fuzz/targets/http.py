@@ -129,11 +129,11 @@ class _Endpoint:
         return False
 
     async def _fast(self, exchange: Exchange) -> None:
-        exchange.answer(200, [], [b"fast"])
+        exchange.answer(200, b"", [b"fast"])
 
     async def _slow(self, exchange: Exchange) -> None:
         await asyncio.sleep(0)
-        exchange.answer(200, [], [exchange.body or b"slow"])
+        exchange.answer(200, b"", [exchange.body or b"slow"])
 
 
 async def _app(scope: Any, receive: Any, send: Any) -> None:

@@ -39,6 +39,13 @@ def add_sub():
     )
 
 
+def nonzero():
+    """Where x is not 0: how much there is depends on the numbers."""
+    node = helper.make_node("NonZero", ["x"], ["y"])
+    x = models.tensor("x", ["n"])
+    return models.make([node], [x], [models.tensor("y", [1, "k"], TensorProto.INT64)])
+
+
 TYPES = {
     "FP32": TensorProto.FLOAT,
     "FP64": TensorProto.DOUBLE,
@@ -65,6 +72,7 @@ def _models(folder):
         "add_sub": add_sub(),
         "image": models.identity(("n", 3, 224, 224)),
         "mlp": models.mlp(),
+        "nonzero": nonzero(),
         "gather": models.gather(),
         "spin": models.spin(),
         **{

@@ -27,7 +27,7 @@ class Endpoint:
     def __init__(self):
         self.go_on = asyncio.Event()
         self.began = asyncio.Event()
-        self.headers = []
+        self.headers = {}
 
     def claims(self, url):
         return self._slow if url == b"/slow" else self._fast
@@ -38,11 +38,11 @@ class Endpoint:
     async def _slow(self, exchange):
         self.began.set()
         await self.go_on.wait()
-        exchange.answer(200, [], [b"slow"])
+        exchange.answer(200, b"", [b"slow"])
 
     async def _fast(self, exchange):
         self.headers = exchange.headers
-        exchange.answer(200, [], [b"fast"])
+        exchange.answer(200, b"", [b"fast"])
 
 
 def post(url, content=b"", headers=b""):
@@ -122,7 +122,7 @@ def test_bodies_do_not_count_as_headers_and_trailers_are_none():
             writer.write_eof()
             answers = await read_until(reader, b"fast", 151)
             assert answers.count(b" 200 ") == 151
-            assert endpoint.headers == [(b"transfer-encoding", b"chunked")]
+            assert endpoint.headers == {b"transfer-encoding": b"chunked"}
 
     uvloop.run(run())
 

@@ -274,6 +274,13 @@ def test_headers_that_do_not_come_end_their_connection(server):
         assert _read(silent) == b""  # it said nothing, and is told nothing
 
 
+def test_a_connection_of_grpc_that_says_nothing_is_closed(server):
+    host, port = server.grpc.split(":")
+    with socket.create_connection((host, int(port)), 10) as silent:
+        while silent.recv(4096):  # its settings, and the reason; times out where it stays open
+            pass
+
+
 def test_a_body_that_does_not_come_ends_its_connection(server):
     with socket.create_connection(server.address) as slow:
         slow.sendall(

@@ -54,6 +54,15 @@ def test_who_waits_meanwhile_is_refused_once_the_listener_is_closed():
     assert outcome == [errno.ECONNREFUSED]
 
 
+def test_connections_ask_whether_the_other_machine_is_still_there():
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        listener.setblocking(True)
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
+
+
 def test_a_port_that_is_free_again_can_be_taken_at_once():
     with listen("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]

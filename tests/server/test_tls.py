@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import ssl
 
 import grpc
@@ -70,6 +72,20 @@ def test_both_ports_speak_tls(tmp_path, files, authority):
         load_over_grpc(server, authority)
         server.stop()
         assert server.wait() == 0
+
+
+def test_a_handshake_that_does_not_come_ends_its_connection(tmp_path, files):
+    cert, key, _ = files
+    options = ("--tls-cert", cert, "--tls-key", key, "--header-timeout", 1)
+    model = save(plus(1), tmp_path, "m.onnx")
+    with serving(model, *options, ready=False, scheme="https") as server:
+        for address in (server.url.removeprefix("https://"), server.grpc):
+            host, port = address.split(":")
+            with (
+                socket.create_connection((host, int(port)), 20) as silent,
+                contextlib.suppress(ConnectionError),
+            ):
+                assert silent.recv(1) == b""
 
 
 def test_with_mutual_tls_only_clients_with_a_certificate_get_in(tmp_path, files, authority):

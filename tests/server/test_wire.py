@@ -54,6 +54,27 @@ def test_raw_tensors_go_both_ways(server):
     assert answer.content[length:] == x.tobytes()
 
 
+def test_the_same_json_is_answered_for_the_tensors_behind_it(server):
+    text = {
+        "id": "7",
+        "inputs": [_tensor(data=None, binary_data_size=12)],
+        "parameters": {"binary_data_output": True},
+    }
+    for x in ([0, 1, 0], [0, 0, 0], [2, 3, 0], [0, 0, 1], [1, 2, 3]):
+        content = _raw(text, np.float32(x).tobytes())
+        answer = serving.HTTP.post(_url(server, "nonzero"), **content)
+        length = int(answer.headers["inference-header-content-length"])
+        described = json.loads(answer.content[:length])
+        (places,) = np.nonzero(x)
+        assert described["id"] == "7"
+        assert described["outputs"][0]["shape"] == [1, places.size]
+        assert answer.content[length:] == places.astype(np.int64).tobytes()
+    for sent, said in ((b"\0" * 8, "8 bytes are left"), (b"\0" * 16, "4 bytes behind the JSON")):
+        answer = serving.HTTP.post(_url(server, "nonzero"), **_raw(text, sent))
+        assert answer.status_code == 400
+        assert said in answer.json()["error"]
+
+
 @pytest.mark.parametrize("size", [5, 2000])
 def test_json_takes_flat_and_nested_lists(server, size):
     values = np.arange(2 * size, dtype=np.float32).reshape(2, size)
@@ -308,12 +329,29 @@ def test_grpc_takes_raw_contents_of_any_size(server, size):
     request = _request("BF16", (size,))
     request.raw_input_contents.append(x.tobytes())
     assert _call(server, request).raw_output_contents[0] == x.tobytes()
-    # Protobuf lets fields come in any order.
+    # Protobuf lets fields come in any order, and skips those that it does not know.
     message = request.SerializeToString()
     tail = message.index(x.tobytes())
     head = len(message_class("ModelInferRequest").FromString(message).model_name) + 2
-    assert _call(server, message[head:] + message[:head]).raw_output_contents[0] == x.tobytes()
+    unknown = b"\xfa\x01\x03abc\x78\x01"
     assert tail > head
+    for each in (message[head:] + message[:head], unknown + message, message + unknown):
+        assert _call(server, each).raw_output_contents[0] == x.tobytes()
+
+
+def test_the_same_fields_are_answered_for_the_tensors_behind_them(server):
+    for x in ([0, 1, 0], [0, 0, 0], [2, 3, 0], [0, 0, 1], [1, 2, 3]):
+        request = message_class("ModelInferRequest")(model_name="nonzero", id="7")
+        request.inputs.add(name="x", datatype="FP32", shape=[3])
+        request.raw_input_contents.append(np.float32(x).tobytes())
+        response = _call(server, request)
+        (places,) = np.nonzero(x)
+        assert response.id == "7"
+        assert response.outputs[0].shape == [1, places.size]
+        assert list(response.raw_output_contents) == [places.astype(np.int64).tobytes()]
+    request.raw_input_contents[0] = b"\0" * 8
+    with pytest.raises(grpc.RpcError, match="expected 12 bytes"):
+        _call(server, request)
 
 
 @pytest.mark.parametrize(
@@ -323,7 +361,7 @@ def test_grpc_takes_raw_contents_of_any_size(server, size):
         b"\x3a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x7f",
         b"\x3a\x80" + b"\x80" * 20_000,
         b"\x0a\x05abc" + b"\0" * 20_000,
-        b"x" * 20_000,
+        b"\xff" * 20_000,
     ],
 )
 def test_grpc_refuses_what_is_no_message(server, message):
@@ -333,7 +371,7 @@ def test_grpc_refuses_what_is_no_message(server, message):
 
 
 def test_a_length_without_an_end_is_not_read_to_its_end():
-    with pytest.raises(RequestError, match="does not end"):
+    with pytest.raises(RequestError, match="not a ModelInferRequest"):
         parse(b"\x3a" + b"\x80" * 20_000, 2**20)
 
 
@@ -388,7 +426,7 @@ def test_contents_of_grpc_may_have_so_many_bytes():
     request = _request("BYTES", (1,))
     request.inputs[0].contents.bytes_contents.append(bytes(20_000))
     message = request.SerializeToString()
-    assert parse(message, 21_000)[0] == request
+    assert parse(message, 21_000).message == request
     with pytest.raises(TooLarge, match="beside its raw_input_contents"):
         parse(message, 20_000)
 

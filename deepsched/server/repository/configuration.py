@@ -21,6 +21,7 @@ from deepsched.server.repository.model_options import (
 from deepsched.server.repository.paths import why_no_name
 from deepsched.server.repository.yaml_text import YamlText
 from deepsched.server.request_limits import RequestLimits
+from deepsched.server.settings import Patience
 
 PATHS = ("tls_cert", "tls_key", "tls_client_ca", "token_file", "repository")
 """Settings that are paths: relative to the folder of the file."""
@@ -51,7 +52,7 @@ class _Entry(msgspec.Struct, forbid_unknown_fields=True):
         | None
     ) = None
     max_batch_size: Annotated[int, msgspec.Meta(ge=0)] | None = None
-    timeout: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    timeout: Patience | None = None
 
 
 _OWN = tuple(_Entry.__struct_fields__)

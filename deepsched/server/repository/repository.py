@@ -133,7 +133,7 @@ class Repository:
     def is_ready(self) -> bool:
         """Whether every model that should serve has answered a warm-up."""
         return self._has_started and all(
-            model.serving for model in self._models.values() if model.should_serve
+            model.serving for model in list(self._models.values()) if model.should_serve
         )
 
     def versions(self, name: str) -> list[str]:
@@ -142,8 +142,9 @@ class Repository:
         return [] if model is None else sorted(model.serving, key=int)
 
     def serving(self) -> list[ModelVersion]:
-        """All that serves."""
-        return [it for model in self._models.values() for it in model.serving.values()]
+        """All that serves. As `is_ready` and `index`, for other threads too, which metrics are read
+        on: names may be added meanwhile."""
+        return [it for model in list(self._models.values()) for it in model.serving.values()]
 
     @property
     def num_under_way(self) -> int:
