@@ -15,6 +15,6 @@ hiddenimports = [
 ]
 # The Python package need not be imported, but its library is opened from its folder.
 binaries = [(find_library(), "onnxruntime/capi")]
-# Whoever uses these through deepsched imports them; where they are merely installed, a program would
-# grow by hundreds of megabytes.
+# Whoever uses these through deepsched imports them; where they are merely installed, a program
+# would grow by hundreds of megabytes.
 excludedimports = ["matplotlib", "openvino", "ray"]

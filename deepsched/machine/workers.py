@@ -77,8 +77,8 @@ def _pool() -> Workers | None:
     target = getattr(process, "_target", None)
     is_executor = getattr(target, "__module__", None) == "concurrent.futures.process"
     if getattr(process, "_inheriting", False):
-        # What the process was given is being unpickled (an initializer's engine, say), and after its
-        # target, whose module that has imported.
+        # What the process was given is being unpickled (an initializer's engine, say), and after
+        # its target, whose module that has imported.
         is_executor = "concurrent.futures.process" in sys.modules
     return (
         Workers("a process pool", None) if is_executor or _POOL_NAMES.match(process.name) else None
