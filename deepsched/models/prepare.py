@@ -271,8 +271,14 @@ def _check_path(path: str) -> str:
         raise ModelNotFoundError(
             f"no model file at {path!r} (working folder: {working_folder()!r})"
         )
-    if not os.access(path, os.R_OK):
-        raise ModelNotFoundError(f"the model file {path!r} may not be read by this user")
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))  # a pipe has no reader
+    except PermissionError as error:  # os.access asks for another user, after seteuid
+        raise ModelNotFoundError(
+            f"the model file {path!r} may not be read by this user"
+        ) from error
+    except OSError:  # told better by whoever reads it
+        pass
     return path
 
 
