@@ -161,12 +161,22 @@ cdef class ValueInfo:
             return np.asarray(array, dtype=object, order="C")
         if array.dtype != self.dtype:
             swapped = array.dtype.kind in "iufc" and array.dtype.newbyteorder("=") == self.dtype
-            untyped = isinstance(value, _UNTYPED) and np.can_cast(
-                array.dtype, self.dtype, "same_kind"
-            )
-            if not swapped and not untyped:
+            if not swapped and not (isinstance(value, _UNTYPED) and self._takes(array)):
                 raise InputTypeError(self._type_complaint(array))
         return np.require(array, self.dtype, ["C_CONTIGUOUS", "ALIGNED"]).view(np.ndarray)
+
+    def _takes(self, array):
+        """Whether what Python's numbers have become can be converted: numpy chooses a type for them
+        that need not be ours. Raises InputTypeError for whole numbers that are too large."""
+        if array.dtype.kind not in "iu" or self.dtype.kind not in "iu":
+            return not array.size or np.can_cast(array.dtype, self.dtype, "same_kind")
+        limits = np.iinfo(self.dtype)
+        for number in (int(array.min()), int(array.max())) if array.size else ():
+            if not limits.min <= number <= limits.max:
+                raise InputTypeError(
+                    f"input {self.name!r}: expected {self._type_name()}, which has no {number}"
+                )
+        return True
 
     cdef OrtValue* _strings(self, cnp.ndarray array) except NULL:
         cdef list encoded = []
