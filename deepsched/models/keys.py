@@ -20,7 +20,7 @@ from deepsched.models.external_data import external_paths
 from deepsched.models.prepare import ModelLike, PreparedModel, Shapes, serialize
 from deepsched.runtime.library import describe_library
 
-PREPARATION_VERSION = 6
+PREPARATION_VERSION = 7
 """To be raised with every change of `prepare`, `compiled` or `rewrites` that changes what is
 compiled. Not the package's version: most releases change nothing of that and would compile every
 model again, while a change in a working tree would not be noticed."""
