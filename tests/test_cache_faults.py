@@ -150,7 +150,7 @@ def test_what_is_prepared_is_what_the_version_says():
         config = rewrite(model, RULES).config
         found += [model.SerializeToString(deterministic=True), str(config).encode()]
     digest = hashlib.sha256(b"".join(found)).hexdigest()[:16]
-    assert (keys.PREPARATION_VERSION, digest) == (6, "4ce7a4c861cd9a60")
+    assert (keys.PREPARATION_VERSION, digest) == (7, "4ce7a4c861cd9a60")
 
 
 def test_run_lengths_hold_on_other_cpus_of_the_same_shape(cache_dir, quiet):

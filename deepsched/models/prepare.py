@@ -27,6 +27,7 @@ from deepsched.models.external_data import (
 )
 from deepsched.models.folders import working_folder
 from deepsched.models.large_weights import LargeWeights, split
+from deepsched.models.ort_format import as_onnx, is_ort_format
 from deepsched.models.repeatability import Varying, all_nodes, varying_operators
 from deepsched.models.shape_inference import infer_shapes
 
@@ -107,10 +108,12 @@ def prepare_model(
     path = None
     if isinstance(model, (str, os.PathLike)):
         path = _check_path(os.fspath(model))
-    proto, weights = _split(path if path is not None else model)
+    source = path if path is not None else model
+    is_foreign = isinstance(source, (str, bytes)) and is_ort_format(source)
+    proto, weights = _split(as_onnx(source) if is_foreign else source)
     names = [value.name for value in _inputs_of(proto)]
     if twice := {name for name in names if names.count(name) > 1}:
-        described = _describe(path if path is not None else model)
+        described = _describe(source)
         raise InvalidModelError(f"{described} has several inputs named {min(twice)!r}")
     shapes = _one_shape_each(check_shapes(input_shapes), names)
     sizes = {value.name: stated for value, stated in inputs_with_sizes(proto)}
@@ -123,7 +126,7 @@ def prepare_model(
     changed, changed_fixed = _fix_shapes(proto, wanted)
     if any(shapes):
         _check_windows_fit(proto, input_shapes)
-    changed |= _drop_inputs_that_are_initializers(proto)
+    changed |= is_foreign | _drop_inputs_that_are_initializers(proto)
     files = external_files(proto)
     paths = external_paths(path, files)
     changed |= path is not None and has_links(path, paths)
@@ -301,7 +304,7 @@ def _parse(model: ModelLike) -> onnx.ModelProto:
 
     try:
         if isinstance(model, str):
-            # Protobuf, whatever its suffix: ONNX Runtime takes nothing else.
+            # Protobuf, whatever its suffix.
             proto = onnx.load(model, format="protobuf", load_external_data=False)
         elif isinstance(model, bytes):
             proto = onnx.load_from_string(model)
