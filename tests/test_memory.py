@@ -155,7 +155,7 @@ def test_too_little_address_space_is_no_fault_of_the_model(large):
         taken = re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]
         resource.setrlimit(resource.RLIMIT_AS, (int(taken) * 1024 + 20_000_000,) * 2)
         try:
-            Engine(sys.argv[1], None, context=context, cache_dir=None, rewrites="none", batching="off")
+            Engine(sys.argv[1], context=context, cache_dir=None, rewrites="none", batching="off")
         except ModelError as error:
             print(type(error).__name__, error)
     """

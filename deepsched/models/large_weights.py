@@ -46,7 +46,7 @@ _TENSOR_DOUBLE_DATA = 10
 _TENSOR_EXTERNAL_DATA = 13
 
 _DATA = {_TENSOR_RAW_DATA: None, _TENSOR_FLOAT_DATA: 1, _TENSOR_DOUBLE_DATA: 11}
-"""Fields with a tensor's data as it lies in memory, and of which TensorProto.DataType that holds."""
+"""Fields with a tensor's data as it lies in memory, and for which TensorProto.DataType."""
 
 _VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
 """Wire types of protobuf. The others are groups, which ONNX has none of."""

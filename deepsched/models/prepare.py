@@ -277,9 +277,7 @@ def _check_path(path: str) -> str:
     try:
         os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))  # a pipe has no reader
     except PermissionError as error:  # os.access asks for another user, after seteuid
-        raise ModelNotFoundError(
-            f"the model file {path!r} may not be read by this user"
-        ) from error
+        raise ModelNotFoundError(f"the model file {path!r} may not be read by this user") from error
     except OSError:  # told better by whoever reads it
         pass
     return path
