@@ -194,14 +194,15 @@ def test_numbers_that_a_glance_does_not_tell_are_never_taken_for_short():
 
 def test_ctrl_c_is_heard_in_a_map_whose_items_were_short_so_far():
     """A map serves what waits itself, as long as that is known to be short."""
-    small, large = np.ones((8, 8), np.float32), np.ones((1500, 1500), np.float32)
+    small, large = np.ones((8, 8), np.float32), np.ones((1200, 1200), np.float32)
     heard = []
     before = signal.signal(signal.SIGALRM, lambda *_: heard.append(time.monotonic_ns()))
-    with Engine(models.gram(), None, num_cores=1) as engine, engine.context.trace() as records:
-        signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
+    streams = {"scheduler": "multi_stream", "num_streams": NUM_CORES}
+    with Engine(models.gram(), None, **streams) as engine, engine.context.trace() as records:
+        signal.setitimer(signal.ITIMER_REAL, 0.003, 0.003)
         try:
             for _ in range(10):
-                for _ in engine.map([[small]] * 500 + [[large]]):
+                for _ in engine.map([[small]] * 300 + [[large]]):
                     pass
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
