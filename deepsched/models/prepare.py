@@ -109,8 +109,10 @@ def prepare_model(
     if isinstance(model, (str, os.PathLike)):
         path = _check_path(os.fspath(model))
     source = path if path is not None else model
-    is_foreign = isinstance(source, (str, bytes)) and is_ort_format(source)
-    proto, weights = _split(as_onnx(source) if is_foreign else source)
+    converted = None
+    if isinstance(source, (str, bytes)) and is_ort_format(source):
+        converted = as_onnx(source)
+    proto, weights = _split(source if converted is None else converted)
     names = [value.name for value in _inputs_of(proto)]
     if twice := {name for name in names if names.count(name) > 1}:
         described = _describe(source)
@@ -126,7 +128,8 @@ def prepare_model(
     changed, changed_fixed = _fix_shapes(proto, wanted)
     if any(shapes):
         _check_windows_fit(proto, input_shapes)
-    changed |= is_foreign | _drop_inputs_that_are_initializers(proto)
+    changed |= converted is not None
+    changed |= _drop_inputs_that_are_initializers(proto)
     files = external_files(proto)
     paths = external_paths(path, files)
     changed |= path is not None and has_links(path, paths)
