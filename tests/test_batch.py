@@ -104,6 +104,11 @@ OPEN = {
         {"x": ("T", 4, 80), "lengths": (4,)},
     ),
     "a square": ({"x": ["d", "d"]}, {"x": ("d", "d")}, {"x": (4, 4)}),
+    "a graph and its edges": (
+        {"x": ["N", 16], "adjacency": ["N", "N"]},
+        {"x": ("N", 16), "adjacency": ("N", "N")},
+        {"x": (4, 16), "adjacency": (4, 4)},
+    ),
     "a list": (
         {"x": ["d0", 3], "index": ["d1"]},
         {"x": (1, 3), "index": ("d1",)},

@@ -17,6 +17,7 @@ from deepsched.benchmark import bundled_model
 from tests.support import models
 from tests.support.processes import run_python
 from tests.support.rewrite_patterns import EXAMPLES
+from tests.support.users import OTHER, needs_root
 
 
 def test_every_error_is_ours_and_a_builtin_too():
@@ -33,6 +34,21 @@ def test_a_missing_file_is_named(tmp_path, batch_size):
     with pytest.raises(errors.ModelNotFoundError, match="nowhere.onnx") as caught:
         compile_model(path, batch_size)
     assert isinstance(caught.value, FileNotFoundError)
+
+
+@needs_root
+def test_a_file_may_be_read_if_the_effective_user_may(tmp_path):
+    """As in a program with the set-user-ID bit."""
+    path = models.save(models.identity(), tmp_path)
+    os.chmod(path, 0o600)
+    run_python(
+        f"""
+        import os
+        os.setresuid({OTHER}, 0, 0)
+        from deepsched import Engine
+        Engine({path!r}, num_cores=1, cache_dir=None).close()
+        """
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, None])

@@ -181,6 +181,17 @@ def test_links_to_the_data_of_subgraphs_are_followed(tmp_path):
         assert not answers(tmp_path / "s/m", **options)
 
 
+def test_the_old_place_of_data_that_is_in_the_model_by_now_is_not_looked_for(tmp_path):
+    """Some tools leave it when they read the data."""
+    model = onnx.load_from_string(product("gone"))
+    (tensor,) = model.graph.initializer
+    tensor.raw_data, tensor.data_location = W, TensorProto.DEFAULT
+    (tmp_path / "m").write_bytes(model.SerializeToString())
+    assert opens_plainly(tmp_path / "m")
+    for options in OPTIONS.values():
+        assert answers(tmp_path / "m", **options)
+
+
 def opens_plainly(path):
     try:
         plain(str(path))

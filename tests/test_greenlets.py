@@ -122,8 +122,9 @@ def test_futures_come_while_other_greenlets_run(library, is_first, body):
     pytest.importorskip(library)
     parts = [PATCH[library], "import deepsched; deepsched.Engine"]
     first, second = parts if is_first else reversed(parts)
-    printed = run_python(PROGRAM.format(first=first, second=second, body=body))
-    assert printed.startswith("fine")
+    out, err = finish(start_python(PROGRAM.format(first=first, second=second, body=body)))
+    assert out.startswith("fine"), err
+    assert "Exception ignored" not in err  # from the interpreter's end
 
 
 def test_a_load_is_put_on_by_real_threads_under_gevent():

@@ -219,3 +219,5 @@ def test_the_doctor_says_when_others_were_in_the_way(host):
     assert "unreliable" in judge(host, [look_at([0, 0])] * 2, 0.6).found
     busy = Look((0, 1), np.full((2, 2), np.nan), MEMORY_NS, (), (), "")
     assert judge(host, [busy], 0.6).status == Status.unknown
+    for looks in ([busy, look_at([0, 0])], [look_at([0, 0]), busy]):
+        assert judge(host, looks, 0.0).status == Status.ok

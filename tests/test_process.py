@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 from deepsched import Context, Engine, Topology, compile_model
 from deepsched.models import compiled
@@ -173,14 +175,40 @@ def test_the_main_thread_runs_what_was_short_with_the_same_inputs():
         assert not is_left_to_a_worker(engine, [np.ones((5, 5), np.float32)])
 
 
-@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.float32, np.float64, np.float16])
 def test_a_larger_number_is_not_taken_for_as_short_as_a_smaller_one(dtype):
     with Engine(models.identity((1,), helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))) as engine:
         assert is_left_to_a_worker(engine, [np.array([100], dtype)])
         for number in (100, 1, 127, -50, 0):
             assert not is_left_to_a_worker(engine, [np.array([number], dtype)])
-        assert is_left_to_a_worker(engine, [np.array([10**6], dtype)])
+        assert is_left_to_a_worker(engine, [np.array([30_000], dtype)])
         assert not is_left_to_a_worker(engine, [np.array([127], dtype)])
+
+
+def test_numbers_that_a_glance_does_not_tell_are_never_taken_for_short():
+    number = np.array([1], ml_dtypes.bfloat16)
+    with Engine(models.identity((1,), TensorProto.BFLOAT16)) as engine:
+        for _ in range(3):
+            assert is_left_to_a_worker(engine, [number])
+
+
+def test_ctrl_c_is_heard_in_a_map_whose_items_were_short_so_far():
+    """A map serves what waits itself, as long as that is known to be short."""
+    small, large = np.ones((8, 8), np.float32), np.ones((1200, 1200), np.float32)
+    heard = []
+    before = signal.signal(signal.SIGALRM, lambda *_: heard.append(time.monotonic_ns()))
+    streams = {"scheduler": "multi_stream", "num_streams": NUM_CORES}
+    with Engine(models.gram(), None, **streams) as engine, engine.context.trace() as records:
+        signal.setitimer(signal.ITIMER_REAL, 0.003, 0.003)
+        try:
+            for _ in range(10):
+                for _ in engine.map([[small]] * 300 + [[large]]):
+                    pass
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+    for record in sorted(records, key=lambda record: record.ran_ns)[-10:]:
+        assert any(record.started_ns < when < record.ended_ns for when in heard)
 
 
 def test_ctrl_c_interrupts_a_queued_call():

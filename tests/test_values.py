@@ -136,6 +136,20 @@ def test_numbers_without_a_dtype_take_the_models():
             engine.run([[1.5]])
 
 
+@pytest.mark.parametrize("name", [name for name in ORDINARY if np.dtype(name).kind in "iu"])
+def test_whole_numbers_of_python_keep_their_value_or_are_refused(name):
+    limits = np.iinfo(name)
+    with engine_for(name) as engine:
+        for numbers in ([limits.min, 0, limits.max], (1,), []):
+            assert engine.run([numbers])[0].tolist() == list(numbers)
+        for number in (limits.min - 1, limits.max + 1):
+            with pytest.raises(InputTypeError, match=f"'x': expected {name}") as refused:
+                engine.run([[0, number]])
+            assert "astype" not in str(refused.value)
+        with pytest.raises(InputTypeError, match="got float64"):
+            engine.run([[1.0]])
+
+
 def test_other_byte_orders_and_unaligned_data_are_made_right():
     x = np.array([1.5, -2.0], dtype=">f4")
     shifted = np.zeros(9, np.uint8)[1:].view("<f4")  # not aligned

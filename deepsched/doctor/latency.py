@@ -40,7 +40,8 @@ def core_latency(host: Host) -> Check:
 def judge(host: Host, looks: list[Look], others_share: float | None) -> Check:
     """What follows from one look or two."""
     name = "core_latency"
-    last = looks[-1]
+    seen = [it for it in looks if not it.num_missing]
+    last = (seen or looks)[-1]
     findings = [it for it in compare(host.topology, last) if it.is_disagreement]
     data = {
         "round_trips_ns": [_range(it) for it in looks],
@@ -50,12 +51,12 @@ def judge(host: Host, looks: list[Look], others_share: float | None) -> Check:
     }
     if last.refused:
         return unknown(name, f"no thread could be pinned: {last.refused}", **data)
-    if last.num_missing:
+    if not seen:
         return unknown(name, "not measured: others kept the cores busy", **data)
-    found = ", then ".join(_in_words(it) for it in looks)
+    found = ", then ".join(_in_words(it) for it in seen)
     if is_contended(others_share):
         found += f" (others used {others_share:.0%} of a CPU meanwhile, so this is unreliable)"
-    if len(looks) > 1 and is_change(looks[0].round_trips_ns, last.round_trips_ns):
+    if len(seen) > 1 and is_change(seen[0].round_trips_ns, last.round_trips_ns):
         return warn(
             name,
             f"changed within {_BETWEEN_LOOKS_S:g} s: {found}",

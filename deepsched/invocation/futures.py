@@ -314,13 +314,16 @@ class _Greenlet:
 
     def __init__(self, body: Callable[[], object], name: str) -> None:
         self._thread = threading.Thread(target=body, name=name, daemon=True)
+        self._has_ended = False
 
     def start(self) -> None:
         self._thread.start()
 
     def join(self, timeout_s: float) -> bool:
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        if not self._has_ended:  # asked again at exit, eventlet has no threads any more
+            self._thread.join(timeout_s)
+            self._has_ended = not self._thread.is_alive()
+        return self._has_ended
 
 
 _Thread = PythonThread | _Greenlet

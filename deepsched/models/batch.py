@@ -78,10 +78,10 @@ def batch_inputs(shapes: Mapping[str, Sizes]) -> list[str]:
     """The inputs whose first dimension is the batch, as far as their shapes tell.
 
     Where first dimensions are open, these are looked at, and no others: beside an open batch the
-    fixed ones are states, tables and the like. A symbol that names the batch is it. Else those are
-    left out that name something else, that are another dimension after an open first one, or that
-    only inputs of one dimension have (lists, whose length that is); of the rest, those that most
-    inputs share.
+    fixed ones are states, tables and the like. A symbol that names the batch is it, unless it is
+    two dimensions of one input. Else those are left out that name something else, that are another
+    dimension after an open first one, or that only inputs of one dimension have (lists, whose
+    length that is); of the rest, those that most inputs share.
 
     >>> batch_inputs({"ids": ["batch", "length"], "state": [2, "batch", 128], "rate": []})
     ['ids']
@@ -96,7 +96,12 @@ def batch_inputs(shapes: Mapping[str, Sizes]) -> list[str]:
     opened = {name: first for name, first in firsts.items() if not isinstance(first, int)}
     if not opened:
         return _most_shared(firsts)
-    named = [name for name, symbol in opened.items() if _names_the_batch(symbol)]
+    squares = {size for sizes in shapes.values() for size in sizes if sizes.count(size) > 1}
+    named = [
+        name
+        for name, symbol in opened.items()
+        if _names_the_batch(symbol) and symbol not in squares
+    ]
     if named:
         return named
     followers = {size for name in opened for size in shapes[name][1:] if isinstance(size, str)}

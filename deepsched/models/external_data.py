@@ -17,6 +17,9 @@ FOLDER = "session.model_external_initializers_file_folder_path"
 """The session config entry for the folder of external data, of a model that is opened from
 bytes."""
 
+_EXTERNAL = 1
+"""TensorProto.EXTERNAL."""
+
 
 def external_files(proto: onnx.ModelProto) -> tuple[str, ...]:
     """The names by which the model refers to its external data, sorted.
@@ -104,7 +107,9 @@ def _resolve(path: str | None, folder: str, folders: Sequence[str], name: str) -
 
 def _locations(proto: onnx.ModelProto) -> Iterator[onnx.StringStringEntryProto]:
     for tensor in _tensors(proto):
-        yield from (entry for entry in tensor.external_data if entry.key == "location")
+        # Tools that read the data into the model may leave its old place there, which nobody uses.
+        if tensor.data_location == _EXTERNAL:
+            yield from (entry for entry in tensor.external_data if entry.key == "location")
 
 
 def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

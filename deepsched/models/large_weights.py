@@ -30,9 +30,23 @@ _CHUNK = 2**20
 
 # Field numbers of onnx.proto.
 _MODEL_GRAPH = 7
+_GRAPH_NODE = 1
 _GRAPH_INITIALIZER = 5
+_NODE_OUTPUT = 2
+_NODE_OP_TYPE = 4
+_NODE_ATTRIBUTE = 5
+_NODE_DOMAIN = 7
+_ATTRIBUTE_NAME = 1
+_ATTRIBUTE_TENSOR = 5
+_TENSOR_DATA_TYPE = 2
+_TENSOR_FLOAT_DATA = 4
+_TENSOR_NAME = 8
 _TENSOR_RAW_DATA = 9
+_TENSOR_DOUBLE_DATA = 10
 _TENSOR_EXTERNAL_DATA = 13
+
+_DATA = {_TENSOR_RAW_DATA: None, _TENSOR_FLOAT_DATA: 1, _TENSOR_DOUBLE_DATA: 11}
+"""Fields with a tensor's data as it lies in memory, and for which TensorProto.DataType."""
 
 _VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
 """Wire types of protobuf. The others are groups, which ONNX has none of."""
@@ -133,6 +147,8 @@ class LargeWeights:
 def split(model: str | bytes) -> tuple[bytes, LargeWeights]:
     """A model, a path or serialized, without the bytes of its large initializers; and these.
 
+    Large values of Constant nodes become initializers: ONNX Runtime does the same.
+
     Raises:
         ValueError: it is damaged, or no ONNX model at all.
         OSError: its file cannot be read.
@@ -148,17 +164,23 @@ def split(model: str | bytes) -> tuple[bytes, LargeWeights]:
         graph: list[bytes] = []
         begin = field.value  # of what is kept as it is, and has not been copied yet
         for part in _fields(origin, field.value, field.end):
-            if part.number != _GRAPH_INITIALIZER or part.wire_type != _LENGTH_DELIMITED:
+            if part.wire_type != _LENGTH_DELIMITED:
                 continue
-            raw = _large_data(origin, part) if part.end - part.value >= SMALLEST else None
+            is_large = part.end - part.value >= SMALLEST
+            tensor, name = part, b""
+            if part.number == _GRAPH_NODE and is_large and (found := _constant(origin, part)):
+                tensor, name = found
+            elif part.number != _GRAPH_INITIALIZER:
+                continue
+            raw = _large_data(origin, tensor) if is_large else None
             if raw is not None:
                 places.append(Place(num_initializers, raw.value, raw.end - raw.value))
-                rest = origin.read(part.value, raw.begin - part.value)
-                rest += origin.read(raw.end, part.end - raw.end)
+                rest = origin.read(tensor.value, raw.begin - tensor.value)
+                rest += origin.read(raw.end, tensor.end - raw.end) + name
                 graph.append(origin.read(begin, part.begin - begin))
                 graph.append(_length_delimited(_GRAPH_INITIALIZER, rest))
                 begin = part.end
-            num_initializers += 1
+            num_initializers += raw is not None or part.number == _GRAPH_INITIALIZER
         graph.append(origin.read(begin, field.end - begin))
         # Several pieces of one message are merged by whoever parses them.
         kept.append(_length_delimited(_MODEL_GRAPH, b"".join(graph)))
@@ -268,13 +290,43 @@ def _varint(origin: _Origin, offset: int) -> tuple[int, int]:
     raise ValueError(f"no number at byte {offset}")
 
 
-def _large_data(origin: _Origin, tensor: _Field) -> _Field | None:
-    """The raw data of a tensor that has a single piece of it, if it is large."""
-    data = (_TENSOR_RAW_DATA, _TENSOR_EXTERNAL_DATA)
-    found = [it for it in _fields(origin, tensor.value, tensor.end) if it.number in data]
-    if [(it.number, it.wire_type) for it in found] != [(_TENSOR_RAW_DATA, _LENGTH_DELIMITED)]:
+def _constant(origin: _Origin, node: _Field) -> tuple[_Field, bytes] | None:
+    """The tensor of a Constant node, and the field that names it as an initializer; None: it is
+    another node, or has another value."""
+    fields = list(_fields(origin, node.value, node.end))
+    outputs, attributes = _of(fields, _NODE_OUTPUT), _of(fields, _NODE_ATTRIBUTE)
+    texts = [_texts(origin, _of(fields, number)) for number in (_NODE_OP_TYPE, _NODE_DOMAIN)]
+    if texts not in ([[b"Constant"], []], [[b"Constant"], [b""]]):
         return None
-    return found[0] if found[0].end - found[0].value >= SMALLEST else None
+    if (len(outputs), len(attributes)) != (1, 1):
+        return None
+    attribute = list(_fields(origin, attributes[0].value, attributes[0].end))
+    tensors = _of(attribute, _ATTRIBUTE_TENSOR)
+    if _texts(origin, _of(attribute, _ATTRIBUTE_NAME)) != [b"value"] or len(tensors) != 1:
+        return None
+    # Of several names of one message, the last counts.
+    return tensors[0], _length_delimited(_TENSOR_NAME, *_texts(origin, outputs))
+
+
+def _of(fields: list[_Field], number: int) -> list[_Field]:
+    return [it for it in fields if (it.number, it.wire_type) == (number, _LENGTH_DELIMITED)]
+
+
+def _texts(origin: _Origin, fields: list[_Field]) -> list[bytes]:
+    return [origin.read(it.value, it.end - it.value) for it in fields]
+
+
+def _large_data(origin: _Origin, tensor: _Field) -> _Field | None:
+    """The data of a tensor that has a single piece of it, as it lies in memory, if it is large."""
+    fields = list(_fields(origin, tensor.value, tensor.end))
+    types = [_varint(origin, it.value)[0] for it in fields if it.number == _TENSOR_DATA_TYPE]
+    data = [it for it in fields if it.number in (*_DATA, _TENSOR_EXTERNAL_DATA)]
+    if len(data) != 1 or data[0].wire_type != _LENGTH_DELIMITED:
+        return None
+    (only,) = data
+    if only.number not in _DATA or _DATA[only.number] not in (None, *types[-1:]):
+        return None
+    return only if only.end - only.value >= SMALLEST else None
 
 
 def _length_delimited(number: int, value: bytes) -> bytes:

@@ -27,6 +27,7 @@ from deepsched.models.external_data import (
 )
 from deepsched.models.folders import working_folder
 from deepsched.models.large_weights import LargeWeights, split
+from deepsched.models.ort_format import as_onnx, is_ort_format
 from deepsched.models.repeatability import Varying, all_nodes, varying_operators
 from deepsched.models.shape_inference import infer_shapes
 
@@ -107,10 +108,14 @@ def prepare_model(
     path = None
     if isinstance(model, (str, os.PathLike)):
         path = _check_path(os.fspath(model))
-    proto, weights = _split(path if path is not None else model)
+    source = path if path is not None else model
+    converted = None
+    if isinstance(source, (str, bytes)) and is_ort_format(source):
+        converted = as_onnx(source)
+    proto, weights = _split(source if converted is None else converted)
     names = [value.name for value in _inputs_of(proto)]
     if twice := {name for name in names if names.count(name) > 1}:
-        described = _describe(path if path is not None else model)
+        described = _describe(source)
         raise InvalidModelError(f"{described} has several inputs named {min(twice)!r}")
     shapes = _one_shape_each(check_shapes(input_shapes), names)
     sizes = {value.name: stated for value, stated in inputs_with_sizes(proto)}
@@ -123,6 +128,7 @@ def prepare_model(
     changed, changed_fixed = _fix_shapes(proto, wanted)
     if any(shapes):
         _check_windows_fit(proto, input_shapes)
+    changed |= converted is not None
     changed |= _drop_inputs_that_are_initializers(proto)
     files = external_files(proto)
     paths = external_paths(path, files)
@@ -271,8 +277,12 @@ def _check_path(path: str) -> str:
         raise ModelNotFoundError(
             f"no model file at {path!r} (working folder: {working_folder()!r})"
         )
-    if not os.access(path, os.R_OK):
-        raise ModelNotFoundError(f"the model file {path!r} may not be read by this user")
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))  # a pipe has no reader
+    except PermissionError as error:  # os.access asks for another user, after seteuid
+        raise ModelNotFoundError(f"the model file {path!r} may not be read by this user") from error
+    except OSError:  # told better by whoever reads it
+        pass
     return path
 
 
@@ -295,7 +305,7 @@ def _parse(model: ModelLike) -> onnx.ModelProto:
 
     try:
         if isinstance(model, str):
-            # Protobuf, whatever its suffix: ONNX Runtime takes nothing else.
+            # Protobuf, whatever its suffix.
             proto = onnx.load(model, format="protobuf", load_external_data=False)
         elif isinstance(model, bytes):
             proto = onnx.load_from_string(model)

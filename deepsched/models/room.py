@@ -11,6 +11,9 @@ from deepsched.models.rewrites.option import MOST_COPIED
 _BESIDE_WEIGHTS = 40 * 2**20
 """The graph, ONNX Runtime's own, and what glibc keeps."""
 
+_COPIES_OF_GRAPH = 4
+"""What is in the graph, such as weights of branches, is parsed and serialized, and parsed again."""
+
 _REWRITING = 6 * MOST_COPIED
 """What trying rules may take: measured, with what ONNX Runtime takes to open what they add."""
 
@@ -27,6 +30,7 @@ def shortage(prepared: PreparedModel, in_memory: bool, is_rewritten: bool = Fals
     start would be killed, and the next could not profit from it.
     """
     needed = prepared.weights_bytes + prepared.largest_bytes * 6 // 5 + _BESIDE_WEIGHTS
+    needed += _COPIES_OF_GRAPH * len(prepared.graph)
     if in_memory:
         needed += 3 * prepared.weights_bytes  # as they are given, as they are saved, and packed
     if is_rewritten:

@@ -76,8 +76,6 @@ cdef class Dispatcher:
     cdef void retry(self) noexcept nogil
     cdef int64_t serve(self, int group) noexcept nogil
     cdef int64_t spin_time(self, uint64_t typical_ns) noexcept nogil
-    cdef int num_streams_of(self, RequestState* request) noexcept nogil
-    cdef int width_of(self, int group) noexcept nogil
     cdef void stop_running(self, RequestState* request, Stage reason) noexcept nogil
     cdef wait(self, Request request)
     cdef abandon(self, Request request, Stage end)

@@ -316,16 +316,18 @@ cdef class Dispatcher:
         cdef bint moved
         cdef int cpu = self.cpu()
         cdef int group = self.groups.claim(self.group_of_cpu[cpu] if cpu >= 0 else -1)
-        cdef bint is_there
+        cdef bint is_there, hears_signals = is_main_thread()
         if group < 0:
             return 0
         owed.inbox = NULL
         is_there = cpu == self.pins.first_cpu[group]
-        # Never another model's long run: the caller only has time for short ones. relaxed: the
-        # count may be late, and then one long run is served here.
+        # Never another model's long run: the caller only has time for short ones. Nor, in the main
+        # thread, one that may be long: README, "A request's life". relaxed: the counts may be late,
+        # and then one such run is served here.
         while (
             num_served < most
             and not self.load.num_long.load(memory_order_relaxed)
+            and not (hears_signals and self.load.num_unknown.load(memory_order_relaxed))
             and self.gatherer.pop(&request)
         ):
             begin_batch(&batch, request)
@@ -387,7 +389,7 @@ cdef class Dispatcher:
                 has_begun = begin(request, self.gatherer.others_wait(request))
                 begin_batch(&batch, request)
                 if has_begun:
-                    self.gatherer.gather(&batch, self.width_of(wide), &owed)
+                    self.gatherer.gather(&batch, self.runner.width_of(wide), &owed)
                 if self.backlog.has_items():
                     # A pusher wakes one worker, but may find no group free while we own one that we
                     # then leave: so whoever pops a request and sees more wakes the next.
@@ -496,15 +498,6 @@ cdef class Dispatcher:
             return self.spin_ns
         # Where the wake-up that it might save is less than 1 % of a run: not at all.
         return 0 if typical_ns > 100 * wake_ns else <int64_t>wake_ns
-
-    cdef int num_streams_of(self, RequestState* request) noexcept nogil:
-        """How many streams a run that has ended had, together."""
-        return self.width_of(request.group.load(memory_order_relaxed))  # relaxed: it has ended
-
-    cdef int width_of(self, int group) noexcept nogil:
-        if not self.is_elastic:
-            return 1
-        return self.elastic.tree.high[group] - self.elastic.tree.low[group]
 
     cdef void stop_running(self, RequestState* request, Stage reason) noexcept nogil:
         """Asks a request that has begun, or is about to, to stop. The caller keeps it alive."""

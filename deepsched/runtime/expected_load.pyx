@@ -5,6 +5,7 @@ All atomics are relaxed: each is an estimate by itself, and nothing is read thro
 
 cimport cython
 from deepsched.runtime.elastic cimport NUM_COUNTERS
+from deepsched.runtime.known_short cimport is_known_short
 from deepsched.runtime.runner cimport SHORT_RUN_NS
 from libcpp.atomic cimport memory_order_relaxed
 
@@ -27,6 +28,9 @@ cdef class ExpectedLoad:
         self.ns.fetch_add(request.expected_ns, memory_order_relaxed)
         if request.expected_ns >= SHORT_RUN_NS:
             self.num_long.fetch_add(1, memory_order_relaxed)
+        request.may_be_long = not is_known_short(request.model.short_classes, request.inputs_key)
+        if request.may_be_long:
+            self.num_unknown.fetch_add(1, memory_order_relaxed)
         if self.is_elastic:
             self.elastic.num_queued[request.model.number % NUM_COUNTERS].fetch_add(
                 1, memory_order_relaxed
@@ -37,6 +41,8 @@ cdef class ExpectedLoad:
         self.ns.fetch_sub(request.expected_ns, memory_order_relaxed)
         if request.expected_ns >= SHORT_RUN_NS:
             self.num_long.fetch_sub(1, memory_order_relaxed)
+        if request.may_be_long:
+            self.num_unknown.fetch_sub(1, memory_order_relaxed)
         if self.is_elastic:
             self.elastic.num_queued[request.model.number % NUM_COUNTERS].fetch_sub(
                 1, memory_order_relaxed

@@ -14,6 +14,6 @@ cdef inline uint64_t mixed(uint64_t hash, uint64_t number) noexcept nogil:
 cdef uint64_t key_of(list inputs) except? 0
 cdef bint is_known_short(InputClass* classes, uint64_t key) noexcept nogil
 cdef void note_class(InputClass* classes, uint64_t key, bint is_short) noexcept nogil
-cdef void learn_length(
+cdef void learn_class(
     InputClass* classes, uint64_t key, uint64_t length_ns, int num_streams
 ) noexcept nogil

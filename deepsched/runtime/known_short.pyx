@@ -24,6 +24,9 @@ cdef uint64_t SHORT_ON_ONE_STREAM_NS = 200_000_000
 # An input with more elements is data.
 cdef Py_ssize_t MAX_NUMBERS = 8
 
+# Of numbers that a glance does not tell: bfloat16, complex and the like.
+cdef uint64_t UNKNOWN = 1 << 20
+
 # A key: 56 bits of a hash of the shapes, and the magnitude.
 cdef uint64_t MAGNITUDE = 0xFF
 cdef uint64_t LEFT_OUT = 0xC4CEB9FE1A85EC53u  # random: in the place of an input's shape
@@ -52,6 +55,8 @@ cdef uint64_t key_of(list inputs) except? 0:
             shapes = mixed(shapes, cnp.PyArray_DIM(array, axis))
         if cnp.PyArray_SIZE(array) <= MAX_NUMBERS:
             magnitude = max(magnitude, _magnitude(array))
+            if magnitude >= UNKNOWN:
+                return 0
     return (shapes & ~MAGNITUDE) | min(magnitude, MAGNITUDE) or 1
 
 
@@ -71,6 +76,8 @@ cdef uint64_t _magnitude(cnp.ndarray array) noexcept:
             num_bits += _float_bits((<float*>data)[i])
         elif type_num == cnp.NPY_FLOAT64:
             num_bits += _float_bits((<double*>data)[i])
+        elif type_num == cnp.NPY_FLOAT16:
+            num_bits += _half_bits((<uint16_t*>data)[i])
         elif type_num == cnp.NPY_INT16:
             num_bits += _integer_bits((<int16_t*>data)[i])
         elif type_num == cnp.NPY_INT8:
@@ -83,6 +90,8 @@ cdef uint64_t _magnitude(cnp.ndarray array) noexcept:
             num_bits += _integer_bits((<uint16_t*>data)[i])
         elif type_num == cnp.NPY_UINT8 or type_num == cnp.NPY_BOOL:
             num_bits += _integer_bits((<uint8_t*>data)[i])
+        else:
+            return UNKNOWN
     return num_bits
 
 
@@ -100,6 +109,14 @@ cdef uint64_t _float_bits(double number) noexcept:
     return <uint64_t>(exponent if exponent >= 0 else -exponent)
 
 
+cdef uint64_t _half_bits(uint16_t half) noexcept:
+    """As _float_bits."""
+    cdef int exponent = half >> 10 & 31
+    if half & 0x7FFF == 0:
+        return 0
+    return 100 if exponent == 31 else <uint64_t>(exponent - 14 if exponent >= 14 else 14 - exponent)
+
+
 cdef bint is_known_short(InputClass* classes, uint64_t key) noexcept nogil:
     """Whether inputs of the same shapes, and of this magnitude or a higher one, ran short."""
     # relaxed, here and below: one word, through which nothing is read.
@@ -107,7 +124,7 @@ cdef bint is_known_short(InputClass* classes, uint64_t key) noexcept nogil:
     return key != 0 and (known ^ key) & ~MAGNITUDE == 0 and key & MAGNITUDE <= known & MAGNITUDE
 
 
-cdef void learn_length(
+cdef void learn_class(
     InputClass* classes, uint64_t key, uint64_t length_ns, int num_streams
 ) noexcept nogil:
     """A run with inputs of this class has taken so long, on so many streams together."""

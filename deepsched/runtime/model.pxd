@@ -23,7 +23,7 @@ cdef class Model:
         self, Request request, Inbox inbox, object tag, bint block, bint is_producer,
         bint may_inline=*
     )
-    cdef bint submit_and_wait(self, Request request, uint64_t key, bint needs_turn) except -1
+    cdef bint submit_and_wait(self, Request request, bint needs_turn) except -1
     cdef bint check_interrupts(self, Request request) except -1
     cdef Model find_current(self)
     cdef Model successor(self)

@@ -14,14 +14,14 @@ from deepsched.runtime.estimates cimport Estimates, believe
 from deepsched.runtime.futex cimport WAKE_ALL, futex_wait, now_ns
 from deepsched.runtime.inbox cimport Inbox
 from deepsched.runtime.known_short cimport (
-    NUM_CLASSES, InputClass, is_known_short, key_of, learn_length,
+    NUM_CLASSES, InputClass, is_known_short, key_of,
 )
 from deepsched.runtime.measuring cimport measure, warm
 from deepsched.runtime.ort cimport OrtSession
 from deepsched.runtime.pool cimport fork_generation
 from deepsched.runtime.posix cimport SIGNAL_CHECK_NS, is_main_thread
 from deepsched.runtime.request cimport (
-    CANCELLED, CLOSING, DONE, EXPIRED, MOVED, NO_DEADLINE, OPEN, REFUSED, Request, Stage, enter,
+    CANCELLED, CLOSING, EXPIRED, MOVED, NO_DEADLINE, OPEN, REFUSED, Request, Stage, enter,
     leave, new_request, withdraw,
 )
 from deepsched.runtime.runner cimport is_short
@@ -117,31 +117,32 @@ cdef class Model:
         """Runs one request and returns its outputs; blocks. `inputs` in the graph's order, then any
         of `overridable`; None leaves one of these out."""
         cdef Request request = self.prepare(inputs, timeout, priority, check_inputs, shrinks)
-        cdef uint64_t key = key_of(request.borrowed)
         cdef Turnstile turnstile = self.dispatcher.turnstile
         cdef bint needs_turn, has_ended
+        request.state.inputs_key = key_of(request.borrowed)
         if enter(&self.state):
             needs_turn = turnstile.come(&request.state)
             try:
-                has_ended = self.submit_and_wait(request, key, needs_turn)
+                has_ended = self.submit_and_wait(request, needs_turn)
             finally:
                 turnstile.go(&request.state)
             if has_ended:
                 return request.outputs()
         return self.successor().run(inputs, time_left(request), priority, check_inputs, shrinks)
 
-    cdef bint submit_and_wait(self, Request request, uint64_t key, bint needs_turn) except -1:
+    cdef bint submit_and_wait(self, Request request, bint needs_turn) except -1:
         """Submits `request`, which has been counted in, and waits for its end.
 
-        `key`: of its inputs. `needs_turn`: it has to pass the turnstile first. False: it has been
-        counted out, since the model moved or closed while it waited for room.
+        `needs_turn`: it has to pass the turnstile first. False: it has been counted out, since the
+        model moved or closed while it waited for room.
         """
         cdef Dispatcher dispatcher = self.dispatcher
         cdef Submitted submitted = FULL
         # Python's signal handlers run in the main thread only, and not while it is inside ORT: there
         # a run that may be long is left to a worker, and Ctrl-C reaches the main thread in its wait.
         cdef bint may_inline = (
-            is_known_short(self.state.short_classes, key) or not is_main_thread()
+            is_known_short(self.state.short_classes, request.state.inputs_key)
+            or not is_main_thread()
         )
         while True:
             with nogil:
@@ -162,11 +163,6 @@ cdef class Model:
             return True
         if submitted == ACCEPTED:
             dispatcher.wait(request)
-        if request.state.stage.load(memory_order_relaxed) == DONE:  # relaxed: it has ended
-            learn_length(
-                self.state.short_classes, key, request.state.alone_ns,
-                dispatcher.num_streams_of(&request.state),
-            )
         return True
 
     cdef bint check_interrupts(self, Request request) except -1:
@@ -223,9 +219,13 @@ cdef class Model:
         if not enter(&self.state):
             return NotImplemented
         Py_INCREF(request)  # the node's; Inbox.take gives it back
-        if may_inline and request.parts_inputs is None:  # else whoever joined them has looked
-            request.key = key_of(request.borrowed)
-            may_inline = is_known_short(self.state.instant_classes, request.key)
+        if request.parts_inputs is None or not may_inline:  # else whoever joined them has looked
+            if is_producer or may_inline:  # a producer may `help`
+                request.state.inputs_key = key_of(request.borrowed)
+            request.is_loops = may_inline
+            may_inline = may_inline and is_known_short(
+                self.state.instant_classes, request.state.inputs_key
+            )
         if may_inline:
             with nogil:
                 submitted = dispatcher.submit(&request.state, True, 0)

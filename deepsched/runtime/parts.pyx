@@ -114,7 +114,8 @@ def start_together(
     del parts[num_parts:]
     request = prepare_parts(model, parts, 0)
     request.state.submitted_ns = submitted_ns
-    request.key = key_of(<list>parts[0])
+    request.state.inputs_key = key_of(<list>parts[0])
+    request.is_loops = True
     started = model.start_prepared(request, inbox, None, False, True, True)
     return (None if started is NotImplemented else started), len(parts)
 

@@ -82,8 +82,10 @@ cdef struct RequestState:
     bint is_trial  # its width is being tried
     bint is_refused  # not begun, though its deadline had not passed
     bint shrinks  # its end gives back the memory that it took
+    bint may_be_long  # as the backlog counts it
     uint64_t deadline_ns  # NO_DEADLINE: none
     uint64_t expected_ns  # what the backlog counts it for
+    uint64_t inputs_key  # the class of its inputs, by which it may be known to be short; 0: unknown
     uint64_t submitted_ns  # 0 until it is queued or, in a call that need not wait, begun
     uint64_t started_ns
     uint64_t ended_ns
@@ -106,7 +108,7 @@ cdef class Request:
     cdef readonly Inbox inbox
     cdef public object tag
     cdef readonly list parts_inputs  # of each of its parts, if it has several
-    cdef uint64_t key  # the class of its inputs, where that is to be learned; else 0
+    cdef bint is_loops  # whether inputs of its class are instant is to be learned
     cdef uint32_t generation
 
     cpdef list outputs(self)

@@ -74,9 +74,9 @@ cdef class Request:
             if code == ORT_INVALID_ARGUMENT and "while running" not in message:
                 raise InputError(f"onnxruntime does not take these inputs: {message}")
             raise InferenceError(f"onnxruntime failed (code {code}): {message}")
-        if self.key:
+        if self.is_loops and self.state.inputs_key:
             note_class(
-                self.state.model.instant_classes, self.key,
+                self.state.model.instant_classes, self.state.inputs_key,
                 self.state.alone_ns < (INSTANT_NS if self.state.by_worker else NOT_INSTANT_NS),
             )
         outputs = [None] * <Py_ssize_t>self.state.model.num_outputs

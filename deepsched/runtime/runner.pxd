@@ -23,6 +23,8 @@ cdef class Runner:
     cdef void learn_length(
         self, RequestState* request, int group, double company, uint64_t alone_ns
     ) noexcept nogil
+    cdef void learn_class_of(self, RequestState* request, int group, uint64_t length) noexcept nogil
+    cdef int width_of(self, int group) noexcept nogil
     cdef void learn_trial(
         self, RequestState* request, int group, double company, uint64_t alone_ns
     ) noexcept nogil

@@ -15,6 +15,7 @@ from deepsched.runtime.elastic cimport Elastic
 from deepsched.runtime.estimates cimport learn
 from deepsched.runtime.futex cimport now_ns
 from deepsched.runtime.histogram cimport add_one, record
+from deepsched.runtime.known_short cimport learn_class
 from deepsched.runtime.library cimport loaded_library
 from deepsched.runtime.ort cimport OrtStatus
 from deepsched.runtime.request cimport (
@@ -89,6 +90,7 @@ cdef class Runner:
         # A run that was stopped too late has its outputs, and is done.
         if end == DONE:
             self.learn_length(request, group, company, length)
+            self.learn_class_of(request, group, length)
         elif end == EXPIRED and has_run:
             # It would have taken longer.
             self.learn_trial(request, group, company, length + length // 2)
@@ -174,6 +176,8 @@ cdef class Runner:
                 end = DONE
                 if member.is_dropped:
                     end = <Stage>member.stop_reason.load(memory_order_relaxed)
+                elif has_run and status == NULL:
+                    self.learn_class_of(member, group, length if is_joined else alone_ns)
                 count_end(member, stats, end)
                 member = member.next_mate
         if status != NULL:
@@ -223,6 +227,19 @@ cdef class Runner:
                 (company + self.elastic.company(group)) / 2, alone_ns, request.is_trial,
                 request.ended_ns,
             )
+
+    cdef void learn_class_of(self, RequestState* request, int group, uint64_t length) noexcept nogil:
+        """A run with its inputs has ended, and takes so long."""
+        if request.inputs_key:
+            learn_class(
+                request.model.short_classes, request.inputs_key, length, self.width_of(group)
+            )
+
+    cdef int width_of(self, int group) noexcept nogil:
+        """How many streams it is."""
+        if not self.is_elastic:
+            return 1
+        return self.elastic.tree.high[group] - self.elastic.tree.low[group]
 
     cdef void learn_trial(
         self, RequestState* request, int group, double company, uint64_t alone_ns

@@ -394,6 +394,8 @@ cdef _raise_for_load(OrtStatus* status, model, str name):
         name = repr(os.fspath(model) if name is None else name)
     if code == ORT_NO_SUCHFILE:
         raise ModelNotFoundError(f"{name}: {message}")
+    if "bad_alloc" in message:  # what ORT says of a limit of address space, RLIMIT_AS
+        raise ModelError(f"{name} could not be opened: there is too little memory ({message})")
     # ORT's codes do not tell these apart: an unknown operator is INVALID_GRAPH, and so is a cycle.
     unsupported = (
         "opset", "IR version", "No Op registered", "is not a registered", "Could not find an impl",

@@ -161,12 +161,29 @@ cdef class ValueInfo:
             return np.asarray(array, dtype=object, order="C")
         if array.dtype != self.dtype:
             swapped = array.dtype.kind in "iufc" and array.dtype.newbyteorder("=") == self.dtype
-            untyped = isinstance(value, _UNTYPED) and np.can_cast(
-                array.dtype, self.dtype, "same_kind"
-            )
-            if not swapped and not untyped:
-                raise InputTypeError(self._type_complaint(array))
+            if not swapped:
+                array = self._from_numbers(value, array)
         return np.require(array, self.dtype, ["C_CONTIGUOUS", "ALIGNED"]).view(np.ndarray)
+
+    def _from_numbers(self, value, array):
+        """What can be made of `array`, which is `value` as numpy has it, if that has no type of its
+        own. numpy's choice need not be ours: of 0 and 2**63 it makes floats."""
+        if not isinstance(value, _UNTYPED):
+            raise InputTypeError(self._type_complaint(array))
+        if self.dtype.kind in "iu":
+            exact = np.asarray(value, object)
+            if all(isinstance(number, (int, np.integer, np.bool_)) for number in exact.flat):
+                limits = np.iinfo(self.dtype)
+                for number in exact.flat:
+                    if not limits.min <= number <= limits.max:
+                        raise InputTypeError(
+                            f"input {self.name!r}: expected {self._type_name()}, which has no "
+                            f"{number!r:.80}"
+                        )
+                return exact.astype(self.dtype)
+        elif not array.size or np.can_cast(array.dtype, self.dtype, "same_kind"):
+            return array
+        raise InputTypeError(self._type_complaint(array))
 
     cdef OrtValue* _strings(self, cnp.ndarray array) except NULL:
         cdef list encoded = []
