@@ -1,6 +1,6 @@
 """The schedulers on machines that are not at hand: a discrete-event model with the real policy.
 
-    python -m bench.simulate [--synthetic 2:1:4:8] [--serial 0.02] [--scales-to 8] [--shared 0.5]
+    python -m bench.simulate [--synthetic 2:1:4:8] [--scales-to 8] [--shared 0.5] [--seeds 3]
 
 Requests arrive, take a core group by the policy of each scheduler, and leave. A run takes as long
 as the speed-up curve says, varied at random; slower beside others, with which it shares memory
@@ -17,6 +17,7 @@ import itertools
 import json
 import math
 import random
+import statistics
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ from deepsched.machine.topology import Topology
 from deepsched.runtime.estimates import Learner
 from deepsched.runtime.policy import PolicyTree
 from deepsched.scheduling.group_tree import GroupTree, tree_of
+
+LOADS = "0.05,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.85,0.9,0.95"
 
 Lengths = Callable[[int, float], float]
 """The length of a run on so many cores that begins at a time, alone; both in seconds."""
@@ -133,13 +136,20 @@ class Elastic(FixedWidth):
 
     def choose(self, busy: Sequence[Run | None], num_waiting: int, now: float) -> tuple[int, bool]:
         busy_ns = [_ns(run.left_s / run.speed) if run else 0 for run in busy]
-        if not all(busy_ns) and any(busy_ns):  # as the worker of a leaf that is free asks
-            leaf = busy_ns.index(0)
+        group = -1
+        for _ in range(2):  # where the worker that is woken has the first one wait, one more is
+            group, _ = self._learner.decide(busy_ns, -1, num_waiting, _ns(now), may_try=False)
+            leaf = self._leaves[group][0]
+            if busy_ns[leaf]:
+                leaf = busy_ns.index(0)
             group, _ = self._learner.decide(busy_ns, leaf, num_waiting, _ns(now), may_hold=True)
-            low, high = self._leaves[group]
-            if any(busy_ns[low:high]):
-                return group, False
-        return self._learner.decide(busy_ns, -1, num_waiting, _ns(now))
+            if not self._is_busy(busy_ns, group):
+                return self._learner.decide(busy_ns, leaf, num_waiting, _ns(now))
+        return group, False
+
+    def _is_busy(self, busy_ns: Sequence[int], group: int) -> bool:
+        low, high = self._leaves[group]
+        return any(busy_ns[low:high])
 
     def learn(self, run: Run, company: float, now: float) -> None:
         self._learner.learn(run.group, company, _ns(now - run.began), run.is_trial, _ns(now))
@@ -244,13 +254,13 @@ def in_phases(near: Lengths, far: Lengths, phase_s: float) -> Lengths:
 
 
 def compare(
-    topology: Topology,
-    run_s: Lengths,
-    shared: float,
-    loads: Sequence[float],
-    num_requests: int,
-) -> dict[float, dict[str, Result]]:
-    """All fixed settings and elastic at shares of the highest capacity of any."""
+    topology: Topology, run_s: Lengths, shared: float, load: float, num_requests: int, seed: int
+) -> dict[str, Result]:
+    """All fixed settings that can serve it, and elastic, at a share of the highest capacity of any.
+
+    The same requests for each: they arrive at the same times, and the nth to begin is as much
+    longer or shorter than usual.
+    """
     num_cores = len(topology.cores)
     counts = [count for count in range(1, num_cores + 1) if num_cores % count == 0]
     trees = {count: tree_of(partition(topology, num_streams=count).streams) for count in counts}
@@ -258,24 +268,33 @@ def compare(
     def capacity(count: int) -> float:
         return count / run_s(num_cores // count, 0.0) / (1 + shared * (count > 1))
 
-    results: dict[float, dict[str, Result]] = {}
-    for load in loads:
-        rate = load * max(capacity(count) for count in counts)
-        results[load] = {
-            f"{count} streams": simulate(
-                Machine(trees[count], run_s, shared),
-                FixedWidth(),
-                poisson(rate),
-                num_requests=num_requests,
-            )
-            for count in counts
-            if rate < 0.99 * capacity(count)
-        }
-        machine = Machine(trees[num_cores], run_s, shared)
-        results[load]["elastic"] = simulate(
-            machine, Elastic(machine), poisson(rate), num_requests=num_requests
+    rate = load * max(capacity(count) for count in counts)
+    results = {
+        f"{count} streams": simulate(
+            Machine(trees[count], run_s, shared, seed=seed),
+            FixedWidth(),
+            poisson(rate, seed),
+            num_requests=num_requests,
         )
+        for count in counts
+        if rate < 0.99 * capacity(count)
+    }
+    machine = Machine(trees[num_cores], run_s, shared, seed=seed)
+    results["elastic"] = simulate(
+        machine, Elastic(machine), poisson(rate, seed), num_requests=num_requests
+    )
     return results
+
+
+def ratios(results: Sequence[dict[str, Result]], figure: str) -> tuple[str, list[float]]:
+    """The best fixed setting by its mean over the seeds, and by seed what elastic has of it."""
+    fixed = {
+        name: statistics.fmean(getattr(by[name], figure) for by in results)
+        for name in results[0]
+        if name != "elastic"
+    }
+    best = min(fixed, key=lambda name: fixed[name])
+    return best, [getattr(by["elastic"], figure) / getattr(by[best], figure) for by in results]
 
 
 def main() -> None:
@@ -285,35 +304,41 @@ def main() -> None:
     parser.add_argument("--scales-to", type=int, default=8, help="cores")
     parser.add_argument("--shared", type=float, default=0.0, help="see Machine.shared")
     parser.add_argument("--requests", type=int, default=20_000)
+    parser.add_argument("--seeds", type=int, default=3, help="how often, with other arrivals")
+    parser.add_argument("--loads", default=LOADS, help="shares of the highest capacity")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     packages, nodes, l3s, cores = (int(part) for part in args.synthetic.split(":")[:4])
     topology = Topology.synthetic(packages, nodes, l3s, cores)
-    loads = [0.05, *(round(0.1 * step, 1) for step in range(1, 10)), 0.95]
-    results = compare(
-        topology, amdahl(args.serial, args.scales_to, 0.01), args.shared, loads, args.requests
-    )
-    if args.json:
-        shown = {
-            load: {name: result[:-1] for name, result in by.items()} for load, by in results.items()
-        }
-        print(json.dumps(shown))
-        return
-    table = Table(
-        "load", "elastic mean", "best fixed", "ratio", "elastic p99", "best fixed", "ratio"
-    )
-    for load, by_name in results.items():
-        mine = by_name["elastic"]
-        row = [f"{load:g}"]
-        for figure in ("mean", "p99"):
-            name, best = min(
-                ((name, getattr(it, figure)) for name, it in by_name.items() if name != "elastic"),
-                key=lambda pair: pair[1],
-            )
-            value = getattr(mine, figure)
-            row += [f"{1e3 * value:.3f} ms", f"{1e3 * best:.3f} ({name})", f"{value / best:.2f}"]
-        table.add_row(*row)
-    Console().print(table)
+    run_s = amdahl(args.serial, args.scales_to, 0.01)
+    table = Table("load", "elastic", "best fixed", "mean", "p99", "trials")
+    for load in map(float, args.loads.split(",")):
+        results = [
+            compare(topology, run_s, args.shared, load, args.requests, seed)
+            for seed in range(args.seeds)
+        ]
+        if args.json:
+            shown = [{name: it[:-1] for name, it in by.items()} for by in results]
+            print(json.dumps({"load": load, "results": shown}), flush=True)
+            continue
+        best, of_mean = ratios(results, "mean")
+        _, of_p99 = ratios(results, "p99")
+        row = [
+            f"{1e3 * statistics.fmean(by[name].mean for by in results):.2f} ms"
+            for name in ("elastic", best)
+        ]
+        row[1] += f" ({best})"
+        row += [
+            f"{statistics.fmean(of):.3f} ± {statistics.stdev(of) if len(of) > 1 else 0:.3f}"
+            for of in (of_mean, of_p99)
+        ]
+        trials = statistics.fmean(by["elastic"].trials for by in results)
+        table.add_row(f"{load:g}", *row, f"{trials:.2%}")
+    if not args.json:
+        Console().print(table)
+        print(
+            "mean, p99: what elastic has of the best fixed setting's, and how that varies by seed"
+        )
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ cdef enum Submitted:
 cdef class Dispatcher:
     cdef readonly Backlog backlog
     cdef CoreGroups groups
-    cdef Elastic elastic  # None: every request takes one stream
+    cdef readonly Elastic elastic  # None: every request takes one stream
     cdef bint is_elastic
     cdef readonly int num_groups  # the streams, and the wider groups of an elastic context
     cdef WorkerPool pool
@@ -67,11 +67,12 @@ cdef class Dispatcher:
     cdef int cpu(self) noexcept nogil
     cdef int here(self) noexcept nogil
     cdef void kick(self, WakePolicy policy) noexcept nogil
+    cdef bint look_around(self, int leaf, uint64_t own, uint64_t now) noexcept nogil
     cdef void leave_group(self, int group, WakePolicy policy) noexcept nogil
     cdef int help(self, int most) noexcept nogil
     cdef uint64_t mask_of(self, int group) noexcept nogil
     cdef void run_on_worker(self, Batch* batch, int group, int leaf) noexcept nogil
-    cdef int64_t hold(self, int leaf, uint64_t own) noexcept nogil
+    cdef int64_t hold(self, int leaf, uint64_t* own) noexcept nogil
     cdef void release_stream(self, int leaf, uint64_t own) noexcept nogil
     cdef void retry(self) noexcept nogil
     cdef int64_t serve(self, int group) noexcept nogil

@@ -1,4 +1,5 @@
 from deepsched.runtime.backlog import Backlog
+from deepsched.runtime.elastic import Elastic
 from deepsched.runtime.pins import Pins
 from deepsched.runtime.policy import PolicyTree
 from deepsched.runtime.tracing import Tracer
@@ -26,6 +27,8 @@ class Dispatcher:
     def wake_up_ns(self) -> int: ...
     @property
     def backlog(self) -> Backlog: ...
+    @property
+    def elastic(self) -> Elastic | None: ...
     @property
     def pins(self) -> Pins: ...
     @property

@@ -66,7 +66,7 @@ cdef class Dispatcher:
         self.groups = CoreGroups(num_streams)
         self.num_groups = num_streams
         if tree is not None:
-            self.elastic = Elastic(tree, self.groups)
+            self.elastic = Elastic(tree, self.groups, cpus_by_group[0] is not None)
             self.is_elastic = True
             self.num_groups = tree.tree.num_groups
         self.pool = WorkerPool(num_streams)
@@ -169,7 +169,8 @@ cdef class Dispatcher:
         begin_batch(&batch, request)
         self.runner.run_batch(&batch, group, self.mask_of(leaf))
         self.move_back(&own, moved, request, group, leaf)
-        self.leave_group(leaf, WAKE_ANY)
+        if not self.look_around(leaf, self.mask_of(leaf), request.ended_ns):
+            self.leave_group(leaf, WAKE_ANY)
         return True
 
     cdef Submitted submit(
@@ -303,6 +304,28 @@ cdef class Dispatcher:
         if self.backlog.places.load(memory_order_seq_cst):
             self.kick(policy)
 
+    cdef bint look_around(self, int leaf, uint64_t own, uint64_t now) noexcept nogil:
+        """If that is due, nobody waits and the neighbour of `leaf` idles, has their workers see how far
+        apart they are. True: these own both leaves from here on. README, "Ping-pong".
+
+        `own`: of the two, what the caller owns.
+        """
+        cdef int other
+        if (
+            not self.is_elastic or not self.elastic.distances.is_due(now)
+            or self.backlog.places.load(memory_order_relaxed)  # a hint
+            or not self.elastic.distances.begin(leaf)
+        ):
+            return False
+        other = self.elastic.distances.neighbours[leaf]
+        if not self.groups.claim_all((self.mask_of(leaf) | self.mask_of(other)) & ~own):
+            self.elastic.distances.give_up(now)
+            return False
+        self.elastic.distances.appoint(leaf)
+        self.pool.wake(other)
+        self.pool.wake(leaf)
+        return True
+
     cdef int help(self, int most) noexcept nogil:
         """Serves at most `most` requests on the calling thread; returns how many.
 
@@ -361,6 +384,8 @@ cdef class Dispatcher:
         # they released in between, a pusher would wake their workers, and the next run be narrow.
         cdef uint64_t own = 0
         owed.inbox = NULL
+        if self.is_elastic:
+            self.elastic.distances.play(group)
         while True:
             own = self.mask_of(group)
             is_drained = False
@@ -373,7 +398,7 @@ cdef class Dispatcher:
                     if self.backlog.has_items():
                         self.kick(WAKE_ANY)
                     return 0
-                held_ns = self.hold(group, own) if self.is_elastic else 0
+                held_ns = self.hold(group, &own) if self.is_elastic else 0
                 if held_ns:
                     flush(&owed)
                     return -held_ns
@@ -416,6 +441,7 @@ cdef class Dispatcher:
                 self.release_stream(group, own)
             # Release, then look again: README, "No lost wake-up".
             if not self.backlog.has_items():
+                self.look_around(group, 0, now_ns())
                 return self.spin_time(typical_ns)
             mine = self.groups.claim(group)
             if mine != group:
@@ -461,30 +487,42 @@ cdef class Dispatcher:
             self.pins.move_worker(leaf)
         self.check_pins(batch.first, group, leaf)
 
-    cdef int64_t hold(self, int leaf, uint64_t own) noexcept nogil:
+    cdef int64_t hold(self, int leaf, uint64_t* own) noexcept nogil:
         """How long the next request should wait for another group around `leaf`, in ns; 0: no wait.
 
-        If so, `own`, the leaves that the caller has, have been given up. README, "How wide".
+        If so, `own`, the leaves that the caller has, have been given up; if not, it may have more.
+        README, "How wide".
         """
         cdef size_t num_waiting = self.backlog.places.load(memory_order_relaxed)  # a guess
-        cdef uint64_t held_ns
+        cdef uint64_t held_ns, wanted
         cdef int group
         # Of several models, the first in the line may be another than the one that is known here.
         if not num_waiting or self.elastic.is_mixed(num_waiting):
             return 0
-        group = self.elastic.decide(&self.elastic.latest, leaf, own, num_waiting, MAY_HOLD).group
-        held_ns = self.elastic.busy_ns(group, own)
-        if not held_ns and self.elastic.tree.mask[group] & own:
+        group = self.elastic.decide(
+            &self.elastic.latest, leaf, own[0], num_waiting, MAY_HOLD
+        ).group
+        held_ns = self.elastic.busy_ns(group, own[0])
+        wanted = self.elastic.tree.mask[group]
+        if not held_ns and wanted & own[0]:
             return 0
-        self.groups.release_all(own)
+        self.groups.release_all(own[0])
         if not held_ns:  # a free group elsewhere: let a worker there serve it
             self.kick(WAKE_ANY)
             return BRIEFLY_HELD_NS
+        # It may be only this group that is kept clear, for a trial.
+        group = self.elastic.decide(&self.elastic.latest, -1, 0, num_waiting, MAY_NOT_TRY).group
+        if not self.elastic.busy_ns(group, 0):
+            self.kick(WAKE_ANY)
         # Release, then look whether somebody runs who will look at the backlog after that. seq_cst.
         if self.elastic.num_running.load(memory_order_seq_cst) > 0:
             return held_ns
+        # Others that have a part of the group have just come, as we have: for as many requests
+        # their workers were woken. Of those that want all of it, the last one gets it.
+        if wanted & own[0]:
+            own[0] = wanted
         # If another thread has a part of it by now, it will look at the backlog.
-        return 0 if self.groups.claim_all(own) else held_ns
+        return 0 if self.groups.claim_all(own[0]) else held_ns
 
     cdef void retry(self) noexcept nogil:
         """Wakes a worker for a request that was held for as long as expected."""

@@ -1,3 +1,4 @@
+from deepsched.runtime.distances cimport Distances
 from deepsched.runtime.estimates cimport Decision, Demand, Estimates, Trying
 from deepsched.runtime.groups cimport CoreGroups
 from deepsched.runtime.policy cimport MAX_LEAVES, Tree
@@ -14,6 +15,7 @@ cdef class Elastic:
     cdef char _pad0[64]
     cdef atomic[int32_t] num_running
     cdef Demand demand
+    cdef readonly Distances distances
     cdef Estimates latest  # of the model that a request arrived for last: a copy
     cdef atomic[uint32_t] num_queued[NUM_COUNTERS]  # by model, some of which share one
     cdef atomic[double] request_cost  # of the latest model's requests, in runs of one

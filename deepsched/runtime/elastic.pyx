@@ -5,8 +5,9 @@ it says, a group is used only after it has been claimed.
 """
 
 cimport cython
+from deepsched.runtime.distances cimport Distances
 from deepsched.runtime.estimates cimport (
-    ALONE, CROWD, MAY_NOT_TRY, Trying, decide, record_demand,
+    ALONE, CROWD, MAY_NOT_TRY, Trying, decide, doubt, record_demand,
 )
 from deepsched.runtime.futex cimport now_ns
 from deepsched.runtime.groups cimport count_bits
@@ -26,11 +27,13 @@ cdef uint64_t MEASURING_NS = 1_000_000_000
 @cython.final
 @cython.no_gc_clear  # as Dispatcher
 cdef class Elastic:
-    """Elastic state of one dispatcher; `groups` are its streams, the leaves of `tree`."""
+    """Elastic state of one dispatcher; `groups` are its streams, the leaves of `tree`. `is_pinned`:
+    each has a core of its own."""
 
-    def __cinit__(self, PolicyTree tree not None, CoreGroups groups not None):
+    def __cinit__(self, PolicyTree tree not None, CoreGroups groups not None, bint is_pinned):
         self.tree = tree.tree
         self.groups = groups
+        self.distances = Distances(tree, is_pinned)
         self.demand.born_ns = now_ns()
         self.demand.rolled_ns.store(self.demand.born_ns, memory_order_relaxed)
         self.request_cost.store(1.0, memory_order_relaxed)
@@ -42,6 +45,10 @@ cdef class Elastic:
         run of one: less than 1 where several run together."""
         cdef int32_t running = max(0, self.num_running.load(memory_order_relaxed))
         cdef int company, level
+        cdef uint32_t num_changes = self.distances.num_changes.load(memory_order_relaxed)
+        if estimates.num_changes.load(memory_order_relaxed) != num_changes:
+            estimates.num_changes.store(num_changes, memory_order_relaxed)
+            doubt(&self.tree, estimates)
         for level in range(self.tree.num_levels):
             for company in range(CROWD, ALONE - 1, -1):  # alone is what says that it is known
                 self.latest.run_ns[company][level].store(

@@ -18,7 +18,9 @@ cdef struct Estimates:
     atomic[uint64_t] learned_ns[2][MAX_LEVELS]  # when a run last told; 0: none did
     atomic[uint64_t] tried_ns[MAX_LEVELS]  # when a trial of it began
     atomic[int64_t] credit_ns  # what trials may still cost
+    atomic[int32_t] num_settling  # runs whose length the last trial may still have to do with
     atomic[uint32_t] stays_narrow  # each request takes one stream, whatever is believed
+    atomic[uint32_t] num_changes  # of the machine, that were seen before this was believed
 
 cdef struct Demand:
     # What arrives at a context, and the trial that goes on there.
@@ -29,8 +31,9 @@ cdef struct Demand:
     atomic[uint32_t] num_arrived
     atomic[uint32_t] most  # requests in the system, of the last few arrivals,
     atomic[uint32_t] most_before  # and of as many before
-    atomic[int32_t] trial_left  # how many more requests take `trial_level`
+    atomic[int32_t] trial_left  # how many more requests take `trial_level`,
     atomic[int32_t] trial_level
+    atomic[int32_t] trial_group  # within this group
     atomic[uint32_t] trial_number  # of the model that it is of
     atomic[uint64_t] trial_until_ns
 
@@ -39,6 +42,7 @@ cdef struct Decision:
     bint is_trial
 
 cdef void believe(Estimates* estimates, int level, double run_ns, uint64_t now) noexcept nogil
+cdef void doubt(const Tree* tree, Estimates* estimates) noexcept nogil
 cdef void read_lengths(const Tree* tree, Estimates* estimates, Lengths* lengths) noexcept nogil
 cdef void record_demand(
     Demand* demand, uint32_t num_in_system, uint64_t run_ns, uint64_t now

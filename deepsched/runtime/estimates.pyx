@@ -7,7 +7,9 @@ update that is lost to another thread does no harm. Time comes from the caller, 
 """
 
 cimport cython
-from deepsched.runtime.policy cimport choose_group, length_at, make_plan
+from deepsched.runtime.policy cimport (
+    MAX_LEAVES, choose_group, length_at, make_plan, price_of_time,
+)
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libcpp.atomic cimport memory_order_relaxed
 
@@ -27,6 +29,7 @@ cdef double TRIAL_SHARE = 0.01
 cdef double COSTLY_TRIAL = 1.25
 cdef double MOST_CREDIT = 4  # runs
 cdef double MOST_CHARGE = 16  # runs; more would be an accident, and end trials for minutes
+cdef double EASY_SPARE = 0.5  # with less of its capacity left, an open system feels what is lost
 
 # A wide group whose cores have served narrow runs has its threads asleep and the caches full of what
 # those read: the first runs there tell little. (33 MB of weights on two cores: 1.2 times the length
@@ -40,7 +43,7 @@ cdef double TELLING_GAIN = 1 / 4.0
 cdef double HOPELESS = 0.25  # what it loses, as a share of a run of the plan's width
 
 # The load is averaged over so many runs, and at least over this time.
-cdef double WINDOW_RUNS = 8
+cdef double WINDOW_RUNS = 16
 cdef double WINDOW_NS = 2_000_000
 
 # Arrivals over which the most requests in the system are kept; a power of two.
@@ -56,6 +59,18 @@ cdef void believe(Estimates* estimates, int level, double run_ns, uint64_t now) 
     for company in range(2):
         estimates.run_ns[company][level].store(run_ns, memory_order_relaxed)
         estimates.learned_ns[company][level].store(now if run_ns else 0, memory_order_relaxed)
+
+
+cdef void doubt(const Tree* tree, Estimates* estimates) noexcept nogil:
+    """The machine has changed: what several leaves together take counts until runs tell, each of
+    which counts for much, and they are tried at once, whatever earlier trials have cost."""
+    cdef int company, level
+    for level in range(1, tree.num_levels):
+        for company in range(2):
+            estimates.learned_ns[company][level].store(0, memory_order_relaxed)
+        estimates.tried_ns[level].store(0, memory_order_relaxed)
+    if estimates.credit_ns.load(memory_order_relaxed) < 0:
+        estimates.credit_ns.store(0, memory_order_relaxed)
 
 
 cdef void read_lengths(const Tree* tree, Estimates* estimates, Lengths* lengths) noexcept nogil:
@@ -108,13 +123,21 @@ cdef void learn(
     if estimates.credit_ns.load(memory_order_relaxed) < <int64_t>(MOST_CREDIT * length_ns):
         estimates.credit_ns.fetch_add(<int64_t>(TRIAL_SHARE * length_ns), memory_order_relaxed)
     if not is_trial:
+        if estimates.num_settling.load(memory_order_relaxed) > 0:
+            estimates.num_settling.fetch_sub(1, memory_order_relaxed)
+            read_lengths(tree, estimates, &lengths)
+            best_ns = length_at(&lengths, level, company)
+            estimates.credit_ns.fetch_sub(
+                <int64_t>(min(<double>length_ns, 2 * best_ns) - best_ns), memory_order_relaxed
+            )
         follow(estimates, level, company, <double>length_ns, LEAST_GAIN, now)
         return
+    estimates.num_settling.store(WARMING_RUNS, memory_order_relaxed)
     read_lengths(tree, estimates, &lengths)
     load = read_load(demand)
     plan = make_plan(tree, &lengths, &load)
     best_ns = length_at(&lengths, plan.level, plan.company[plan.level])
-    lost_ns = <double>length_ns - best_ns + plan.price * (
+    lost_ns = <double>length_ns - best_ns + price_of_time(tree, &plan, 1) * (
         <double>length_ns * tree.width[level] - best_ns * tree.width[plan.level]
     )
     num_left = demand.trial_left.load(memory_order_relaxed) if level > plan.level else 0
@@ -125,6 +148,9 @@ cdef void learn(
         follow(estimates, level, company, <double>length_ns, TELLING_GAIN, now)
     if lost_ns > 0.05 * best_ns and num_left < TELLING_RUNS:
         lost_ns = max(COSTLY_TRIAL * best_ns, min(lost_ns, MOST_CHARGE * best_ns))
+    # Of requests that come at random, the less capacity is spare the more wait for what is lost.
+    if plan.is_open and plan.spare < EASY_SPARE:
+        lost_ns *= EASY_SPARE / plan.spare
     if lost_ns > 0:
         estimates.credit_ns.fetch_sub(<int64_t>lost_ns, memory_order_relaxed)
 
@@ -259,16 +285,62 @@ cdef uint64_t trial_ns(const Lengths* lengths, const Plan* plan) noexcept nogil:
 
 
 cdef void begin_trial(
-    Demand* demand, Estimates* estimates, int level, int32_t num_requests, uint64_t until_ns,
-    uint64_t now,
+    Demand* demand, Estimates* estimates, int group, int level, int32_t num_requests,
+    uint64_t until_ns, uint64_t now,
 ) noexcept nogil:
     demand.trial_number.store(
         estimates.number.load(memory_order_relaxed), memory_order_relaxed
     )
+    demand.trial_group.store(group, memory_order_relaxed)
     demand.trial_level.store(level, memory_order_relaxed)
     demand.trial_until_ns.store(until_ns, memory_order_relaxed)
     demand.trial_left.store(num_requests, memory_order_relaxed)
     estimates.tried_ns[level].store(now, memory_order_relaxed)
+
+
+cdef bint takes_part(
+    const Tree* tree, Demand* demand, const uint64_t* busy_ns, int leaf, Trying trying,
+    Decision* decision,
+) noexcept nogil:
+    """Whether the request is one of the trial that goes on, or is to wait for it."""
+    cdef int region = demand.trial_group.load(memory_order_relaxed)
+    cdef int level = demand.trial_level.load(memory_order_relaxed)
+    cdef int other, group
+    for other in range(tree.low[region], tree.high[region]):
+        if busy_ns[other] or (leaf >= 0 and other != leaf):
+            continue
+        group = group_around(tree, other, level)
+        if not is_busy(tree, busy_ns, group):
+            decision.group = group
+            if trying == MAY_TRY:
+                demand.trial_left.fetch_sub(1, memory_order_relaxed)
+                decision.is_trial = True
+            return True
+        if group == region and trying == MAY_HOLD:
+            decision.group = region
+            return True
+    return False
+
+
+cdef const uint64_t* kept_clear(
+    const Tree* tree, Demand* demand, const Lengths* lengths, const uint64_t* busy_ns,
+    uint64_t* taken_ns,
+) noexcept nogil:
+    """`busy_ns` for those that take no part in a trial: the group for which that waits is taken.
+    `taken_ns`: room for it."""
+    cdef int region = demand.trial_group.load(memory_order_relaxed)
+    cdef int level = demand.trial_level.load(memory_order_relaxed)
+    cdef int leaf
+    cdef uint64_t busiest = 0
+    if tree.level_of[region] != level:
+        return busy_ns
+    for leaf in range(tree.num_leaves):
+        taken_ns[leaf] = busy_ns[leaf]
+        if tree.low[region] <= leaf < tree.high[region]:
+            busiest = max(busiest, busy_ns[leaf])
+    for leaf in range(tree.low[region], tree.high[region]):
+        taken_ns[leaf] = busiest + <uint64_t>lengths.crowd[level]
+    return taken_ns
 
 
 cdef Decision decide(
@@ -280,6 +352,8 @@ cdef Decision decide(
     cdef Lengths lengths
     cdef Load load = read_load(demand)
     cdef Plan plan
+    cdef uint64_t taken_ns[MAX_LEAVES]
+    cdef bint is_ours
     cdef int level, group, other
     cdef int32_t num_requests = 1
     cdef uint64_t busiest = 0
@@ -289,26 +363,19 @@ cdef Decision decide(
     # Where nothing is known, a run on a leaf tells something.
     if estimates.stays_narrow.load(memory_order_relaxed) or not lengths.alone[0]:
         return decision
-    if (
-        trying != MAY_NOT_TRY
-        and is_trying(demand, now)
-        and demand.trial_number.load(memory_order_relaxed)
+    is_ours = is_trying(demand, now) and (
+        demand.trial_number.load(memory_order_relaxed)
         == estimates.number.load(memory_order_relaxed)
-    ):
-        group = leaf if leaf >= 0 else first_free(tree, busy_ns)
-        group = group_around(tree, group, demand.trial_level.load(memory_order_relaxed))
-        if trying == MAY_HOLD:
-            decision.group = group
+    )
+    if is_ours:
+        if trying != MAY_NOT_TRY and takes_part(tree, demand, busy_ns, leaf, trying, &decision):
             return decision
-        if not is_busy(tree, busy_ns, group):
-            demand.trial_left.fetch_sub(1, memory_order_relaxed)
-            decision.group = group
-            decision.is_trial = True
-            return decision
+        busy_ns = kept_clear(tree, demand, &lengths, busy_ns, taken_ns)
     plan = make_plan(tree, &lengths, &load)
     decision.group = group = choose_group(tree, &lengths, &plan, busy_ns, leaf, num_waiting)
     if (
         trying == MAY_NOT_TRY
+        or is_ours
         or is_busy(tree, busy_ns, group)
         or tree.level_of[group] != plan.level
         or not (leaf < 0 or tree.low[group] <= leaf < tree.high[group])
@@ -329,12 +396,13 @@ cdef Decision decide(
         for other in range(tree.low[group], tree.high[group]):
             busiest = max(busiest, busy_ns[other])
         begin_trial(
-            demand, estimates, level, num_wide_trials(tree, &lengths, &plan, level),
+            demand, estimates, group, level, num_wide_trials(tree, &lengths, &plan, level),
             now + 2 * busiest + trial_ns(&lengths, &plan), now,
         )
         decision.group = group
         return decision
     if level > plan.level:
+        decision.group = group
         num_requests = num_wide_trials(tree, &lengths, &plan, level)
     # In company, a narrower width is tried by as many requests as keep the same leaves busy,
     # twice: those of the second turn have full company from start to end.
@@ -343,7 +411,7 @@ cdef Decision decide(
             <int32_t>load.population, 2 * tree.width[plan.level] // tree.width[level]
         )
     begin_trial(
-        demand, estimates, level, num_requests - 1,
+        demand, estimates, decision.group, level, num_requests - 1,
         now + trial_ns(&lengths, &plan), now,
     )
     decision.group = group
@@ -409,6 +477,10 @@ cdef class Learner:
             &self._tree.tree, &self._demand, &self._estimates, group, company, length_ns, is_trial,
             now,
         )
+
+    def doubt(self) -> None:
+        """The machine has changed: what is believed of wide groups has lost its weight."""
+        doubt(&self._tree.tree, &self._estimates)
 
     @property
     def lengths(self) -> list[tuple[float, float]]:

@@ -474,6 +474,9 @@ cdef class Model:
         """Sets what the elastic policy is to believe until runs tell: the run length by core group
         when nothing else runs, in ns; 0: unknown. Groups of one width share it."""
         cdef Dispatcher dispatcher = self.dispatcher
+        self.state.estimates.num_changes.store(
+            dispatcher.elastic.distances.num_changes.load(memory_order_relaxed), memory_order_relaxed
+        )
         for group, ns in enumerate(run_ns):
             believe(self.state.estimates, dispatcher.elastic.tree.level_of[group], ns, now_ns())
 

@@ -33,15 +33,17 @@ cdef struct Load:
 cdef struct Plan:
     int level  # whose groups would serve this load best if all requests took them
     uint64_t usable  # a bit for each level that is worth its width
-    double price  # what a leaf's time is worth: ns of latency for each ns
     double company[MAX_LEVELS]  # share of the other leaves that will be busy beside such a run
-    bint is_frugal  # `level` takes less leaf time than any narrower
+    bint is_frugal  # `level` takes no more leaf time than any narrower
+    bint is_open  # requests arrive whatever becomes of the others
     double spare  # share of its capacity that the machine has left, at least MIN_SPARE
+    double soon  # how many are likely to wait soon, where nobody does
 
 cdef class PolicyTree:
     cdef Tree tree
 
 cdef Plan make_plan(const Tree* tree, const Lengths* lengths, const Load* load) noexcept nogil
+cdef double price_of_time(const Tree* tree, const Plan* plan, double num_waiting) noexcept nogil
 cdef double length_at(const Lengths* lengths, int level, double company) noexcept nogil
 cdef int choose_group(
     const Tree* tree, const Lengths* lengths, const Plan* plan, const uint64_t* busy_ns, int leaf,

@@ -15,6 +15,9 @@ cdef double MIN_GAIN = 0.05
 # Below this, the price of a leaf's time would follow the noise of the estimated load.
 cdef double MIN_SPARE = 0.05
 
+# At full load, how many are as good as waiting where nobody does yet.
+cdef double SOON = 2
+
 
 cdef int room_around(const Tree* tree, uint64_t busy, int group) noexcept nogil:
     """Leaves in the widest free group around `group`, which is free. `busy`: a bit for each leaf."""
@@ -37,13 +40,14 @@ cdef Plan make_plan(const Tree* tree, const Lengths* lengths, const Load* load) 
     """
     cdef Plan plan
     cdef double run_ns[MAX_LEVELS]
-    cdef double latency, least = -1, shortest = 0, count, rate, used
-    cdef double longer, saved, low = 0, high = -1
+    cdef double latency, open_latency, least = -1, shortest = 0, count, rate, used
+    cdef double demanded = load.offered / lengths.crowd[0]
+    cdef bint is_open
     cdef int level
     plan.level = 0
     plan.usable = 1
-    plan.price = 0
     plan.spare = MIN_SPARE
+    plan.is_open = False
     for level in range(tree.num_levels):
         plan.company[level] = 0
         if not lengths.alone[level]:
@@ -53,64 +57,52 @@ cdef Plan make_plan(const Tree* tree, const Lengths* lengths, const Load* load) 
             plan.company[level] = min(
                 1.0,
                 max(0.0, load.population - 1) / (count - 1),
-                load.offered * lengths.crowd[level] / lengths.crowd[0] / count,
+                demanded * lengths.crowd[level] / count,
             )
         run_ns[level] = length_at(lengths, level, plan.company[level])
         if level and run_ns[level] > (1 - MIN_GAIN) * shortest:
             continue
         shortest = run_ns[level]
         plan.usable |= <uint64_t>1 << level
+        # Where it matters what is left, all leaves are busy.
+        plan.spare = max(plan.spare, 1 - demanded * lengths.crowd[level] / count)
         rate = count / run_ns[level]
-        used = load.offered / lengths.crowd[0] / rate
-        plan.spare = max(plan.spare, 1 - used)
+        used = demanded / rate
         latency = max(run_ns[level], load.population / rate)
+        is_open = False
         if used < 1:
-            latency = min(
-                latency,
-                run_ns[level]
-                + run_ns[level] / (2 * count) * pow(used, sqrt(2 * (count + 1)) - 1) / (1 - used),
-            )
+            open_latency = run_ns[level] + run_ns[level] / (2 * count) * pow(
+                used, sqrt(2 * (count + 1)) - 1
+            ) / (1 - used)
+            is_open = open_latency < latency
+            latency = min(latency, open_latency)
         if least < 0 or latency < least:
-            plan.level, least = level, latency
-    # The price at which a request that finds an empty machine takes that level as well: between
-    # what makes the narrower ones better, and the wider ones.
-    for level in range(tree.num_levels):
-        if not plan.usable >> level & 1 or level == plan.level:
-            continue
-        longer = run_ns[level] - run_ns[plan.level]
-        saved = tree.width[plan.level] * run_ns[plan.level] - tree.width[level] * run_ns[level]
-        if level < plan.level and longer > 0 and saved > 0:
-            high = longer / saved if high < 0 else min(high, longer / saved)
-        elif level > plan.level and longer < 0 and saved < 0:
-            low = max(low, longer / saved)
-    plan.is_frugal = high < 0
-    if plan.is_frugal:
-        plan.price = 2 * low
-    elif low == 0:
-        plan.price = high / 4
-    else:
-        plan.price = sqrt(low * high) if high > low else low
+            plan.level, plan.is_open, least = level, is_open, latency
+    plan.soon = min(SOON * (1 - plan.spare), max(0.0, load.population - 1))
+    plan.is_frugal = True
+    for level in range(plan.level):
+        if plan.usable >> level & 1 and (
+            tree.width[level] * run_ns[level] < tree.width[plan.level] * run_ns[plan.level]
+        ):
+            plan.is_frugal = False
     return plan
 
 
-cdef int choose_group(
-    const Tree* tree, const Lengths* lengths, const Plan* plan, const uint64_t* busy_ns, int leaf,
-    double num_waiting,
-) noexcept nogil:
-    """The group for the first of those that wait. If it is busy, waiting for it is better than
-    any other.
+cdef double price_of_time(const Tree* tree, const Plan* plan, double num_waiting) noexcept nogil:
+    """What a leaf's time is worth while so many wait: ns of latency for each ns.
 
-    What counts is when the request ends, and the leaf time that it takes, idle time of leaves that
-    are kept free included, at the price of the plan and of those that wait behind it. Of equally
-    good groups: the one around `leaf`, else the one with the least room around it, so that narrow
-    runs gather and leave wide groups whole.
-
-    Args:
-        busy_ns: by leaf, for how long it will be taken; 0: free.
-        leaf: that the caller owns; -1: none.
-        num_waiting: at least 1.
+    All that wait are held up by a share of it, and so are those that come until nobody waits any
+    more: as many again for each of the shares that are spare. Where nobody else waits, what counts
+    is who will, before the run is over.
     """
-    cdef double price = plan.price + (num_waiting - 1) / tree.num_leaves / plan.spare
+    return (num_waiting - 1 + plan.soon) / tree.num_leaves / plan.spare
+
+
+cdef int group_for_one(
+    const Tree* tree, const Lengths* lengths, const Plan* plan, const uint64_t* busy_ns, int leaf,
+    double num_waiting, double price,
+) noexcept nogil:
+    """As choose_group, as if nobody else had to be served meanwhile."""
     cdef double cost, least = -1, wait_cost, longest, idle, company, run_ns, gathering
     cdef int level, index, group, other, room, least_room, found, best = max(leaf, 0), num_busy = 0
     cdef uint64_t busy = 0
@@ -159,6 +151,52 @@ cdef int choose_group(
         if least < 0 or cost < least:
             best, least = found, cost
     return best
+
+
+cdef int choose_group(
+    const Tree* tree, const Lengths* lengths, const Plan* plan, const uint64_t* busy_ns, int leaf,
+    double num_waiting,
+) noexcept nogil:
+    """The group for the next of those that wait. If it is busy, waiting is better for each of them
+    than any that is free.
+
+    What counts is when a request ends, and the leaf time that it takes, idle time of leaves that
+    are kept free included, at the price of those that wait behind it. Of equally good groups: the
+    one around `leaf`, else the one with the least room around it, so that narrow runs gather and
+    leave wide groups whole. Where the first had better wait for a busy group, the second may go on
+    with what is free after that; as they are alike, it is the first that does.
+
+    Args:
+        busy_ns: by leaf, for how long it will be taken; 0: free.
+        leaf: that the caller owns; -1: none.
+        num_waiting: at least 1.
+    """
+    cdef double price = price_of_time(tree, plan, num_waiting)
+    cdef int first = group_for_one(tree, lengths, plan, busy_ns, leaf, num_waiting, price)
+    cdef int group = first, other, level
+    cdef uint64_t taken_ns[MAX_LEAVES]
+    cdef uint64_t longest
+    cdef bint any_free
+    for other in range(tree.num_leaves):
+        taken_ns[other] = busy_ns[other]
+    while True:
+        longest = 0
+        for other in range(tree.low[group], tree.high[group]):
+            longest = max(longest, taken_ns[other])
+        if longest == 0:
+            return group
+        num_waiting -= 1
+        if num_waiting < 1:
+            return first
+        level = tree.level_of[group]
+        for other in range(tree.low[group], tree.high[group]):
+            taken_ns[other] = longest + <uint64_t>length_at(lengths, level, plan.company[level])
+        any_free = False
+        for other in range(tree.num_leaves):
+            any_free = any_free or taken_ns[other] == 0
+        if not any_free:
+            return first
+        group = group_for_one(tree, lengths, plan, taken_ns, leaf, num_waiting, price)
 
 
 @cython.final

@@ -54,7 +54,7 @@ serve: own = 1 << leaf;
              :: num_running > 0 -> goto next /* H2 */
              :: else ->
                 if
-                :: atomic { (bits & own) == own -> bits = bits & ~own }
+                :: atomic { bits == 3 -> bits = 0; own = 3 } /* all that it waits for */
                 :: else -> goto next /* whoever has a part of it looks */
                 fi
              fi
