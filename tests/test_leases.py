@@ -423,6 +423,53 @@ def test_a_holder_in_another_pid_namespace_is_seen_though_it_has_no_number(tmp_p
     assert shown.stdout == "a process of another PID namespace has a lease on CPU 0-1\n"
 
 
+@as_root
+def test_a_child_with_its_parents_number_in_another_pid_namespace_has_none_of_its_leases():
+    program = """
+    import ctypes, os
+    from deepsched import Topology
+    from deepsched.machine.leases import take_lease
+
+    machine = Topology.synthetic(packages=1, l3_per_node=2, cores_per_l3=4)
+    with take_lease(machine, 4) as held:
+        assert os.getpid() == 1 and not ctypes.CDLL(None).unshare(0x20000000)  # CLONE_NEWPID
+        pid = os.fork()
+        if not pid:
+            held.close()
+            own = take_lease(machine, 4)
+            os._exit(0 if os.getpid() == 1 and set(own.cpus).isdisjoint(held.cpus) else 1)
+        print(os.waitpid(pid, 0)[1])
+    """
+    done = subprocess.run(
+        ["unshare", "--pid", "--fork", sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+    )
+    if "unshare" in done.stderr and "Operation not permitted" in done.stderr:
+        pytest.skip(f"no namespace can be made here: {done.stderr}")
+    assert done.stdout == "0\n", done.stderr
+
+
+def test_a_file_that_cannot_be_used_is_named_not_passed_over(tmp_path, monkeypatch, caplog, capsys):
+    """What is leased in one file, processes that use another do not see."""
+    private, open_to_all = tmp_path / "private", tmp_path / "open"
+    for folder in (private, open_to_all):
+        folder.mkdir()
+        folder.chmod(0o1777)
+    (private / NAME).mkdir()  # root can open any file
+    monkeypatch.setattr(lease_file, "folders", lambda: [private, open_to_all])
+    with take_lease(EIGHT, 1):
+        assert f"leases of cores are in {open_to_all / NAME}" in caplog.text
+        assert str(private / NAME) in caplog.text and "DEEPSCHED_LEASE_DIR" in caplog.text
+    monkeypatch.setattr("deepsched.machine.leases._books", {})
+    monkeypatch.setattr(lease_file, "folders", lambda: [private])
+    with pytest.raises(errors.LeaseError, match="DEEPSCHED_LEASE_DIR= names a folder"):
+        take_lease(EIGHT, 1)
+    assert main(["lease", "list"]) == 2  # rather than that nobody has cores
+    assert "cannot be had here" in capsys.readouterr().err
+    assert check_hardware()["leases"].status == "unknown"
+
+
 def test_a_link_in_the_place_of_the_file_is_not_followed(lease_dir, tmp_path):
     (tmp_path / "elsewhere").write_text("kept")
     (lease_dir / NAME).symlink_to(tmp_path / "elsewhere")

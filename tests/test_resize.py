@@ -13,7 +13,7 @@ import pytest
 
 from deepsched import Context, Engine, Topology, errors
 from tests.support import models
-from tests.support.contexts import unpinned
+from tests.support.contexts import two_sessions, unpinned
 
 X = np.ones((1, 64), np.float32)
 SQUARE = np.ones((64, 64), np.float32)
@@ -126,6 +126,57 @@ def test_a_hundred_moves_between_one_core_and_two_under_load(mlp):
                 _more(load)
         assert engine.stats().failed == 0
         assert len(os.listdir("/proc/self/task")) < 50  # no thread is left behind
+
+
+def _nice_values(begin):
+    """Of this process's threads whose names begin so."""
+    found = set()
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            name, fields = (task / "comm").read_text(), (task / "stat").read_text()
+        except OSError:  # it has ended
+            continue
+        if name.startswith(begin):
+            found.add(int(fields.rpartition(")")[2].split()[16]))
+    return found
+
+
+def test_what_is_opened_beside_leaves_the_cpus_to_what_serves(mlp):
+    """Opening and first runs are nicer than requests; threads that serve later are not."""
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    with two_sessions() as context, Engine(mlp, context=context) as engine:
+        done = threading.Event()
+
+        def move():
+            while not done.is_set():
+                context.resize(num_streams=2)
+
+        moving = threading.Thread(target=move)
+        moving.start()
+        end = time.monotonic() + 60
+        while max(_nice_values("ds-aside"), default=own) <= own:
+            assert time.monotonic() < end
+        done.set()
+        moving.join(60)
+        engine.run([X])
+        assert _nice_values("ds") == {own}
+
+
+def test_an_elastic_context_that_goes_back_and_forth_measures_once(monkeypatch):
+    measured = []
+
+    def lengths(tree, *_):
+        measured.append(tree.num_leaves)
+        return [1000 * tree.num_cores(group) for group in range(len(tree.leaves))]
+
+    monkeypatch.setattr("deepsched.scheduling.opening.run_lengths", lengths)
+    with unpinned(2, "elastic") as context:
+        engine = Engine(models.mlp(), context=context)
+        for num_cores in (1, 2, 1, 2):
+            context.resize(num_cores)
+            assert engine._served.model.run_ns()[0] > 0
+        assert measured == [2]  # one core is part of two
+        engine.run([X])
 
 
 def test_counts_of_all_placements_are_in_the_stats():

@@ -6,7 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from deepsched.advice.settings import Advice, BatchFigures, Figures, Setting, StateAnswer
+from deepsched.advice.settings import (
+    Advice,
+    BatchFigures,
+    Figures,
+    Replicas,
+    Setting,
+    StateAnswer,
+)
 from deepsched.machine.shape import cpu_models, describe_shape
 from deepsched.machine.topology import Topology
 from deepsched.models.batch import BatchSize
@@ -73,6 +80,7 @@ class AnswerCache:
                     StateAnswer(**{**it, "setting": Setting(**it["setting"])})
                     for it in advice["states"]
                 ),
+                "replicas": tuple(Replicas(**it) for it in advice["replicas"]),
                 "was_remembered": True,
             }
             return Advice(**advice)

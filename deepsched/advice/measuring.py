@@ -31,7 +31,15 @@ from deepsched.advice.planning import (
     plan,
     throughput,
 )
-from deepsched.advice.settings import Advice, BatchFigures, Figures, Setting, StateAnswer
+from deepsched.advice.replicas import plan_replicas
+from deepsched.advice.settings import (
+    Advice,
+    BatchFigures,
+    Figures,
+    Replicas,
+    Setting,
+    StateAnswer,
+)
 from deepsched.advice.states import Results, comparable, count, split
 from deepsched.benchmark.measurement import Measurement, measure
 from deepsched.benchmark.percentiles import latency_percentile, requests_for
@@ -107,7 +115,8 @@ def advise(
         rate: the load as an open loop: Poisson arrivals, in requests per second. If requests rarely
             overlap, and are too few to measure, one caller stands in for them.
         p99_limit_ms: excludes settings with a p99 latency above that, unless all have. A p99 takes
-            300 requests of each setting.
+            300 requests of each setting. With a rate, `replicas` of the advice say how many
+            processes of how many cores serve it so.
         seconds: approximate duration. A slow model takes up to 6 times that, which is logged
             before, so that each setting gets 20 requests. If that is not enough, the default is
             recommended; `enough_seconds` of the advice says what would be.
@@ -228,6 +237,7 @@ def _measure_settings(
     contention = ContentionMonitor(cpus)
     scaling = _scaling(open_engine, most, seconds / 4, on_progress, contention.sample)
     shares = [contention.others_share()]
+    rate = load.rate
     load = _measurable(load, scaling, seconds, p99_limit_ms)
     candidates = _candidates(scaling, most, num_cores, load)
     planned = plan(
@@ -281,6 +291,14 @@ def _measure_settings(
             on_progress,
         )
         shares.append(contention.others_share())
+    replicas: tuple[Replicas, ...] = ()
+    if rate is not None and p99_limit_ms is not None:
+        on_progress("requests on every core at once")
+        contention = ContentionMonitor(cpus)
+        busy_ms = _busy_ms(open_engine, most, seconds / 8)
+        shares.append(contention.others_share())
+        on_progress("replicas")
+        replicas = plan_replicas(scaling, busy_ms, most, rate, p99_limit_ms)
     return Advice(
         setting=chosen.setting,
         batch_size=batch_size,
@@ -300,6 +318,7 @@ def _measure_settings(
         enough_seconds=enough_seconds,
         states=tuple(states),
         num_incomparable=count(results) - sum(count(it) for it in of_states.values()),
+        replicas=replicas,
     )
 
 
@@ -401,6 +420,13 @@ def _lone_ms(
             times.append(1e3 * (elapsed - before))
         sample()
     return statistics.median(times)
+
+
+def _busy_ms(open_engine: _OpenEngine, most: int, seconds: float) -> list[float]:
+    """Lengths of runs in ms, on one core each while all others are busy."""
+    with open_engine(Setting("multi_stream", most, most)) as engine:
+        measured = _apply_load(engine, Load(most, None), seconds, 0.1 * seconds)
+    return [float(ms) for ms in measured.latencies_ms]
 
 
 def _tried_inputs(engine: Engine, warns: bool = False) -> list[Any]:

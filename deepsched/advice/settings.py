@@ -81,6 +81,65 @@ class StateAnswer:
 
 
 @dataclass(frozen=True)
+class Replicas:
+    """Processes that together serve the rate within the p99 limit, as simulated from how long runs
+    take here; see docs/scaling.md."""
+
+    balancer: str
+    """Who chooses one for a request: Ray Serve (the better of two at random), or a Service of
+    Kubernetes (at random)."""
+    num_replicas: int
+    num_cores: int
+    """Of each."""
+    num_streams: int
+    """Of each."""
+    p99_ms: float
+    """Of all requests, predicted."""
+    load: float
+    """Share of what all streams can serve, 0 to 1."""
+
+    @property
+    def setting(self) -> Setting:
+        """Of each: elastic where streams have a core each, since it merges them at low load."""
+        if self.num_streams == self.num_cores:
+            return Setting("elastic", None, self.num_cores)
+        if self.num_streams == 1:
+            return Setting("single_stream", None, self.num_cores)
+        return Setting("multi_stream", self.num_streams, self.num_cores)
+
+    def kubernetes_lines(self) -> str:
+        """What of deploy/deployment.yaml is another.
+
+        >>> print(Replicas("Kubernetes", 3, 4, 2, 30.0, 0.7).kubernetes_lines())
+        spec:
+          replicas: 3
+          template:
+            spec:
+              containers:
+                - name: deepsched
+                  args: [/models, --scheduler, multi_stream, --num-streams, "2"]
+                  resources:
+                    requests: {cpu: "4"}
+                    limits: {cpu: "4"}
+        """
+        setting = self.setting
+        args = ["/models", "--scheduler", setting.scheduler]
+        if setting.num_streams is not None:
+            args += ["--num-streams", f'"{setting.num_streams}"']
+        return f"""\
+spec:
+  replicas: {self.num_replicas}
+  template:
+    spec:
+      containers:
+        - name: deepsched
+          args: [{", ".join(args)}]
+          resources:
+            requests: {{cpu: "{self.num_cores}"}}
+            limits: {{cpu: "{self.num_cores}"}}"""
+
+
+@dataclass(frozen=True)
 class Advice:
     """The setting that `advise` recommends, and why."""
 
@@ -124,6 +183,9 @@ class Advice:
     The first is that of `setting` and `figures`. If answers differ, none is remembered."""
     num_incomparable: int = 0
     """Measurements in none of `states`. Without any state, `figures` are of all of these."""
+    replicas: tuple[Replicas, ...] = ()
+    """For a rate with a p99 limit, by balancer: the fewest cores that serve it, on one machine like
+    this or several. None where no number of them does."""
 
     @property
     def differs_by_state(self) -> bool:
@@ -159,6 +221,26 @@ class Advice:
         >>> advice.compile_line("m.onnx", 4)
         'compile_model("m.onnx", batch_size=4, scheduler="elastic")'
         """
+        given, options = self._given(model, batch_size)
+        return f"compile_model({given}, {self.setting}{options})"
+
+    def ray_line(self, model: str, replicas: Replicas) -> str:
+        """A line of Python that has Ray Serve start the replicas; see `deepsched.ray`.
+
+        >>> elastic = Setting("elastic", None, None)
+        >>> advice = Advice(elastic, 4, None, "", "", (), (), {}, "", 0)
+        >>> advice.ray_line("m.onnx", Replicas("Ray Serve", 3, 2, 2, 30.0, 0.7))
+        'serve.run(application("m.onnx", batch_size=4, scheduler="elastic", num_cores=2, \
+num_replicas=3))'
+        """
+        given, options = self._given(model, None)
+        return (
+            f"serve.run(application({given}, {replicas.setting}, "
+            f"num_replicas={replicas.num_replicas}{options}))"
+        )
+
+    def _given(self, model: str, batch_size: int | None) -> tuple[str, str]:
+        """The model and its batch size, and its other options, as arguments of Python."""
         shapes = "" if self.input_shapes is None else f", input_shapes={self.input_shapes!r}"
         if self.custom_ops:
             shapes += f", custom_ops={list(self.custom_ops)!r}"
@@ -168,10 +250,10 @@ class Advice:
             is_number = isinstance(self.batching, int)
             shapes += f", batching={self.batching}" if is_number else ', batching="off"'
         found = self.batch_size if batch_size is None else batch_size
-        batch = "" if found == AUTO else f"batch_size={found}, "
+        batch = "" if found == AUTO else f", batch_size={found}"
         is_plain = model.isprintable() and not set(model) & set('"\\')
         path = f'"{model}"' if is_plain else repr(model)
-        return f"compile_model({path}, {batch}{self.setting}{shapes})"
+        return path + batch, shapes
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON: an infinite percentile is None."""

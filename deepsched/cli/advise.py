@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from rich import box
 from rich.table import Table
 
-from deepsched.advice import Advice, Setting, advise
+from deepsched.advice import Advice, Replicas, Setting, advise
 from deepsched.benchmark import bundled_model
 from deepsched.benchmark.percentiles import requests_for
 from deepsched.cli.console import Console, only_errors
@@ -65,6 +65,9 @@ other fields of the JSON:
   seconds           how long measuring took
   enough_seconds    if there were too few requests to tell settings apart, --seconds that suffice;
                     setting is then the default, and not cached; else null
+  replicas          with --rate and --p99-limit: by balancer, num_replicas that serve the rate, and
+                    of each num_cores and num_streams; p99_ms and load that this makes, as simulated
+                    from these run lengths. Empty if no number of replicas has such a p99
   was_remembered    whether the answer comes from an earlier run
   others_share      share of the worst CPU's time that other processes took, 0 to 1, at least: of
                     the setting that it hit worst, the median of its rounds; from 0.1 on the answer
@@ -157,10 +160,10 @@ def run(args: argparse.Namespace) -> None:
         line = {"compile_line": advice.compile_line(model)}
         print(to_json({**advice.to_dict(), **line}))
         return
-    _print(advice, model)
+    _print(advice, model, args.rate is not None and args.p99_limit is not None)
 
 
-def _print(advice: Advice, model: str) -> None:
+def _print(advice: Advice, model: str, asks_for_replicas: bool) -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)  # 80, rich's default, cuts
     console.print(advice.compile_line(model), style="bold", soft_wrap=True)  # one line to copy
     console.print(f"\nWhy: {advice.reason} {advice.cost_of_ignoring}")
@@ -196,6 +199,10 @@ def _print(advice: Advice, model: str) -> None:
     console.print(table)
     if any(it.num_requests < requests_for(99) for it in advice.figures):
         console.print(f"~: of fewer than the {requests_for(99)} requests that a p99 takes.")
+    for replicas in advice.replicas:
+        _print_replicas(console, advice, replicas, model)
+    if asks_for_replicas and not advice.replicas:
+        console.print("No number of replicas has such a p99: runs alone take longer.")
     how = "cached; --fresh measures again" if advice.was_remembered else "measured"
     console.print(f"({how}; took {advice.seconds:.0f} s)")
 
@@ -252,3 +259,19 @@ def _print_batches(console: Console, advice: Advice, model: str) -> None:
     console.print(f"Batches: {text}")
     if best != first.batch_size:
         console.print(advice.compile_line(model, best), soft_wrap=True)
+
+
+def _print_replicas(console: Console, advice: Advice, replicas: Replicas, model: str) -> None:
+    """The setting to paste."""
+    number = counted(replicas.num_replicas, "replica")
+    console.print(
+        f"{replicas.balancer}: {number} of {counted(replicas.num_cores, 'core')} in "
+        f"{counted(replicas.num_streams, 'stream')}; simulated p99 {rounded(replicas.p99_ms)} ms "
+        f"at {replicas.load:.0%} load:"
+    )
+    lines = (
+        advice.ray_line(model, replicas)
+        if replicas.balancer == "Ray Serve"
+        else replicas.kubernetes_lines()
+    )
+    console.print(lines, style="bold", soft_wrap=True)

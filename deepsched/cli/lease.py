@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from deepsched.cli.files import to_json
 from deepsched.formatting import printable
-from deepsched.machine.leases import holders
+from deepsched.machine.leases import check_lease_file, holders
 from deepsched.machine.sysfs import format_cpu_list
 
 _EPILOG = """\
@@ -20,7 +20,7 @@ columns:
 exit codes:
   0    done
   1    stdout cannot be written
-  2    invalid arguments
+  2    invalid arguments, or a lease file that cannot be used
   141  output pipe closed early, as with `| head`
 """
 
@@ -42,6 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _list(args: argparse.Namespace) -> None:
+    check_lease_file()
     found = holders()
     if args.json:
         print(to_json([asdict(holder) for holder in found]))

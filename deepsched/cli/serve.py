@@ -33,12 +33,13 @@ docs/serving.md. Options of the command line count more.
 exit codes:
   0    stopped; every accepted request was answered
   1    stopped after --grace seconds with requests still under way
-  2    invalid arguments, a port in use, or no model that can be served
+  2    invalid arguments, a port in use, no model that can be served, or too few cores for --lease
 
 examples:
   deepsched serve model.onnx
   deepsched serve resnet=a/model.onnx bert=b/model.onnx --host 0.0.0.0
   deepsched serve models/ --watch
+  deepsched serve model.onnx --lease --num-cores 4
   deepsched serve --config models.yaml
 """
 
@@ -67,6 +68,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "config.pbtxt multi_stream)",
     )
     add_num_cores(streams)
+    streams.add_argument(
+        "--lease",
+        dest="cores",
+        action="store_const",
+        const="lease",
+        help="take whole cores that no other process of deepsched has, and keep them (in the file "
+        "of --config: cores: lease)",
+    )
+    add_option(
+        streams,
+        "--lease-timeout",
+        type=finite,
+        metavar="S",
+        help="seconds to wait for cores that others have (default 0: ends at once, naming them)",
+    )
     add_num_streams(streams, "requests that run in parallel (default: one per core)")
     add_option(
         streams,

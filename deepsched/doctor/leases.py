@@ -6,7 +6,8 @@ from dataclasses import asdict
 
 from deepsched.doctor.diagnosis import Check, ok, unknown, warn
 from deepsched.doctor.host import NOT_LOCAL, Host
-from deepsched.machine.leases import holders
+from deepsched.errors import LeaseError
+from deepsched.machine.leases import check_lease_file, holders
 
 
 def leases(host: Host) -> Check:
@@ -14,6 +15,10 @@ def leases(host: Host) -> Check:
     name = "leases"
     if not host.is_local:
         return unknown(name, NOT_LOCAL)
+    try:
+        check_lease_file()
+    except LeaseError as error:
+        return unknown(name, str(error))
     others = holders(host.topology.cpus)
     data = {"holders": [asdict(holder) for holder in others]}
     if not others:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import re
 import stat
@@ -23,6 +24,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deepsched.machine.sysfs import MAX_CPUS, read_text
+
+logger = logging.getLogger("deepsched")
 
 NAME = "deepsched.cores"
 
@@ -174,12 +177,23 @@ def folders() -> list[Path]:
 
 
 def _open() -> int:
-    errors = []
-    for folder in folders():
+    errors, unusable = [], []
+    for path in (folder / NAME for folder in folders()):
         try:
-            return _open_in(folder / NAME)
+            fd = _open_in(path)
         except OSError as error:
             errors.append(error)
+            if os.path.lexists(path):
+                unusable.append(str(error))
+            continue
+        if unusable:
+            logger.warning(
+                "leases of cores are in %s, and those of processes that use another file are not "
+                "seen: %s. Remove that, or have all processes use one folder: DEEPSCHED_LEASE_DIR",
+                path,
+                "; ".join(unusable),
+            )
+        return fd
     raise errors[0]
 
 
@@ -199,7 +213,7 @@ def _open_in(path: Path) -> int:
             break
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)  # no locks are lost: they are the regular file's
-        raise OSError(f"{path} is not a regular file")
+        raise OSError(f"'{path}' is not a regular file")
     return fd
 
 

@@ -139,7 +139,7 @@ def take_lease(
         try:
             found = _book().take(topology, most, num_cores is not None, beside)
         except OSError as error:
-            raise LeaseError(f"leases of cores cannot be had here: {error}") from error
+            raise _not_here(error) from error
         if isinstance(found, Lease):
             return found
         patience = timeout if found is not None else max(timeout, _MAX_ALLOCATING_S)
@@ -162,6 +162,15 @@ def mark_used(cores: Sequence[Core]) -> Lease | None:
         logger.info("other processes do not see which cores are used here: %s", error)
         return None
     return mark
+
+
+def check_lease_file() -> None:
+    """Raises LeaseError where the lease file cannot be used: what `holders` then says of nobody is
+    no news."""
+    try:
+        _book().file.who_allocates()
+    except OSError as error:
+        raise _not_here(error) from error
 
 
 def holders(cpus: Collection[int] | None = None) -> list[Holder]:
@@ -313,6 +322,10 @@ def _book() -> _Book:
     return _books.get(pid) or _books.setdefault(pid, _Book())
 
 
+# A child may have the number of its parent, in a PID namespace of its own, or of an ancestor.
+os.register_at_fork(after_in_child=lambda: _books.clear())
+
+
 # --- Words --------------------------------------------------------------------------------------
 
 
@@ -338,6 +351,13 @@ def _command(pid: int) -> str:
     return " ".join(words).strip()
 
 
+def _not_here(error: OSError) -> LeaseError:
+    return LeaseError(
+        f"leases of cores cannot be had here: {error}. DEEPSCHED_LEASE_DIR= names a folder for the "
+        "lease file, which all processes that are to see one another have to share"
+    )
+
+
 def _too_few(
     topology: Topology, num_cores: int | None, timeout: float, others: Sequence[Holder] | None
 ) -> str:
@@ -345,7 +365,8 @@ def _too_few(
     waited = f" within {timeout:g} s" if timeout else ""
     if others is None:
         pid = _book().file.who_allocates()
-        return f"no lease on {wanted} can be had: process {pid} does not end choosing its own"
+        who = f"process {pid}" if pid else "another process"
+        return f"no lease on {wanted} can be had: {who} does not end choosing its own"
     quota = topology.cpu_quota
     limit = "" if quota is None else f", for which its CPU quota is {quota:g} cores in all,"
     return (

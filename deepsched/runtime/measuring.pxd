@@ -5,4 +5,4 @@ from libc.stdint cimport uint64_t
 cdef uint64_t measure(
     Dispatcher dispatcher, int group, Request request, double seconds
 ) except? 0
-cdef warm(Dispatcher dispatcher, int group, Request request)
+cdef warm(Dispatcher dispatcher, int group, Request request, bint is_aside)

@@ -6,7 +6,7 @@ README.md, "Claim and release".
 from cpython.exc cimport PyErr_CheckSignals
 from deepsched.runtime.dispatch cimport Dispatcher
 from deepsched.runtime.futex cimport now_ns
-from deepsched.runtime.posix cimport CpuMask, is_main_thread
+from deepsched.runtime.posix cimport CpuMask, is_main_thread, run_aside
 from deepsched.runtime.request cimport DONE, FAILED, Request, RequestState, release_outputs
 from libc.stdint cimport uint64_t
 from libcpp.atomic cimport memory_order_relaxed
@@ -60,10 +60,30 @@ cdef uint64_t measure(
     return shortest_ns
 
 
-cdef warm(Dispatcher dispatcher, int group, Request request):
-    """Runs `request` on `group`, uncounted. Nobody may use the dispatcher yet."""
+cdef struct WarmUp:
+    void* dispatcher
+    RequestState* request
+    int group
+
+
+cdef void* _run_warm_up(void* argument) noexcept nogil:
+    cdef WarmUp* it = <WarmUp*>argument
+    time_run(<Dispatcher>it.dispatcher, it.request, it.group)
+    return NULL
+
+
+cdef warm(Dispatcher dispatcher, int group, Request request, bint is_aside):
+    """Runs `request` on `group`, uncounted. Nobody may use the dispatcher yet.
+
+    `is_aside`: those who use the cores meanwhile are to have them. Not for a group with threads of
+    ORT's, which would spin while they wait for this one.
+    """
+    cdef WarmUp warm_up = WarmUp(<void*>dispatcher, &request.state, group)
     with nogil:
-        time_run(dispatcher, &request.state, group)
+        if is_aside:
+            run_aside(_run_warm_up, &warm_up)
+        else:
+            _run_warm_up(&warm_up)
     request.outputs()  # raises what went wrong
 
 

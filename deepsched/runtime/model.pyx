@@ -10,7 +10,7 @@ from deepsched.runtime.batching cimport MAX_VALUES
 from deepsched.runtime.dispatch cimport (
     ACCEPTED, CLOSED, FULL, SERVED, WAKE_ANY, Dispatcher, Submitted,
 )
-from deepsched.runtime.estimates cimport Estimates, believe
+from deepsched.runtime.estimates cimport ALONE, Estimates, believe
 from deepsched.runtime.futex cimport WAKE_ALL, futex_wait, now_ns
 from deepsched.runtime.inbox cimport Inbox
 from deepsched.runtime.known_short cimport (
@@ -464,11 +464,18 @@ cdef class Model:
         """Shortest of several runs on a core group, in ns; see measuring.measure."""
         return measure(self.dispatcher, group, self.prepare(inputs, None, 0, True), seconds)
 
-    def warm(self, list inputs) -> None:
-        """Runs once on each core group, uncounted: a first run fills the arena, and takes longer.
-        Nobody may use its dispatcher yet."""
-        for group in range(len(self.sessions)):
-            warm(self.dispatcher, group, self.prepare(inputs, None, 0, True))
+    def warm(self, list inputs, groups) -> None:
+        """Runs each session once, uncounted: a first run fills the arena, and takes longer. Nobody
+        may use its dispatcher yet. `groups`: all; of those that share a session the first one runs
+        it."""
+        cdef Session session
+        cdef set done = set()
+        for group in groups:
+            session = self.sessions[group]
+            if session not in done:
+                done.add(session)
+                is_lone = session.team.num_started == 0
+                warm(self.dispatcher, group, self.prepare(inputs, None, 0, True), is_lone)
 
     def set_run_ns(self, list run_ns) -> None:
         """Sets what the elastic policy is to believe until runs tell: the run length by core group
@@ -479,6 +486,17 @@ cdef class Model:
         )
         for group, ns in enumerate(run_ns):
             believe(self.state.estimates, dispatcher.elastic.tree.level_of[group], ns, now_ns())
+
+    def run_ns(self) -> list:
+        """What the elastic policy takes runs to last by core group when nothing else runs, in ns; 0:
+        unknown."""
+        cdef Dispatcher dispatcher = self.dispatcher
+        return [
+            int(self.state.estimates.run_ns[ALONE][dispatcher.elastic.tree.level_of[group]].load(
+                memory_order_relaxed
+            ))
+            for group in range(dispatcher.num_groups)
+        ]
 
     def keep_narrow(self) -> None:
         """Has each request take one stream, however long its runs are. To be called before anybody

@@ -11,6 +11,7 @@ cdef extern from * nogil:
     #include <csignal>
     #include <cstdlib>
     #include <cstring>
+    #include <sys/resource.h>
     #include <unistd.h>
 
     /* 8192 is the largest CONFIG_NR_CPUS of any architecture; glibc's cpu_set_t stops at 1024. */
@@ -70,6 +71,25 @@ cdef extern from * nogil:
         return pthread_setaffinity_np(thread, mask->num_bytes,
                                       reinterpret_cast<const cpu_set_t*>(mask->bits));
     }
+    struct deepsched_work { void* (*body)(void*); void* argument; };
+    static void* deepsched_work_aside(void* given) {
+        /* Of this thread alone, contrary to POSIX (setpriority(2), "C library/kernel differences"). */
+        setpriority(PRIO_PROCESS, 0, getpriority(PRIO_PROCESS, 0) + 5);
+        deepsched_work* work = static_cast<deepsched_work*>(given);
+        return work->body(work->argument);
+    }
+    /* Calls body(argument) on a thread of its own that gets a quarter of a CPU that another wants, and
+       waits for its end: README.md, "Moving". A thread cannot take such a priority back, and threads
+       that it starts inherit it. Where none can be started, it is called here. */
+    static inline void deepsched_run_aside(void* (*body)(void*), void* argument) {
+        static const deepsched_cpu_mask anywhere = {};
+        pthread_t thread;
+        deepsched_work work = {body, argument};
+        if (deepsched_start_thread(&thread, "ds-aside", &anywhere, deepsched_work_aside, &work))
+            body(argument);
+        else
+            pthread_join(thread, nullptr);
+    }
     static inline bool deepsched_is_main_thread() { return gettid() == getpid(); }
     """
     ctypedef unsigned long pthread_t
@@ -92,6 +112,9 @@ cdef extern from * nogil:
     int start_thread_anyway "deepsched_start_thread_anyway"(
         pthread_t* thread, const char* name, const CpuMask* mask,
         void* (*body)(void*) noexcept nogil, void* argument,
+    ) noexcept
+    void run_aside "deepsched_run_aside"(
+        void* (*body)(void*) noexcept nogil, void* argument
     ) noexcept
     int get_mask "deepsched_get_mask"(pthread_t thread, CpuMask* mask) noexcept
     int set_mask "deepsched_set_mask"(pthread_t thread, const CpuMask* mask) noexcept

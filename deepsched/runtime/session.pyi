@@ -27,5 +27,6 @@ def open_session(
     custom_ops: tuple[str, ...] = (),
     files: Mapping[str, bytes] | None = None,
     nodes: Sequence[int] = (),
+    is_aside: bool = False,
 ) -> Session: ...
 def trim_heap() -> None: ...

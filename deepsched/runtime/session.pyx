@@ -7,12 +7,12 @@ from deepsched.runtime.numa cimport MemoryPolicy, policy_for, set_thread_policy
 from deepsched.runtime.ort cimport (
     CountFn, LOG_FATAL, NameFn, OPTIMIZE_ALL, OPTIMIZE_NOTHING, ORT_INVALID_ARGUMENT, ORT_INVALID_GRAPH,
     ORT_INVALID_PROTOBUF, ORT_NO_SUCHFILE, ORT_NOT_IMPLEMENTED, OrtAllocator, OrtApi,
-    OrtKeyValuePairs, OrtSession, OrtSessionOptions, OrtStatus, OrtTypeInfo, ThreadBodyFn,
+    OrtEnv, OrtKeyValuePairs, OrtSession, OrtSessionOptions, OrtStatus, OrtTypeInfo, ThreadBodyFn,
     TypeInfoFn,
 )
 from deepsched.runtime.pins cimport one_cpu
 from deepsched.runtime.pool cimport fork_generation, thread_name
-from deepsched.runtime.posix cimport CpuMask, pthread_join, start_thread_anyway
+from deepsched.runtime.posix cimport CpuMask, pthread_join, run_aside, start_thread_anyway
 from deepsched.runtime.values cimport ValueInfo, describe_value
 from libc.stdio cimport snprintf
 from libc.errno cimport ENOMEM
@@ -251,10 +251,32 @@ cdef class Session:
         return found
 
 
+cdef struct Creation:
+    const OrtApi* api
+    const OrtEnv* env
+    const char* start  # a path, or a serialized model
+    size_t num_bytes  # of the model
+    bint is_path
+    OrtSessionOptions* options
+    OrtSession** handle
+    OrtStatus* status
+
+
+cdef void* _create(void* argument) noexcept nogil:
+    cdef Creation* it = <Creation*>argument
+    if it.is_path:
+        it.status = it.api.CreateSession(it.env, it.start, it.options, it.handle)
+    else:
+        it.status = it.api.CreateSessionFromArray(
+            it.env, it.start, it.num_bytes, it.options, it.handle
+        )
+    return NULL
+
+
 def open_session(
     model, *, int num_threads, cpus, str thread_prefix, dict config, str name=None,
     bint is_optimized=False, save_to=None, profile_to=None, tuple custom_ops=(), files=None,
-    nodes=(),
+    nodes=(), bint is_aside=False,
 ) -> Session:
     """Opens `model`, a path (str) or a serialized ModelProto (bytes); the GIL is released.
 
@@ -273,6 +295,7 @@ def open_session(
             copies it.
         nodes: NUMA nodes for the weights, unless they are mapped from a file; empty for any. What
             is saved goes there as well, as far as files stay in memory.
+        is_aside: others serve meanwhile, and are to have the CPUs.
 
     Raises:
         OptionError: one of `custom_ops` cannot be loaded, or is no such library.
@@ -288,6 +311,7 @@ def open_session(
     cdef const char* start = path_or_model
     cdef size_t num_bytes = len(path_or_model)
     cdef bint is_path = not isinstance(model, bytes)
+    cdef Creation creation
     cdef bytes name_bytes, content
     cdef const char* name_start
     cdef char* content_start
@@ -349,22 +373,24 @@ def open_session(
             check(api.AddExternalInitializersFromFilesInMemory(
                 options, &name_start, &content_start, &content_size, 1
             ))
+        creation = Creation(
+            api, lib.env, start, num_bytes, is_path, options, &session.handle, NULL
+        )
         with nogil:
-            # ORT's threads have been started, so they do not inherit it: activations lie where
-            # they are first written to. Where the system refuses, weights lie where we run.
+            # ORT's threads have been started, so they inherit neither policy nor priority:
+            # activations lie where they are first written to. Where the system refuses, weights lie
+            # where we run.
             has_policy = has_policy and set_thread_policy(&policy, &policy_before)
             if has_policy:
                 malloc_trim(0)  # memory that was used and freed stays on the node where it is
-            if is_path:
-                status = api.CreateSession(lib.env, start, options, &session.handle)
+            if is_aside:
+                run_aside(_create, &creation)
             else:
-                status = api.CreateSessionFromArray(
-                    lib.env, start, num_bytes, options, &session.handle
-                )
+                _create(&creation)
             if has_policy:
                 set_thread_policy(&policy_before, NULL)
-        if status != NULL:
-            _raise_for_load(status, model, name)
+        if creation.status != NULL:
+            _raise_for_load(creation.status, model, name)
         if save_to is None:
             session.reserve()
     finally:

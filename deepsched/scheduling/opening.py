@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from deepsched.errors import InferenceError, InputError, OptionError
 from deepsched.machine.partition import Stream
@@ -45,6 +46,8 @@ class Opener:
             ModelError, OptionError, ThreadError: see open_model.
         """
         layout = placement.layout
+        # Beside what serves, which is to have the CPUs.
+        open_one = partial(placement.open_session, is_aside=elsewhere is not None)
 
         def open_groups(groups: list[Stream], options: Mapping[str, object]) -> OpenedModel:
             return open_model(
@@ -55,7 +58,7 @@ class Opener:
                 self.cache_dir,
                 {**placement.compile_options, **options},
                 groups,
-                placement.open_session,
+                open_one,
                 self.rewrites,
                 OFF if placement.is_inspected else self.batching,
                 self.deterministic or self.rewrites != "fast",
@@ -72,11 +75,22 @@ class Opener:
         assert width is not None
         return open_groups(layout.groups_of(width), {"width": width})._replace(width=width)
 
-    def prepare(self, placement: Placement, model: Model, opened: OpenedModel) -> None:
-        """Tells a model that nobody uses yet how it is to run."""
+    def prepare(
+        self, placement: Placement, model: Model, opened: OpenedModel, known_ns: Mapping[int, int]
+    ) -> None:
+        """Tells a model that nobody uses yet how it is to run.
+
+        Args:
+            known_ns: by cores, how long its runs take, as far as that was learned in service.
+        """
+        tree = placement.layout.tree
         if self.deterministic:
             model.keep_narrow()
-        elif placement.layout.tree is not None:
+        elif tree is not None:
+            widths = [tree.num_cores(group) for group in range(len(tree.leaves))]
+            if known_ns.keys() >= set(widths):
+                model.set_run_ns([known_ns[width] for width in widths])
+                return
             try:
                 _measure_scaling(placement, model, opened)
             except (OptionError, InputError, InferenceError) as error:
@@ -86,11 +100,17 @@ class Opener:
                     error,
                 )
 
-    def warm(self, model: Model, opened: OpenedModel) -> None:
+    def warm(
+        self, placement: Placement, model: Model, opened: OpenedModel, beside: Placement
+    ) -> None:
         """Makes the first runs on other cores, so that no request has to; with made-up inputs,
-        unless the model does not take such."""
+        unless the model does not take such. Where it can choose, on cores where `beside` does not
+        serve."""
+        busy = {cpu for stream in beside.layout.streams for cpu in stream.cpus}
+        groups = placement.layout.groups
+        idle_first = sorted(range(len(groups)), key=lambda it: not busy.isdisjoint(groups[it].cpus))
         with contextlib.suppress(OptionError, InputError, InferenceError):
-            model.warm(random_inputs(model.inputs, opened.batch_size))
+            model.warm(random_inputs(model.inputs, opened.batch_size), idle_first)
 
 
 def _measure_scaling(placement: Placement, model: Model, opened: OpenedModel) -> None:

@@ -104,8 +104,11 @@ class Placement:
         """Counts of nothing yet, by stream."""
         return Counts(len(self.layout.streams), self.layout.ranges)
 
-    def open_session(self, source: Source, stream: Stream, save_to: str | None) -> Session:
-        """A session whose threads are pinned to the cores of `stream`."""
+    def open_session(
+        self, source: Source, stream: Stream, save_to: str | None, is_aside: bool = False
+    ) -> Session:
+        """A session whose threads are pinned to the cores of `stream`. `is_aside`: opened at low
+        priority."""
         is_optimized, profile_to = source.is_optimized, None
         inspection = self._manner.inspection
         if inspection is not None:
@@ -125,6 +128,7 @@ class Placement:
             custom_ops=source.custom_ops,
             files=source.files,
             nodes=nodes_of(stream) if len(self.layout.topology.numa_nodes) > 1 else (),
+            is_aside=is_aside,
         )
 
     # --- Spinning ---------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,7 +49,9 @@ class ServedModel:
         self._retire = retire
         self._is_retired = False
         self._most_together: int | None = None
-        placed = _open(opener, placement, None)
+        self._run_ns: dict[int, int] = {}
+        """By cores, what an elastic context has learned of its runs before it moved."""
+        placed = _open(opener, placement, None, {})
         self._history = _History(None, (placed,))
         self.model = placed.model
         """Its native form where it is."""
@@ -79,8 +81,9 @@ class ServedModel:
     def open_beside(self, placement: Placement) -> Placed | None:
         """Opens it there, from its compiled form; nobody uses that yet. None: it is closed."""
         opener = self._opener
+        self._run_ns.update(_learned_ns(self.placed))
         try:
-            return None if opener is None else _open(opener, placement, self.placed)
+            return None if opener is None else _open(opener, placement, self.placed, self._run_ns)
         except Exception:
             if self.is_closed:  # meanwhile, and what it is opened from with it
                 return None
@@ -150,7 +153,16 @@ class ServedModel:
             self.opened.entry.close()
 
 
-def _open(opener: Opener, placement: Placement, elsewhere: Placed | None) -> Placed:
+def _learned_ns(placed: Placed) -> dict[int, int]:
+    tree = placed.placement.layout.tree
+    if tree is None:
+        return {}
+    return {tree.num_cores(group): ns for group, ns in enumerate(placed.model.run_ns()) if ns}
+
+
+def _open(
+    opener: Opener, placement: Placement, elsewhere: Placed | None, known_ns: Mapping[int, int]
+) -> Placed:
     opened = opener.open(placement, None if elsewhere is None else elsewhere.opened)
     number = None if elsewhere is None else elsewhere.model.number
     batching = opened.compiled.batching
@@ -167,9 +179,9 @@ def _open(opener: Opener, placement: Placement, elsewhere: Placed | None) -> Pla
         )
     placed = Placed(placement, model, opened, sizes_at_opening(opened.sessions))
     try:
-        opener.prepare(placement, model, opened)
+        opener.prepare(placement, model, opened, known_ns)
         if elsewhere is not None:
-            opener.warm(model, opened)
+            opener.warm(placement, model, opened, elsewhere.placement)
     except BaseException:
         model.close()
         raise

@@ -21,13 +21,20 @@ from deepsched.server.repository.configuration import (
 )
 from deepsched.server.repository.folder import Folder
 from deepsched.server.repository.found import FoundModel
-from deepsched.server.repository.model_options import ENGINE_OPTIONS, STREAM_OPTIONS
+from deepsched.server.repository.model_options import (
+    ENGINE_OPTIONS,
+    LEASE_OPTIONS,
+    STREAM_OPTIONS,
+)
 from deepsched.server.repository.paths import why_no_name
 from deepsched.server.repository.sources import Named, Source, Sources
 from deepsched.server.settings import Settings
 
-_SHARED = (*STREAM_OPTIONS, "queue_capacity", "spin")
+_SHARED = (*STREAM_OPTIONS, *LEASE_OPTIONS, "queue_capacity", "spin")
 """Options of the Context that models share."""
+
+OPTIONS = (*Settings.__struct_fields__, *_SHARED, *ENGINE_OPTIONS, "repository")
+"""All that a server can be given, beside its models."""
 
 
 class Assembly(NamedTuple):
@@ -55,8 +62,7 @@ def assemble(models: Sequence[str], config: str | None, given: Mapping[str, Any]
         OptionError: an option is unknown or not possible, or there is no model; names where it is.
         ModelNotFoundError: there is nothing at a path.
     """
-    known = (*Settings.__struct_fields__, *_SHARED, *ENGINE_OPTIONS, "repository")
-    file = Configuration({}, str, {}, {}) if config is None else read_configuration(config, known)
+    file = Configuration({}, str, {}, {}) if config is None else read_configuration(config, OPTIONS)
     options = {**file.settings, **given}
     repository = options.pop("repository", None)
     folders = [repository] if isinstance(repository, str) else []

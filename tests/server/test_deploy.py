@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from deepsched.advice import Replicas
 from deepsched.cli.program import build_parser
 
 yaml = pytest.importorskip("yaml")
@@ -55,6 +56,17 @@ def test_containers_are_started_with_options_that_there_are(name):
         assert parsed.host == "0.0.0.0"
         ports = {port["containerPort"] for port in container["ports"]}
         assert ports <= {8000, 8001}
+
+
+@pytest.mark.parametrize("num_streams", [1, 2, 4])
+def test_the_lines_that_advise_prints_are_yaml_whose_arguments_the_server_takes(num_streams):
+    lines = Replicas("Kubernetes", 3, 4, num_streams, 20.0, 0.7).kubernetes_lines()
+    manifest = yaml.safe_load(lines)
+    assert manifest["spec"]["replicas"] == 3
+    (container,) = containers(manifest)
+    parsed = build_parser(["serve"]).parse_args(["serve", *container["args"]])
+    assert parsed.num_streams == (2 if num_streams == 2 else None)
+    assert container["resources"]["limits"] == container["resources"]["requests"] == {"cpu": "4"}
 
 
 def test_probes_ask_for_what_a_server_answers(server):

@@ -9,6 +9,8 @@ import sys
 import httpx
 import pytest
 
+from deepsched import Topology
+from deepsched.machine.leases import holders
 from tests.support.processes import run_python
 from tests.support.serving import body, plus, save, serving, slow_plus
 
@@ -102,6 +104,59 @@ def test_models_with_cores_of_their_own_run_on_no_others(tmp_path):
         for name, value in (("shared", 1), ("alone", 2)):
             answer = client.post(f"/v2/models/{name}/infer", json=body([0, 0, 0, 0]))
             assert answer.json()["outputs"][0]["data"] == [value] * 4
+
+
+@pytest.fixture
+def lease_dir(tmp_path, monkeypatch):
+    """Cores that no other test has."""
+    folder = tmp_path / "leases"
+    folder.mkdir()
+    monkeypatch.setenv("DEEPSCHED_LEASE_DIR", str(folder))
+    monkeypatch.setattr("deepsched.machine.leases._books", {})
+    return folder
+
+
+needs_two_cores = pytest.mark.skipif(len(Topology.detect().cores) < 2, reason="needs two cores")
+
+
+@needs_two_cores
+def test_servers_with_leases_have_cores_of_their_own(tmp_path, lease_dir):
+    model = save(plus(1), tmp_path, "m.onnx")
+    options = ("--lease", "--num-cores", 1, "--lame-duck", 0)
+    with serving(model, *options) as one:
+        with serving(model, *options) as other:
+            found = {it.pid: it.cpus for it in holders() if it.is_lease}
+            assert found.keys() == {one.process.pid, other.process.pid}
+            assert set(found[one.process.pid]).isdisjoint(found[other.process.pid])
+            most = len(Topology.detect().cores)
+            said = fails(model, "--lease", "--num-cores", most, "--port", 0, "--grpc-port", 0)
+            assert f"process {one.process.pid} " in said and f"process {other.process.pid} " in said
+            assert "Each slows the others down" not in other.output
+        with serving(model, *options, "--lease-timeout", 30) as third:  # after a kill -9
+            assert third.process.pid in {it.pid for it in holders() if it.is_lease}
+
+
+@needs_two_cores
+def test_models_with_cores_of_their_own_lease_them_where_the_server_leases(tmp_path, lease_dir):
+    save(plus(1), tmp_path, "a.onnx")
+    save(plus(2), tmp_path, "b.onnx")
+    config = tmp_path / "models.yaml"
+    config.write_text(
+        """
+        lame_duck: 0
+        cores: lease
+        num_cores: 1
+        models: {shared: a.onnx, alone: {path: b.onnx, num_cores: 1}}
+        """
+    )
+    with serving("--config", config) as server, httpx.Client(base_url=server.url) as client:
+        for name, value in (("shared", 1), ("alone", 2)):
+            answer = client.post(f"/v2/models/{name}/infer", json=body([0, 0, 0, 0]))
+            assert answer.json()["outputs"][0]["data"] == [value] * 4
+        (holder,) = holders()
+        machine = Topology.detect()
+        held = [core for core in machine.cores if not set(core.cpus).isdisjoint(holder.cpus)]
+        assert holder.is_lease and len(held) == 2
 
 
 def test_a_folder_with_everything_that_triton_takes_is_served(tmp_path):

@@ -13,10 +13,13 @@ from deepsched.server.request_limits import RequestLimits
 STREAM_OPTIONS = ("num_cores", "num_streams", "scheduler", "pin")
 """Options of Engine that are the streams', not the model's."""
 
+LEASE_OPTIONS = ("cores", "lease_timeout")
+"""Those that are all streams' of the server."""
+
 ENGINE_OPTIONS = tuple(
     name
     for name in inspect.signature(Engine).parameters
-    if name not in ("model", "context", *STREAM_OPTIONS)
+    if name not in ("model", "context", *STREAM_OPTIONS, *LEASE_OPTIONS)
 )
 """Options of Engine that are the model's."""
 

@@ -10,6 +10,7 @@ from deepsched.context import Context
 from deepsched.errors import OptionError, StreamConfigError
 from deepsched.machine.partition import partition
 from deepsched.machine.topology import Topology
+from deepsched.server.repository.model_options import LEASE_OPTIONS
 
 
 class Streams:
@@ -18,15 +19,20 @@ class Streams:
     Args:
         shared: options of the Context that all models share but those in `own`.
         own: by model, the options of a Context of its own; `num_cores` is one of them. These cores
-            are taken from the end of the machine, and no other model runs on them.
+            are taken from the end of the machine, or leased if the shared ones are, and no other
+            model runs on them.
 
     Raises:
         OptionError, StreamConfigError: the streams are not possible on this machine.
+        LeaseError: too few cores are free for them.
     """
 
     def __init__(self, shared: Mapping[str, Any], own: Mapping[str, Mapping[str, Any]]) -> None:
         machine = Topology.detect()
         cores = partition(machine, num_streams=1).streams[0].cores  # as many as its quota has
+        # What others have is not known before: a lease finds cores by itself.
+        lease = {name: shared[name] for name in LEASE_OPTIONS if name in shared}
+        is_leased = shared.get("cores") == "lease"
         self._own: dict[str, Context] = {}
         try:
             for name, options in own.items():
@@ -47,11 +53,13 @@ class Streams:
                     unit="the shared streams keep one core",
                 )
                 taken, cores = cores[-count:], cores[:-count]
-                part = Topology(taken, machine.cpu_quota, is_local=True)
-                self._own[name] = Context(topology=part, **options)
+                part = None if is_leased else Topology(taken, machine.cpu_quota, is_local=True)
+                self._own[name] = Context(topology=part, **{**lease, **options})
             rest = Topology(cores, machine.cpu_quota, is_local=True) if own else None
             try:
-                self.shared = Context(topology=rest, **{"scheduler": "elastic", **shared})
+                self.shared = Context(
+                    topology=None if is_leased else rest, **{"scheduler": "elastic", **shared}
+                )
             except StreamConfigError as error:
                 if not own:
                     raise
