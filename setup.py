@@ -1,4 +1,7 @@
-"""Builds the native core. DEEPSCHED_DEBUG=1 and DEEPSCHED_SANITIZE=thread|address change how."""
+"""Builds the native core. DEEPSCHED_DEBUG=1 and DEEPSCHED_SANITIZE=thread|address change how.
+
+With "address", UndefinedBehaviorSanitizer is there too.
+"""
 
 import os
 import sys
@@ -10,6 +13,11 @@ from setuptools import Extension, setup
 
 DEBUG = os.environ.get("DEEPSCHED_DEBUG", "0") not in ("", "0")
 SANITIZE = os.environ.get("DEEPSCHED_SANITIZE", "")
+SANITIZERS = {
+    "thread": "thread",
+    # A float that its integer type cannot hold becomes another number on each kind of CPU.
+    "address": "address,undefined,float-cast-overflow",
+}
 
 compile_args = ["-std=c++17", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fvisibility=hidden"]
 link_args = []
@@ -19,10 +27,10 @@ if DEBUG or SANITIZE:
 else:
     compile_args += ["-O2"]
 if SANITIZE:
-    if SANITIZE not in ("thread", "address"):
+    if SANITIZE not in SANITIZERS:
         sys.exit(f"DEEPSCHED_SANITIZE must be thread or address, got {SANITIZE!r}")
-    compile_args += [f"-fsanitize={SANITIZE}"]
-    link_args += [f"-fsanitize={SANITIZE}"]
+    compile_args += [f"-fsanitize={SANITIZERS[SANITIZE]}"]
+    link_args += [f"-fsanitize={SANITIZERS[SANITIZE]}"]
 
 NUM_JOBS = min(len(os.sched_getaffinity(0)), 8)  # each compiler takes some 300 MB
 

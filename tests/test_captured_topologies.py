@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tarfile
 import tempfile
@@ -104,6 +105,36 @@ def test_doctor_tells_how_many_fast_cores_there_are(
     assert f"num_cores={num_fast} " in check_hardware(folders[name])["core_kinds"].advice
     streams = partition(captured[name], num_cores=num_fast).streams
     assert len({core.kind for stream in streams for core in stream.cores}) == 1
+
+
+def test_doctor_speaks_of_arm_on_an_arm_machine(folders: dict[str, Path]) -> None:
+    arms = [it for it in folders.values() if "Features" in (it / "proc/cpuinfo").read_text()]
+    assert arms
+    for folder in arms:
+        diagnosis = check_hardware(folder)
+        assert "NEON" in diagnosis["instructions_fp32"].found
+        assert not re.search(r"AVX|AMX|VNNI|F16C|x86|Intel|AMD|intel_|hypervisor", str(diagnosis))
+        assert {check.name for check in diagnosis.warnings} <= {"core_kinds"}
+
+
+def test_doctor_of_a_dgx_spark(folders: dict[str, Path]) -> None:
+    diagnosis = check_hardware(folders["nvidia-dgx-gb10"])
+    found = {check.name: (str(check.status), check.found) for check in diagnosis.checks}
+    wanted = {
+        "instructions_int8": ("ok", "int8 matrix instructions (i8mm)"),
+        "instructions_fp16": ("ok", "fp16 arithmetic (fphp, asimdhp)"),
+        "instructions_bf16": ("ok", "bf16 matrix instructions"),
+        "smt": ("ok", "off or not present: each CPU is a core"),
+        "core_kinds": (
+            "warn",
+            "2 kinds of core, the most capable first: 10 (CPUs 5-9,15-19), 10 (CPUs 0-4,10-14)",
+        ),
+        "numa": ("ok", "all cores that deepsched uses are in node 0"),
+        "governor": ("ok", "performance of cppc_cpufreq"),
+        # Its driver shows the switch as off for CPUs that have no boost.
+        "boost": ("unknown", "off; it is unknown whether these CPUs have it"),
+    }
+    assert found.items() >= wanted.items()
 
 
 def _reading(cpu: int, core_of: dict[int, Core]) -> dict[str, Any]:

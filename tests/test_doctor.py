@@ -172,6 +172,8 @@ def test_arm_features_are_explained(tree: SysfsTree) -> None:
     assert "NEON" in check(tree, "instructions_fp32").found
     assert "fp16 arithmetic" in check(tree, "instructions_fp16").found
     assert "gemm_fastmath_arm64_bfloat16" in check(tree, "instructions_bf16").meaning
+    tree.write("proc/cpuinfo", f"processor : 0\nFeatures : {NEON} sve sme sme2")
+    assert "SME's tiles" in check(tree, "instructions_fp32").found
 
 
 # --- CPUs and their time ----------------------------------------------------------------------

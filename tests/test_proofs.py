@@ -11,7 +11,6 @@ from proofs.proof import README
 
 # Of one thread, of the kernel's and ORT's promises, of figures, or of a child with one thread.
 NOT_MODELLED = {
-    "Batching",  # rests on the models of the queue, of stopping, and of a request's life
     "CPUs that go",
     "NUMA",
     "Spinning",

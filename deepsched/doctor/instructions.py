@@ -2,7 +2,8 @@
 
 Sources: onnxruntime/core/mlas/lib/platform.cpp, which dispatches the kernels;
 mlas/lib/sbgemm_kernel_neon.cpp; ONNX Runtime's documentation of quantisation. fp16 and bf16 on x86
-were tried with 1.32 (fp16 took as long as fp32). The names are those of /proc/cpuinfo.
+were tried with 1.32 (fp16 took as long as fp32). Its wheel for aarch64 has KleidiAI's kernels, some
+of which use SME, and none of MLAS's for SVE. The names are those of /proc/cpuinfo.
 """
 
 from __future__ import annotations
@@ -170,6 +171,13 @@ def _x86_bf16(name: str, flags: _Flags, sets: list[str]) -> Check:
 def _arm_fp32(name: str, flags: _Flags, sets: list[str]) -> Check:
     if "asimd" not in flags:
         return unknown(name, "no NEON in the features", flags=sets)
+    if "sme" in flags:
+        return ok(
+            name,
+            "SME and NEON; matrix products and convolutions may use SME's tiles, other kernels "
+            "process 4 floats per instruction",
+            flags=sets,
+        )
     sve = "; matrix products do not use the SVE that is present" if "sve" in flags else ""
     return ok(name, f"NEON; kernels process 4 floats per instruction{sve}", flags=sets)
 

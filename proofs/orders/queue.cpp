@@ -1,6 +1,6 @@
 /* Section: The queue
- * Property: an item is read as it was pushed, and written over only once it has been read; the
- *     positions, which are relaxed, publish nothing
+ * Property: an item and its tag are read as they were pushed, and written over only once they have
+ *     been read; the positions, which are relaxed, publish nothing
  * PUBLISH: the pusher's store of the turn
  * HAND_ON: the popper's store of the turn
  * LOOK: the load of the turn
@@ -16,6 +16,7 @@ const unsigned SLOTS = 2;
 
 struct Check : rl::test_suite<Check, 2> {
     rl::atomic<unsigned> turn[SLOTS], head, tail;
+    rl::atomic<unsigned> tag[SLOTS]; /* the item's own number */
     rl::var<unsigned> item[SLOTS];
 
     void before() {
@@ -37,14 +38,16 @@ struct Check : rl::test_suite<Check, 2> {
             }
         }
         item[position % SLOTS]($) = value;
+        tag[position % SLOTS].store(value, AS(rl::mo_relaxed));
         turn[position % SLOTS].store(position + 1, AS(PUBLISH));
         return true;
     }
     unsigned try_pop() {
-        unsigned position = head.load(AS(rl::mo_relaxed));
+        unsigned position = head.load(AS(rl::mo_relaxed)), seen;
         while (true) {
             const int ahead = turn[position % SLOTS].load(AS(LOOK)) - (position + 1);
             if (ahead == 0) {
+                seen = tag[position % SLOTS].load(AS(rl::mo_relaxed)); /* a look at the head */
                 if (head.compare_exchange_strong(position, position + 1, AS(rl::mo_relaxed))) break;
             } else if (ahead < 0) {
                 return 0;
@@ -53,6 +56,7 @@ struct Check : rl::test_suite<Check, 2> {
             }
         }
         const unsigned value = item[position % SLOTS]($);
+        RL_ASSERT(seen == value);
         turn[position % SLOTS].store(position + SLOTS, AS(HAND_ON));
         return value;
     }
