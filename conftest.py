@@ -10,7 +10,7 @@ collect_ignore = ["tests/peers/stand_ins"]
 if not _HAS_SERVE:
     collect_ignore += ["deepsched/server", "tests/server", "tests/soak/server.py"]
 if not find_spec("ray"):
-    collect_ignore.append("deepsched/ray")
+    collect_ignore += ["deepsched/ray", "tests/ray"]
 for name in ("dask", "pyspark"):
     if not find_spec(name):
         collect_ignore.append(f"examples/{name.removeprefix('py')}_predict.py")

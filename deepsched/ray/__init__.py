@@ -13,7 +13,17 @@ except ImportError as error:
         "deepsched.ray needs Ray, which is not installed: pip install 'deepsched[ray]'"
     ) from error
 
+from deepsched.ray.ports import Address, ServerReplica, addresses, server_application
 from deepsched.ray.predictor import Predictor, map_batches
 from deepsched.ray.replica import Replica, application
 
-__all__ = ["Predictor", "Replica", "application", "map_batches"]
+__all__ = [
+    "Address",
+    "Predictor",
+    "Replica",
+    "ServerReplica",
+    "addresses",
+    "application",
+    "map_batches",
+    "server_application",
+]

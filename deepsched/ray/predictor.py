@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -11,12 +11,10 @@ import ray.data
 
 from deepsched.engine import Engine
 from deepsched.errors import InputError, OptionError
+from deepsched.ray.deployments import LEASE_SECONDS
 
 Columns = Mapping[str, Any]
 """A batch of Ray Data's: an array for each column, with a row in each place of its first axis."""
-
-LEASE_SECONDS = 60.0
-"""How long a worker waits for its cores: those of one that is ending may be taken still."""
 
 
 class Predictor:
@@ -30,6 +28,8 @@ class Predictor:
         inputs: the column of each of the model's inputs that has another name; others are taken
             from the column of the same name.
         outputs: the column for each output that is to have another name.
+        keep: the columns that the result has beside the outputs; None for all. What is left out,
+            such as the images, need not be written once more.
         num_cores: how many cores the worker leases on its node.
         engine: Engine's further options.
 
@@ -45,6 +45,7 @@ class Predictor:
         *,
         inputs: Mapping[str, str] | None = None,
         outputs: Mapping[str, str] | None = None,
+        keep: Collection[str] | None = None,
         num_cores: int = 1,
         **engine: Any,
     ) -> None:
@@ -53,30 +54,33 @@ class Predictor:
         self._engine = Engine(model, num_cores=num_cores, **engine)
         self._inputs = _columns("inputs", self._engine.input_names, inputs)
         self._outputs = _columns("outputs", self._engine.output_names, outputs)
+        self._keep = keep
 
     def __call__(self, batch: Columns) -> dict[str, Any]:
-        """The batch, and the outputs beside it.
+        """The columns of the batch that are kept, and the outputs beside them.
 
         Raises:
             InputError: a column is missing, or does not fit the model.
         """
-        missing = [column for column in self._inputs.values() if column not in batch]
+        kept = list(batch) if self._keep is None else self._keep
+        missing = [column for column in (*self._inputs.values(), *kept) if column not in batch]
         if missing:
             raise InputError(
                 f"no column {missing[0]!r} in the data, which has {', '.join(batch) or 'none'}; "
-                "inputs= says which column an input is taken from"
+                "inputs= says which column an input is taken from, keep= which ones stay"
             )
+        others = {name: batch[name] for name in kept}
         columns = [_tensor(batch[column]) for column in self._inputs.values()]
         num_rows = len(columns[0])
         if num_rows == 0:
-            return {**batch, **{name: np.empty(0) for name in self._outputs.values()}}
+            return {**others, **{name: np.empty(0) for name in self._outputs.values()}}
         size = self._engine.batch_size or 1
         results = list(self._engine.map(_items(columns, size)))
         found = {
             name: _rows([result[at] for result in results], size, num_rows)
             for at, name in enumerate(self._outputs.values())
         }
-        return {**batch, **found}
+        return {**others, **found}
 
     def __del__(self) -> None:
         if hasattr(self, "_engine"):
@@ -89,6 +93,7 @@ def map_batches(
     *,
     inputs: Mapping[str, str] | None = None,
     outputs: Mapping[str, str] | None = None,
+    keep: Collection[str] | None = None,
     num_cores: int = 1,
     workers: int | tuple[int, int] = 1,
     rows: int = 64,
@@ -101,7 +106,7 @@ def map_batches(
 
     Args:
         dataset: with a column for each input, of one array a row without the batch's dimension.
-        model, inputs, outputs, num_cores, engine: see Predictor.
+        model, inputs, outputs, keep, num_cores, engine: see Predictor.
         workers: how many; or the least and the most, between which Ray Data chooses.
         rows: how many rows a worker gets at a time.
 
@@ -120,6 +125,7 @@ def map_batches(
         fn_constructor_kwargs={
             "inputs": inputs,
             "outputs": outputs,
+            "keep": keep,
             "num_cores": num_cores,
             **engine,
         },

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ray import serve
 
 from deepsched.engine import Engine
-from deepsched.errors import DeadlineExceeded, OptionError, QueueFull
-from deepsched.ray.metrics import Metrics
-from deepsched.ray.predictor import LEASE_SECONDS
-
-_PROBE_SECONDS = 10.0
-"""How long a replica that has answered nothing since the last look may take for a request."""
+from deepsched.ray.deployments import LEASE_SECONDS, deployment_options, name_of
+from deepsched.ray.health import PROBE_SECONDS, Health
 
 _IN_FLIGHT = 64
 """Requests that a replica takes at a time: enough that a small model's can be run together. Ray's
@@ -34,10 +29,7 @@ class Replica:
         engine = {"scheduler": "elastic", "cores": "lease", **engine}
         engine.setdefault("lease_timeout", LEASE_SECONDS)
         self._engine = Engine(model, num_cores=num_cores, **engine)
-        path = self._engine.model_path
-        self._metrics = Metrics(Path(path).stem if path else "model")
-        self._probe = self._engine.generate_random_inputs()
-        self._num_done = 0
+        self._health = Health(name_of(self._engine.model_path), self._engine.context)
 
     async def infer(
         self, inputs: Any, *, timeout: float | None = None, priority: int = 0
@@ -61,24 +53,12 @@ class Replica:
         return self._engine.stats()
 
     async def check_health(self) -> None:
-        """Called by Ray; an exception has the replica replaced.
+        """Called by Ray; an exception has the replica replaced."""
+        await self._health.check(self._ask)
 
-        What has answered since the last look is healthy, however long its queue. Else a request has
-        to get through.
-        """
-        stats = self._engine.stats()
-        self._metrics.update(stats)
-        if stats.done > self._num_done:
-            self._num_done = stats.done
-            return
-        try:
-            await self._engine.run_async(self._probe, timeout=_PROBE_SECONDS, priority=1)
-        except QueueFull:  # others wait, and the next look shows whether they get through
-            return
-        except DeadlineExceeded:
-            if self._engine.stats().done == self._num_done:
-                raise
-        self._num_done = self._engine.stats().done
+    async def _ask(self) -> None:
+        inputs = self._engine.generate_random_inputs()
+        await self._engine.run_async(inputs, timeout=PROBE_SECONDS, priority=1)
 
     async def __del__(self) -> None:
         """Called by Ray once the replica has drained: gives its cores back."""
@@ -111,20 +91,6 @@ def application(
     Raises:
         OptionError: num_cores is not positive, or `num_cpus` says otherwise.
     """
-    if not isinstance(num_cores, int) or num_cores < 1:
-        raise OptionError(f"num_cores must be a positive number of cores, got {num_cores!r}")
-    options: dict[str, Any] = {
-        "name": Path(model).stem if isinstance(model, (str, Path)) else "model",
-        "max_ongoing_requests": _IN_FLIGHT,
-        **(deployment or {}),
-    }
-    if num_replicas is not None:
-        options["num_replicas"] = num_replicas
-    actor = dict(options.get("ray_actor_options") or {})
-    if actor.setdefault("num_cpus", num_cores) != num_cores:
-        raise OptionError(
-            f"ray_actor_options: num_cpus is {actor['num_cpus']}, but a replica leases "
-            f"{num_cores} cores; leave num_cpus out"
-        )
-    options["ray_actor_options"] = actor
+    defaults = {"max_ongoing_requests": _IN_FLIGHT}
+    options = deployment_options(name_of(model), num_cores, num_replicas, defaults, deployment)
     return serve.deployment(**options)(Replica).bind(model, num_cores, **engine)
