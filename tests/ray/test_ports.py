@@ -19,7 +19,7 @@ from deepsched.client import engine as client
 from deepsched.errors import OptionError
 from deepsched.ray import addresses, server_application
 from tests.support.ray_cluster import MARKS, leaseholders, row, wait_until
-from tests.support.serving import save, slow_plus
+from tests.support.serving import HTTP, save, slow_plus
 
 pytestmark = MARKS
 
@@ -47,7 +47,7 @@ class Client:
             known = self._addresses
             address = known[next(self._turns) % len(known)]
             try:
-                answer = httpx.post(address.http + self._path, json=body, timeout=60)
+                answer = HTTP.post(address.http + self._path, json=body, timeout=60)
             except httpx.TransportError as error:
                 self.num_failed += 1
                 self.num_unanswered += not isinstance(error, httpx.ConnectError)
