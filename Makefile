@@ -2,7 +2,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: build debug tsan asan quicktest test numa proofs machines fuzz graphs soak lint docs bench clean
+.PHONY: build debug tsan asan quicktest test numa proofs machines arm64 arm64-tests fuzz graphs soak \
+	lint docs bench clean
 
 build: $(VENV)
 	$(BIN)/pip install -q -e '.[test,serve]'
@@ -35,6 +36,12 @@ proofs:
 
 machines:
 	$(BIN)/python -m tests.machines
+
+arm64:
+	$(BIN)/python -m tests.arm64
+
+arm64-tests:
+	$(BIN)/python -m tests.arm64 tests
 
 fuzz: $(VENV)
 	$(BIN)/pip install -q atheris -e '.[test,serve]'

@@ -1,4 +1,5 @@
-# Packages of Debian's releases, whatever is installed here; to be sourced, with `folder` set.
+# Packages of Debian's releases, whatever is installed here; to be sourced, with `folder` set, and
+# `architecture` where it is another than this machine's.
 
 # use_debian TYPE SUITE...: such as use_debian "deb sid" "deb-src trixie".
 use_debian() {
@@ -15,7 +16,9 @@ use_debian() {
 apt() {
     local command=$1
     shift
-    "apt-$command" -qq -o Dir::Etc::sourcelist="$folder/apt/sources.list" \
+    "apt-$command" -qq ${architecture:+-o "APT::Architecture=$architecture"} \
+        ${architecture:+-o "APT::Architectures=$architecture"} \
+        -o Dir::Etc::sourcelist="$folder/apt/sources.list" \
         -o Dir::Etc::sourceparts=/dev/null -o Dir::State::Lists="$folder/apt/lists" \
         -o Dir::State::status=/dev/null -o Dir::Cache="$folder/apt/cache" \
         -o Debug::NoLocking=1 -o APT::Sandbox::User=root "$@"

@@ -77,7 +77,8 @@ cdef class Request:
         if self.key:
             note_class(
                 self.state.model.instant_classes, self.key,
-                self.state.alone_ns < (INSTANT_NS if self.state.by_worker else NOT_INSTANT_NS),
+                self.state.alone_ns
+                < <uint64_t>(INSTANT_NS if self.state.by_worker else NOT_INSTANT_NS),
             )
         outputs = [None] * <Py_ssize_t>self.state.model.num_outputs
         for i in range(self.state.model.num_outputs):

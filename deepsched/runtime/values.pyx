@@ -420,7 +420,7 @@ cdef ValueInfo _tensor_info(str name, int element_type, tuple shape):
             f"{name!r} has elements of type {element_types.name_of(element_type)}, which numpy "
             "lacks; pip install ml_dtypes to use this model"
         )
-    if len(shape) > NUMPY_MAX_RANK:
+    if <size_t>len(shape) > NUMPY_MAX_RANK:
         raise UnsupportedModelError(
             f"{name!r} has {len(shape)} dimensions; numpy arrays have {NUMPY_MAX_RANK} at most"
         )
