@@ -350,6 +350,22 @@ def test_names_that_are_not_utf8_are_refused(what):
         Engine(_renamed(what, "测试".encode("gbk")), cache_dir=None)
 
 
+def test_a_name_that_is_not_utf8_is_refused_without_protobufs_native_code():
+    out = run_python(
+        """
+        import deepsched
+        from tests.support import models
+        content = models.identity().SerializeToString().replace(b"Identity", b"Ident\\xb2ty")
+        try:
+            deepsched.Engine(content, None)
+        except deepsched.errors.InvalidModelError as error:
+            print("not UTF-8" in str(error))
+        """,
+        PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION="python",
+    )
+    assert out == "True\n"
+
+
 def test_a_size_whose_symbol_is_not_utf8_is_any_size():
     with Engine(_renamed(_batch, "数".encode("gbk") * 4), 3, cache_dir=None) as engine:
         assert engine.input_shapes[0][0] == 3

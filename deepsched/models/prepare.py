@@ -317,6 +317,11 @@ def _parse(model: ModelLike) -> onnx.ModelProto:
         raise InvalidModelError(
             f"{_describe(model)} is not an ONNX file, or is cut off or damaged: {error}"
         ) from error
+    except UnicodeDecodeError as error:  # by protobuf in Python, which pip takes without a wheel
+        raise InvalidModelError(
+            f"{_describe(model)} has text that is not UTF-8, as all text in ONNX files has to be: "
+            f"{error}"
+        ) from error
     if not proto.HasField("graph"):
         raise InvalidModelError(f"{_describe(model)} is not an ONNX model: it holds no graph")
     if not proto.graph.output:  # of which ONNX Runtime complains at each run

@@ -39,7 +39,7 @@ TESTS = (
 )
 """Not those of what an event loop runs itself: no emulated run takes less than 30 us."""
 
-_PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux_2_17_aarch64")
+_PLATFORMS = tuple(f"manylinux{glibc}_aarch64" for glibc in ("_2_28", "_2_27", "_2_17", "2014"))
 _BINFMT = Path("/proc/sys/fs/binfmt_misc")
 _INTERPRETER = "/usr/bin/qemu-aarch64-static"
 # An ELF file of 64 bits, little-endian, executable or shared, for EM_AARCH64 (183).
