@@ -68,10 +68,10 @@ def compile_into(folder, seed=0):
 def failing(monkeypatch, error, is_hit=lambda source: source.is_optimized):
     original = Placement.open_session
 
-    def open_session(self, source, stream, save_to):
+    def open_session(self, source, stream, save_to, **options):
         if is_hit(source):
             raise error
-        return original(self, source, stream, save_to)
+        return original(self, source, stream, save_to, **options)
 
     monkeypatch.setattr(Placement, "open_session", open_session)
 
