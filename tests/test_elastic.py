@@ -282,13 +282,14 @@ def test_a_crowd_finds_out_that_wide_groups_serve_more_than_was_believed(callers
     assert widths.count(2) >= 0.99 * len(widths)  # trials are less than 1 %
 
 
+@pytest.mark.parametrize("cold", [0.45, 1.0])
 @pytest.mark.parametrize("callers", [2, 3, 8])
-def test_a_crowd_goes_wide_though_wide_runs_are_slow_until_narrow_ones_stop(callers):
+def test_a_crowd_goes_wide_though_wide_runs_are_slow_until_narrow_ones_stop(callers, cold):
     """As a model's whose weights fill the cache: two narrow runs read all of them, twice."""
     tree = tree_of(partition(TWO_CORES, num_streams=2).streams)
     alone, crowd, wide = 1.5e-3, 1.95e-3, 0.72e-3
-    machine = Machine(tree, lambda cores, now: {1: alone, 2: wide}[cores], crowd / alone - 1, 0.45)
-    policy = Elastic(machine, lambda cores, now: {1: alone, 2: 1.5 * wide}[cores])
+    machine = Machine(tree, lambda cores, now: {1: alone, 2: wide}[cores], crowd / alone - 1, cold)
+    policy = Elastic(machine, lambda cores, now: {1: alone, 2: (1 + cold) * wide}[cores])
     result = simulate(machine, policy, callers=callers, num_requests=6000)
     (began, _, _), (end, _, _) = result.ended[-2000], result.ended[-1]
     assert 2000 / (end - began) >= 0.97 / wide

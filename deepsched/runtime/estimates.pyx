@@ -33,14 +33,14 @@ cdef double EASY_SPARE = 0.5  # with less of its capacity left, an open system f
 
 # A wide group whose cores have served narrow runs has its threads asleep and the caches full of what
 # those read: the first runs there tell little. (33 MB of weights on two cores: 1.2 times the length
-# of the tenth, and half as long again once none is narrow.) So it is tried by runs on end, of which
+# of the tenth, and twice as long as once none is narrow.) So it is tried by runs on end, of which
 # the last ones tell, until one shows that the width is no good: where others wait, and it would take
 # less leaf time if it were shorter by WARMTH.
-cdef double WARMTH = 0.2
+cdef double WARMTH = 0.5
 cdef int32_t WARMING_RUNS = 12
 cdef int32_t TELLING_RUNS = 4
 cdef double TELLING_GAIN = 1 / 4.0
-cdef double HOPELESS = 0.25  # what it loses, as a share of a run of the plan's width
+cdef double HOPELESS = 0.5  # what it loses, as a share of a run of the plan's width
 
 # The load is averaged over so many runs, and at least over this time.
 cdef double WINDOW_RUNS = 16
@@ -141,7 +141,11 @@ cdef void learn(
         <double>length_ns * tree.width[level] - best_ns * tree.width[plan.level]
     )
     num_left = demand.trial_left.load(memory_order_relaxed) if level > plan.level else 0
-    if num_left >= TELLING_RUNS and lost_ns > HOPELESS * best_ns:
+    # The first run on end is the slowest, and ends nothing.
+    if (
+        TELLING_RUNS <= num_left < WARMING_RUNS + TELLING_RUNS - 1
+        and lost_ns > HOPELESS * best_ns
+    ):
         demand.trial_left.store(0, memory_order_relaxed)
         num_left = 0
     if num_left < TELLING_RUNS:
