@@ -36,9 +36,14 @@ from deepsched import Context, Engine
 from deepsched.benchmark import LoadOptions, bundled_model, measure
 from deepsched.benchmark.percentiles import requests_for
 from deepsched.client.engine import RemoteEngine, open_server
+from deepsched.machine.state import State, StateWatch, by_state, states_of, summarize
 from deepsched.server.grpc_messages import SERVICE, message_class
 
 SHAPES = {"small": (128,), "image": (1, 3, 224, 224)}
+
+
+Rounds = Callable[[argparse.Namespace], Iterator[tuple[float, float]]]
+"""Ours and the other's, by rounds."""
 
 
 @dataclass
@@ -47,8 +52,7 @@ class Row:
     goal: float
     most: bool
     """Whether the goal is the most that counts as met, or the least."""
-    measure: Callable[[argparse.Namespace], tuple[float, float]]
-    """Ours and the other's."""
+    measure: Rounds
 
 
 # --- Servers in processes of their own ------------------------------------------------------
@@ -222,10 +226,10 @@ def thread_ns(pid: int) -> dict[str, int]:
     return found
 
 
-def against_echo(kind: str, size: str) -> Callable[[argparse.Namespace], tuple[float, float]]:
+def against_echo(kind: str, size: str) -> Rounds:
     client, code = {"rest": (RestClient, RAW_ASGI), "grpc": (GrpcClient, GRPC_ECHO)}[kind]
 
-    def run(args: argparse.Namespace) -> tuple[float, float]:
+    def run(args: argparse.Namespace) -> Iterator[tuple[float, float]]:
         shape = SHAPES[size]
         count = args.requests if size == "small" else args.requests // 4
         http, rpc, echo = free_port(), free_port(), free_port()
@@ -242,13 +246,10 @@ def against_echo(kind: str, size: str) -> Callable[[argparse.Namespace], tuple[f
                     client(http if kind == "rest" else rpc, "echo", shape),
                     client(echo, "echo", shape),
                 ]
-                figures = [
-                    (cpu_us(ours, calls[0], count), cpu_us(other, calls[1], count))
-                    for _ in range(args.rounds)
-                ]
+                for _ in range(args.rounds):
+                    yield cpu_us(ours, calls[0], count), cpu_us(other, calls[1], count)
                 for call in calls:
                     call.close()
-        return medians(figures)
 
     return run
 
@@ -270,28 +271,25 @@ def wait_ready(port: int) -> None:
         time.sleep(0.1)
 
 
-def against_engine(model: str, callers: int) -> Callable[[argparse.Namespace], tuple[float, float]]:
+def against_engine(model: str, callers: int) -> Rounds:
     """Requests a second over gRPC, and of the engine in this process."""
 
-    def run(args: argparse.Namespace) -> tuple[float, float]:
-        figures = []
+    def run(args: argparse.Namespace) -> Iterator[tuple[float, float]]:
         for _ in range(args.rounds):
             with served(model, args) as remote:
                 ours = measure(remote, callers=callers, seconds=args.seconds)
             with in_process(model) as engine:
                 other = measure(engine, callers=callers, seconds=args.seconds)
-            figures.append((ours.items_per_sec, other.items_per_sec))
-        return medians(figures)
+            yield ours.items_per_sec, other.items_per_sec
 
     return run
 
 
-def poisson(model: str) -> Callable[[argparse.Namespace], tuple[float, float]]:
+def poisson(model: str) -> Rounds:
     """The 99th percentile in ms of a Poisson load over gRPC, and of the engine in this process with
     the same arrivals: 70 % of what the server gives four clients."""
 
-    def run(args: argparse.Namespace) -> tuple[float, float]:
-        figures = []
+    def run(args: argparse.Namespace) -> Iterator[tuple[float, float]]:
         for _ in range(args.rounds):
             with served(model, args) as remote:
                 rate = 0.7 * measure(remote, callers=4, seconds=args.seconds).items_per_sec
@@ -302,8 +300,7 @@ def poisson(model: str) -> Callable[[argparse.Namespace], tuple[float, float]]:
                 }
                 ours = measure(remote, **load).percentile(99)
             with in_process(model) as engine:
-                figures.append((ours, measure(engine, **load).percentile(99)))
-        return medians(figures)
+                yield ours, measure(engine, **load).percentile(99)
 
     return run
 
@@ -329,9 +326,23 @@ def in_process(model: str) -> Iterator[Engine]:
         yield engine
 
 
-def medians(figures: list[tuple[float, float]]) -> tuple[float, float]:
-    ours, other = zip(*figures, strict=True)
-    return statistics.median(ours), statistics.median(other)
+def watched(
+    rounds: Iterator[tuple[float, float]],
+) -> tuple[dict[State, tuple[float, float]], str]:
+    """The medians of ours and the other's by state of the machine, and which states there were."""
+    seen, figures = [], []
+    while True:
+        watch = StateWatch()
+        try:
+            figures.append(next(rounds))
+        except StopIteration:
+            break
+        seen.append(watch.end(others_share=0.0))  # the servers are the other processes
+    found = {}
+    for state, of in by_state(seen, figures).items():
+        ours, other = zip(*of, strict=True)
+        found[state] = statistics.median(ours), statistics.median(other)
+    return found, summarize(states_of(seen))
 
 
 ROWS = [
@@ -357,19 +368,18 @@ def main() -> None:
     parser.add_argument("--serve", nargs="*", default=[], help="options of deepsched serve")
     args = parser.parse_args()
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-    table = Table("row", "ours", "other", "ratio", "goal", "met")
+    table = Table("row", "state", "ours", "other", "ratio", "goal", "met")
     for row in ROWS:
-        if row.name in args.rows.split(","):
-            ours, other = row.measure(args)
+        if row.name not in args.rows.split(","):
+            continue
+        goal = f"{'at most' if row.most else 'at least'} {row.goal}"
+        of_states, states = watched(row.measure(args))
+        print(f"{row.name}: {states}", file=sys.stderr, flush=True)
+        for state, (ours, other) in of_states.items():
             ratio = ours / other
             met = ratio <= row.goal if row.most else ratio >= row.goal
-            goal = f"{'at most' if row.most else 'at least'} {row.goal}"
             table.add_row(
-                row.name,
-                f"{ours:.1f}",
-                f"{other:.1f}",
-                f"{ratio:.3f}",
-                goal,
+                *(row.name, str(state), f"{ours:.1f}", f"{other:.1f}", f"{ratio:.3f}", goal),
                 "yes" if met else "no",
             )
     Console().print(table)

@@ -408,6 +408,7 @@ def test_a_model_that_never_rests_is_served_uncached(tmp_path, cache_dir, monkey
     assert Cache(cache_dir).list() == []
 
 
+@pytest.mark.field
 @pytest.mark.parametrize("save", [save, save_weights])
 def test_replacements_in_a_loop_leave_right_entries(tmp_path, cache_dir, save):
     path = tmp_path / "model.onnx"

@@ -30,13 +30,13 @@ LIGHT_MODELS = [
 NUM_CORES = len(Topology.detect().cores)
 
 
-HEAVY_MODELS = {"bvlc_alexnet", "vgg19", "zfnet512"}  # of hundreds of MB
+QUICK_MODELS = {"inception_v1", "shufflenet", "squeezenet"}  # of up to 7 million weights
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.field] if name in HEAVY_MODELS else [])
+        pytest.param(name, marks=[] if name in QUICK_MODELS else [pytest.mark.field])
         for name in LIGHT_MODELS
     ],
 )

@@ -204,6 +204,7 @@ def test_rules_have_few_of_the_weights_copied(tmp_path):
     assert model.ByteSize() - before < 16 * 2**20
 
 
+@pytest.mark.field
 @pytest.mark.parametrize(("megabytes", "is_tried"), [(210, False), (240, True)])
 def test_rewriting_is_tried_where_it_has_room(tmp_path, megabytes, is_tried):
     """And the process lives in either case."""

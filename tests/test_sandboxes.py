@@ -153,7 +153,8 @@ def check_case(case, folder):
         **case.environment,
     )
     assert ran.returncode == 0, ran.stderr
-    told = json.loads(ran.stdout)
+    # Not whether this machine has a file of leases already, which the case cannot write to.
+    told = [it for it in json.loads(ran.stdout) if not it.startswith("leases of cores are in")]
     assert len(told) == len(case.warnings), told
     for expected in case.warnings:
         assert any(expected in warning for warning in told), told

@@ -28,6 +28,7 @@ def _what_freezers_read() -> None:
         batch_plan,
         batching,
         completion,
+        distances,
         elastic,
         element_types,
         estimates,
