@@ -76,9 +76,8 @@ def _pool() -> Workers | None:
         return None
     target = getattr(process, "_target", None)
     is_executor = getattr(target, "__module__", None) == "concurrent.futures.process"
-    if getattr(process, "_inheriting", False):
-        # What the process was given is being unpickled (an initializer's engine, say), and after
-        # its target, whose module that has imported.
+    if _is_unpickled(process):
+        # After its target, whose module that has imported.
         is_executor = "concurrent.futures.process" in sys.modules
     return (
         Workers("a process pool", None) if is_executor or _POOL_NAMES.match(process.name) else None
@@ -88,7 +87,16 @@ def _pool() -> Workers | None:
 def _process() -> Any:
     """multiprocessing's object for this process; None in one that it has not started."""
     module = sys.modules.get("multiprocessing.process")
-    return None if module is None or module.parent_process() is None else module.current_process()
+    if module is None:
+        return None
+    process = module.current_process()
+    return process if module.parent_process() is not None or _is_unpickled(process) else None
+
+
+def _is_unpickled(process: Any) -> bool:
+    """Whether what a spawned process was given (an initializer's engine, say) is being unpickled:
+    multiprocessing sets its parent and its target after that."""
+    return bool(getattr(process, "_inheriting", False))
 
 
 def _number_after(words: Sequence[str], flags: Sequence[str]) -> int | None:
