@@ -419,7 +419,7 @@ def test_replacements_in_a_loop_leave_right_entries(tmp_path, cache_dir, save):
             save(seed, path)
 
     with attacking(replace, uid=None):
-        for _ in range(10):
+        for _ in range(20):
             with Engine(path, None, cache_dir=cache_dir):
                 pass
     for seed in (0, 1):

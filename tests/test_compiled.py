@@ -248,7 +248,7 @@ def good_entry(tmp_path_factory):
     return folder
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=60)
 @given(data=st.data())
 def test_a_damaged_entry_is_rebuilt(good_entry, data):
     with tempfile.TemporaryDirectory() as name:
@@ -304,6 +304,7 @@ def test_several_processes_may_compile_at_once(cache_dir):
     assert not list((cache_dir / "v1").glob(".staging-*"))
 
 
+@pytest.mark.field
 def test_a_process_killed_at_any_moment_leaves_no_wrong_entry(cache_dir):
     # In one process: forked children compile again and again, each killed at another moment.
     code = f"""
@@ -315,7 +316,7 @@ def test_a_process_killed_at_any_moment_leaves_no_wrong_entry(cache_dir):
         from tests.support.plain_onnxruntime import assert_equals_plain
         rng = random.Random(0)
         num_killed = 0
-        for _ in range(20):
+        for _ in range(40):
             pid = os.fork()
             if pid == 0:
                 while True:
@@ -331,7 +332,7 @@ def test_a_process_killed_at_any_moment_leaves_no_wrong_entry(cache_dir):
         print(num_killed)
     """
     out, err = finish(start_python(code.replace("\n        ", "\n")), timeout=110)
-    assert out.strip() == "20", err
+    assert out.strip() == "40", err
     cache = Cache(cache_dir)
     cache.clear()
     assert os.listdir(cache.folder) == [TAG]  # what they left is swept

@@ -538,7 +538,8 @@ class Setting:
             yield change(mask=cpus)
 
 
-@settings(max_examples=50, deadline=None)
+@pytest.mark.field
+@settings(max_examples=100, deadline=None)
 @given(topology=random_topologies(), data=st.data())
 def test_advice_that_is_followed_ends_its_warning_and_begins_no_other(
     topology: Topology, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
@@ -845,7 +846,8 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> SysfsTree:
     return write_machine(tmp_path_factory.mktemp("damaged"), TWO_NODES)
 
 
-@settings(max_examples=50, deadline=None)
+@pytest.mark.field
+@settings(max_examples=100, deadline=None)
 @given(contents=st.dictionaries(st.sampled_from(_FILES), _GARBAGE, min_size=1))
 def test_damaged_files_never_raise(contents: dict[str, bytes], damaged: SysfsTree) -> None:
     for path in _FILES:

@@ -102,7 +102,7 @@ def test_no_request_is_lost_or_fails_while_a_context_moves(mlp, scheduler):
         expected = engine.run([X])[0]
         with Load(engine, [X], expected) as load:
             # With elastic each move measures how the model scales.
-            for num_cores in (1, 2) * (1 if scheduler == "elastic" else 3):
+            for num_cores in (1, 2) * (1 if scheduler == "elastic" else 5):
                 context.resize(num_cores)
                 assert context.num_cores == engine.num_cores == num_cores
                 _more(load)

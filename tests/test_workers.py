@@ -185,6 +185,13 @@ def test_processes_of_a_pool_have_equal_shares():
     assert holders() == []
 
 
+def run_program(path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, str(path)], capture_output=True, text=True, env=environment
+    )
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_processes_of_a_pool_that_say_nothing_have_a_core_each(method):
     program = f"""
@@ -208,12 +215,7 @@ if __name__ == "__main__":
 """
     path = Path(os.environ["DEEPSCHED_LEASE_DIR"]) / "program.py"
     path.write_text(program)
-    done = subprocess.run(
-        [sys.executable, str(path)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    done = run_program(path)
     assert done.stdout.strip() == str(sorted(core.cpus for core in CORES[:2])), done.stderr
 
 
@@ -244,10 +246,5 @@ if __name__ == "__main__":
 """
     path = tmp_path / "program.py"
     path.write_text(program)
-    done = subprocess.run(
-        [sys.executable, str(path)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    done = run_program(path)
     assert done.stdout.strip() == "True", done.stderr

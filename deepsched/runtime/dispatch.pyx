@@ -441,7 +441,8 @@ cdef class Dispatcher:
                 self.release_stream(group, own)
             # Release, then look again: README, "No lost wake-up".
             if not self.backlog.has_items():
-                self.look_around(group, 0, now_ns())
+                if self.is_elastic:
+                    self.look_around(group, 0, now_ns())
                 return self.spin_time(typical_ns)
             mine = self.groups.claim(group)
             if mine != group:
